@@ -1,0 +1,1 @@
+"""Where weights come from and how they are made fast. Knows no request and no HTTP."""

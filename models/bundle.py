@@ -1,0 +1,57 @@
+"""A loaded model: everything that a request needs of it, on one device, in one dtype."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(eq=False)
+class ModelBundle:
+    """Stable Diffusion 1.x in parts, whatever kind of file it came from.
+
+    ``unet`` is a diffusers UNet2DConditionModel, ``vae`` an AutoencoderKL, ``text_encoder`` a
+    transformers CLIPTextModel and ``tokenizer`` its CLIPTokenizer. ``scheduler_config`` is what the
+    model says of the noise schedule it was trained with.
+    """
+
+    name: str
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    scheduler_config: dict[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+    path: Path | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.unet.config.in_channels)
+
+    @property
+    def scaling_factor(self) -> float:
+        """What latents are multiplied with after encoding, so that they have unit variance."""
+        return float(self.vae.config.scaling_factor)
+
+    @property
+    def downscale(self) -> int:
+        """Pixels to a side of one latent: 8 for Stable Diffusion."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def text_length(self) -> int:
+        """Tokens in one chunk of text, start and end included: 77 for CLIP."""
+        return int(self.tokenizer.model_max_length)
+
+    @property
+    def text_width(self) -> int:
+        return int(self.text_encoder.config.hidden_size)
+
+    def latent_size(self, width: int, height: int) -> tuple[int, int]:
+        """(h, w) of the latents of a picture."""
+        return height // self.downscale, width // self.downscale

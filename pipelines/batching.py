@@ -1,0 +1,85 @@
+"""Which requests form the next tick. Pure policy: no torch, no clock of its own.
+
+Only requests of one `GroupKey` can share a U-Net forward. What is packed is rows, not requests: a
+request at cfg_scale 0 or 1 needs one row of the U-Net, any other two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, order=True)
+class GroupKey:
+    """What must be equal for two requests to share a forward.
+
+    ``height`` and ``width`` are those of the latents, ``text_tokens`` the length of the text
+    states, ``tile`` whether convolutions pad circularly.
+    """
+
+    height: int
+    width: int
+    text_tokens: int
+    tile: bool
+
+    @property
+    def latent_pixels(self) -> int:
+        return self.height * self.width
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A request that could run now. ``arrived`` is in seconds of any one clock."""
+
+    ident: int
+    key: GroupKey
+    rows: int
+    arrived: float
+
+
+@dataclass(frozen=True)
+class TickLimits:
+    """How much one tick may hold: U-Net rows, and latent pixels over all rows."""
+
+    max_rows: int = 16
+    max_pixels: int = 16 * 64 * 64
+
+    def rows_for(self, key: GroupKey) -> int:
+        """The rows a tick of this group may hold; always enough for one request."""
+        return max(2, min(self.max_rows, self.max_pixels // key.latent_pixels))
+
+
+def guidance_rows(cfg_scale: float) -> int:
+    """U-Net rows of a request: at 0 the unconditional alone, at 1 the conditional alone."""
+    return 1 if cfg_scale in (0.0, 1.0) else 2
+
+
+def plan_tick(
+    candidates: Sequence[Candidate], limits: TickLimits, turns: dict[GroupKey, int] | None = None
+) -> list[int]:
+    """The idents of the requests that advance in the next tick, all of one group.
+
+    The group that has had the fewest turns goes first (``turns`` counts them), the one with the
+    oldest request among equals; within the group, the oldest requests. An empty list if there is
+    nothing to run.
+    """
+    if not candidates:
+        return []
+    turns = turns or {}
+    groups: dict[GroupKey, list[Candidate]] = {}
+    for candidate in sorted(candidates, key=lambda c: (c.arrived, c.ident)):
+        groups.setdefault(candidate.key, []).append(candidate)
+    key = min(groups, key=lambda k: (turns.get(k, 0), groups[k][0].arrived, groups[k][0].ident))
+    room = limits.rows_for(key)
+    chosen = []
+    for candidate in groups[key]:
+        if candidate.rows <= room:
+            chosen.append(candidate.ident)
+            room -= candidate.rows
+    return chosen
+
+
+def pad_rows(rows: int, buckets: Sequence[int]) -> int:
+    """The smallest bucket that holds ``rows``; ``rows`` itself where none does."""
+    return min((b for b in buckets if b >= rows), default=rows)

@@ -1,0 +1,192 @@
+"""The tick: one U-Net forward advances many requests by one evaluation each.
+
+    out   = unet((state[:, 0] * c_in)[rows], timestep[rows], text[rows])   # (R, 4, h, w)
+    eps   = out[i0] + scale * (out[i1] - out[i0])                          # (B, 4, h, w)
+    state = mix applied to (slots, eps, noise)                             # float32
+
+Nothing here knows what a sampler is: that is in the coefficients. No dense product mixes requests,
+because 0 * NaN is NaN and one bad row would poison its neighbours: rows are gathered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from models.bundle import ModelBundle
+from models.padding import circular_padding
+from pipelines.batching import GroupKey, guidance_rows, pad_rows
+from pipelines.samplers import NOISE, SLOTS, Row
+
+UNCOND, COND = 0, 1
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What one request does in a tick: its place in the pool, its table row, its draw."""
+
+    position: int
+    row: Row
+    cfg_scale: float
+    slots: int
+    noise: torch.Tensor | None  # (4, h, w) float32, on the CPU
+
+
+class LatentPool:
+    """The state of the running requests of one group, on the device.
+
+    ``state`` is (capacity, 4 slots, 4, h, w) float32, ``text`` (capacity, 2, T, D) in the model's
+    dtype: the unconditional text states, then the conditional ones.
+    """
+
+    def __init__(self, bundle: ModelBundle, key: GroupKey, capacity: int) -> None:
+        self.key = key
+        latent = (bundle.latent_channels, key.height, key.width)
+        self.state = torch.zeros(capacity, SLOTS, *latent, device=bundle.device)
+        self.text = torch.zeros(
+            capacity,
+            2,
+            key.text_tokens,
+            bundle.text_width,
+            device=bundle.device,
+            dtype=bundle.dtype,
+        )
+        self._free = list(range(capacity - 1, -1, -1))
+
+    @property
+    def full(self) -> bool:
+        return not self._free
+
+    def admit(self, latents: torch.Tensor, text: torch.Tensor) -> int:
+        """Take a place; the other slots are zeroed. Raises IndexError when the pool is full."""
+        position = self._free.pop()
+        self.state[position].zero_()
+        self.state[position, 0] = latents
+        self.text[position] = text
+        return position
+
+    def release(self, position: int) -> None:
+        self._free.append(position)
+
+    def latents(self, position: int) -> torch.Tensor:
+        """Slot 0 of a place, (4, h, w) float32, a copy."""
+        return self.state[position, 0].clone()
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """The evaluations of a tick as arrays on the device. B requests, R rows."""
+
+    index: torch.Tensor  # (B,) places in the pool
+    c_in: torch.Tensor  # (B, 1, 1, 1)
+    rows: torch.Tensor  # (R,) request of each row
+    timestep: torch.Tensor  # (R,)
+    text: torch.Tensor  # (R,) into the pool's text, flattened to (capacity * 2, T, D)
+    first: torch.Tensor  # (B,) row of the unconditional output, or of the only one
+    second: torch.Tensor  # (B,) row of the conditional output, or of the only one
+    scale: torch.Tensor  # (B, 1, 1, 1)
+    mix: torch.Tensor  # (B, S, S + 2, 1, 1, 1)
+    noise: torch.Tensor | None  # (B, 4, h, w)
+
+
+class Denoiser:
+    """Runs ticks. ``row_buckets`` are the sizes R is padded to; empty means no padding."""
+
+    def __init__(self, bundle: ModelBundle, row_buckets: Sequence[int] = ()) -> None:
+        self._bundle = bundle
+        self._row_buckets = tuple(sorted(row_buckets))
+
+    def tick(self, pool: LatentPool, evaluations: Sequence[Evaluation]) -> int:
+        """Advance each evaluation's request by one; gives the rows that ran, padding included.
+
+        The pool changes only when everything has gone well, so a tick that raised can be run again.
+        """
+        batch = self._assemble(evaluations)
+        eps = self.denoise(pool, batch)
+        self.mix(pool, batch, eps)
+        return len(batch.rows)
+
+    def _assemble(self, evaluations: Sequence[Evaluation]) -> _Batch:
+        rows: list[int] = []
+        text: list[int] = []
+        first, second = [], []
+        for b, evaluation in enumerate(evaluations):
+            sides = _guidance_sides(evaluation.cfg_scale)
+            first.append(len(rows))
+            second.append(len(rows) + len(sides) - 1)
+            rows += [b] * len(sides)
+            text += [evaluation.position * 2 + side for side in sides]
+        padding = pad_rows(len(rows), self._row_buckets) - len(rows)
+        rows += rows[:1] * padding
+        text += text[:1] * padding
+
+        slots = max(e.slots for e in evaluations)
+        columns = [*range(slots), SLOTS, NOISE]
+        mix = np.stack([e.row.mix[:slots, columns] for e in evaluations])
+        timestep = np.array([e.row.timestep for e in evaluations])
+        device = self._bundle.device
+
+        def floats(values: object) -> torch.Tensor:
+            return torch.tensor(np.asarray(values), dtype=torch.float32, device=device)
+
+        def integers(values: list[int]) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.int64, device=device)
+
+        return _Batch(
+            index=integers([e.position for e in evaluations]),
+            c_in=floats([e.row.c_in for e in evaluations])[:, None, None, None],
+            rows=integers(rows),
+            timestep=floats(timestep[rows]),
+            text=integers(text),
+            first=integers(first),
+            second=integers(second),
+            scale=floats([e.cfg_scale for e in evaluations])[:, None, None, None],
+            mix=floats(mix)[..., None, None, None],
+            noise=self._stack_noise(evaluations),
+        )
+
+    def _stack_noise(self, evaluations: Sequence[Evaluation]) -> torch.Tensor | None:
+        """(B, 4, h, w), zeros for the requests whose row has no draw; None when none has."""
+        drawn = [e.noise for e in evaluations if e.noise is not None]
+        if not drawn:
+            return None
+        nothing = torch.zeros_like(drawn[0])
+        draws = [nothing if e.noise is None else e.noise for e in evaluations]
+        return torch.stack(draws).to(self._bundle.device, non_blocking=True)
+
+    def denoise(self, pool: LatentPool, batch: _Batch) -> torch.Tensor:
+        """Gather, U-Net, guidance: the guided noise prediction, (B, 4, h, w) float32."""
+        latents = pool.state[batch.index, 0] * batch.c_in
+        text = pool.text.flatten(0, 1)[batch.text]  # (R, T, D)
+        with circular_padding(pool.key.tile, self._bundle.unet):
+            out = self._bundle.unet(
+                latents[batch.rows].to(self._bundle.dtype),
+                batch.timestep,
+                encoder_hidden_states=text,
+                return_dict=False,
+            )[0].float()  # (R, 4, h, w)
+        uncond, cond = out[batch.first], out[batch.second]
+        # Where a request has one row, both are that row and the scale does nothing.
+        eps: torch.Tensor = uncond + batch.scale * (cond - uncond)
+        return eps
+
+    def mix(self, pool: LatentPool, batch: _Batch, eps: torch.Tensor) -> None:
+        """Apply the coefficients in float32, one multiply-add a column, and scatter."""
+        slots = batch.mix.shape[1]
+        state = pool.state[batch.index, :slots]  # (B, S, 4, h, w)
+        mixed = batch.mix[:, :, slots] * eps[:, None]
+        for column in range(slots):
+            mixed.addcmul_(batch.mix[:, :, column], state[:, column : column + 1])
+        if batch.noise is not None:
+            mixed.addcmul_(batch.mix[:, :, slots + 1], batch.noise[:, None])
+        pool.state[batch.index, :slots] = mixed
+
+
+def _guidance_sides(cfg_scale: float) -> tuple[int, ...]:
+    """Which text states a request's rows read: at 0 the unconditional, at 1 the conditional."""
+    if guidance_rows(cfg_scale) == 1:
+        return (UNCOND,) if cfg_scale == 0.0 else (COND,)
+    return (UNCOND, COND)

@@ -1,0 +1,49 @@
+"""Why the engine did not make a picture.
+
+GenerationError
++-- EngineRefused            the request never entered (``retry_after`` seconds)
+|   +-- EngineBusy           the queue is full
+|   +-- EngineDraining       the server is shutting down
+|   +-- EngineDead           the engine's thread has died
++-- DeadlineExceeded         it took longer than it was allowed
++-- GenerationCancelled      its caller withdrew it
++-- GenerationFailed         it went wrong, and it alone
+"""
+
+from __future__ import annotations
+
+
+class GenerationError(Exception):
+    """Any reason for which a request ends without a picture."""
+
+
+class EngineRefused(GenerationError):
+    """The engine does not take the request; ``retry_after`` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class EngineBusy(EngineRefused):
+    """The queue is full."""
+
+
+class EngineDraining(EngineRefused):
+    """The server is shutting down and takes no new work."""
+
+
+class EngineDead(EngineRefused):
+    """The engine's thread has ended unexpectedly."""
+
+
+class DeadlineExceeded(GenerationError):
+    """The request did not finish in the time it was allowed."""
+
+
+class GenerationCancelled(GenerationError):
+    """The caller withdrew the request."""
+
+
+class GenerationFailed(GenerationError):
+    """The request went wrong, and it alone."""

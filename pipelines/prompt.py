@@ -1,0 +1,80 @@
+"""Prompts to CLIP text states.
+
+Stable Diffusion 1.x reads the last hidden states of CLIP's text tower, 77 tokens long, padding
+unmasked. A longer text is encoded in chunks of 75 tokens, each with its own start and end, and the
+states are joined; the shorter text of a pair is padded with empty chunks. Nothing is cut silently.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from cachetools import LRUCache
+
+from models.bundle import ModelBundle
+
+
+@dataclass
+class CacheCounts:
+    """How often a cache had what it was asked for."""
+
+    hits: int = 0
+    misses: int = 0
+
+
+class PromptEncoder:
+    """Encodes texts with a bundle's text tower and remembers the latest, within a byte budget.
+
+    Not safe for several threads: the engine's thread owns it.
+    """
+
+    def __init__(self, bundle: ModelBundle, cache_bytes: int = 64 * 2**20) -> None:
+        self._bundle = bundle
+        self._cache: LRUCache[str, torch.Tensor] = LRUCache(
+            maxsize=cache_bytes, getsizeof=lambda states: states.nbytes
+        )
+        self.counts = CacheCounts()
+
+    def encode_pair(self, prompt: str, negative_prompt: str) -> torch.Tensor:
+        """Text states of (negative prompt, prompt), (2, 77 * chunks, width), in that order."""
+        texts = [self._encode(negative_prompt), self._encode(prompt)]
+        longest = max(states.shape[0] for states in texts)
+        missing = [(longest - states.shape[0]) // self._bundle.text_length for states in texts]
+        padded = [
+            torch.cat([states, *(self._encode("") for _ in range(count))])
+            for states, count in zip(texts, missing, strict=True)
+        ]
+        return torch.stack(padded)  # (2, T, D)
+
+    def tokens(self, prompt: str, negative_prompt: str) -> int:
+        """The length that the pair's text states will have, without encoding them."""
+        chunks = max(len(self._chunks(prompt)), len(self._chunks(negative_prompt)))
+        return chunks * self._bundle.text_length
+
+    def _encode(self, text: str) -> torch.Tensor:
+        """One text, (77 * chunks, width)."""
+        cached = self._cache.get(text)
+        if cached is not None:
+            self.counts.hits += 1
+            return cached
+        self.counts.misses += 1
+        # One chunk a forward: the states of a text never depend on what it is encoded beside.
+        states = torch.cat([self._forward(chunk) for chunk in self._chunks(text)])
+        if states.nbytes <= self._cache.maxsize:
+            self._cache[text] = states
+        return states
+
+    def _chunks(self, text: str) -> list[list[int]]:
+        """Token ids in chunks of 75, without start, end and padding; at least one chunk."""
+        room = self._bundle.text_length - 2
+        ids = self._bundle.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        return [ids[i : i + room] for i in range(0, len(ids), room)] or [[]]
+
+    def _forward(self, chunk: list[int]) -> torch.Tensor:
+        tokenizer, length = self._bundle.tokenizer, self._bundle.text_length
+        ids = [tokenizer.bos_token_id, *chunk, tokenizer.eos_token_id]
+        ids += [tokenizer.pad_token_id] * (length - len(ids))
+        batch = torch.tensor([ids], device=self._bundle.device)
+        states: torch.Tensor = self._bundle.text_encoder(batch)[0]  # (1, 77, D)
+        return states[0]

@@ -1,0 +1,132 @@
+"""One tick at a time: the loop against diffusers' latents, and what neighbours may not do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline
+from PIL import Image
+
+from models.bundle import ModelBundle
+from pipelines.batching import GroupKey
+from pipelines.denoiser import Denoiser, Evaluation, LatentPool
+from pipelines.prompt import PromptEncoder
+from pipelines.request import Pixels, Sampler
+from pipelines.samplers import Table, make_table
+from pipelines.schedules import make_scheduler
+from pipelines.stages import RequestNoise, encode_picture, start_latents
+
+RIGHT_IN_DIFFUSERS = [s for s in Sampler if s not in (Sampler.K_DPMPP_2S_ANCESTRAL, Sampler.K_LMS)]
+
+
+@pytest.fixture(autouse=True)
+def no_grad() -> object:
+    with torch.inference_mode():
+        yield
+
+
+def evaluations(
+    tables: list[Table], step: int, cfg_scale: float, noise: list[RequestNoise], places: list[int]
+) -> list[Evaluation]:
+    chosen = []
+    for table, draws, place in zip(tables, noise, places, strict=True):
+        if step < len(table):
+            row = table.rows[step]
+            draw = None if row.noise is None else draws.steps[row.noise]
+            chosen.append(Evaluation(place, row, cfg_scale, table.slots, draw))
+    return chosen
+
+
+@pytest.mark.parametrize("sampler", RIGHT_IN_DIFFUSERS)
+@pytest.mark.parametrize("image_strength", [0.1, 0.7])
+def test_latents_equal_those_of_diffusers(
+    tiny: ModelBundle, picture: Pixels, sampler: Sampler, image_strength: float
+) -> None:
+    seed, cfg_scale, steps = 77, 6.0, 10
+    text = PromptEncoder(tiny).encode_pair("a green tree", "a dark sky")
+    table = make_table(sampler, steps, image_strength)
+    noise = RequestNoise.draw(seed, (4, 40, 40), table.draws)
+    moments = encode_picture(tiny, picture, tile=False)
+    pool = LatentPool(tiny, GroupKey(40, 40, 77, False), capacity=2)
+    start = start_latents(moments, noise, table, image_strength, tiny.scaling_factor)
+    place = pool.admit(start, text)
+    denoiser = Denoiser(tiny)
+    for step in range(len(table)):
+        denoiser.tick(pool, evaluations([table], step, cfg_scale, [noise], [place]))
+    pipe = StableDiffusionImg2ImgPipeline(
+        tiny.vae, tiny.text_encoder, tiny.tokenizer, tiny.unet, make_scheduler(sampler), None, None
+    )
+    pipe.set_progress_bar_config(disable=True)
+    want = pipe(
+        prompt_embeds=text[1:],
+        negative_prompt_embeds=text[:1],
+        image=Image.fromarray(picture),
+        strength=1 - image_strength,
+        num_inference_steps=steps,
+        guidance_scale=cfg_scale,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="latent",
+    ).images[0]
+    error = (pool.latents(place) - want).abs().max() / want.abs().max()
+    assert error < 1e-3
+
+
+def crowd(tiny: ModelBundle) -> tuple[LatentPool, list[Table], list[RequestNoise], list[int]]:
+    """One request of each sampler, with random latents and texts, in one pool."""
+    pool = LatentPool(tiny, GroupKey(8, 8, 77, False), capacity=len(Sampler))
+    tables = [make_table(sampler, 10, 0.5) for sampler in Sampler]
+    noise = [RequestNoise.draw(i + 1, (4, 8, 8), table.draws) for i, table in enumerate(tables)]
+    text = torch.randn(10, 2, 77, tiny.text_width, generator=torch.Generator().manual_seed(1))
+    places = [
+        pool.admit(draw.start * table.rows[0].sigma, text[i])
+        for i, (table, draw) in enumerate(zip(tables, noise, strict=True))
+    ]
+    return pool, tables, noise, places
+
+
+def run(
+    tiny: ModelBundle, poisoned: int | None = None, buckets: tuple[int, ...] = ()
+) -> list[torch.Tensor]:
+    pool, tables, noise, places = crowd(tiny)
+    if poisoned is not None:
+        pool.state[places[poisoned]] = float("nan")
+    denoiser = Denoiser(tiny, buckets)
+    for step in range(max(map(len, tables))):
+        denoiser.tick(pool, evaluations(tables, step, 7.0, noise, places))
+    return [pool.latents(place) for place in places]
+
+
+@pytest.mark.parametrize("poisoned", [0, 4, 9])
+def test_nan_in_one_request_leaves_every_neighbour_unchanged_to_the_bit(
+    tiny: ModelBundle, poisoned: int
+) -> None:
+    clean, with_nan = run(tiny), run(tiny, poisoned)
+    for i, (want, got) in enumerate(zip(clean, with_nan, strict=True)):
+        if i == poisoned:
+            assert torch.isnan(got).all()
+        else:
+            assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("buckets", [(32,), (4, 8, 16, 32)])
+def test_padding_rows_do_not_change_a_picture(tiny: ModelBundle, buckets: tuple[int, ...]) -> None:
+    for want, got in zip(run(tiny), run(tiny, buckets=buckets), strict=True):
+        assert (got - want).abs().max() / want.abs().max() < 1e-4
+
+
+def test_a_tick_reports_its_rows_with_padding(tiny: ModelBundle) -> None:
+    pool, tables, noise, places = crowd(tiny)
+    three = evaluations(tables[:3], 0, 7.0, noise[:3], places[:3])
+    assert Denoiser(tiny).tick(pool, three) == 6
+    assert Denoiser(tiny, (4, 8, 16)).tick(pool, three) == 8
+
+
+def test_a_new_request_finds_its_slots_zeroed(tiny: ModelBundle) -> None:
+    pool = LatentPool(tiny, GroupKey(8, 8, 77, False), capacity=1)
+    place = pool.admit(torch.ones(4, 8, 8), torch.zeros(2, 77, tiny.text_width))
+    pool.state[place] = float("nan")
+    assert pool.full
+    pool.release(place)
+    assert pool.admit(torch.ones(4, 8, 8), torch.zeros(2, 77, tiny.text_width)) == place
+    assert np.array_equal(pool.state[place, 1:].numpy(), np.zeros((3, 4, 8, 8)))

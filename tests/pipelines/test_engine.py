@@ -1,0 +1,294 @@
+"""The whole loop against diffusers' own pipeline, on the same weights, picture and seed."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline
+from PIL import Image
+
+from models.bundle import ModelBundle
+from pipelines.engine import Engine, EngineConfig
+from pipelines.errors import (
+    DeadlineExceeded,
+    EngineBusy,
+    EngineDraining,
+    GenerationCancelled,
+    GenerationFailed,
+)
+from pipelines.request import GenerationRequest, Pixels, Progress, Sampler
+from pipelines.schedules import make_scheduler
+
+# diffusers lacks 2S ancestral, and its LMS is wrong after a mid-schedule start.
+RIGHT_IN_DIFFUSERS = [s for s in Sampler if s not in (Sampler.K_DPMPP_2S_ANCESTRAL, Sampler.K_LMS)]
+
+
+@pytest.fixture(scope="module")
+def engine(tiny: ModelBundle) -> Iterator[Engine]:
+    engine = Engine(tiny)
+    engine.start()
+    yield engine
+    engine.drain(grace=5)
+
+
+def diffusers_picture(bundle: ModelBundle, request: GenerationRequest, **options: Any) -> Any:
+    """What a script with diffusers' img2img pipeline makes of the same request."""
+    pipe = StableDiffusionImg2ImgPipeline(
+        vae=bundle.vae,
+        text_encoder=bundle.text_encoder,
+        tokenizer=bundle.tokenizer,
+        unet=bundle.unet,
+        scheduler=make_scheduler(request.sampler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt or None,
+        image=Image.fromarray(request.image),
+        strength=1 - request.image_strength,
+        num_inference_steps=request.steps,
+        guidance_scale=request.cfg_scale,
+        generator=torch.Generator("cpu").manual_seed(request.seed),
+        **options,
+    ).images
+
+
+@pytest.mark.parametrize("sampler", RIGHT_IN_DIFFUSERS)
+def test_picture_equals_the_one_of_diffusers(
+    engine: Engine, picture: Pixels, sampler: Sampler
+) -> None:
+    request = GenerationRequest(
+        picture, "a red house", "blurry", 0.35, 7.5, sampler, steps=12, seed=1234
+    )
+    ours = engine.submit(request).wait(60).image.astype(int)
+    theirs = np.asarray(diffusers_picture(engine.bundle, request)[0]).astype(int)
+    assert theirs.std() > 5  # a picture, not a flat colour
+    assert np.abs(ours - theirs).max() <= 2
+
+
+def test_lms_ends_near_heun(engine: Engine, picture: Pixels) -> None:
+    """Both solve the same equation: with many steps they agree, after a mid-schedule start too."""
+    lms = GenerationRequest(picture, "a red house", "", 0.5, 3.0, Sampler.K_LMS, steps=50, seed=5)
+    heun = replace(lms, sampler=Sampler.K_HEUN)
+    one, other = (engine.submit(r).wait(60).image.astype(int) for r in (lms, heun))
+    assert np.abs(one - other).mean() < 1
+
+
+@pytest.mark.parametrize(("cfg_scale", "rows"), [(0.0, 1), (1.0, 1), (7.0, 2)])
+def test_guidance_takes_only_the_rows_it_needs(
+    engine: Engine, picture: Pixels, cfg_scale: float, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    forward = engine.bundle.unet.forward
+
+    def spy(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append(sample.shape[0])
+        return forward(sample, *args, **kwargs)
+
+    monkeypatch.setattr(engine.bundle.unet, "forward", spy)
+    request = GenerationRequest(picture, "a cat", "blurry", 0.5, cfg_scale, steps=10)
+    engine.submit(request).wait(60)
+    assert seen == [rows] * 5
+
+
+def test_cfg_zero_ignores_the_prompt_and_one_ignores_the_negative(
+    engine: Engine, picture: Pixels
+) -> None:
+    def image(prompt: str, negative: str, cfg_scale: float) -> Pixels:
+        request = GenerationRequest(picture, prompt, negative, 0.3, cfg_scale, steps=10)
+        return engine.submit(request).wait(60).image
+
+    assert np.array_equal(image("a cat", "blurry", 0.0), image("a dog", "blurry", 0.0))
+    assert not np.array_equal(image("a cat", "blurry", 0.0), image("a cat", "sharp", 0.0))
+    assert np.array_equal(image("a cat", "blurry", 1.0), image("a cat", "sharp", 1.0))
+    assert not np.array_equal(image("a cat", "blurry", 1.0), image("a dog", "blurry", 1.0))
+
+
+def test_image_strength_one_is_the_picture_itself(engine: Engine, picture: Pixels) -> None:
+    request = GenerationRequest(picture, "a cat", image_strength=1.0)
+    assert np.array_equal(engine.submit(request).wait(1).image, picture)
+
+
+def test_image_strength_zero_keeps_nothing_of_the_picture(engine: Engine, picture: Pixels) -> None:
+    request = GenerationRequest(picture, "a cat", image_strength=0.0, steps=10)
+    other = replace(request, image=255 - picture)
+    assert np.array_equal(
+        engine.submit(request).wait(60).image, engine.submit(other).wait(60).image
+    )
+
+
+def test_a_mixed_crowd_shares_forwards_and_each_gets_its_own_picture(
+    engine: Engine, picture: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [
+        GenerationRequest(
+            picture,
+            f"a cat number {i}",
+            image_strength=0.2 + 0.06 * i,
+            cfg_scale=[0.0, 1.0, 4.0, 9.0][i % 4],
+            sampler=sampler,
+            steps=10 + i,
+            seed=i + 1,
+        )
+        for i, sampler in enumerate(Sampler)
+    ]
+    alone = [engine.submit(request).wait(60).image.astype(int) for request in requests]
+    seen = []
+    forward = engine.bundle.unet.forward
+
+    def spy(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append(sample.shape[0])
+        return forward(sample, *args, **kwargs)
+
+    monkeypatch.setattr(engine.bundle.unet, "forward", spy)
+    handles = [engine.submit(request) for request in requests]
+    crowd = [handle.wait(120).image.astype(int) for handle in handles]
+    assert np.mean(seen) > 2.5
+    for one, many in zip(alone, crowd, strict=True):
+        assert np.abs(one - many).max() <= 1
+
+
+def test_not_finite_latents_fail_alone(
+    engine: Engine, picture: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pipelines.engine as module
+
+    good = GenerationRequest(picture, "a cat", steps=10, seed=3)
+    bad = GenerationRequest(picture, "a dog", steps=10, seed=4)
+    want = engine.submit(good).wait(60).image.astype(int)
+    start = module.start_latents
+
+    def poisoned(moments: Any, noise: Any, *args: Any) -> torch.Tensor:
+        latents = start(moments, noise, *args)
+        first = torch.Generator().manual_seed(4)
+        if torch.equal(noise.posterior, torch.randn(noise.posterior.shape, generator=first)):
+            latents[0, 0, 0] = float("nan")
+        return latents
+
+    monkeypatch.setattr(module, "start_latents", poisoned)
+    handles = [engine.submit(good), engine.submit(bad), engine.submit(good)]
+    assert np.abs(handles[0].wait(60).image.astype(int) - want).max() <= 1
+    assert np.abs(handles[2].wait(60).image.astype(int) - want).max() <= 1
+    with pytest.raises(GenerationFailed):
+        handles[1].wait(60)
+
+
+def test_a_request_that_breaks_the_tick_fails_alone(
+    engine: Engine, picture: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = GenerationRequest(picture, "a dog", cfg_scale=9.5, steps=10, seed=4)
+    good = [GenerationRequest(picture, "a cat", steps=10, seed=i) for i in (1, 2, 3)]
+    want = [engine.submit(request).wait(60).image.astype(int) for request in good]
+    tick = engine._denoiser.tick
+
+    def breaking(pool: Any, evaluations: Any) -> int:
+        if any(e.cfg_scale == 9.5 for e in evaluations):
+            raise torch.OutOfMemoryError("no memory for this one")
+        return tick(pool, evaluations)
+
+    monkeypatch.setattr(engine._denoiser, "tick", breaking)
+    handles = [engine.submit(request) for request in (good[0], bad, good[1], good[2])]
+    with pytest.raises(GenerationFailed):
+        handles.pop(1).wait(60)
+    for handle, image in zip(handles, want, strict=True):
+        assert np.abs(handle.wait(60).image.astype(int) - image).max() <= 1
+
+
+def slow_request(picture: Pixels, seed: int = 1) -> GenerationRequest:
+    return GenerationRequest(picture, "slow", image_strength=0.0, steps=50, seed=seed)
+
+
+def test_cancel_leaves_and_others_go_on(engine: Engine, picture: Pixels) -> None:
+    first, second = engine.submit(slow_request(picture)), engine.submit(slow_request(picture, 2))
+    first.cancel()
+    with pytest.raises(GenerationCancelled):
+        first.wait(10)
+    assert second.wait(60).evaluations == 50
+
+
+def test_deadline(engine: Engine, picture: Pixels) -> None:
+    with pytest.raises(DeadlineExceeded):
+        engine.submit(slow_request(picture), timeout=0.01).wait(10)
+    assert engine.submit(slow_request(picture), timeout=60).wait(60).evaluations == 50
+
+
+def test_progress_is_heard_from_an_event_loop(engine: Engine, picture: Pixels) -> None:
+    async def listen() -> tuple[list[Progress], int]:
+        handle = engine.submit(slow_request(picture))
+        heard = [progress async for progress in handle.progress()]
+        return heard, (await handle.result()).evaluations
+
+    heard, evaluations = asyncio.run(listen())
+    steps = [progress.step for progress in heard]
+    assert steps == sorted(steps)
+    assert heard[-1].step == heard[-1].steps == evaluations == 50
+    assert len(heard) > 3
+
+
+def test_a_full_queue_refuses(tiny: ModelBundle, picture: Pixels) -> None:
+    engine = Engine(tiny, EngineConfig(max_queue=2, warm_up=False))
+    engine.start()
+    handles = [engine.submit(slow_request(picture, seed)) for seed in (1, 2)]
+    with pytest.raises(EngineBusy) as refused:
+        engine.submit(slow_request(picture, 3))
+    assert refused.value.retry_after > 0
+    for handle in handles:
+        handle.wait(60)
+    engine.submit(slow_request(picture, 3)).wait(60)
+    engine.drain(grace=5)
+
+
+def test_drain_finishes_what_runs_and_refuses_the_rest(tiny: ModelBundle, picture: Pixels) -> None:
+    engine = Engine(tiny, EngineConfig(warm_up=False))
+    engine.start()
+    assert engine.ready
+    handle = engine.submit(slow_request(picture))
+    drain = threading.Thread(target=engine.drain, args=(60,))
+    drain.start()
+    while engine.ready:
+        pass
+    with pytest.raises(EngineDraining):
+        engine.submit(slow_request(picture))
+    assert handle.wait(60).evaluations == 50
+    drain.join(10)
+    assert not engine.alive
+
+
+def test_drain_fails_what_the_grace_period_does_not_allow(
+    tiny: ModelBundle, picture: Pixels
+) -> None:
+    engine = Engine(tiny, EngineConfig(warm_up=False))
+    engine.start()
+    handles = [engine.submit(slow_request(picture, seed)) for seed in range(1, 9)]
+    engine.drain(grace=0.0)
+    for handle in handles:
+        with pytest.raises(EngineDraining):
+            handle.wait(1)
+
+
+def test_a_dead_thread_fails_every_waiting_request(
+    tiny: ModelBundle, picture: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(tiny, EngineConfig(warm_up=False))
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+
+    def dying() -> None:
+        raise SystemError("the device is gone")
+
+    monkeypatch.setattr(engine, "_admit", dying)
+    engine.start()
+    handle = engine.submit(slow_request(picture))
+    with pytest.raises(GenerationFailed):
+        handle.wait(10)
+    assert not engine.alive
+    assert not engine.ready

@@ -1,0 +1,76 @@
+"""Prompts to text states: short, long, pairs, and the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline
+
+from models.bundle import ModelBundle
+from pipelines.prompt import PromptEncoder
+
+
+@pytest.fixture(autouse=True)
+def no_grad() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+def test_short_prompts_are_encoded_as_diffusers_encodes_them(tiny: ModelBundle) -> None:
+    pipe = StableDiffusionImg2ImgPipeline(
+        tiny.vae, tiny.text_encoder, tiny.tokenizer, tiny.unet, None, None, None, None
+    )
+    cond, uncond = pipe.encode_prompt("a red cat", "cpu", 1, True, "blurry, dark")
+    got = PromptEncoder(tiny).encode_pair("a red cat", "blurry, dark")
+    assert got.shape == (2, 77, tiny.text_width)
+    assert torch.allclose(got[0], uncond[0], atol=1e-5)
+    assert torch.allclose(got[1], cond[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("letters", "chunks"), [(0, 1), (75, 1), (76, 2), (151, 3)])
+def test_long_prompts_are_joined_from_chunks_of_75_tokens(
+    tiny: ModelBundle, letters: int, chunks: int
+) -> None:
+    # The tiny tokenizer makes one token of one letter.
+    text = ("abcdefghij" * 20)[:letters]
+    encoder = PromptEncoder(tiny)
+    states = encoder.encode_pair(text, "")
+    assert states.shape == (2, 77 * chunks, tiny.text_width)
+    assert encoder.tokens(text, "") == 77 * chunks
+    for i in range(chunks):
+        alone = text[75 * i : 75 * (i + 1)]
+        # Only the last chunk ends a word, so only there does the tokenizer see the same letters.
+        if i == chunks - 1:
+            part = encoder.encode_pair(alone, "")[1]
+            assert torch.allclose(states[1, 77 * i : 77 * (i + 1)], part, atol=1e-5)
+    empty = encoder.encode_pair("", "")[0]
+    for i in range(chunks):
+        assert torch.allclose(states[0, 77 * i : 77 * (i + 1)], empty, atol=1e-5)
+
+
+def test_the_end_of_a_long_prompt_matters(tiny: ModelBundle) -> None:
+    encoder = PromptEncoder(tiny)
+    one = encoder.encode_pair("a" * 100 + " cat", "")
+    other = encoder.encode_pair("a" * 100 + " dog", "")
+    assert torch.equal(one[1, :77], other[1, :77])
+    assert not torch.allclose(one[1, 77:], other[1, 77:])
+
+
+@pytest.mark.parametrize("text", ["日本語 🎨", "\x00\x07", "{}[]()\\", "<|endoftext|>", "ÅÉîøü"])
+def test_any_text_encodes(tiny: ModelBundle, text: str) -> None:
+    states = PromptEncoder(tiny).encode_pair(text, "")
+    assert torch.isfinite(states).all()
+
+
+def test_the_cache_is_hit_bounded_and_changes_nothing(tiny: ModelBundle) -> None:
+    one = 77 * tiny.text_width * 4
+    encoder = PromptEncoder(tiny, cache_bytes=2 * one)
+    first = encoder.encode_pair("a", "b")
+    assert (encoder.counts.hits, encoder.counts.misses) == (0, 2)
+    assert torch.equal(encoder.encode_pair("a", "b"), first)
+    assert (encoder.counts.hits, encoder.counts.misses) == (2, 2)
+    encoder.encode_pair("c", "d")
+    encoder.encode_pair("a", "b")
+    assert encoder.counts.misses == 6

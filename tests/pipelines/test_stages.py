@@ -1,0 +1,88 @@
+"""Noise, encoding, decoding, and the seam of a tiling picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from models.bundle import ModelBundle
+from models.padding import circular_padding
+from pipelines.engine import Engine, EngineConfig
+from pipelines.request import GenerationRequest, Pixels, Sampler
+from pipelines.samplers import make_table
+from pipelines.stages import Moments, RequestNoise, decode_latents, encode_picture, start_latents
+
+
+def test_noise_comes_in_the_order_of_one_generator() -> None:
+    noise = RequestNoise.draw(42, (4, 5, 6), draws=3)
+    generator = torch.Generator().manual_seed(42)
+    wanted = [torch.randn(1, 4, 5, 6, generator=generator)[0] for _ in range(5)]
+    got = [noise.posterior, noise.start, *noise.steps]
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def test_noise_without_draws_is_empty() -> None:
+    assert RequestNoise.draw(1, (4, 5, 6), draws=0).steps.shape == (0, 4, 5, 6)
+
+
+def test_start_is_picture_plus_noise_and_pure_noise_at_strength_zero() -> None:
+    moments = Moments(torch.full((4, 2, 2), 3.0), torch.zeros(4, 2, 2))
+    noise = RequestNoise.draw(1, (4, 2, 2), 0)
+    table = make_table(Sampler.K_EULER, 20, 0.35)
+    sigma = table.rows[0].sigma
+    got = start_latents(moments, noise, table, 0.35, scaling=0.5)
+    assert torch.allclose(got, 1.5 + noise.start * sigma)
+    full = make_table(Sampler.K_EULER, 20, 0.0)
+    pure = start_latents(moments, noise, full, 0.0, scaling=0.5)
+    assert torch.allclose(pure, noise.start * np.sqrt(full.rows[0].sigma ** 2 + 1))
+
+
+def test_moments_equal_those_of_the_vae(tiny: ModelBundle, picture: Pixels) -> None:
+    with torch.inference_mode():
+        moments = encode_picture(tiny, picture, tile=False)
+        pixels = torch.from_numpy(picture).float().permute(2, 0, 1)[None] / 255 * 2 - 1
+        want = tiny.vae.encode(pixels).latent_dist
+    assert moments.mean.shape == (4, 40, 40)
+    assert torch.allclose(moments.mean, want.mean[0], atol=1e-6)
+    assert torch.allclose(moments.std, want.std[0], atol=1e-6)
+
+
+def test_a_picture_that_is_not_finite_is_an_error(tiny: ModelBundle) -> None:
+    with pytest.raises(FloatingPointError), torch.inference_mode():
+        decode_latents(tiny, torch.full((4, 8, 8), float("nan")), tile=False)
+
+
+def test_padding_is_circular_only_inside_the_context(tiny: ModelBundle) -> None:
+    modes = {m.padding_mode for m in tiny.unet.modules() if isinstance(m, torch.nn.Conv2d)}
+    with circular_padding(True, tiny.unet):
+        inside = {m.padding_mode for m in tiny.unet.modules() if isinstance(m, torch.nn.Conv2d)}
+    after = {m.padding_mode for m in tiny.unet.modules() if isinstance(m, torch.nn.Conv2d)}
+    assert (modes, inside, after) == ({"zeros"}, {"circular"}, {"zeros"})
+
+
+def test_tiling_decodes_a_shifted_latent_to_the_shifted_picture(tiny: ModelBundle) -> None:
+    """With circular padding nothing marks the edge, so it can be anywhere."""
+    latents = torch.randn(4, 12, 12, generator=torch.Generator().manual_seed(1)) * 0.2
+    shifted = latents.roll((4, 6), dims=(1, 2))
+    with torch.inference_mode():
+        same = decode_latents(tiny, latents, tile=True)
+        moved = decode_latents(tiny, shifted, tile=True)
+        plain = decode_latents(tiny, latents, tile=False)
+        plain_moved = decode_latents(tiny, shifted, tile=False)
+    assert np.abs(np.roll(same, (32, 48), axis=(0, 1)).astype(int) - moved).max() <= 1
+    assert np.abs(np.roll(plain, (32, 48), axis=(0, 1)).astype(int) - plain_moved).max() > 10
+
+
+def test_tiling_and_plain_requests_do_not_mix(tiny: ModelBundle, picture: Pixels) -> None:
+    engine = Engine(tiny, EngineConfig(warm_up=False))
+    engine.start()
+    plain = GenerationRequest(picture, "moss", image_strength=0.0, steps=10, seed=2)
+    tiled = GenerationRequest(picture, "moss", image_strength=0.0, steps=10, seed=2, tile=True)
+    alone = [engine.submit(request).wait(60).image for request in (plain, tiled)]
+    handles = [engine.submit(request) for request in (plain, tiled, plain)]
+    together = [handle.wait(60).image for handle in handles]
+    engine.drain(grace=5)
+    assert np.abs(alone[0].astype(int) - alone[1]).max() > 10
+    for got, want in zip(together, [alone[0], alone[1], alone[0]], strict=True):
+        assert np.abs(got.astype(int) - want).max() <= 1
