@@ -1,0 +1,125 @@
+"""The application: routers, middleware, and the lifespan that starts and drains the engine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server import __version__
+from server.auth import KeyRing
+from server.body_limit import FORM_ALLOWANCE, BodyLimit
+from server.engine_host import EngineHost, ModelStarter, load_model
+from server.envelope import EnvelopedCors, ErrorsAs200, FailureGuard, add_failure_handlers
+from server.routes import health, image_to_image, pages
+from server.settings import Settings
+from server.telemetry import REQUEST_ID_HEADER, RequestContext
+
+_DESCRIPTION = """\
+Image-to-image generation with Stable Diffusion 1.x. Every answer, failures too, is
+`{"code", "message", "data"}`: code 0 for success, -1 for failure."""
+
+
+class ConfigurationError(Exception):
+    """The settings do not allow to start; the message says what to change."""
+
+
+class RootPath:
+    """Serves the application under a prefix, whether the proxy in front strips it or not."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self.app = app
+        self.root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path: str = scope["path"]
+            inside = path == self.root_path or path.startswith(self.root_path + "/")
+            # Starlette routes on what follows root_path in path.
+            full_path = path if inside else self.root_path + path
+            scope = {**scope, "root_path": self.root_path, "path": full_path}
+        await self.app(scope, receive, send)
+
+
+class Application(FastAPI):
+    """FastAPI, whose description keeps the null in the examples of failures."""
+
+    def openapi(self) -> dict[str, Any]:
+        description = super().openapi()
+        for path in description["paths"].values():
+            for operation in path.values():
+                for response in operation["responses"].values():
+                    for content in response.get("content", {}).values():
+                        if "code" in (example := content.get("example", {})):
+                            example.setdefault("data", None)
+        return description
+
+
+def create_app(
+    settings: Settings,
+    *,
+    starter: ModelStarter = load_model,
+    on_start_failure: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """The application under `settings`. `starter` makes the engine; `on_start_failure` is called,
+    in another thread, if it cannot. Raises ConfigurationError."""
+    problem = settings.exposure_problem()
+    if problem is not None:
+        raise ConfigurationError(problem)
+
+    host = EngineHost(settings, starter)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        host.start(on_start_failure)
+        yield
+        await host.drain(settings.grace_period)
+
+    app = Application(
+        title="img2img-server",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        middleware=_middleware(settings),
+    )
+    app.state.settings = settings
+    app.state.engine_host = host
+    app.state.keys = KeyRing(settings.api_keys if settings.asks_for_key else ())
+    app.state.picture_limiter = anyio.CapacityLimiter(settings.picture_threads)
+    add_failure_handlers(app)
+    app.include_router(image_to_image.router)
+    app.include_router(health.router)
+    app.include_router(pages.router)
+    app.mount("/static", pages.static_files)
+    return app
+
+
+def _middleware(settings: Settings) -> list[Middleware]:
+    """Outermost first. The log sees true statuses; CORS headers are on every answer."""
+    stack = [Middleware(RootPath, root_path=settings.root_path)] if settings.root_path else []
+    if settings.errors_as_200:
+        stack.append(Middleware(ErrorsAs200))
+    stack.append(Middleware(RequestContext))
+    if settings.cors_origins:
+        stack.append(
+            Middleware(
+                EnvelopedCors,
+                allow_origins=settings.cors_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["Authentication", "Authorization", REQUEST_ID_HEADER],
+                expose_headers=[REQUEST_ID_HEADER, "Retry-After", "X-Status"],
+            )
+        )
+    stack.append(Middleware(FailureGuard))
+    stack.append(
+        Middleware(BodyLimit, max_bytes=settings.max_upload_bytes + FORM_ALLOWANCE),
+    )
+    return stack

@@ -1,0 +1,65 @@
+"""What `img2img doctor` finds out: the versions, the device, the model, and what is wrong."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass, field
+
+from server import __version__
+from server.settings import Settings, unknown_variables
+
+
+@dataclass
+class Diagnosis:
+    """Facts by name, and a line for each problem."""
+
+    facts: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def diagnose(settings: Settings) -> Diagnosis:
+    """Load the model as the server would, without starting the engine."""
+    import torch
+
+    from models.loader import ModelLoadError, load_bundle
+    from server.images import FORMATS
+
+    diagnosis = Diagnosis()
+    facts = diagnosis.facts
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    facts["version"] = f"img2img-server {__version__}, Python {platform.python_version()}"
+    facts["torch"] = torch.__version__
+    facts["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} CPUs"
+    facts["pictures"] = ", ".join(FORMATS)
+    facts["listens"] = f"{settings.host}:{settings.port}"
+    facts["keys"] = f"{len(settings.api_keys)}" + (", not asked for" if settings.no_auth else "")
+    facts["model"] = settings.model
+    try:
+        bundle = load_bundle(
+            settings.model,
+            revision=settings.model_revision,
+            device=settings.device,
+            dtype=settings.dtype,
+        )
+    except ModelLoadError as error:
+        diagnosis.problems.append(str(error))
+    else:
+        facts["model"] = bundle.name
+        facts["device"] = _device_in_words(bundle.device)
+        facts["dtype"] = str(bundle.dtype).removeprefix("torch.")
+    if problem := settings.exposure_problem():
+        diagnosis.problems.append(problem)
+    diagnosis.problems.extend(unknown_variables())
+    return diagnosis
+
+
+def _device_in_words(device: object) -> str:
+    import torch
+
+    chosen = torch.device(str(device))
+    if chosen.type != "cuda":
+        return str(chosen)
+    properties = torch.cuda.get_device_properties(chosen)
+    return f"{chosen} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)"

@@ -1,0 +1,101 @@
+"""How one text field of the form becomes a value: what is accepted, and what a refusal says.
+
+Each function gives metadata for an `Annotated` type: a strict parser, or the schema that shows it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from pydantic import BeforeValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+E = TypeVar("E", bound=StrEnum)
+Parser = Callable[[object], object]
+
+_DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
+_MAX_DIGITS = 64
+_ECHOED = 60
+
+
+def _refuse(value: object, rule: str) -> PydanticCustomError:
+    text = str(value)
+    shown = text if len(text) <= _ECHOED else text[:_ECHOED] + "..."
+    return PydanticCustomError("rule", "{shown} {rule}", {"shown": shown, "rule": rule})
+
+
+def _decimal(value: object) -> Decimal | None:
+    """A plain decimal number, or None: no NaN, infinity, underscore or digit beyond ASCII."""
+    text = str(value).strip()
+    if len(text) > _MAX_DIGITS or not _DECIMAL.fullmatch(text):
+        return None
+    return Decimal(text)
+
+
+def whole_number(low: int, high: int, *, multiple_of: int = 1) -> BeforeValidator:
+    """Reads a whole number in `low..high`; `20.0` is one too."""
+    kind = "a whole number" if multiple_of == 1 else f"a multiple of {multiple_of}"
+
+    def parse(value: object) -> int:
+        number = _decimal(value)
+        if number is None or number != number.to_integral_value():
+            raise _refuse(value, f"is not {kind} in {low}..{high}")
+        if not low <= number <= high:
+            raise _refuse(value, f"is not in {low}..{high}")
+        if int(number) % multiple_of:
+            raise _refuse(value, f"is not {kind} in {low}..{high}")
+        return int(number)
+
+    return BeforeValidator(parse)
+
+
+def real_number(low: float, high: float) -> BeforeValidator:
+    """Reads a decimal number in `low..high`."""
+
+    def parse(value: object) -> float:
+        number = _decimal(value)
+        if number is None:
+            raise _refuse(value, f"is not a number in {low:g}..{high:g}")
+        if not Decimal(low) <= number <= Decimal(high):
+            raise _refuse(value, f"is not in {low:g}..{high:g}")
+        return float(number)
+
+    return BeforeValidator(parse)
+
+
+def choice(values: type[E] | tuple[str, ...]) -> BeforeValidator:
+    """Reads one of the names, as they are written."""
+    names = tuple(values) if isinstance(values, tuple) else tuple(item.value for item in values)
+
+    def parse(value: object) -> object:
+        text = str(value).strip()
+        if text not in names:
+            raise _refuse(value, f"is not one of {', '.join(names)}")
+        return text if isinstance(values, tuple) else values(text)
+
+    return BeforeValidator(parse)
+
+
+def trimmed_text(max_length: int) -> BeforeValidator:
+    """Reads text of at most `max_length` characters after trimming."""
+
+    def parse(value: object) -> str:
+        text = str(value).strip()
+        if len(text) > max_length:
+            raise PydanticCustomError(
+                "rule",
+                "{length} characters is over {limit}",
+                {"length": len(text), "limit": max_length},
+            )
+        return text
+
+    return BeforeValidator(parse)
+
+
+def documented(**schema: Any) -> WithJsonSchema:
+    """A field's JSON schema, as OpenAPI shows it."""
+    return WithJsonSchema(schema)

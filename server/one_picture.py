@@ -1,0 +1,41 @@
+"""One picture without HTTP, through the same checks and the same engine as the server's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from server import parameters_text
+from server.engine_host import load_model
+from server.generation import generation_request
+from server.images import PictureError, encode_png, prepare_picture
+from server.schemas import parse_form
+from server.settings import Settings
+
+
+class InvalidInput(ValueError):
+    """The picture or a field is wrong; the message names each."""
+
+
+async def make_picture(
+    settings: Settings, upload: bytes, texts: Mapping[str, str]
+) -> tuple[bytes, int]:
+    """A PNG file and the seed that was used.
+
+    Raises InvalidInput, server.engine_host.StartError, or what the engine raises.
+    """
+    form, problems = parse_form(texts)
+    if form is None:
+        raise InvalidInput("\n".join(problems))
+    try:
+        picture = prepare_picture(upload, form.width, form.height, form.resize_mode)
+    except PictureError as error:
+        raise InvalidInput(str(error)) from None
+    generation = generation_request(form, picture)
+    model = load_model(settings, warm_up=False)
+    model.engine.start()
+    try:
+        result = await model.engine.submit(generation).result()
+    finally:
+        model.engine.drain(0.0)
+    text = {parameters_text.KEY: parameters_text.parameters_text(generation, model.name)}
+    return encode_png(result.image, text), result.seed

@@ -1,0 +1,52 @@
+"""The generation settings as the `parameters` text of a PNG, in the form A1111's tools read."""
+
+from __future__ import annotations
+
+import json
+
+from pipelines.request import ClipGuidancePreset, GenerationRequest, Sampler
+from server import __version__
+
+KEY = "parameters"
+
+_SAMPLER_NAMES = {
+    Sampler.DDIM: "DDIM",
+    Sampler.DDPM: "DDPM",
+    Sampler.K_DPMPP_2M: "DPM++ 2M",
+    Sampler.K_DPMPP_2S_ANCESTRAL: "DPM++ 2S a",
+    Sampler.K_DPM_2: "DPM2",
+    Sampler.K_DPM_2_ANCESTRAL: "DPM2 a",
+    Sampler.K_EULER: "Euler",
+    Sampler.K_EULER_ANCESTRAL: "Euler a",
+    Sampler.K_HEUN: "Heun",
+    Sampler.K_LMS: "LMS",
+}
+"""The names by which A1111 knows the samplers."""
+
+
+def parameters_text(request: GenerationRequest, model_name: str) -> str:
+    """The prompt, the negative prompt if there is one, and a line of settings."""
+    settings = {
+        "Steps": str(request.steps),
+        "Sampler": _SAMPLER_NAMES[request.sampler],
+        "CFG scale": f"{request.cfg_scale:g}",
+        "Seed": str(request.seed),
+        "Size": f"{request.width}x{request.height}",
+        "Model": model_name,
+        "Denoising strength": f"{1 - request.image_strength:.6g}",
+    }
+    if request.clip_guidance is not ClipGuidancePreset.NONE:
+        settings["CLIP guidance"] = request.clip_guidance.value
+    if request.tile:
+        settings["Tiling"] = "True"
+    settings["Version"] = f"img2img-server {__version__}"
+    lines = [request.prompt]
+    if request.negative_prompt:
+        lines.append(f"Negative prompt: {request.negative_prompt}")
+    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in settings.items()))
+    return "\n".join(lines)
+
+
+def _quoted(value: str) -> str:
+    # A1111 quotes values that its own comma- and colon-separated line could not hold.
+    return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ",:\n") else value

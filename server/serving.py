@@ -1,0 +1,109 @@
+"""Runs the application under uvicorn, and ends it in order on SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from server.app import create_app
+from server.engine_host import EngineHost, ModelStarter, load_model
+from server.envelope import failure
+from server.settings import Settings, unknown_variables
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECONDS = 75
+"""Longer than the usual proxies keep an idle connection, so that they close it and not we."""
+
+SEND_SECONDS = 10
+"""What finished answers get to reach their clients once the engine has drained."""
+
+
+class DrainingServer(uvicorn.Server):
+    """A uvicorn server that, told to stop, first finishes what runs while it refuses new work.
+
+    Uvicorn alone closes its port at once, and ends by the signal's own death instead of exit 0.
+    """
+
+    def __init__(self, config: uvicorn.Config, host: EngineHost, grace_period: float) -> None:
+        super().__init__(config)
+        self._host = host
+        self._grace_period = grace_period
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._host.refuse_new()
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        logger.info("draining", extra={"fields": {"grace_period": self._grace_period}})
+        drain = asyncio.ensure_future(self._host.drain(self._grace_period))
+        while not drain.done() and not self.force_exit:
+            await asyncio.wait((drain,), timeout=0.1)
+        await super().shutdown(sockets)
+
+
+def serve(settings: Settings, starter: ModelStarter = load_model) -> str | None:
+    """Serve until told to stop; the reason if it ended because `starter` could not start.
+
+    Raises server.app.ConfigurationError.
+    """
+    for line in unknown_variables():
+        logger.warning(line)
+    stopping: list[DrainingServer] = []
+
+    def stop() -> None:
+        for server in stopping:
+            server.should_exit = True
+
+    app = create_app(settings, starter=starter, on_start_failure=stop)
+    server = DrainingServer(_config(app, settings), app.state.engine_host, settings.grace_period)
+    stopping.append(server)
+    if settings.no_auth and settings.api_keys:
+        logger.warning("API keys are set, but no_auth lets every request in")
+    server.run()
+    reason = app.state.engine_host.failure
+    return None if reason is None else str(reason) or repr(reason)
+
+
+def _answer_invalid_http(protocol: Any, _: str) -> None:
+    """What is no HTTP never reaches the application; uvicorn would answer it in plain text."""
+    body = bytes(failure(400, "this is not a valid HTTP request").body)
+    head = (
+        "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    protocol.transport.write(head.encode() + body)
+    protocol.transport.close()
+
+
+_EnvelopedProtocol: type[asyncio.Protocol] = type(
+    "EnvelopedProtocol", (AutoHTTPProtocol,), {"send_400_response": _answer_invalid_http}
+)
+
+
+def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=_EnvelopedProtocol,
+        lifespan="on",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(settings.forwarded_allow_ips),
+        forwarded_allow_ips=list(settings.forwarded_allow_ips),
+        workers=1,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=SEND_SECONDS,
+    )

@@ -1,0 +1,192 @@
+"""Every setting, in one frozen class that is the only reader of the environment.
+
+Each field is read from `IMG2IMG_` and its name in capitals; what the command line gives wins.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+ENV_PREFIX = "IMG2IMG_"
+MIB = 1024 * 1024
+
+
+def split_list(value: object) -> object:
+    """`"a, b"` or `'["a", "b"]'` as a list; anything that is not a string, unchanged."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.startswith("["):
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise ValueError("starts with [ but is not a JSON list") from None
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+StringList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
+SecretList = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(split_list)]
+
+
+class Settings(BaseSettings):
+    """What an operator can choose. Lists are comma separated or JSON."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        # A value may be a key: an error message must not repeat it.
+        hide_input_in_errors=True,
+        # `model` is the field's own word for the weights.
+        protected_namespaces=(),
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+
+    api_keys: SecretList = Field(
+        (),
+        description="Keys that clients may use. Without any, requests are open, which is only "
+        "allowed on a loopback address.",
+    )
+    no_auth: bool = Field(
+        False, description="Ask for no key, whatever the address and whatever keys are set."
+    )
+
+    model: str = Field(
+        "embedded",
+        min_length=1,
+        description="Weights: `embedded`, a folder in diffusers' layout, or a hub id.",
+    )
+    model_revision: str | None = Field(
+        None, description="Revision (commit or tag) of a hub model; pins what is downloaded."
+    )
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1` and so on.")
+    dtype: str = Field(
+        "auto", description="`auto`, `float32`, `float16` or `bfloat16`; auto follows the device."
+    )
+    threads: int = Field(0, ge=0, description="CPU threads a tensor operation uses; 0: torch's.")
+
+    max_queue: int = Field(
+        64,
+        ge=1,
+        description="Requests that may wait or run; one more is answered 503, Retry-After.",
+    )
+    max_batch: int = Field(16, ge=1, description="Requests that run at the same time, at most.")
+    request_timeout: float = Field(
+        300.0,
+        gt=0,
+        description="Seconds a request may take, and its upload as well; then it is answered 504.",
+    )
+    grace_period: float = Field(
+        30.0, ge=0, description="Seconds that running requests get to finish after SIGTERM."
+    )
+    max_upload_mib: float = Field(
+        20.0, gt=0, description="Largest picture file taken, in MiB; a larger one is answered 413."
+    )
+    picture_threads: int = Field(
+        4, ge=1, le=64, description="Threads that decode uploads and encode answers."
+    )
+
+    cors_origins: StringList = Field(
+        (), description="Origins whose pages may call this server from a browser; `*` for any."
+    )
+    root_path: str = Field(
+        "", description="Path prefix a reverse proxy serves this server under, such as `/images`."
+    )
+    forwarded_allow_ips: StringList = Field(
+        (),
+        description="Addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto "
+        "are believed.",
+    )
+    errors_as_200: bool = Field(
+        False,
+        description="Answer failures with HTTP 200, for clients that only read `code`; the true "
+        "status is then in X-Status. Health checks keep theirs.",
+    )
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe level that is logged."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="`text` (key=value) or `json`, one line an event, on standard error."
+    )
+
+    @field_validator("api_keys")
+    @classmethod
+    def _no_empty_key(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if any(not key.get_secret_value().strip() for key in keys):
+            raise ValueError("holds an empty key")
+        return tuple(SecretStr(key.get_secret_value().strip()) for key in keys)
+
+    @field_validator("root_path")
+    @classmethod
+    def _plain_root_path(cls, path: str) -> str:
+        path = path.strip().rstrip("/")
+        if path and not path.startswith("/"):
+            raise ValueError("does not start with /")
+        return path
+
+    @field_validator("log_level", "log_format", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @property
+    def asks_for_key(self) -> bool:
+        """Whether a request needs one of `api_keys`."""
+        return bool(self.api_keys) and not self.no_auth
+
+    @property
+    def max_upload_bytes(self) -> int:
+        return int(self.max_upload_mib * MIB)
+
+    def exposure_problem(self) -> str | None:
+        """Why these settings would open the server to strangers, or None."""
+        if self.api_keys or self.no_auth or is_loopback(self.host):
+            return None
+        return (
+            f"Refusing to listen on {self.host} without API keys: anyone who reaches this address "
+            f"could use the server. Set {ENV_PREFIX}API_KEYS, listen on 127.0.0.1, or give "
+            f"--no-auth ({ENV_PREFIX}NO_AUTH=true) if something in front checks who calls."
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is only reached from this machine. A name other than localhost is not."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def environment_name(field: str) -> str:
+    """The environment variable a setting is read from."""
+    return ENV_PREFIX + field.upper()
+
+
+def unknown_variables(environment: Mapping[str, str] | None = None) -> list[str]:
+    """A line for each `IMG2IMG_` variable that is no setting, with the nearest name."""
+    names = os.environ if environment is None else environment
+    known = {environment_name(field) for field in Settings.model_fields}
+    return [_name_typo(name, known) for name in sorted(names) if _is_unknown(name, known)]
+
+
+def _is_unknown(name: str, known: Iterable[str]) -> bool:
+    return name.upper().startswith(ENV_PREFIX) and name.upper() not in known
+
+
+def _name_typo(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name.upper(), list(known), n=1)
+    return f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else "")

@@ -1,0 +1,239 @@
+"""Every row of the contract and of what it leaves open, against a real server."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from PIL import Image
+
+from pipelines.request import ClipGuidancePreset, Sampler
+from server.images import prepare_picture
+from server.schemas import STYLE_PRESETS, ResizeMode
+from tests.contract.conftest import KEY, PATH, QUICK, Client
+from tests.server.failures import assert_failure
+from tests.server.pictures import file_of, gradient, max_difference
+
+UNCHANGED = {"image_strength": 1.0}
+"""The answer is then the fitted picture itself, at once."""
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("size", "asked", "made"),
+    [
+        ((600, 400), {}, (576, 384)),
+        ((451, 300), {}, (512, 320)),
+        ((600, 400), {"width": 512}, (512, 320)),
+        ((600, 400), {"height": 512}, (768, 512)),
+        ((600, 400), {"width": 320, "height": 1536}, (320, 1536)),
+        ((600, 400), {"width": "", "height": " "}, (576, 384)),
+        ((1, 1), {}, (320, 320)),
+        ((10_000, 1), {}, (1536, 320)),
+    ],
+)
+def test_size(
+    client: Client, size: tuple[int, int], asked: dict[str, Any], made: tuple[int, int]
+) -> None:
+    picture = file_of(gradient(*size))
+    assert client.ask(picture, **UNCHANGED, **asked).image.size == made
+
+
+@pytest.mark.parametrize("mode", ResizeMode)
+def test_image_strength_1_gives_the_fitted_picture(
+    client: Client, picture: bytes, mode: ResizeMode
+) -> None:
+    answer = client.ask(picture, **UNCHANGED, width=448, height=448, resize_mode=mode.value)
+    assert max_difference(answer.image, prepare_picture(picture, 448, 448, mode)) == 0
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_formats(client: Client, file_format: str) -> None:
+    picture = file_of(gradient(320, 320), file_format)
+    answer = client.ask(picture, **UNCHANGED)
+    assert np.abs(np.asarray(answer.image).astype(int) - np.asarray(gradient(320, 320))).mean() < 12
+
+
+# Seeds
+
+
+def test_the_same_seed_gives_the_same_bytes(client: Client, small_picture: bytes) -> None:
+    first = client.ask(small_picture, **QUICK, seed=11)
+    again = client.ask(small_picture, **QUICK, seed=11)
+    other = client.ask(small_picture, **QUICK, seed=12)
+    assert (first.seed, other.seed) == (11, 12)
+    assert first.png == again.png
+    assert max_difference(first.image, other.image) > 0
+
+
+@pytest.mark.parametrize("seed", [{}, {"seed": 0}, {"seed": ""}])
+def test_the_seed_that_is_told_gives_the_picture_again(
+    client: Client, small_picture: bytes, seed: dict[str, Any]
+) -> None:
+    first = client.ask(small_picture, **QUICK, **seed)
+    assert 1 <= first.seed <= 4294967295
+    assert client.ask(small_picture, **QUICK, seed=first.seed).png == first.png
+    assert client.ask(small_picture, **QUICK, **seed).seed != first.seed
+
+
+def test_the_largest_seed(client: Client, small_picture: bytes) -> None:
+    assert client.ask(small_picture, **QUICK, seed=4294967295).seed == 4294967295
+
+
+# Every name of the contract
+
+
+@pytest.mark.parametrize("sampler", [sampler.value for sampler in Sampler])
+def test_sampler(client: Client, small_picture: bytes, sampler: str) -> None:
+    answer = client.ask(small_picture, **{**QUICK, "image_strength": 0.8}, sampler=sampler, seed=1)
+    assert answer.image.size == (320, 320)
+    assert np.asarray(answer.image).std() > 1
+
+
+@pytest.mark.parametrize("style", STYLE_PRESETS)
+def test_style_preset(client: Client, small_picture: bytes, style: str) -> None:
+    answer = client.ask(small_picture, **QUICK, style_preset=style, seed=1)
+    assert answer.image.size == (320, 320)
+
+
+@pytest.mark.parametrize("preset", [preset.value for preset in ClipGuidancePreset])
+def test_clip_guidance_preset(client: Client, small_picture: bytes, preset: str) -> None:
+    answer = client.ask(small_picture, **QUICK, clip_guidance_preset=preset, seed=1)
+    assert answer.image.size == (320, 320)
+
+
+# Numbers and text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"cfg_scale": 0},
+        {"cfg_scale": 1},
+        {"cfg_scale": 7.5},
+        {"cfg_scale": 35},
+        {"image_strength": 0},
+        {"steps": "10.0"},
+        {"prompt": "黒い髪 🦊"},
+        {"prompt": "word " * 400},
+        {"negative_prompt": "a red square"},
+        {"unknown_field": "ignored"},
+    ],
+)
+def test_values_that_are_taken(
+    client: Client, small_picture: bytes, fields: dict[str, Any]
+) -> None:
+    answer = client.ask(small_picture, **{**QUICK, **fields})
+    assert answer.image.size == (320, 320)
+
+
+def test_the_picture_depends_on_prompt_scale_and_strength(
+    client: Client, small_picture: bytes
+) -> None:
+    base = {**QUICK, "image_strength": 0.5, "seed": 5}
+    first = client.ask(small_picture, **base).image
+    for change in ({"prompt": "a red house"}, {"cfg_scale": 1}, {"image_strength": 0.2}):
+        assert max_difference(client.ask(small_picture, **{**base, **change}).image, first) > 0
+
+
+def test_the_settings_are_in_the_png(client: Client, small_picture: bytes) -> None:
+    answer = client.ask(small_picture, **QUICK, seed=8, prompt="a blue circle", sampler="K_HEUN")
+    with Image.open(io.BytesIO(answer.png)) as image:
+        text = image.text["parameters"]  # type: ignore[attr-defined]
+    assert text.startswith("a blue circle\nSteps: 10, Sampler: Heun, CFG scale: 7, Seed: 8, ")
+    assert "Size: 320x320, " in text
+    assert "Denoising strength: 0.1, " in text
+
+
+# Failures
+
+
+def test_400_names_everything_that_is_wrong(client: Client) -> None:
+    response = client.post(
+        picture=b"no picture", steps=5, cfg_scale="nan", sampler="X", seed=-1, width=330
+    )
+    assert_failure(
+        response,
+        400,
+        "init_image: the file is no picture",
+        "prompt: is required",
+        "steps: 5 is not in 10..50",
+        "cfg_scale: nan is not a number in 0..35",
+        "sampler: X is not one of DDIM, DDPM",
+        "seed: -1 is not in 0..4294967295",
+        "width: 330 is not a multiple of 64 in 320..1536",
+    )
+
+
+def test_400_without_the_picture(client: Client) -> None:
+    files = {"other": ("a", b"x")}
+    response = requests.post(
+        client.server.url + PATH,
+        data={"prompt": "a"},
+        files=files,
+        headers={"Authorization": KEY},
+        timeout=60,
+    )
+    assert_failure(response, 400, "init_image: is required")
+
+
+@pytest.mark.parametrize("header", ["Authentication", "Authorization"])
+@pytest.mark.parametrize("value", [KEY, f"Bearer {KEY}"])
+def test_key_headers(client: Client, header: str, value: str) -> None:
+    response = requests.post(client.server.url + PATH, headers={header: value}, timeout=60)
+    assert_failure(response, 415)
+
+
+@pytest.mark.parametrize("key", [None, "wrong"])
+def test_401(client: Client, small_picture: bytes, key: str | None) -> None:
+    assert_failure(client.post(picture=small_picture, key=key, prompt="a"), 401, "API key")
+
+
+def test_404_and_405(client: Client) -> None:
+    assert_failure(client.server.get("/nothing"), 404)
+    response = client.server.get(PATH)
+    assert_failure(response, 405)
+    assert response.headers["allow"] == "POST"
+
+
+def test_413(client: Client) -> None:
+    over = b"\x89PNG" + b"\x00" * (20 * 1024 * 1024)
+    assert_failure(client.post(picture=over, prompt="a"), 413, "20 MiB")
+    much_over = b"\x00" * (25 * 1024 * 1024)
+    assert_failure(client.post(picture=much_over, prompt="a"), 413)
+
+
+def test_415(client: Client) -> None:
+    response = requests.post(
+        client.server.url + PATH, json={"prompt": "a"}, headers={"Authorization": KEY}, timeout=60
+    )
+    assert_failure(response, 415, "multipart/form-data")
+    assert_failure(client.post(picture=None, prompt="a"), 415, "multipart/form-data")
+
+
+def test_malformed_multipart(client: Client) -> None:
+    headers = {"Authorization": KEY, "Content-Type": "multipart/form-data; boundary=x"}
+    response = requests.post(
+        client.server.url + PATH, data=b"--x\r\nnothing", headers=headers, timeout=60
+    )
+    assert_failure(response, 400, "malformed multipart form")
+
+
+def test_cors(client: Client) -> None:
+    response = requests.options(
+        client.server.url + PATH,
+        headers={"Origin": "https://a.example", "Access-Control-Request-Method": "POST"},
+        timeout=60,
+    )
+    assert response.status_code == 200
+    assert response.headers["access-control-allow-origin"] == "https://a.example"
+
+
+def test_no_key_is_in_the_log(client: Client) -> None:
+    assert "server.access" in client.server.log
+    assert KEY not in client.server.log

@@ -1,0 +1,37 @@
+"""A server that is full, one that is too slow, and one that is told to stop."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.contract.conftest import KEY, Client, contract_model
+from tests.server.failures import assert_failure
+from tests.server.server_process import running_server
+
+LONG = {"prompt": "a", "width": 768, "height": 768, "steps": 50, "image_strength": 0, "seed": 1}
+
+
+def test_busy_deadline_and_shutdown(tmp_path: Path, small_picture: bytes) -> None:
+    settings = {
+        "model": contract_model(),
+        "api_keys": KEY,
+        "max_queue": "1",
+        "request_timeout": "8",
+        "grace_period": "60",
+    }
+    with (
+        running_server("server.cli", tmp_path, "serve", **settings) as server,
+        ThreadPoolExecutor() as pool,
+    ):
+        client = Client(server)
+        server.wait_for("/health/ready", seconds=300)
+        slow = pool.submit(client.post, picture=small_picture, **{**LONG, "sampler": "K_HEUN"})
+        time.sleep(3.0)
+        refused = client.post(picture=small_picture, prompt="a")
+        assert_failure(refused, 503)
+        assert server.get("/health/live").status_code == 200
+        assert_failure(slow.result(), 504, "within 8 s")
+        server.terminate()
+        assert server.exit_status() == 0, server.log

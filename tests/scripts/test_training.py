@@ -1,0 +1,203 @@
+"""The training code: vocabulary, starts, schedules, resuming, and the folder that export writes."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
+from embedded.captions import caption
+from embedded.world import sample_scene
+from PIL import Image
+from training.clip import _WithHeads, embed_text, make_clip, make_tokenizer
+from training.data import draw_scenes, to_model
+from training.export import export
+from training.tokenizer import encode, learn_merges
+from training.trainer import Plan, Run
+from training.unet import GAMMA, alphas_cumprod, make_unet
+from training.vae import finished_vae, make_vae, psnr, train_vae
+from transformers import CLIPModel, CLIPTokenizer
+
+from pipelines.styles import STYLES
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def training_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training folder as it is before the first step: every checkpoint holds a start."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("training")
+    tokenizer = make_tokenizer(folder / "tokenizer")
+    clip = _WithHeads(make_clip(tokenizer))
+    unet = make_unet(clip.clip.config.text_config.hidden_size)
+    states = {"vae": make_vae().state_dict(), "clip": clip.state_dict(), "unet": unet.state_dict()}
+    for name, weights in states.items():
+        (folder / name).mkdir()
+        state = {"model": weights, "averages": {}, "step": 0}
+        torch.save(state, folder / name / "checkpoint.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(training_folder: Path) -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(training_folder / "tokenizer")
+
+
+@contextmanager
+def no_logged_warnings() -> Iterator[None]:
+    """Fail where diffusers or transformers, whose loggers do not propagate, warn of anything."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = records.append  # type: ignore[method-assign]
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+    assert [record.getMessage() for record in records] == []
+
+
+def test_every_word_of_captions_and_templates_is_one_token(tokenizer: CLIPTokenizer) -> None:
+    rng = np.random.default_rng(77)
+    texts = [caption(sample_scene(rng, 128, 128, split="any"), rng) for _ in range(300)]
+    texts += [style.negative_prompt for style in STYLES.values()]
+    for text in texts:
+        pieces = tokenizer.tokenize(text)
+        broken = [piece for piece in pieces if not piece.endswith("</w>")]
+        assert broken == [], text
+
+
+@pytest.mark.parametrize("text", ["a zyx qwrt", "日本語 ñandú", "🦊!", "x" * 40])
+def test_words_never_seen_are_spelt_in_bytes(tokenizer: CLIPTokenizer, text: str) -> None:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids).replace(" ", "") == text.replace(" ", "")
+
+
+def test_texts_are_padded_and_cut_as_stable_diffusion_does(tokenizer: CLIPTokenizer) -> None:
+    end = tokenizer.eos_token_id
+    empty, long = encode(tokenizer, ["", "red " * 100])
+    assert empty == [tokenizer.bos_token_id] + [end] * 76
+    assert len(long) == 77
+    assert long[-1] == end
+    assert tokenizer("A RED Circle")["input_ids"] == tokenizer("a red circle")["input_ids"]
+
+
+def test_merges_take_the_commonest_pair_first_and_end_in_whole_words() -> None:
+    merges = learn_merges(Counter({"aab": 3, "ab": 1}))
+    assert merges[0] == ("a", "b</w>")
+    assert merges[-1] == ("a", "ab</w>")
+
+
+def test_a_padded_text_embeds_as_its_own_length_does(tokenizer: CLIPTokenizer) -> None:
+    torch.manual_seed(1)
+    clip = make_clip(tokenizer).eval()
+    texts = ["a red circle", "a blue house next to a green tree on a grass background"]
+    ids = torch.tensor(encode(tokenizer, texts))
+    with torch.no_grad():
+        together = embed_text(clip, ids)
+        alone = torch.cat([embed_text(clip, row[None]) for row in ids])
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert not torch.allclose(together[0], together[1], atol=1e-2)
+
+
+def test_the_autoencoder_starts_with_the_colours_of_its_input() -> None:
+    pictures = to_model(draw_scenes(4, (128, 128), 5, styled=0.0).pictures)
+    vae = make_vae().eval()
+    with torch.no_grad():
+        output = vae.decode(vae.encode(pictures).latent_dist.mean).sample
+    means = (pictures.mean(dim=(2, 3)), output.mean(dim=(2, 3)))
+    together = torch.corrcoef(torch.stack([m.flatten() for m in means]))[0, 1]
+    assert together > 0.7
+    assert psnr(pictures, output) > psnr(pictures, torch.zeros_like(pictures)) - 3
+
+
+def test_the_scaling_factor_gives_latents_of_unit_variance(training_folder: Path) -> None:
+    vae = finished_vae(training_folder / "vae", CPU)
+    pictures = to_model(draw_scenes(32, (192, 192), 8).pictures)
+    with torch.no_grad():
+        posterior = vae.encode(pictures).latent_dist
+    assert float((posterior.mean * vae.config.scaling_factor).std()) == pytest.approx(1, abs=0.15)
+    assert float((posterior.std / posterior.mean.std()).max()) < 0.2
+
+
+def test_sharpening_leaves_the_latents_as_they_were(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    train_vae(tmp_path, 2, 10, CPU, crop_count=16)
+    first = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["model"]
+    train_vae(tmp_path, 4, 10, CPU, crop_count=16, decoder_only=True)
+    second = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["model"]
+    latents = [k for k in first if k.startswith(("encoder.", "quant_conv."))]
+    assert latents
+    assert all(torch.equal(first[k], second[k]) for k in latents)
+    decoder = [k for k in first if k.startswith("decoder.")]
+    assert any(not torch.equal(first[k], second[k]) for k in decoder)
+
+
+def test_noise_is_added_on_stable_diffusions_schedule() -> None:
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000
+    )
+    assert torch.allclose(alphas_cumprod().float(), scheduler.alphas_cumprod, atol=1e-5)
+    assert GAMMA == 5.0
+
+
+def run_of(folder: Path, steps: int, stop: int) -> torch.Tensor:
+    """Train a line through fixed points, up to step `stop` of a plan of `steps`."""
+    torch.manual_seed(4)
+    model = torch.nn.Linear(3, 1)
+    plan = Plan(steps, 1e-2, warm_up=2, ema=0.9, log_every=100, save_every=100)
+    run = Run(folder, model, plan)
+
+    def step(index: int) -> dict[str, torch.Tensor]:
+        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(index))
+        if run.step + 1 >= stop:
+            object.__setattr__(plan, "minutes", 0.0)
+        return {"loss": (model(x) - x.sum(dim=1, keepdim=True)).pow(2).mean()}
+
+    run.train(step)
+    assert run.step == stop
+    return run.averaged_weights()["weight"].clone()
+
+
+def test_a_run_that_stopped_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
+    whole = run_of(tmp_path / "whole", 12, 12)
+    run_of(tmp_path / "parts", 12, 5)
+    assert torch.equal(run_of(tmp_path / "parts", 12, 12), whole)
+
+
+def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
+    plan = Plan(1000, 1e-3, warm_up=100)
+    assert plan.rate(0) < plan.rate(50) < plan.rate(99)
+    assert plan.rate(99) > plan.rate(500) > plan.rate(999) > 0
+    assert plan.rate(1000) == 0
+
+
+def test_export_writes_what_diffusers_loads_unchanged(training_folder: Path, tmp_path: Path) -> None:
+    export(training_folder, tmp_path / "model")
+    with no_logged_warnings():
+        pipe = StableDiffusionImg2ImgPipeline.from_pretrained(tmp_path / "model")
+        clip = CLIPModel.from_pretrained(tmp_path / "model" / "clip")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.safety_checker is None
+    assert clip.config.projection_dim > 0
+    assert pipe.text_encoder.config.hidden_size == pipe.unet.config.cross_attention_dim
+    source = Image.new("RGB", (64, 64), (200, 40, 40))
+    made = pipe("a red circle", image=source, strength=0.5, num_inference_steps=2).images[0]
+    assert made.size == (64, 64)
+    kept = torch.load(training_folder / "clip" / "checkpoint.pt", weights_only=True)["model"]
+    name = "text_model.encoder.layers.0.mlp.fc1.weight"
+    tower = pipe.text_encoder.state_dict()
+    exported = tower.get(name, tower.get(name.removeprefix("text_model.")))
+    assert exported is not None
+    assert torch.allclose(exported, kept[f"clip.{name}"], atol=1e-3)

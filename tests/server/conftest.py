@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from server.app import create_app
+from server.settings import ENV_PREFIX, Settings
+from tests.server.pictures import file_of, four_corners
+from tests.server.stub_engine import StubEngine
+
+PATH = "/api/generate/basic/imageToImage"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.upper().startswith(ENV_PREFIX):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    """The command line sets up the process's logging."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def quiet_test_client() -> None:
+    """The client under TestClient logs whole addresses; only the server's lines are of interest."""
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+
+
+@pytest.fixture
+def engine() -> StubEngine:
+    return StubEngine()
+
+
+MakeClient = Callable[..., TestClient]
+
+
+@pytest.fixture
+def make_client(engine: StubEngine) -> Iterator[MakeClient]:
+    """Makes clients of an application with the given settings, whose engine is the stub."""
+    with ExitStack() as stack:
+
+        def make(**settings: Any) -> TestClient:
+            app = create_app(Settings(**settings), starter=engine.starter())
+            client = stack.enter_context(
+                TestClient(app, raise_server_exceptions=False, follow_redirects=False)
+            )
+            give_up = time.monotonic() + 10
+            while not engine.ready and time.monotonic() < give_up:
+                time.sleep(0.005)
+            assert engine.ready
+            return client
+
+        yield make
+
+
+@pytest.fixture
+def client(make_client: MakeClient) -> TestClient:
+    return make_client()
+
+
+@pytest.fixture(scope="session")
+def picture_file() -> bytes:
+    return file_of(four_corners(640, 320))
+
+
+Send = Callable[..., Any]
+
+
+@pytest.fixture
+def send(client: TestClient, picture_file: bytes) -> Send:
+    """Posts the form: the picture, a prompt, and what is given; None leaves a field out."""
+
+    def post(
+        files: dict[str, Any] | None = None, headers: dict[str, str] | None = None, **fields: Any
+    ) -> Any:
+        data = {"prompt": "a cat", **fields}
+        return client.post(
+            PATH,
+            data={name: value for name, value in data.items() if value is not None},
+            files={"init_image": ("a.png", picture_file)} if files is None else files,
+            headers=headers,
+        )
+
+    return post

@@ -1,0 +1,74 @@
+"""An engine without a model: it gives back the picture it got, when it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from pipelines.errors import EngineDraining, GenerationCancelled, GenerationError
+from pipelines.request import GenerationRequest, GenerationResult, Progress
+from server.engine_host import LoadedModel, ModelStarter
+from server.settings import Settings
+
+
+class StubHandle:
+    """Ends at once, or when `gate` is set; with `outcome` if that is an error."""
+
+    def __init__(self, engine: StubEngine, request: GenerationRequest) -> None:
+        self.engine = engine
+        self.request = request
+        self.cancelled = False
+
+    async def result(self) -> GenerationResult:
+        while self.engine.holding and not self.cancelled:
+            await asyncio.sleep(0.005)
+        if self.cancelled:
+            raise GenerationCancelled("withdrawn")
+        if self.engine.outcome is not None:
+            raise self.engine.outcome
+        return GenerationResult(self.request.image, self.request.seed)
+
+    async def progress(self) -> AsyncIterator[Progress]:
+        yield Progress(1, 1)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class StubEngine:
+    def __init__(self) -> None:
+        self.ready = False
+        self.alive = False
+        self.holding = False
+        self.refusal: GenerationError | None = None
+        self.outcome: BaseException | None = None
+        self.handles: list[StubHandle] = []
+        self.timeouts: list[float | None] = []
+        self.drained_with: list[float] = []
+
+    def start(self) -> None:
+        self.ready = self.alive = True
+
+    def submit(self, request: GenerationRequest, timeout: float | None = None) -> StubHandle:
+        if self.refusal is not None:
+            raise self.refusal
+        if self.drained_with:
+            raise EngineDraining("the server is shutting down", 5.0)
+        handle = StubHandle(self, request)
+        self.handles.append(handle)
+        self.timeouts.append(timeout)
+        return handle
+
+    def drain(self, grace: float) -> None:
+        self.drained_with.append(grace)
+        self.ready = self.alive = False
+
+    @property
+    def last_request(self) -> GenerationRequest:
+        return self.handles[-1].request
+
+    def starter(self) -> ModelStarter:
+        def start(_: Settings) -> LoadedModel:
+            return LoadedModel(engine=self, name="stub", device="cpu", dtype="float32")
+
+        return start

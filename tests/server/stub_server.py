@@ -1,0 +1,64 @@
+"""A real server process with an engine that only waits: as many seconds as the prompt says.
+
+Run as `python -m tests.server.stub_server`, with the settings in the environment. With a model
+named `slow` loading takes a second, with one named `broken` it fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+
+from pipelines.errors import EngineDraining
+from pipelines.request import GenerationRequest, GenerationResult
+from server.engine_host import LoadedModel, StartError
+from server.serving import serve
+from server.settings import Settings
+from server.telemetry import configure_logging
+from tests.server.stub_engine import StubEngine, StubHandle
+
+
+class WaitingHandle(StubHandle):
+    async def result(self) -> GenerationResult:
+        engine = self.engine
+        assert isinstance(engine, WaitingEngine)
+        until = time.monotonic() + float(self.request.prompt)
+        while time.monotonic() < until and not self.cancelled:
+            await asyncio.sleep(0.01)
+            if engine.stopped:
+                raise EngineDraining("the server is shutting down", 5.0)
+        engine.running -= 1
+        return GenerationResult(self.request.image, self.request.seed)
+
+
+class WaitingEngine(StubEngine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.running = 0
+        self.stopped = False
+
+    def submit(self, request: GenerationRequest, timeout: float | None = None) -> StubHandle:
+        self.running += 1
+        return WaitingHandle(self, request)
+
+    def drain(self, grace: float) -> None:
+        until = time.monotonic() + grace
+        while self.running and time.monotonic() < until:
+            time.sleep(0.01)
+        self.stopped = True
+        super().drain(grace)
+
+
+def start(settings: Settings) -> LoadedModel:
+    if settings.model == "broken":
+        raise StartError("no such weights")
+    if settings.model == "slow":
+        time.sleep(1.0)
+    return LoadedModel(engine=WaitingEngine(), name="stub", device="cpu", dtype="float32")
+
+
+if __name__ == "__main__":
+    settings = Settings()
+    configure_logging(settings.log_level, settings.log_format)
+    sys.exit(serve(settings, start))

@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from server.app import ConfigurationError, create_app
+from server.engine_host import LoadedModel
+from server.settings import Settings
+from tests.server.conftest import PATH, MakeClient
+from tests.server.failures import assert_failure
+from tests.server.stub_engine import StubEngine
+
+# Failures of the framework
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/api/generate/basic/imagetoimage", PATH + "/"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_unknown_paths(client: TestClient, method: str, path: str) -> None:
+    assert_failure(client.request(method, path), 404, f"nothing is at {path}")
+
+
+@pytest.mark.parametrize("path", ["/static/nothing.js", "/static/../settings.py", "/redoc"])
+def test_unknown_files(client: TestClient, path: str) -> None:
+    assert_failure(client.get(path), 404)
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "BREW"])
+def test_wrong_method(client: TestClient, method: str) -> None:
+    response = client.request(method, PATH)
+    assert_failure(response, 405, f"{method} is not allowed", "allowed: POST")
+    assert response.headers["allow"] == "POST"
+
+
+def test_head(client: TestClient) -> None:
+    assert client.head(PATH).status_code == 405
+    assert client.head("/nothing").status_code == 404
+    for path, status in (("/", 307), ("/docs", 200), ("/health/live", 200), ("/health/ready", 200)):
+        response = client.head(path)
+        assert (response.status_code, response.content) == (status, b""), path
+
+
+def test_files_cannot_be_posted_to(client: TestClient) -> None:
+    assert_failure(client.post("/static/swagger/swagger-ui.css"), 405)
+
+
+def test_an_error_in_the_application_is_a_500_that_tells_nothing(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    application: Any = client.app
+
+    @application.get("/broken")
+    def broken() -> None:
+        raise RuntimeError("the secret inside")
+
+    response = client.get("/broken", headers={"X-Request-Id": "id-7"})
+    assert assert_failure(response, 500) == "internal error, request id id-7"
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.exc_info
+    assert "the secret inside" in str(record.exc_info[1])
+
+
+# Request ids
+
+
+def test_every_answer_has_a_request_id(client: TestClient) -> None:
+    ids = {client.get(path).headers["x-request-id"] for path in ("/health/live", "/x", "/docs")}
+    assert len(ids) == 3
+
+
+@pytest.mark.parametrize(("offered", "taken"), [("abc.D-1_2", True), ("a b", False), ("é", False)])
+def test_a_sane_request_id_is_taken(client: TestClient, offered: str, taken: bool) -> None:
+    answer = client.get("/health/live", headers={"X-Request-Id": offered.encode()})
+    assert (answer.headers["x-request-id"] == offered) is taken
+    too_long = client.get("/health/live", headers={"X-Request-Id": "a" * 65})
+    assert too_long.headers["x-request-id"] != "a" * 65
+
+
+# CORS
+
+ORIGIN = "https://page.example"
+
+
+def preflight(client: TestClient, origin: str, method: str = "POST") -> Any:
+    asked = "authentication, authorization, x-request-id"
+    return client.options(
+        PATH,
+        headers={
+            "Origin": origin,
+            "Access-Control-Request-Method": method,
+            "Access-Control-Request-Headers": asked,
+        },
+    )
+
+
+def test_cors_is_off_by_default(client: TestClient) -> None:
+    assert_failure(preflight(client, ORIGIN), 405)
+    answer = client.get("/health/live", headers={"Origin": ORIGIN})
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_cors_for_named_origins(make_client: MakeClient) -> None:
+    client = make_client(cors_origins=(ORIGIN,))
+    allowed = preflight(client, ORIGIN)
+    assert allowed.status_code == 200
+    assert allowed.headers["access-control-allow-origin"] == ORIGIN
+    refused = preflight(client, "https://other.example")
+    assert_failure(refused, 400, "Disallowed CORS origin")
+    assert "access-control-allow-origin" not in refused.headers
+    assert_failure(preflight(client, ORIGIN, "DELETE"), 400, "Disallowed CORS method")
+
+
+def test_cors_headers_are_on_failures_too(make_client: MakeClient, engine: StubEngine) -> None:
+    client = make_client(cors_origins=(ORIGIN,))
+    engine.ready = False
+    for path, status in ((PATH, 503), ("/nothing", 404)):
+        response = client.post(path, headers={"Origin": ORIGIN})
+        assert_failure(response, status)
+        assert response.headers["access-control-allow-origin"] == ORIGIN
+        assert "Retry-After" in response.headers["access-control-expose-headers"]
+
+
+def test_cors_for_everyone(make_client: MakeClient) -> None:
+    assert preflight(make_client(cors_origins="*"), ORIGIN).status_code == 200
+
+
+# Behind a proxy
+
+
+@pytest.mark.parametrize("prefix", ["", "/images"])
+def test_root_path_whether_the_proxy_strips_it_or_not(make_client: MakeClient, prefix: str) -> None:
+    client = make_client(root_path="/images")
+    assert client.get(f"{prefix}/health/live").status_code == 200
+    assert client.get(f"{prefix}/static/swagger/swagger-ui.css").status_code == 200
+    assert client.get(f"{prefix}/").headers["location"] == "/images/docs"
+    docs = client.get(f"{prefix}/docs").text
+    assert "/images/static/swagger/swagger-ui-bundle.js" in docs
+    assert "/images/openapi.json" in docs
+    assert client.get(f"{prefix}/openapi.json").json()["servers"] == [{"url": "/images"}]
+    assert_failure(client.get(f"{prefix}{PATH}"), 405)
+    assert_failure(client.get(f"{prefix}/imagesX/health/live"), 404)
+
+
+def test_no_root_path_by_default(client: TestClient) -> None:
+    assert "servers" not in client.get("/openapi.json").json()
+    assert client.get("/").headers["location"] == "/docs"
+    assert_failure(client.get("/images/health/live"), 404)
+
+
+# Failures with HTTP 200
+
+
+def test_errors_as_200(make_client: MakeClient, engine: StubEngine) -> None:
+    client = make_client(errors_as_200=True, api_keys="key")
+    key = {"Authorization": "key"}
+    for response, status in (
+        (client.get("/nothing"), "404"),
+        (client.get(PATH), "405"),
+        (client.post(PATH), "401"),
+        (client.post(PATH, headers=key), "415"),
+    ):
+        assert_failure(response, 200)
+        assert response.headers["x-status"] == status
+    engine.ready = False
+    busy = client.post(PATH, headers=key)
+    assert_failure(busy, 200)
+    assert (busy.headers["x-status"], busy.headers["retry-after"]) == ("503", "5")
+    assert_failure(client.get("/health/ready"), 503)
+
+
+def test_health_checks_keep_their_status_under_a_root_path(
+    make_client: MakeClient, engine: StubEngine
+) -> None:
+    client = make_client(errors_as_200=True, root_path="/images")
+    engine.ready = False
+    for prefix in ("", "/images"):
+        assert_failure(client.get(f"{prefix}/health/ready"), 503)
+        assert_failure(client.get(f"{prefix}/nothing"), 200)
+
+
+def test_errors_have_their_status_by_default(client: TestClient) -> None:
+    assert "x-status" not in client.get("/nothing").headers
+
+
+# Health
+
+
+def test_health(client: TestClient, engine: StubEngine) -> None:
+    assert client.get("/health/live").json() == {
+        "code": 0,
+        "message": "success",
+        "data": {"status": "alive"},
+    }
+    ready = client.get("/health/ready")
+    assert ready.status_code == 200
+    assert ready.json()["data"] == {
+        "status": "ready",
+        "model": "stub",
+        "device": "cpu",
+        "dtype": "float32",
+    }
+    engine.ready = engine.alive = False
+    assert_failure(client.get("/health/live"), 503, "the engine has stopped")
+    assert_failure(client.get("/health/ready"), 503, "the engine has stopped")
+
+
+def test_live_but_not_ready_while_the_model_loads() -> None:
+    import threading
+
+    loaded, engine = threading.Event(), StubEngine()
+
+    def slow_start(settings: Settings) -> LoadedModel:
+        loaded.wait(10)
+        return engine.starter()(settings)
+
+    with TestClient(create_app(Settings(), starter=slow_start)) as client:
+        assert client.get("/health/live").status_code == 200
+        assert_failure(client.get("/health/ready"), 503, "the model is loading")
+        assert_failure(client.post(PATH), 503, "the model is loading")
+        loaded.set()
+
+
+def test_a_model_that_cannot_be_loaded(caplog: pytest.LogCaptureFixture) -> None:
+    import threading
+
+    failed = threading.Event()
+
+    def broken_start(_: Settings) -> LoadedModel:
+        raise RuntimeError("no such weights")
+
+    app = create_app(Settings(), starter=broken_start, on_start_failure=failed.set)
+    with TestClient(app) as client:
+        assert failed.wait(10)
+        assert_failure(client.get("/health/live"), 503, "could not be loaded")
+        assert_failure(client.get("/health/ready"), 503)
+        assert_failure(client.post(PATH), 503)
+    assert str(app.state.engine_host.failure) == "no such weights"
+    assert "no such weights" in caplog.text
+
+
+def test_the_end_of_the_lifespan_drains(engine: StubEngine, make_client: MakeClient) -> None:
+    client = make_client(grace_period=3.0)
+    application: Any = client.app
+    assert not engine.drained_with
+    asyncio.run(application.state.engine_host.drain(3.0))
+    asyncio.run(application.state.engine_host.drain(3.0))
+    assert engine.drained_with == [3.0]
+    assert_failure(client.get("/health/ready"), 503, "shutting down")
+    assert_failure(client.post(PATH), 503, "shutting down")
+    assert client.get("/health/live").status_code == 200
+
+
+def test_an_open_address_without_keys_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"Refusing to listen on 0\.0\.0\.0"):
+        create_app(Settings(host="0.0.0.0"))
+
+
+# The API's description
+
+
+def test_openapi_describes_the_form_and_the_answers(client: TestClient) -> None:
+    description = client.get("/openapi.json").json()
+    operation = description["paths"][PATH]["post"]
+    form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    assert form["init_image"]["format"] == "binary"
+    assert len(form["style_preset"]["enum"]) == 17
+    assert len(form["sampler"]["enum"]) == 10
+    assert len(form["clip_guidance_preset"]["enum"]) == 7
+    assert form["image_strength"] | {"description": ""} == {
+        "type": "number",
+        "minimum": 0,
+        "maximum": 1,
+        "default": 0.35,
+        "description": "",
+    }
+    assert set(operation["responses"]) == {"200", "400", "401", "413", "415", "500", "503", "504"}
+    for status, answer in operation["responses"].items():
+        if status != "200":
+            example = answer["content"]["application/json"]["example"]
+            assert list(example) == ["code", "message", "data"]
+            assert (example["code"], example["data"]) == (-1, None)
+    schemes = description["components"]["securitySchemes"]
+    assert {scheme["name"] for scheme in schemes.values()} == {"Authentication", "Authorization"}
+    assert operation["security"] == [{"Authentication": []}, {"Authorization": []}]
+    assert "$ref" not in json.dumps(operation["requestBody"])
+
+
+def test_docs_ask_nothing_of_another_host(client: TestClient) -> None:
+    page = client.get("/docs").text
+    assert "http://" not in page
+    assert "https://" not in page
+    for name in ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png", "LICENSE"):
+        assert client.get(f"/static/swagger/{name}").status_code == 200

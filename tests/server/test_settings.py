@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from server.settings import Settings, environment_name, is_loopback, unknown_variables
+
+
+def keys_of(settings: Settings) -> list[str]:
+    return [key.get_secret_value() for key in settings.api_keys]
+
+
+def test_every_setting_is_described_and_has_a_default() -> None:
+    Settings()
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert not field.is_required(), name
+
+
+def test_the_environment_is_read_and_arguments_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMG2IMG_PORT", "9001")
+    monkeypatch.setenv("IMG2IMG_MODEL", "owner/name")
+    assert Settings().port == 9001
+    settings = Settings(port=9002)
+    assert (settings.port, settings.model) == (9002, "owner/name")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("one", ["one"]),
+        ("one, two,", ["one", "two"]),
+        ('["one", "t,wo"]', ["one", "t,wo"]),
+        ("", []),
+    ],
+)
+def test_keys_are_a_list(monkeypatch: pytest.MonkeyPatch, text: str, expected: list[str]) -> None:
+    monkeypatch.setenv("IMG2IMG_API_KEYS", text)
+    assert keys_of(Settings()) == expected
+
+
+def test_lists_of_origins_and_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMG2IMG_CORS_ORIGINS", "https://a.example, https://b.example")
+    monkeypatch.setenv("IMG2IMG_FORWARDED_ALLOW_IPS", '["10.0.0.0/8"]')
+    settings = Settings()
+    assert settings.cors_origins == ("https://a.example", "https://b.example")
+    assert settings.forwarded_allow_ips == ("10.0.0.0/8",)
+
+
+@pytest.mark.parametrize("text", ['["secret-1", "  "]', '["secret-1"', '[["secret-1"]]'])
+def test_an_error_in_the_keys_does_not_repeat_them(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("IMG2IMG_API_KEYS", text)
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    assert "secret-1" not in str(caught.value)
+
+
+def test_keys_are_not_shown() -> None:
+    assert "secret-1" not in repr(Settings(api_keys=("secret-1",)))  # type: ignore[arg-type]
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError):
+        Settings().port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("port", 70000),
+        ("max_queue", 0),
+        ("request_timeout", 0),
+        ("grace_period", -1),
+        ("max_upload_mib", 0),
+        ("root_path", "images"),
+        ("log_level", "loud"),
+        ("no_such_setting", 1),
+    ],
+)
+def test_bad_values_are_refused(field: str, value: object) -> None:
+    with pytest.raises(ValidationError):
+        Settings(**{field: value})  # type: ignore[arg-type]
+
+
+def test_root_path_has_no_trailing_slash() -> None:
+    assert Settings(root_path="/images/").root_path == "/images"
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("", False),
+        ("192.168.1.2", False),
+        ("example.org", False),
+    ],
+)
+def test_loopback(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+
+
+def test_strangers_are_only_let_in_when_that_is_said() -> None:
+    assert Settings().exposure_problem() is None
+    assert "IMG2IMG_API_KEYS" in (Settings(host="0.0.0.0").exposure_problem() or "")
+    assert Settings(host="0.0.0.0", no_auth=True).exposure_problem() is None
+    with_key = Settings(host="0.0.0.0", api_keys="key")  # type: ignore[arg-type]
+    assert with_key.exposure_problem() is None
+    assert with_key.asks_for_key
+    assert not Settings(api_keys="key", no_auth=True).asks_for_key  # type: ignore[arg-type]
+
+
+def test_misspelt_variables_are_found() -> None:
+    environment = {"IMG2IMG_PORT": "1", "IMG2IMG_MODLE": "x", "OTHER": "y"}
+    assert unknown_variables(environment) == [
+        "IMG2IMG_MODLE is not a setting; did you mean IMG2IMG_MODEL?"
+    ]
+
+
+def test_environment_name() -> None:
+    assert environment_name("api_keys") == "IMG2IMG_API_KEYS"
