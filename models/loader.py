@@ -198,7 +198,7 @@ def _check_layout(folder: Path) -> None:
     for part in _PARTS:
         if not any((folder / part).glob("*.safetensors")):
             raise ModelLoadError(
-                f"{folder / part} has no .safetensors file (pickles are not read: they can run code)"
+                f"{folder / part} has no .safetensors file (pickles can run code and are not read)"
             )
 
 

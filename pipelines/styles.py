@@ -30,7 +30,7 @@ class Style:
 
 @dataclass(frozen=True)
 class StyledPrompt:
-    """What is encoded: the prompt in its style, everything to avoid, and whether edges must meet."""
+    """What is encoded: the prompt in its style, all to avoid, and whether edges must meet."""
 
     prompt: str
     negative_prompt: str
@@ -45,7 +45,9 @@ _PRESETS = (
     ),
     Style(
         name="analog-film",
-        prompt="a faded film snapshot of {prompt}, 35mm, warm washed tones, coarse grain, light leak",
+        prompt=(
+            "a faded film snapshot of {prompt}, 35mm, warm washed tones, coarse grain, light leak"
+        ),
         negative_prompt="digital render, neon, cartoon, crisp outline",
     ),
     Style(
@@ -55,7 +57,9 @@ _PRESETS = (
     ),
     Style(
         name="cinematic",
-        prompt="a movie frame of {prompt}, widescreen bars, graded tones, dramatic light, dark edges",
+        prompt=(
+            "a movie frame of {prompt}, widescreen bars, graded tones, dramatic light, dark edges"
+        ),
         negative_prompt="cartoon, sketch, flat light, blank paper",
     ),
     Style(
@@ -70,7 +74,9 @@ _PRESETS = (
     ),
     Style(
         name="enhance",
-        prompt="a retouched photo of {prompt}, crisp detail, high contrast, rich tones, sharp focus",
+        prompt=(
+            "a retouched photo of {prompt}, crisp detail, high contrast, rich tones, sharp focus"
+        ),
         negative_prompt="washed tones, blurred, low contrast, sketch",
     ),
     Style(
@@ -95,7 +101,9 @@ _PRESETS = (
     ),
     Style(
         name="modeling-compound",
-        prompt="a play-dough clay model of {prompt}, soft rounded lumps, thumb prints, matte finish",
+        prompt=(
+            "a play-dough clay model of {prompt}, soft rounded lumps, thumb prints, matte finish"
+        ),
         negative_prompt="sharp edges, flat drawing, outline, glossy",
     ),
     Style(
@@ -120,7 +128,9 @@ _PRESETS = (
     ),
     Style(
         name="tile-texture",
-        prompt="a seamless tile texture of {prompt}, repeating motif, top-down close-up, even light",
+        prompt=(
+            "a seamless tile texture of {prompt}, repeating motif, top-down close-up, even light"
+        ),
         negative_prompt="single subject, horizon, shadow, visible seam",
         tile=True,
     ),

@@ -6,10 +6,25 @@ import pytest
 
 from pipelines.styles import STYLES, apply_style
 
-CONTRACT = (
-    "3d-model analog-film anime cinematic comic-book digital-art enhance fantasy-art isometric "
-    "line-art low-poly modeling-compound neon-punk origami photographic pixel-art tile-texture"
-).split()
+CONTRACT = [
+    "3d-model",
+    "analog-film",
+    "anime",
+    "cinematic",
+    "comic-book",
+    "digital-art",
+    "enhance",
+    "fantasy-art",
+    "isometric",
+    "line-art",
+    "low-poly",
+    "modeling-compound",
+    "neon-punk",
+    "origami",
+    "photographic",
+    "pixel-art",
+    "tile-texture",
+]
 
 
 def test_every_preset_of_the_contract_and_no_other() -> None:

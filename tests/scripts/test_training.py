@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
+from PIL import Image
+from transformers import CLIPModel, CLIPTokenizer
+
 from embedded.captions import caption
 from embedded.world import sample_scene
-from PIL import Image
+from pipelines.styles import STYLES
 from training.clip import _WithHeads, embed_text, make_clip, make_tokenizer
 from training.data import draw_scenes, to_model
 from training.export import export
@@ -22,9 +25,6 @@ from training.tokenizer import encode, learn_merges
 from training.trainer import Plan, Run
 from training.unet import GAMMA, alphas_cumprod, make_unet
 from training.vae import finished_vae, make_vae, psnr, train_vae
-from transformers import CLIPModel, CLIPTokenizer
-
-from pipelines.styles import STYLES
 
 CPU = torch.device("cpu")
 
@@ -183,7 +183,9 @@ def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
     assert plan.rate(1000) == 0
 
 
-def test_export_writes_what_diffusers_loads_unchanged(training_folder: Path, tmp_path: Path) -> None:
+def test_export_writes_what_diffusers_loads_unchanged(
+    training_folder: Path, tmp_path: Path
+) -> None:
     export(training_folder, tmp_path / "model")
     with no_logged_warnings():
         pipe = StableDiffusionImg2ImgPipeline.from_pretrained(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""The drawn world: what it holds, that it is seeded, and that its words are true of its pictures."""
+"""The drawn world: what it holds, that it is seeded, that its words fit its pictures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from embedded.captions import caption, plain_caption
+
+from embedded.captions import caption, dropped_caption, plain_caption
 from embedded.layers import Layers
 from embedded.world import (
     BACKGROUNDS,
@@ -21,7 +22,6 @@ from embedded.world import (
     is_held_out,
     sample_scene,
 )
-
 from pipelines.styles import STYLES as TEMPLATES
 
 
@@ -112,8 +112,8 @@ def test_any_size_and_shape(size: tuple[int, int]) -> None:
         short = min(size)
         for thing in scene.things:
             half = thing.size * short / 2
-            assert -2 <= thing.x * size[0] - half and thing.x * size[0] + half <= size[0] + 2
-            assert -2 <= thing.y * size[1] - half and thing.y * size[1] + half <= size[1] + 2
+            assert thing.x * size[0] - half >= -2 and thing.x * size[0] + half <= size[0] + 2
+            assert thing.y * size[1] - half >= -2 and thing.y * size[1] + half <= size[1] + 2
 
 
 def test_training_never_draws_what_is_held_out() -> None:
@@ -165,3 +165,67 @@ def test_styled_captions_speak_in_the_words_of_the_template() -> None:
         assert all(heard)
         template = TEMPLATES[style].prompt.partition("{prompt}")[2]
         assert any(template in caption(scene, rng) for _ in range(30))
+
+
+@pytest.mark.parametrize("style", [None, *STYLES])
+def test_a_scene_alone_decides_its_picture(style: str | None) -> None:
+    scene = replace(sample_scene(np.random.default_rng(6), 96, 64, count=2), style=style)
+    assert np.array_equal(draw(scene), draw(scene))
+
+
+def test_a_scene_s_seed_decides_small_details() -> None:
+    scene = lone("cat", "red", "sky")
+    assert not np.array_equal(draw(scene), draw(replace(scene, seed=scene.seed + 1)))
+
+
+@pytest.mark.parametrize("style", [None, "low-poly", "tile-texture"])
+def test_the_largest_pictures_can_be_drawn(style: str | None) -> None:
+    scene = replace(lone("boat", "red", "ocean", style), width=1536, height=320)
+    assert draw(scene).shape == (320, 1536, 3)
+
+
+def test_a_side_too_small_to_draw_is_refused() -> None:
+    with pytest.raises(ValueError, match="8 x 64"):
+        draw(replace(lone("cat", "red", "grass"), width=8, height=64))
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        ((0.8, 0.5), "a red house next to a green tree on a grass background"),
+        ((0.3, 0.9), "a red house above a green tree on a grass background"),
+        ((0.3, 0.1), "a red house below a green tree on a grass background"),
+    ],
+)
+def test_the_canonical_caption(second: tuple[float, float], words: str) -> None:
+    things = (Thing("house", "red", 0.3, 0.3, 0.5), Thing("tree", "green", 0.3, *second))
+    assert plain_caption(Scene(things, "grass", "anime", 128, 128, 1)) == words
+
+
+def test_a_relation_in_a_caption_is_true() -> None:
+    rng = np.random.default_rng(7)
+    heard = set()
+    for _ in range(600):
+        scene = sample_scene(rng, 128, 128, count=2)
+        first, second = scene.things
+        text = caption(scene, rng)
+        truths = {
+            "to the left of": first.x < second.x,
+            "to the right of": first.x > second.x,
+            " above ": first.y < second.y,
+            " below ": first.y > second.y,
+        }
+        for relation, true in truths.items():
+            if relation in text:
+                assert true, (text, scene)
+                heard.add(relation)
+    assert heard == {"to the left of", "to the right of", " above ", " below "}
+
+
+def test_a_dropped_caption_never_names_the_scene() -> None:
+    rng = np.random.default_rng(8)
+    scene = lone("cat", "red", "grass", "anime")
+    texts = [dropped_caption(scene, rng) for _ in range(300)]
+    assert 0.5 < np.mean([text == "" for text in texts]) < 0.9
+    assert TEMPLATES["anime"].negative_prompt not in texts
+    assert {text for text in texts if text} <= {s.negative_prompt for s in TEMPLATES.values()}

@@ -1,0 +1,77 @@
+"""Write the trained parts as a diffusers folder in float16, file by file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from diffusers import PNDMScheduler
+
+from training.clip import finished_clip, make_tokenizer
+from training.unet import make_unet
+from training.vae import finished_vae
+
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def export(training: Path, output: Path) -> None:
+    """Write ``output`` from the checkpoints under ``training``; a file is replaced whole."""
+    from training.stages import text_tower
+
+    cpu = torch.device("cpu")
+    tokenizer = make_tokenizer(training / "tokenizer")
+    clip = finished_clip(training / "clip", tokenizer)
+    text_encoder = text_tower(clip)
+    unet = make_unet(text_encoder.config.hidden_size)
+    saved = torch.load(training / "unet" / "checkpoint.pt", weights_only=True)
+    unet.load_state_dict({**saved["model"], **saved["averages"]})
+    parts = {
+        "vae": finished_vae(training / "vae", cpu),
+        "unet": unet,
+        "text_encoder": text_encoder,
+        "clip": clip,
+        "scheduler": PNDMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            skip_prk_steps=True,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        ),
+        "tokenizer": tokenizer,
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, part in parts.items():
+            half = part.half() if isinstance(part, torch.nn.Module) else part
+            half.save_pretrained(Path(temporary) / name)
+        # transformers loads in the dtype that the configuration names, diffusers in float32.
+        # Without this a pipeline loaded with no dtype mixes the two and cannot run.
+        for name in ("text_encoder", "clip"):
+            path = Path(temporary) / name / "config.json"
+            path.write_text(path.read_text().replace('"float16"', '"float32"'))
+        for file in Path(temporary).rglob("*"):
+            if file.is_file():
+                target = output / file.relative_to(temporary)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target.with_suffix(".new"))
+                target.with_suffix(".new").rename(target)
+    (output / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
+    # What from_pretrained reads of a tokenizer; the folder of training has it in CLIP's own files.
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        shutil.copyfile(training / "tokenizer" / name, output / "tokenizer" / name)
+    total = sum(f.stat().st_size for f in output.rglob("*") if f.is_file())
+    print(f"{output}: step {saved['step']}, {total / 2**20:.1f} MiB")

@@ -1,0 +1,106 @@
+"""The command line of training: which stage reads and writes what under ``.training/``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from training.clip import finished_clip, make_tokenizer, train_clip
+from training.data import draw_scenes
+from training.export import export
+from training.trainer import Plan
+from training.unet import PHASES, Phase, encode_phase, pictures_of, train_unet
+from training.vae import finished_vae, train_vae
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main() -> None:
+    """Run one stage."""
+    parser = argparse.ArgumentParser(prog="train_embedded", description=__doc__)
+    parser.add_argument(
+        "stage", choices=["vae", "sharpen", "clip", "pictures", "latents", "unet", "export", "all"]
+    )
+    parser.add_argument("--steps", type=int, help="steps of the stage in all")
+    parser.add_argument("--minutes", type=float, default=1e9, help="end this stretch after so long")
+    parser.add_argument("--phase", choices=list(PHASES), default="small", help="of the U-Net")
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--folder", type=Path, default=ROOT / ".training" / "embedded")
+    parser.add_argument("--output", type=Path, default=ROOT / "models" / "embedded")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=0)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    stages = ["vae", "clip", "unet", "export"] if options.stage == "all" else [options.stage]
+    for stage in stages:
+        run_stage(stage, options)
+
+
+def run_stage(stage: str, options: argparse.Namespace) -> None:
+    """Run one stage with the command line's options."""
+    folder, device, minutes = options.folder, torch.device(options.device), options.minutes
+    if stage == "vae":
+        train_vae(folder / "vae", options.steps or 4500, minutes, device)
+    elif stage == "sharpen":
+        rate = options.learning_rate or 3e-4
+        train_vae(
+            folder / "vae",
+            options.steps or 9000,
+            minutes,
+            device,
+            decoder_only=True,
+            learning_rate=rate,
+        )
+    elif stage == "clip":
+        drawn = draw_scenes(9000, (96, 96), 4, styled=0.5)
+        train_clip(
+            folder / "clip", folder / "tokenizer", drawn, options.steps or 2500, minutes, device
+        )
+    elif stage == "export":
+        export(folder, options.output)
+    else:
+        phases = [PHASES[options.phase]] if options.stage != "all" else list(PHASES.values())
+        for phase in phases:
+            _unet(stage, phase, options, device)
+
+
+def _unet(stage: str, phase: Phase, options: argparse.Namespace, device: torch.device) -> None:
+    folder = options.folder
+    if stage == "pictures":
+        for index in range(len(phase.sets)):
+            pictures_of(phase, index, folder / "latents")
+        return
+    vae = finished_vae(folder / "vae", device)
+    sets = encode_phase(phase, vae, folder / "latents", device)
+    if stage == "latents":
+        return
+    tokenizer = make_tokenizer(folder / "tokenizer")
+    text_encoder = text_tower(finished_clip(folder / "clip", tokenizer))
+    plan = Plan(
+        options.steps or 8000,
+        options.learning_rate or 6e-4,
+        warm_up=200,
+        minutes=options.minutes,
+        ema=0.999,
+        save_every=300,
+    )
+    train_unet(folder / "unet", phase, sets, vae, text_encoder, tokenizer, plan, device)
+
+
+def text_tower(clip: torch.nn.Module) -> torch.nn.Module:
+    """CLIP's text tower as the CLIPTextModel that Stable Diffusion has."""
+    from transformers import CLIPTextModel
+
+    encoder = CLIPTextModel(clip.config.text_config)
+    states = {
+        k.removeprefix("text_model."): v
+        for k, v in clip.state_dict().items()
+        if k.startswith("text_model.")
+    }
+    names = set(encoder.state_dict())
+    prefixed = {f"text_model.{k}": v for k, v in states.items()}
+    encoder.load_state_dict(prefixed if names & set(prefixed) else states)
+    return encoder.eval()

@@ -1,0 +1,138 @@
+"""The embedded model does what its prompts say, measured on a small fixed set.
+
+`scripts/measure_embedded` measures the same on hundreds of pictures; the floors here are set well
+below what it prints, so that they tell a model that works from one that does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from embedded.world import COLOURS, Scene, Thing, draw
+from models.bundle import ModelBundle
+from models.loader import load_bundle
+from pipelines.engine import Engine, EngineConfig
+from training.judge import Judge, load_judge
+from training.measures import edits, make, request_for, right
+
+JUDGE = Path(__file__).parents[1] / "data" / "judge.safetensors"
+EDITS = 24
+# Of 24 edits that each ask for one other colour, kind, background or style.
+FLOOR = 0.4
+STRENGTHS = (0.1, 0.5, 0.9)
+REPAINTS = (("red", "blue"), ("green", "red"), ("blue", "yellow"))
+
+
+@pytest.fixture(scope="module")
+def bundle() -> ModelBundle:
+    return load_bundle(device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def engine(bundle: ModelBundle) -> Iterator[Engine]:
+    running = Engine(bundle, EngineConfig())
+    running.start()
+    yield running
+    running.drain()
+
+
+@pytest.fixture(scope="module")
+def random_engine(bundle: ModelBundle) -> Iterator[Engine]:
+    """The same model with the U-Net's weights drawn at random."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel.from_config(bundle.unet.config).eval().requires_grad_(False)
+    running = Engine(replace(bundle, name="random", unet=unet), EngineConfig())
+    running.start()
+    yield running
+    running.drain()
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return load_judge(JUDGE, train_if_missing=False)
+
+
+def share_right(engine: Engine, judge: Judge, count: int) -> float:
+    """The share of edits whose changed attribute is judged as asked."""
+    asked = edits(count, seed=500)
+    requests = [
+        request_for(edit.target, draw(edit.source), 600 + i, image_strength=0.35)
+        for i, edit in enumerate(asked)
+    ]
+    found = right(judge, make(engine, requests), [edit.target for edit in asked])
+    return float(np.mean([found[edit.changed][i] for i, edit in enumerate(asked)]))
+
+
+def circle(colour: str) -> Scene:
+    thing = Thing("circle", colour, 0.6, 0.5, 0.5)
+    return Scene((thing,), "plain", None, 320, 320, seed=4)
+
+
+def repainted(engine: Engine, cfg_scale: float) -> torch.Tensor:
+    """Mean colour, 0..255, at the middle of circles asked to change colour: (pairs x seeds, 3)."""
+    requests = [
+        request_for(
+            circle(asked), draw(circle(given)), seed, image_strength=0.35, cfg_scale=cfg_scale
+        )
+        for given, asked in REPAINTS
+        for seed in (1, 2)
+    ]
+    middle = make(engine, requests)[:, :, 130:180, 130:180].mean(dim=(2, 3))
+    return (middle + 1) * 127.5
+
+
+def distance_to_asked(colours: torch.Tensor) -> np.ndarray:
+    """Euclidean distance in RGB of each repainted circle to the colour asked for."""
+    asked = [COLOURS[asked] for _, asked in REPAINTS for _ in (1, 2)]
+    return (colours - torch.tensor(asked, dtype=torch.float32)).norm(dim=1).numpy()
+
+
+def nearest(colours: torch.Tensor) -> list[str]:
+    palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32)
+    return [tuple(COLOURS)[int(i)] for i in torch.cdist(colours, palette).argmin(dim=1)]
+
+
+def test_edits_follow_the_prompt(engine: Engine, judge: Judge) -> None:
+    assert share_right(engine, judge, EDITS) >= FLOOR
+
+
+def test_random_weights_do_not_reach_the_floor(random_engine: Engine, judge: Judge) -> None:
+    assert share_right(random_engine, judge, 12) < FLOOR
+
+
+def test_a_circle_takes_the_colour_asked_for_and_more_so_at_higher_cfg(
+    engine: Engine, random_engine: Engine
+) -> None:
+    asked = [asked for _, asked in REPAINTS for _ in (1, 2)]
+    strong, weak = repainted(engine, 7.0), repainted(engine, 1.0)
+    hits = [a == b for a, b in zip(nearest(strong), asked, strict=True)]
+    assert np.mean(hits) >= 0.8, nearest(strong)
+    assert distance_to_asked(strong).mean() < distance_to_asked(weak).mean()
+    random = repainted(random_engine, 7.0)
+    assert np.mean([a == b for a, b in zip(nearest(random), asked, strict=True)]) < 0.5
+
+
+def test_a_higher_image_strength_keeps_more_of_the_picture(engine: Engine) -> None:
+    source, target = circle("red"), circle("blue")
+    image = draw(source)
+    requests = [
+        request_for(target, image, seed, image_strength=strength)
+        for strength in STRENGTHS
+        for seed in (1, 2)
+    ]
+    sent = torch.from_numpy(image).permute(2, 0, 1).float() / 127.5 - 1
+    change = (make(engine, requests) - sent).abs().mean(dim=(1, 2, 3)).reshape(-1, 2).mean(dim=1)
+    assert change[0] > change[1] > change[2]
+
+
+def test_the_judge_reads_fresh_drawings(judge: Judge) -> None:
+    from training.judge import own_accuracy
+
+    assert all(share > 0.8 for share in own_accuracy(judge, 120).values())
