@@ -147,9 +147,14 @@ def load_folder(
 ) -> ModelBundle:
     """Load a folder in the diffusers layout. Raises ModelLoadError."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.utils import logging as diffusers_logging
     from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils import logging as transformers_logging
 
     _check_layout(folder)
+    # Their progress bars would land in the middle of a server's log lines.
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     parts: dict[str, Any] = {}
     classes = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
     for part, cls in classes.items():

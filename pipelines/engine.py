@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from pipelines.prompt import PromptEncoder
 from pipelines.request import GenerationRequest, GenerationResult, Progress
 from pipelines.samplers import Table, make_table
 from pipelines.schedules import NoiseSchedule
-from pipelines.stages import RequestNoise, decode_latents, encode_picture, start_latents
+from pipelines.stages import PictureEncoder, RequestNoise, decode_latents, start_latents
 
 logger = logging.getLogger(__name__)
 
@@ -50,15 +50,29 @@ _IDLE_WAIT = 0.25
 class EngineConfig:
     """How much the engine takes on.
 
-    ``max_queue`` requests wait or run at most; ``max_batch`` of one group run at a time.
-    ``row_buckets`` are the numbers of U-Net rows that a tick is padded to; empty means none.
+    ``max_queue`` requests wait or run at most; ``max_batch`` run at a time. ``row_buckets`` are the
+    numbers of U-Net rows that a tick is padded to; empty means none. ``exact`` runs every tick in
+    one fixed bucket of ``exact_rows``, so that a picture's bytes do not depend on the crowd.
     """
 
     max_queue: int = 64
     max_batch: int = 16
     limits: TickLimits = field(default_factory=TickLimits)
     row_buckets: Sequence[int] = ()
+    exact: bool = False
+    exact_rows: int = 8
     warm_up: bool = True
+
+    @property
+    def tick_limits(self) -> TickLimits:
+        """The limits in force: in the exact lane no tick is larger than its bucket."""
+        if not self.exact:
+            return self.limits
+        return replace(self.limits, max_rows=min(self.limits.max_rows, self.exact_rows))
+
+    @property
+    def tick_buckets(self) -> Sequence[int]:
+        return (self.exact_rows,) if self.exact else self.row_buckets
 
 
 @dataclass(eq=False)
@@ -93,7 +107,9 @@ class Engine:
         self.config = config or EngineConfig()
         self._noise_schedule = NoiseSchedule.from_config(bundle.scheduler_config)
         self._prompts = PromptEncoder(bundle)
-        self._denoiser = Denoiser(bundle, self.config.row_buckets)
+        self._pictures = PictureEncoder(bundle)
+        self._denoiser = Denoiser(bundle, self.config.tick_buckets)
+        self._limits = self.config.tick_limits
         self._pools: dict[GroupKey, LatentPool] = {}
         self._turns: dict[GroupKey, int] = {}
         self._waiting: deque[_Job] = deque()
@@ -253,7 +269,7 @@ class Engine:
         request, noise = job.request, job.noise
         assert noise is not None
         text = self._prompts.encode_pair(request.prompt, request.negative_prompt)
-        moments = encode_picture(self.bundle, request.image, request.tile)
+        moments = self._pictures.encode(request.image, request.tile)
         latents = start_latents(
             moments, noise, _table(job), request.image_strength, self.bundle.scaling_factor
         )
@@ -274,7 +290,7 @@ class Engine:
             for job in self._running.values()
             if job.key is not None
         ]
-        members = [self._running[i] for i in plan_tick(candidates, self.config.limits, self._turns)]
+        members = [self._running[i] for i in plan_tick(candidates, self._limits, self._turns)]
         if not members:
             return
         started = time.monotonic()

@@ -7,20 +7,10 @@ states are joined; the shorter text of a pair is padded with empty chunks. Nothi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from cachetools import LRUCache
 
 from models.bundle import ModelBundle
-
-
-@dataclass
-class CacheCounts:
-    """How often a cache had what it was asked for."""
-
-    hits: int = 0
-    misses: int = 0
+from pipelines.cache import ByteCache, CacheCounts
 
 
 class PromptEncoder:
@@ -31,10 +21,13 @@ class PromptEncoder:
 
     def __init__(self, bundle: ModelBundle, cache_bytes: int = 64 * 2**20) -> None:
         self._bundle = bundle
-        self._cache: LRUCache[str, torch.Tensor] = LRUCache(
-            maxsize=cache_bytes, getsizeof=lambda states: states.nbytes
+        self._cache: ByteCache[str, torch.Tensor] = ByteCache(
+            cache_bytes, size_of=lambda states: states.nbytes
         )
-        self.counts = CacheCounts()
+
+    @property
+    def counts(self) -> CacheCounts:
+        return self._cache.counts
 
     def encode_pair(self, prompt: str, negative_prompt: str) -> torch.Tensor:
         """Text states of (negative prompt, prompt), (2, 77 * chunks, width), in that order."""
@@ -54,16 +47,11 @@ class PromptEncoder:
 
     def _encode(self, text: str) -> torch.Tensor:
         """One text, (77 * chunks, width)."""
-        cached = self._cache.get(text)
-        if cached is not None:
-            self.counts.hits += 1
-            return cached
-        self.counts.misses += 1
-        # One chunk a forward: the states of a text never depend on what it is encoded beside.
-        states = torch.cat([self._forward(chunk) for chunk in self._chunks(text)])
-        if states.nbytes <= self._cache.maxsize:
-            self._cache[text] = states
-        return states
+        return self._cache.get_or_make(
+            text,
+            # One chunk a forward: a text's states never depend on what it is encoded beside.
+            lambda: torch.cat([self._forward(chunk) for chunk in self._chunks(text)]),
+        )
 
     def _chunks(self, text: str) -> list[list[int]]:
         """Token ids in chunks of 75, without start, end and padding; at least one chunk."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from models.bundle import ModelBundle
 from models.padding import circular_padding
+from pipelines.cache import ByteCache, CacheCounts
 from pipelines.request import Pixels
 from pipelines.samplers import Table
 
@@ -50,6 +52,10 @@ class Moments:
         """Scaled latents, (4, h, w) float32."""
         return (self.mean + self.std * noise.to(self.mean.device)) * scaling_factor
 
+    @property
+    def nbytes(self) -> int:
+        return self.mean.nbytes + self.std.nbytes
+
 
 def encode_picture(bundle: ModelBundle, image: Pixels, tile: bool) -> Moments:
     """The moments of an (H, W, 3) uint8 picture."""
@@ -58,6 +64,30 @@ def encode_picture(bundle: ModelBundle, image: Pixels, tile: bool) -> Moments:
     with circular_padding(tile, bundle.vae):
         posterior = bundle.vae.encode(pixels).latent_dist
     return Moments(posterior.mean[0].float(), posterior.std[0].float())
+
+
+class PictureEncoder:
+    """Encodes pictures with a bundle's VAE and remembers the latest moments, within a budget.
+
+    Moments are kept, not samples: a request's own posterior draw is consumed on a hit too, so a
+    hit changes no bit of the picture. The engine's thread owns it.
+    """
+
+    def __init__(self, bundle: ModelBundle, cache_bytes: int = 64 * 2**20) -> None:
+        self._bundle = bundle
+        self._cache: ByteCache[tuple[bytes, tuple[int, ...], bool], Moments] = ByteCache(
+            cache_bytes, size_of=lambda moments: moments.nbytes
+        )
+
+    @property
+    def counts(self) -> CacheCounts:
+        return self._cache.counts
+
+    def encode(self, image: Pixels, tile: bool) -> Moments:
+        """The moments of an (H, W, 3) uint8 picture."""
+        digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+        key = (digest, image.shape, tile)
+        return self._cache.get_or_make(key, lambda: encode_picture(self._bundle, image, tile))
 
 
 def start_latents(

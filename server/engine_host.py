@@ -84,7 +84,10 @@ def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
     except ModelLoadError as error:
         raise StartError(str(error)) from error
     config = EngineConfig(
-        max_queue=settings.max_queue, max_batch=settings.max_batch, warm_up=warm_up
+        max_queue=settings.max_queue,
+        max_batch=settings.max_batch,
+        exact=settings.exact,
+        warm_up=warm_up,
     )
     return LoadedModel(
         engine=Engine(bundle, config),

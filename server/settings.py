@@ -82,6 +82,11 @@ class Settings(BaseSettings):
         description="Requests that may wait or run; one more is answered 503, Retry-After.",
     )
     max_batch: int = Field(16, ge=1, description="Requests that run at the same time, at most.")
+    exact: bool = Field(
+        False,
+        description="Make a request's bytes the same alone, in a crowd and after a restart, at the "
+        "price of some throughput.",
+    )
     request_timeout: float = Field(
         300.0,
         gt=0,

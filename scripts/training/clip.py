@@ -77,7 +77,7 @@ def attribute_targets(scenes: list[Scene]) -> dict[str, torch.Tensor]:
     }
 
 
-class _WithHeads(torch.nn.Module):
+class WithHeads(torch.nn.Module):
     """CLIP and the heads that only training has."""
 
     def __init__(self, clip: CLIPModel) -> None:
@@ -115,7 +115,7 @@ def train_clip(
     """Train on drawn scenes with fresh captions every step."""
     torch.manual_seed(3)
     tokenizer = make_tokenizer(tokenizer_folder)
-    model = _WithHeads(make_clip(tokenizer)).to(device)
+    model = WithHeads(make_clip(tokenizer)).to(device)
     run = Run(folder, model, Plan(steps, 1e-3, warm_up=200, minutes=minutes, weight_decay=0.02))
     targets = attribute_targets(drawn.scenes)
     rng = np.random.default_rng(run.step)
@@ -157,7 +157,7 @@ def train_clip(
 
 def finished_clip(folder: Path, tokenizer: CLIPTokenizer) -> CLIPModel:
     """The trained towers without the heads."""
-    model = _WithHeads(make_clip(tokenizer))
+    model = WithHeads(make_clip(tokenizer))
     model.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True)["model"])
     return model.clip.eval()
 

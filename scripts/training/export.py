@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from diffusers import PNDMScheduler
+from safetensors.torch import load_file
 
-from training.clip import finished_clip, make_tokenizer
+from training.clip import WithHeads, finished_clip, make_clip, make_tokenizer
 from training.unet import make_unet
 from training.vae import finished_vae
 
@@ -75,3 +77,28 @@ def export(training: Path, output: Path) -> None:
         shutil.copyfile(training / "tokenizer" / name, output / "tokenizer" / name)
     total = sum(f.stat().st_size for f in output.rglob("*") if f.is_file())
     print(f"{output}: step {saved['step']}, {total / 2**20:.1f} MiB")
+
+
+def unpack(exported: Path, training: Path) -> None:
+    """Make checkpoints from an exported folder, so that training can go on where none are kept.
+
+    They have the weights alone: steps count from 0 again and the optimiser starts anew. CLIP's
+    image tower and projections come along; the heads that only its training has are drawn anew.
+    """
+    for name in ("vae", "unet"):
+        weights = load_file(exported / name / "diffusion_pytorch_model.safetensors")
+        _write_checkpoint(training / name, weights)
+    shutil.copytree(exported / "tokenizer", training / "tokenizer", dirs_exist_ok=True)
+    model = WithHeads(make_clip(make_tokenizer(training / "tokenizer")))
+    model.clip.load_state_dict(
+        {k: v.float() for k, v in load_file(exported / "clip" / "model.safetensors").items()},
+        strict=False,
+    )
+    _write_checkpoint(training / "clip", model.state_dict())
+
+
+def _write_checkpoint(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    model = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+    state = {"model": model, "optimiser": None, "step": 0, "averages": {}}
+    torch.save(state, folder / "checkpoint.pt")

@@ -9,20 +9,29 @@ import torch
 
 from training.clip import finished_clip, make_tokenizer, train_clip
 from training.data import draw_scenes
-from training.export import export
+from training.export import export, unpack
 from training.trainer import Plan
 from training.unet import PHASES, Phase, encode_phase, pictures_of, train_unet
 from training.vae import finished_vae, train_vae
 
 ROOT = Path(__file__).resolve().parents[2]
+STAGES = (
+    "vae",  # the autoencoder
+    "sharpen",  # its decoder alone, on latents that stay as they are
+    "clip",  # tokenizer, text and image tower
+    "pictures",  # draw a phase's scenes
+    "latents",  # encode them
+    "unet",  # train a phase
+    "export",  # write models/embedded
+    "unpack",  # make checkpoints from models/embedded
+    "all",
+)
 
 
 def main() -> None:
     """Run one stage."""
     parser = argparse.ArgumentParser(prog="train_embedded", description=__doc__)
-    parser.add_argument(
-        "stage", choices=["vae", "sharpen", "clip", "pictures", "latents", "unet", "export", "all"]
-    )
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--steps", type=int, help="steps of the stage in all")
     parser.add_argument("--minutes", type=float, default=1e9, help="end this stretch after so long")
     parser.add_argument("--phase", choices=list(PHASES), default="small", help="of the U-Net")
@@ -61,6 +70,8 @@ def run_stage(stage: str, options: argparse.Namespace) -> None:
         )
     elif stage == "export":
         export(folder, options.output)
+    elif stage == "unpack":
+        unpack(options.output, folder)
     else:
         phases = [PHASES[options.phase]] if options.stage != "all" else list(PHASES.values())
         for phase in phases:

@@ -61,9 +61,12 @@ class Run:
     def _resume(self) -> None:
         saved = torch.load(self.folder / "checkpoint.pt", weights_only=True)
         self.model.load_state_dict(saved["model"])
-        self.optimiser.load_state_dict(saved["optimiser"])
+        if saved["optimiser"] is not None:
+            self.optimiser.load_state_dict(saved["optimiser"])
         self.step = saved["step"]
-        self.averages = {k: v.to(self._device) for k, v in saved["averages"].items()}
+        if self.averages:
+            kept = saved["averages"] or dict(self._floats())
+            self.averages = {k: v.detach().clone().to(self._device) for k, v in kept.items()}
         print(f"{self.folder.name}: goes on from step {self.step}", flush=True)
 
     @property

@@ -7,6 +7,7 @@ words can be learnt; then latents of 40 x 40 and its neighbours, the sizes that 
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +38,8 @@ class Phase:
 
 
 PHASES = {
-    "small": Phase("small", (((128, 128), 14000), ((192, 128), 3000), ((128, 192), 3000)), 32),
-    "served": Phase("served", (((320, 320), 5000), ((384, 320), 900), ((320, 384), 900)), 8),
+    "small": Phase("small", (((128, 128), 9000), ((192, 128), 2000), ((128, 192), 2000)), 32),
+    "served": Phase("served", (((320, 320), 2600), ((384, 320), 400), ((320, 384), 400)), 8),
 }
 
 
@@ -109,6 +110,8 @@ def encode_phase(
     """Draw and encode the scenes of a phase, or read the latents that were kept."""
     sets = []
     factor = vae.config.scaling_factor
+    # Twice as fast in bfloat16, and its error is a hundredth of a latent's spread.
+    encoder = deepcopy(vae).to(torch.bfloat16, memory_format=torch.channels_last)
     for index, ((width, height), count) in enumerate(phase.sets):
         path = folder / f"{width}x{height}.pt"
         if path.exists():
@@ -119,8 +122,8 @@ def encode_phase(
             for start in range(0, count, 32):
                 chosen = torch.from_numpy(pictures[start : start + 32].copy())
                 x = to_model(chosen.permute(0, 3, 1, 2)).to(device)
-                x = x.contiguous(memory_format=torch.channels_last)
-                parts.append((vae.encode(x).latent_dist.mean * factor).half().cpu())
+                x = x.to(torch.bfloat16, memory_format=torch.channels_last)
+                parts.append((encoder.encode(x).latent_dist.mean * factor).half().cpu())
             latents = torch.cat(parts)
             torch.save(latents, path)
             print(f"encoded {count} of {width} x {height}", flush=True)

@@ -34,6 +34,7 @@ from server.envelope import (
     picture_body,
     picture_response,
 )
+from server.event_stream import stream_response, wants_events
 from server.generation import generation_request
 from server.images import PictureError, decode_picture, encode_png, prepare_picture
 from server.multipart import Part, read_form
@@ -78,9 +79,15 @@ async def image_to_image(request: Request) -> Response:
     form, picture = await _check_parts(request, parts)
     generation = generation_request(form, picture)
     handle = _submit(model, generation, settings.request_timeout)
-    result = await _result_unless_client_leaves(request, handle, settings.request_timeout)
-    body = await _in_thread(request, lambda: _encode_answer(result, generation, model.name))
-    return picture_response(body)
+
+    async def encode(result: GenerationResult) -> bytes:
+        return await _in_thread(request, lambda: _encode_answer(result, generation, model.name))
+
+    timeout = settings.request_timeout
+    if wants_events(request):
+        return stream_response(handle, lambda: _result(handle, timeout), encode)
+    result = await _result_unless_client_leaves(request, handle, timeout)
+    return picture_response(await encode(result))
 
 
 def _model_in_service(host: EngineHost) -> LoadedModel:
@@ -153,13 +160,25 @@ async def _result_unless_client_leaves(
     request: Request, handle: Handle, timeout: float
 ) -> GenerationResult:
     """The picture. If the client leaves first, withdraws the work and raises ClientDisconnect."""
-    finished = asyncio.ensure_future(handle.result())
+    finished = asyncio.ensure_future(_result(handle, timeout))
     gone = asyncio.ensure_future(_client_gone(request))
     try:
         await asyncio.wait((finished, gone), return_when=asyncio.FIRST_COMPLETED)
         if not finished.done():
             raise ClientDisconnect
         return finished.result()
+    finally:
+        if not finished.done():
+            handle.cancel()
+        for task in (finished, gone):
+            task.cancel()
+        await asyncio.gather(finished, gone, return_exceptions=True)
+
+
+async def _result(handle: Handle, timeout: float) -> GenerationResult:
+    """The picture, or the ApiError that says why there is none."""
+    try:
+        return await handle.result()
     except EngineDead:
         logger.exception("the engine died under a request")
         raise InternalError from None
@@ -172,12 +191,6 @@ async def _result_unless_client_leaves(
     except GenerationFailed:
         logger.exception("the generation failed")
         raise InternalError from None
-    finally:
-        if not finished.done():
-            handle.cancel()
-        for task in (finished, gone):
-            task.cancel()
-        await asyncio.gather(finished, gone, return_exceptions=True)
 
 
 async def _client_gone(request: Request) -> None:

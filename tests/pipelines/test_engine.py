@@ -38,6 +38,14 @@ def engine(tiny: ModelBundle) -> Iterator[Engine]:
     engine.drain(grace=5)
 
 
+@pytest.fixture(scope="module")
+def exact_engine(tiny: ModelBundle) -> Iterator[Engine]:
+    engine = Engine(tiny, EngineConfig(exact=True, warm_up=False))
+    engine.start()
+    yield engine
+    engine.drain(grace=5)
+
+
 def diffusers_picture(bundle: ModelBundle, request: GenerationRequest, **options: Any) -> Any:
     """What a script with diffusers' img2img pipeline makes of the same request."""
     pipe = StableDiffusionImg2ImgPipeline(
@@ -292,3 +300,31 @@ def test_a_dead_thread_fails_every_waiting_request(
         handle.wait(10)
     assert not engine.alive
     assert not engine.ready
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+def test_exact_lane_gives_the_same_bytes_alone_and_in_any_crowd(
+    exact_engine: Engine, picture: Pixels, sampler: Sampler
+) -> None:
+    """Strangers of other samplers, steps and scales join and leave while the request runs."""
+    request = GenerationRequest(picture, "a cat", "dark", 0.6, 6.0, sampler, steps=14, seed=9)
+    alone = exact_engine.submit(request).wait(60).image
+    rng = np.random.default_rng(list(Sampler).index(sampler))
+    handles = []
+    position = int(rng.integers(6))
+    for i in range(6):
+        stranger = GenerationRequest(
+            picture,
+            f"stranger {i}",
+            image_strength=float(rng.uniform(0.5, 0.95)),
+            cfg_scale=float(rng.choice([0.0, 1.0, 5.0])),
+            sampler=list(Sampler)[int(rng.integers(10))],
+            steps=int(rng.integers(10, 20)),
+            seed=int(rng.integers(1, 10**6)),
+        )
+        if i == position:
+            mine = exact_engine.submit(request)
+        handles.append(exact_engine.submit(stranger))
+    assert np.array_equal(mine.wait(120).image, alone)
+    for handle in handles:
+        handle.wait(120)

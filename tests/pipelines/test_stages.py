@@ -11,7 +11,14 @@ from models.padding import circular_padding
 from pipelines.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Pixels, Sampler
 from pipelines.samplers import make_table
-from pipelines.stages import Moments, RequestNoise, decode_latents, encode_picture, start_latents
+from pipelines.stages import (
+    Moments,
+    PictureEncoder,
+    RequestNoise,
+    decode_latents,
+    encode_picture,
+    start_latents,
+)
 
 
 def test_noise_comes_in_the_order_of_one_generator() -> None:
@@ -86,3 +93,23 @@ def test_tiling_and_plain_requests_do_not_mix(tiny: ModelBundle, picture: Pixels
     assert np.abs(alone[0].astype(int) - alone[1]).max() > 10
     for got, want in zip(together, [alone[0], alone[1], alone[0]], strict=True):
         assert np.abs(got.astype(int) - want).max() <= 1
+
+
+def test_a_cached_picture_changes_no_bit(tiny: ModelBundle, picture: Pixels) -> None:
+    encoder = PictureEncoder(tiny, cache_bytes=10**6)
+    with torch.inference_mode():
+        first = encoder.encode(picture, tile=False)
+        again = encoder.encode(picture.copy(), tile=False)
+        encoder.encode(picture, tile=True)
+        encoder.encode(np.rot90(picture).copy(), tile=False)
+    assert torch.equal(first.mean, again.mean)
+    assert torch.equal(first.std, again.std)
+    assert (encoder.counts.hits, encoder.counts.misses) == (1, 3)
+
+
+def test_a_cache_that_is_too_small_keeps_nothing(tiny: ModelBundle, picture: Pixels) -> None:
+    encoder = PictureEncoder(tiny, cache_bytes=100)
+    with torch.inference_mode():
+        encoder.encode(picture, tile=False)
+        encoder.encode(picture, tile=False)
+    assert (encoder.counts.hits, encoder.counts.misses) == (0, 2)

@@ -13,14 +13,15 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTokenizer
 
 from embedded.captions import caption
 from embedded.world import sample_scene
 from pipelines.styles import STYLES
-from training.clip import _WithHeads, embed_text, make_clip, make_tokenizer
+from training.clip import WithHeads, embed_text, make_clip, make_tokenizer
 from training.data import draw_scenes, to_model
-from training.export import export
+from training.export import export, unpack
 from training.tokenizer import encode, learn_merges
 from training.trainer import Plan, Run
 from training.unet import GAMMA, alphas_cumprod, make_unet
@@ -35,7 +36,7 @@ def training_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("training")
     tokenizer = make_tokenizer(folder / "tokenizer")
-    clip = _WithHeads(make_clip(tokenizer))
+    clip = WithHeads(make_clip(tokenizer))
     unet = make_unet(clip.clip.config.text_config.hidden_size)
     states = {"vae": make_vae().state_dict(), "clip": clip.state_dict(), "unet": unet.state_dict()}
     for name, weights in states.items():
@@ -203,3 +204,21 @@ def test_export_writes_what_diffusers_loads_unchanged(
     exported = tower.get(name, tower.get(name.removeprefix("text_model.")))
     assert exported is not None
     assert torch.allclose(exported, kept[f"clip.{name}"], atol=1e-3)
+
+
+def test_training_can_go_on_from_an_exported_folder(training_folder: Path, tmp_path: Path) -> None:
+    exported, again = tmp_path / "exported", tmp_path / "again"
+    export(training_folder, exported)
+    unpack(exported, again)
+    exported_twice = tmp_path / "twice"
+    export(again, exported_twice)
+    files = sorted(f.relative_to(exported) for f in exported.rglob("*.safetensors"))
+    assert len(files) == 4
+    for file in files:
+        first, second = load_file(exported / file), load_file(exported_twice / file)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first), file
+    vae = make_vae()
+    run = Run(again / "vae", vae, Plan(10, 1e-3, ema=0.9))
+    assert run.step == 0
+    assert set(run.averages) == {k for k, v in vae.state_dict().items() if v.is_floating_point()}

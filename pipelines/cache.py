@@ -1,0 +1,48 @@
+"""A least-recently-used cache bounded in bytes, which counts its hits.
+
+A cache never changes a picture: what is kept is a pure function of its key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from cachetools import LRUCache
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclass
+class CacheCounts:
+    """How often a cache had what it was asked for."""
+
+    hits: int = 0
+    misses: int = 0
+
+
+class ByteCache(Generic[K, V]):
+    """Keeps the values used latest, at most ``max_bytes`` of them. For one thread."""
+
+    def __init__(self, max_bytes: int, size_of: Callable[[V], int]) -> None:
+        self._kept: LRUCache[K, V] = LRUCache(maxsize=max_bytes, getsizeof=size_of)
+        self._size_of = size_of
+        self.counts = CacheCounts()
+
+    def get_or_make(self, key: K, make: Callable[[], V]) -> V:
+        """The kept value, or a new one, which is kept if it fits at all."""
+        kept = self._kept.get(key)
+        if kept is not None:
+            self.counts.hits += 1
+            return kept
+        self.counts.misses += 1
+        value = make()
+        if self._size_of(value) <= self._kept.maxsize:
+            self._kept[key] = value
+        return value
+
+    @property
+    def bytes_kept(self) -> int:
+        return int(self._kept.currsize)
