@@ -33,6 +33,18 @@ class Evaluation:
     cfg_scale: float
     slots: int
     noise: torch.Tensor | None  # (4, h, w) float32, on the CPU
+    predict: bool = False  # whether the predicted latents are wanted
+
+
+@dataclass(frozen=True, eq=False)
+class Tick:
+    """What a tick did: the U-Net rows that ran, padding included, and predicted latents.
+
+    ``predicted`` has the x0 of the evaluations that asked, (4, h, w) float32, by pool position.
+    """
+
+    rows: int
+    predicted: dict[int, torch.Tensor]
 
 
 class LatentPool:
@@ -99,15 +111,20 @@ class Denoiser:
         self._bundle = bundle
         self._row_buckets = tuple(sorted(row_buckets))
 
-    def tick(self, pool: LatentPool, evaluations: Sequence[Evaluation]) -> int:
-        """Advance each evaluation's request by one; gives the rows that ran, padding included.
+    def tick(self, pool: LatentPool, evaluations: Sequence[Evaluation]) -> Tick:
+        """Advance each evaluation's request by one.
 
         The pool changes only when everything has gone well, so a tick that raised can be run again.
         """
         batch = self._assemble(evaluations)
         eps = self.denoise(pool, batch)
+        predicted = {
+            e.position: e.row.x0[0] * pool.state[e.position, 0] + e.row.x0[1] * eps[b]
+            for b, e in enumerate(evaluations)
+            if e.predict
+        }
         self.mix(pool, batch, eps)
-        return len(batch.rows)
+        return Tick(len(batch.rows), predicted)
 
     def _assemble(self, evaluations: Sequence[Evaluation]) -> _Batch:
         rows: list[int] = []

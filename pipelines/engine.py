@@ -23,7 +23,7 @@ import torch
 
 from models.bundle import ModelBundle
 from pipelines.batching import Candidate, GroupKey, TickLimits, guidance_rows, plan_tick
-from pipelines.denoiser import Denoiser, Evaluation, LatentPool
+from pipelines.denoiser import Denoiser, LatentPool
 from pipelines.errors import (
     DeadlineExceeded,
     EngineBusy,
@@ -34,9 +34,11 @@ from pipelines.errors import (
     GenerationFailed,
 )
 from pipelines.handle import GenerationHandle
+from pipelines.job import Job, TickCounts, evaluation_of, table_of
+from pipelines.preview import LatentToRgb
 from pipelines.prompt import PromptEncoder
-from pipelines.request import GenerationRequest, GenerationResult, Progress
-from pipelines.samplers import Table, make_table
+from pipelines.request import GenerationRequest, GenerationResult, Pixels, Progress
+from pipelines.samplers import make_table
 from pipelines.schedules import NoiseSchedule
 from pipelines.stages import PictureEncoder, RequestNoise, decode_latents, start_latents
 
@@ -75,30 +77,6 @@ class EngineConfig:
         return (self.exact_rows,) if self.exact else self.row_buckets
 
 
-@dataclass(eq=False)
-class _Job:
-    """A request inside the engine."""
-
-    ident: int
-    handle: GenerationHandle
-    arrived: float
-    deadline: float | None
-    table: Table | None = None
-    noise: RequestNoise | None = None
-    key: GroupKey | None = None
-    position: int = -1
-    done: int = 0
-    timings: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def request(self) -> GenerationRequest:
-        return self.handle.request
-
-    @property
-    def running(self) -> bool:
-        return self.position >= 0
-
-
 class Engine:
     """Makes pictures. Thread-safe from the outside; the device belongs to its own thread."""
 
@@ -110,14 +88,16 @@ class Engine:
         self._pictures = PictureEncoder(bundle)
         self._denoiser = Denoiser(bundle, self.config.tick_buckets)
         self._limits = self.config.tick_limits
+        self._latent_to_rgb: LatentToRgb | None = None
+        self.ticks = TickCounts()
         self._pools: dict[GroupKey, LatentPool] = {}
         self._turns: dict[GroupKey, int] = {}
-        self._waiting: deque[_Job] = deque()
-        self._running: dict[int, _Job] = {}
-        self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._waiting: deque[Job] = deque()
+        self._running: dict[int, Job] = {}
+        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="img2img-prepare")
         self._lock = threading.Lock()
-        self._open: set[_Job] = set()
+        self._open: set[Job] = set()
         self._idents = itertools.count()
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()
@@ -166,7 +146,7 @@ class Engine:
             return handle
         now = time.monotonic()
         deadline = None if timeout is None else now + timeout
-        job = _Job(next(self._idents), handle, now, deadline)
+        job = Job(next(self._idents), handle, now, deadline)
         with self._lock:
             if len(self._open) >= self.config.max_queue:
                 raise EngineBusy(f"{len(self._open)} requests are waiting already", retry_after=5.0)
@@ -195,7 +175,7 @@ class Engine:
 
     # On the worker that prepares
 
-    def _prepare(self, job: _Job) -> None:
+    def _prepare(self, job: Job) -> None:
         try:
             request = job.request
             started = time.monotonic()
@@ -261,9 +241,9 @@ class Engine:
             logger.exception("request %s could not be encoded", job.request.request_id)
             self._finish(job, _as_failure(error))
         for position, waiting in enumerate(self._waiting):
-            waiting.handle.publish(Progress(0, len(_table(waiting)), position + 1))
+            waiting.handle.publish(Progress(0, len(table_of(waiting)), position + 1))
 
-    def _encode(self, job: _Job) -> None:
+    def _encode(self, job: Job) -> None:
         started = time.monotonic()
         job.timings["queued"] = started - job.arrived
         request, noise = job.request, job.noise
@@ -271,7 +251,7 @@ class Engine:
         text = self._prompts.encode_pair(request.prompt, request.negative_prompt)
         moments = self._pictures.encode(request.image, request.tile)
         latents = start_latents(
-            moments, noise, _table(job), request.image_strength, self.bundle.scaling_factor
+            moments, noise, table_of(job), request.image_strength, self.bundle.scaling_factor
         )
         height, width = latents.shape[1:]
         job.key = GroupKey(height, width, text.shape[1], request.tile)
@@ -281,7 +261,7 @@ class Engine:
         job.position = pool.admit(latents, text)
         self._running[job.ident] = job
         job.timings["prepare"] += time.monotonic() - started
-        job.handle.publish(Progress(0, len(_table(job))))
+        job.handle.publish(Progress(0, len(table_of(job))))
 
     def _tick(self) -> None:
         """Plan, run one tick, and hand on what has finished."""
@@ -302,19 +282,22 @@ class Engine:
         for job in advanced:
             job.done += 1
             job.timings["denoise"] = job.timings.get("denoise", 0.0) + elapsed
-            job.handle.publish(Progress(job.done, len(_table(job))))
+            job.handle.publish(Progress(job.done, len(table_of(job)), preview=job.preview))
         for job in advanced:
-            if job.done == len(_table(job)):
+            if job.done == len(table_of(job)):
                 self._decode(job)
 
-    def _evaluate(self, pool: LatentPool, members: list[_Job]) -> list[_Job]:
+    def _evaluate(self, pool: LatentPool, members: list[Job]) -> list[Job]:
         """Run a tick for ``members``; gives those that advanced.
 
         A tick that fails is run again in halves, down to the one request that makes it fail: a
         pool changes only when a tick has gone well. An out-of-memory error ends the same way.
         """
         try:
-            self._denoiser.tick(pool, [_evaluation(job) for job in members])
+            tick = self._denoiser.tick(pool, [evaluation_of(job) for job in members])
+            self.ticks.count(tick.rows, len(members))
+            for job in members:
+                job.preview = self._preview(tick.predicted.get(job.position))
             return members
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError):
@@ -327,7 +310,14 @@ class Engine:
         first = self._evaluate(pool, members[:middle])
         return first + self._evaluate(pool, members[middle:])
 
-    def _decode(self, job: _Job) -> None:
+    def _preview(self, predicted: torch.Tensor | None) -> Pixels | None:
+        if predicted is None:
+            return None
+        if self._latent_to_rgb is None:
+            self._latent_to_rgb = LatentToRgb.fit(self.bundle)
+        return self._latent_to_rgb.picture(predicted)
+
+    def _decode(self, job: Job) -> None:
         started = time.monotonic()
         try:
             assert job.key is not None
@@ -342,7 +332,7 @@ class Engine:
         job.timings["decode"] = time.monotonic() - started
         self._finish(job, GenerationResult(image, job.request.seed, job.done, job.timings))
 
-    def _finish(self, job: _Job, outcome: GenerationResult | GenerationError) -> None:
+    def _finish(self, job: Job, outcome: GenerationResult | GenerationError) -> None:
         """Take a job out of wherever it is and tell its handle."""
         if job in self._waiting:
             self._waiting.remove(job)
@@ -365,20 +355,6 @@ class Engine:
             jobs, self._open = self._open, set()
         for job in jobs:
             job.handle.fail(error)
-
-
-def _table(job: _Job) -> Table:
-    assert job.table is not None
-    return job.table
-
-
-def _evaluation(job: _Job) -> Evaluation:
-    """What a job does in the next tick."""
-    table, noise = _table(job), job.noise
-    row = table.rows[job.done]
-    assert noise is not None
-    draw = None if row.noise is None else noise.steps[row.noise]
-    return Evaluation(job.position, row, job.request.cfg_scale, table.slots, draw)
 
 
 def _as_failure(error: Exception) -> GenerationError:

@@ -49,7 +49,7 @@ class GenerationHandle:
             while True:
                 event.clear()
                 ended, current = self._future.done(), self._progress
-                if current is not None and current != seen:
+                if current is not None and current is not seen:
                     seen = current
                     yield current
                 if ended:

@@ -63,7 +63,8 @@ class GenerationRequest:
 
     ``image`` has the very size of the picture to make. ``image_strength`` is in [0, 1] and the
     denoising strength is ``1 - image_strength``. ``seed`` is in 1..2**32 - 1. ``tile`` asks for
-    circular padding, so that the picture tiles without a seam.
+    circular padding, so that the picture tiles without a seam. ``previews`` asks for small
+    pictures of the unfinished one with the progress.
     """
 
     image: Pixels
@@ -76,6 +77,7 @@ class GenerationRequest:
     seed: int = 1
     clip_guidance: ClipGuidancePreset = ClipGuidancePreset.NONE
     tile: bool = False
+    previews: bool = False
     request_id: str = ""
 
     @property
@@ -87,13 +89,17 @@ class GenerationRequest:
         return int(self.image.shape[0])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Progress:
-    """How far a request is: ``step`` U-Net evaluations done of ``steps``."""
+    """How far a request is: ``step`` U-Net evaluations done of ``steps``.
+
+    ``preview`` is the predicted picture, a pixel a latent, (h, w, 3) uint8, if it was asked for.
+    """
 
     step: int
     steps: int
     queue_position: int = 0
+    preview: Pixels | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -80,6 +80,18 @@ def choice(values: type[E] | tuple[str, ...]) -> BeforeValidator:
     return BeforeValidator(parse)
 
 
+def truth() -> BeforeValidator:
+    """Reads `true` or `false`, in any case; `1` and `0` too."""
+
+    def parse(value: object) -> bool:
+        text = str(value).strip().lower()
+        if text not in ("true", "false", "1", "0"):
+            raise _refuse(value, "is not true or false")
+        return text in ("true", "1")
+
+    return BeforeValidator(parse)
+
+
 def trimmed_text(max_length: int) -> BeforeValidator:
     """Reads text of at most `max_length` characters after trimming."""
 

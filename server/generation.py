@@ -22,5 +22,6 @@ def generation_request(form: ImageToImageForm, picture: Pixels) -> GenerationReq
         seed=form.chosen_seed(),
         clip_guidance=form.clip_guidance_preset,
         tile=styled.tile,
+        previews=form.previews,
         request_id=current_request_id(),
     )

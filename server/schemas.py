@@ -22,7 +22,14 @@ from pipelines.request import (
     default_sampler,
 )
 from pipelines.styles import STYLES
-from server.form_fields import choice, documented, real_number, trimmed_text, whole_number
+from server.form_fields import (
+    choice,
+    documented,
+    real_number,
+    trimmed_text,
+    truth,
+    whole_number,
+)
 
 MAX_PROMPT_LENGTH = 2000
 IMAGE_FIELD = "init_image"
@@ -163,6 +170,16 @@ class ImageToImageForm(BaseModel):
             "An addition to the hosted service's fields.",
         ),
     ] = ResizeMode.CROP
+    previews: Annotated[
+        bool,
+        truth(),
+        documented(
+            type="boolean",
+            default=False,
+            description="With Accept: text/event-stream, send a small picture with every progress "
+            "event. An addition to the hosted service's fields.",
+        ),
+    ] = False
 
     @property
     def chosen_sampler(self) -> Sampler:

@@ -56,7 +56,7 @@ def plain_caption(scene: Scene) -> str:
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """One of many captions. Every thing's colour and kind is always named. A styled scene is
     written in its style's whole template, as a request would be, or in some of its words."""
-    words = plain_caption(scene) if rng.random() < 0.3 else _varied(scene, rng)
+    words = plain_caption(scene) if rng.random() < 0.2 else _varied(scene, rng)
     if scene.style is None:
         return str(_pick(_OPENINGS, rng)) + words
     if rng.random() < 0.65:
@@ -81,6 +81,9 @@ def _varied(scene: Scene, rng: np.random.Generator) -> str:
         words = _related(scene, names, rng)
     else:
         words = f"{names[0]}, {names[1]} and {names[2]}"
+    # People name the thing alone: an edit then leaves the background to the picture.
+    if rng.random() < 0.18:
+        return words
     place = _pick(_PLACES[scene.background], rng)
     if scene.background == "plain":
         draw = rng.random()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 
+import numpy as np
 import requests
+from PIL import Image
 
 from tests.contract.conftest import KEY, PATH, QUICK, Client
 
@@ -49,3 +53,23 @@ def test_bad_input_is_an_ordinary_failure(client: Client, small_picture: bytes) 
     response = post(client, small_picture, steps=5)
     assert response.status_code == 400
     assert response.json()["code"] == -1
+
+
+def test_previews_are_small_pictures_of_what_comes(client: Client, small_picture: bytes) -> None:
+    response = post(client, small_picture, **QUICK, previews="true", seed=3)
+    events = read_events(response)
+    shown = [data["preview"] for name, data in events if name == "progress" and "preview" in data]
+    assert shown
+    preview = Image.open(io.BytesIO(base64.b64decode(str(shown[-1]))))
+    data = events[-1][1]["data"]
+    assert isinstance(data, dict)
+    picture = Image.open(io.BytesIO(base64.b64decode(data["image"])))
+    assert preview.size == (40, 40)
+    small = np.asarray(picture.resize((40, 40), Image.Resampling.BOX)).astype(float)
+    assert np.abs(small - np.asarray(preview)).mean() < 30
+
+
+def test_a_preview_that_is_neither_true_nor_false(client: Client, small_picture: bytes) -> None:
+    response = post(client, small_picture, previews="perhaps")
+    assert response.status_code == 400
+    assert "previews: perhaps is not true or false" in response.json()["message"]

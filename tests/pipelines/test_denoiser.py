@@ -118,8 +118,8 @@ def test_padding_rows_do_not_change_a_picture(tiny: ModelBundle, buckets: tuple[
 def test_a_tick_reports_its_rows_with_padding(tiny: ModelBundle) -> None:
     pool, tables, noise, places = crowd(tiny)
     three = evaluations(tables[:3], 0, 7.0, noise[:3], places[:3])
-    assert Denoiser(tiny).tick(pool, three) == 6
-    assert Denoiser(tiny, (4, 8, 16)).tick(pool, three) == 8
+    assert Denoiser(tiny).tick(pool, three).rows == 6
+    assert Denoiser(tiny, (4, 8, 16)).tick(pool, three).rows == 8
 
 
 def test_a_new_request_finds_its_slots_zeroed(tiny: ModelBundle) -> None:

@@ -199,7 +199,7 @@ def test_a_request_that_breaks_the_tick_fails_alone(
     want = [engine.submit(request).wait(60).image.astype(int) for request in good]
     tick = engine._denoiser.tick
 
-    def breaking(pool: Any, evaluations: Any) -> int:
+    def breaking(pool: Any, evaluations: Any) -> Any:
         if any(e.cfg_scale == 9.5 for e in evaluations):
             raise torch.OutOfMemoryError("no memory for this one")
         return tick(pool, evaluations)

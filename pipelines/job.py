@@ -1,0 +1,67 @@
+"""A request inside the engine: what has been made of it so far, and what it does next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pipelines.batching import GroupKey
+from pipelines.denoiser import Evaluation
+from pipelines.handle import GenerationHandle
+from pipelines.request import GenerationRequest, Pixels
+from pipelines.samplers import Table
+from pipelines.stages import RequestNoise
+
+
+@dataclass
+class TickCounts:
+    """What the ticks so far were made of: how many, their U-Net rows, requests they advanced."""
+
+    ticks: int = 0
+    rows: int = 0
+    evaluations: int = 0
+
+    def count(self, rows: int, evaluations: int) -> None:
+        self.ticks += 1
+        self.rows += rows
+        self.evaluations += evaluations
+
+
+@dataclass(eq=False)
+class Job:
+    """A request inside the engine."""
+
+    ident: int
+    handle: GenerationHandle
+    arrived: float
+    deadline: float | None
+    table: Table | None = None
+    noise: RequestNoise | None = None
+    key: GroupKey | None = None
+    position: int = -1
+    done: int = 0
+    preview: Pixels | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def request(self) -> GenerationRequest:
+        return self.handle.request
+
+    @property
+    def running(self) -> bool:
+        return self.position >= 0
+
+
+def table_of(job: Job) -> Table:
+    assert job.table is not None
+    return job.table
+
+
+def evaluation_of(job: Job) -> Evaluation:
+    """What a job does in the next tick."""
+    table, noise = table_of(job), job.noise
+    row = table.rows[job.done]
+    assert noise is not None
+    draw = None if row.noise is None else noise.steps[row.noise]
+    return Evaluation(
+        job.position, row, job.request.cfg_scale, table.slots, draw, job.request.previews
+    )

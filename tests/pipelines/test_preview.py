@@ -1,0 +1,23 @@
+"""The linear map from latents to a small picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from models.loader import load_bundle
+from pipelines.preview import LatentToRgb
+from pipelines.request import Pixels
+from pipelines.stages import encode_picture
+
+
+def test_a_preview_looks_like_the_picture(picture: Pixels) -> None:
+    bundle = load_bundle(device="cpu")
+    with torch.inference_mode():
+        latents = encode_picture(bundle, picture, tile=False).mean * bundle.scaling_factor
+        preview = LatentToRgb.fit(bundle).picture(latents)
+    assert preview.shape == (40, 40, 3)
+    small = picture.reshape(40, 8, 40, 8, 3).mean(axis=(1, 3))
+    assert np.abs(preview - small).mean() < 25
+    flat = np.abs(preview - small.mean(axis=(0, 1))).mean()
+    assert np.abs(preview - small).mean() < flat / 2
