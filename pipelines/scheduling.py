@@ -1,58 +1,95 @@
-"""What the device does next. Pure policy: no torch, and no clock of its own."""
+"""What the device does next. Pure policy: no torch, and no clock of its own.
+
+The device does one *unit* of work at a time: encode a picture, one denoise tick of a group, or one
+part of a decode. After each, `Scheduler.plan` names the next. What it goes by:
+
+- **Due time.** A request is due at its arrival plus a slack in proportion to what it would take
+  alone, or at its deadline if that is sooner. The earliest due leads: a small picture does not wait
+  behind a large one, and nothing that arrives after a request's due time comes before it.
+- **Deficit round-robin.** A group (latent size, text length, padding) spends credit, counted in
+  predicted seconds (Shreedhar & Varghese 1995). Without credit it yields to every group that has
+  some; when none has, all are granted a turn. So a stream of one size cannot keep out another.
+- **Width.** The leader's group mates share its tick as far as the cost table says that sharing
+  gains. Where cost is linear in rows it never does, and requests run one by one to their end.
+- **Solitude.** While fewer requests than one in twenty (with a margin) would have to wait under
+  one-at-a-time service, its 95th percentile is that of an idle device, which no policy can beat,
+  and any sharing can only harm. Then requests are served one at a time as they came.
+"""
 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from pipelines.batching import GroupKey, pad_rows
+from pipelines.batching import GroupKey, TickLimits, pad_rows
 from pipelines.cost import CostTable
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
+    """Defaults come from ``scripts/simulate_load``; see ``docs/benchmarks/simulator.md``.
+
+    ``max_queue`` requests wait or run at most, ``max_places`` of them hold latents on the device.
+    ``limits`` and ``row_buckets`` bound and pad a tick. A decode is handed out in parts of at most
+    ``decode_part_pixels`` latent pixels. A group mate joins a tick if it adds at most
+    ``1 - min_gain`` of what it would cost alone. A request without a nearer deadline is due
+    ``slack_seconds + slack_factor * (its predicted seconds alone)`` after it arrived. A request brings
+    its group ``turn_factor`` times its predicted seconds alone to spend, and a new turn that of the
+    most expensive request present for each of the group's. At 1 and above credit runs out only
+    where work costs more than predicted; below, turns cut across due times.
+    Below a share of ``crowd_share`` waiting arrivals requests are served one at a time.
+    """
+
     max_queue: int = 64
     max_places: int = 64
-    max_rows: int = 16
-    max_pixels: int = 16 * 64 * 64
+    limits: TickLimits = field(default_factory=TickLimits)
     row_buckets: Sequence[int] = ()
     decode_part_pixels: int = 64 * 64
-    turn_seconds: float = 0.1
-    min_gain: float = 0.25
+    min_gain: float = 0.1
     slack_seconds: float = 0.0
-    slack_factor: float = 1.0
-    mode: str = "edf"
+    slack_factor: float = 8.0
+    turn_factor: float = 1.0
+    crowd_share: float = 0.1
 
 
 @dataclass(eq=False)
 class Task:
+    """A request as the policy sees it. Times are in seconds of any one clock.
+
+    ``rows`` is 1 or 2 (`guidance_rows`), ``evaluations`` the length of its sampler table.
+    """
+
     ident: int
     key: GroupKey
     rows: int
     evaluations: int
     arrived: float
     deadline: float | None = None
-    due: float = 0.0
-    encoded: bool = False
-    done: int = 0
-    parts: int = 0
+    due: float = field(default=0.0, init=False)
+    encoded: bool = field(default=False, init=False)
+    done: int = field(default=0, init=False)
+    parts_done: int = field(default=0, init=False)
 
     @property
-    def order(self):
-        return (self.due, self.arrived, self.ident)
+    def denoised(self) -> bool:
+        return self.done >= self.evaluations
 
 
 @dataclass(frozen=True)
 class Encode:
-    ident: int
+    """The prompt and the picture of one request go in; it then holds a place."""
+
     key: GroupKey
+    ident: int
     seconds: float
 
 
 @dataclass(frozen=True)
 class Tick:
+    """One evaluation of every request in ``idents``: ``rows`` U-Net rows, padded to ``padded``."""
+
     key: GroupKey
     idents: tuple[int, ...]
     rows: int
@@ -62,162 +99,273 @@ class Tick:
 
 @dataclass(frozen=True)
 class Decode:
-    ident: int
+    """Part ``part`` (from 0) of ``parts`` of one request's decode."""
+
     key: GroupKey
+    ident: int
     part: int
     parts: int
     seconds: float
 
 
 Work: TypeAlias = Encode | Tick | Decode
+"""A unit of work; ``seconds`` is its predicted cost."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request is not taken, and in how many seconds another try makes sense."""
+
+    reason: str
+    retry_after: float
 
 
 @dataclass(eq=False)
-class Group:
+class _Group:
+    """The requests of one key in order of due time, and the seconds the group may still spend."""
+
     key: GroupKey
     tasks: list[Task] = field(default_factory=list)
-    deficit: float = 0.0
-    round: int = 0
+    credit: float = 0.0
+
+
+def _order(task: Task) -> tuple[float, float, int]:
+    return task.due, task.arrived, task.ident
+
+
+def _arrival_order(task: Task) -> tuple[float, int]:
+    return task.arrived, task.ident
+
+
+class Crowding:
+    """The share of arrivals that one-at-a-time service would have made wait, a moving average.
+
+    Keeps the clock of a first-come-first-served device of the same speed beside the real one.
+    """
+
+    _MEMORY = 200
+    _PRIOR = 20
+
+    def __init__(self) -> None:
+        self.share = 0.2
+        self._seen = self._PRIOR
+        self._free_at = float("-inf")
+
+    def arrive(self, now: float, seconds: float) -> None:
+        """A request that takes ``seconds`` alone arrives at ``now``."""
+        self._seen = min(self._seen + 1, self._MEMORY)
+        self.share += (float(self._free_at > now) - self.share) / self._seen
+        self._free_at = max(self._free_at, now) + seconds
 
 
 class Scheduler:
-    def __init__(self, table: CostTable, config: PolicyConfig | None = None):
+    """Takes requests, hands out units of work. Not thread-safe: it belongs to the engine's thread.
+
+    The life of a unit: ``work = plan()``, the engine does it, ``complete(work, seconds it took)``.
+    """
+
+    def __init__(self, table: CostTable, config: PolicyConfig | None = None) -> None:
         self.table = table
         self.config = config or PolicyConfig()
-        self.tasks: dict[int, Task] = {}
-        self.groups: dict[GroupKey, Group] = {}
-        self.current: Group | None = None
-        self.round = 0
+        self.crowding = Crowding()
+        self._tasks: dict[int, Task] = {}
+        self._groups: dict[GroupKey, _Group] = {}
+        self._places = 0
 
-    def unloaded(self, t) -> float:
-        p = t.key.latent_pixels
-        return (
-            self.table.encode_seconds(p)
-            + self.table.decode_seconds(p)
-            + t.evaluations * self.table.tick_seconds(p, self.pad(t.rows))
-        )
+    def __len__(self) -> int:
+        return len(self._tasks)
 
-    def pad(self, rows):
-        return pad_rows(rows, self.config.row_buckets)
+    def __contains__(self, ident: object) -> bool:
+        return ident in self._tasks
 
-    def remaining(self, t) -> float:
-        p = t.key.latent_pixels
-        n = self.n_parts(p)
-        return (
-            (0 if t.encoded else self.table.encode_seconds(p))
-            + self.table.decode_seconds(p) * (n - t.parts) / n
-            + (t.evaluations - t.done) * self.table.tick_seconds(p, self.pad(t.rows))
-        )
+    # Coming and going
 
-    def n_parts(self, pixels):
+    def offer(self, task: Task, now: float) -> Refusal | None:
+        """Take ``task``, or say why not: the queue is full, or its deadline cannot be met."""
+        seconds = self.alone_seconds(task)
+        task.due = task.arrived + self.config.slack_seconds + self.config.slack_factor * seconds
+        if task.deadline is not None:
+            task.due = min(task.due, task.deadline)
+        if len(self._tasks) >= self.config.max_queue:
+            return Refusal(f"{len(self._tasks)} requests are waiting", self.backlog_seconds())
+        if task.deadline is not None:
+            late = now + self.backlog_seconds(ahead_of=task) + seconds - task.deadline
+            if late > 0.0:
+                return Refusal("the request cannot be done in time", late)
+        self.crowding.arrive(now, seconds)
+        self._tasks[task.ident] = task
+        group = self._groups.get(task.key)
+        if group is None:
+            group = self._groups[task.key] = _Group(task.key)
+        group.credit += self.config.turn_factor * seconds
+        insort(group.tasks, task, key=_order)
+        return None
+
+    def remove(self, ident: int) -> None:
+        """Forget a request: finished, cancelled, failed or expired. Unknown ones are ignored."""
+        task = self._tasks.pop(ident, None)
+        if task is None:
+            return
+        self._places -= task.encoded
+        group = self._groups[task.key]
+        group.tasks.remove(task)
+        if not group.tasks:
+            del self._groups[task.key]
+
+    def overdue(self, now: float) -> list[int]:
+        """The requests whose deadline has passed."""
+        tasks = self._tasks.values()
+        return [t.ident for t in tasks if t.deadline is not None and now >= t.deadline]
+
+    # Working
+
+    def plan(self) -> Work | None:
+        """The next unit of work; None if there is nothing to do. Changes no request."""
+        if not self._tasks:
+            return None
+        if self.crowding.share < self.config.crowd_share:
+            leader = min(self._able(self._tasks.values()), key=_arrival_order)
+            return self._unit(leader, [leader])
+        group = self._next_group()
+        mates = list(self._able(group.tasks))
+        leader = next((task for task in mates if task.denoised), mates[0])
+        return self._unit(leader, mates)
+
+    def complete(self, work: Work, seconds: float | None = None) -> list[int]:
+        """Account for a done unit; gives the requests that are finished, which are forgotten.
+
+        ``seconds`` is what it took and teaches the cost table; None teaches nothing. Requests
+        that were removed while the unit ran are passed over.
+        """
+        group = self._groups.get(work.key)
+        if group is not None:
+            group.credit -= work.seconds
+        if isinstance(work, Tick):
+            for task in self._present(work.idents):
+                task.done += 1
+        elif isinstance(work, Encode):
+            for task in self._present((work.ident,)):
+                task.encoded = True
+                self._places += 1
+        if seconds is not None:
+            self._learn(work, seconds)
+        if not isinstance(work, Decode):
+            return []
+        finished = []
+        for task in self._present((work.ident,)):
+            task.parts_done += 1
+            if task.parts_done >= work.parts:
+                finished.append(task.ident)
+                self.remove(task.ident)
+        return finished
+
+    # Predicting
+
+    def alone_seconds(self, task: Task) -> float:
+        """What is left of a request, in predicted seconds on a device of its own."""
+        return self._remaining(task, self._tick_seconds(task.key, task.rows))
+
+    def backlog_seconds(self, ahead_of: Task | None = None) -> float:
+        """Predicted seconds of all that is left to do, or of what comes before ``ahead_of``.
+
+        Within a group as many requests share a tick as would if all were ready.
+        """
+        seconds = 0.0
+        for group in self._groups.values():
+            tasks = group.tasks
+            if ahead_of is not None:
+                tasks = [task for task in tasks if _order(task) <= _order(ahead_of)]
+            if tasks:
+                sharing, rows = self._share(tasks)
+                each = self._tick_seconds(group.key, rows) / len(sharing)
+                seconds += sum(self._remaining(task, each) for task in tasks)
+        return seconds
+
+    def _remaining(self, task: Task, tick_seconds: float) -> float:
+        pixels = task.key.latent_pixels
+        parts = self._parts(pixels)
+        encode = 0.0 if task.encoded else self.table.encode_seconds(pixels)
+        decode = self.table.decode_seconds(pixels) * (parts - task.parts_done) / parts
+        return encode + (task.evaluations - task.done) * tick_seconds + decode
+
+    # Choosing
+
+    def _able(self, tasks: Iterable[Task]) -> Iterator[Task]:
+        """Those that can be worked on: with all places taken, only those that hold one."""
+        if self._places < self.config.max_places:
+            return iter(tasks)
+        return (task for task in tasks if task.encoded)
+
+    def _next_group(self) -> _Group:
+        """Of the groups in credit the one that leads by due time; a new turn if none is."""
+        able = [
+            (_order(leader), group)
+            for group in self._groups.values()
+            if (leader := next(self._able(group.tasks), None)) is not None
+        ]
+        while True:
+            in_credit = [pair for pair in able if pair[1].credit > 0.0]
+            if in_credit:
+                return min(in_credit, key=lambda pair: pair[0])[1]
+            turn = self.config.turn_factor * max(self._costliest(group) for _, group in able)
+            least_debt = max(group.credit for _, group in able)
+            for _, group in able:
+                group.credit += max(turn * len(group.tasks), 1e-9 - least_debt)
+
+    def _costliest(self, group: _Group) -> float:
+        return max(self.alone_seconds(task) for task in group.tasks)
+
+    def _unit(self, leader: Task, mates: Sequence[Task]) -> Work:
+        """The leader's next unit; ``mates`` (the leader among them) may share its tick."""
+        key = leader.key
+        if leader.denoised:
+            parts = self._parts(key.latent_pixels)
+            seconds = self.table.decode_seconds(key.latent_pixels) / parts
+            return Decode(key, leader.ident, leader.parts_done, parts, seconds)
+        sharing, rows = self._share(mates)
+        for task in sharing:
+            if not task.encoded:
+                return Encode(key, task.ident, self.table.encode_seconds(key.latent_pixels))
+        padded = pad_rows(rows, self.config.row_buckets)
+        idents = tuple(task.ident for task in sharing)
+        return Tick(key, idents, rows, padded, self._tick_seconds(key, rows))
+
+    def _share(self, tasks: Sequence[Task]) -> tuple[Sequence[Task], int]:
+        """How many of ``tasks`` (one group's, in order) share a tick, and their rows.
+
+        The longest run from the front whose every extension added at most ``1 - min_gain`` of what
+        the added requests cost alone. Rows that fill up a bucket count as free.
+        """
+        key = tasks[0].key
+        room = self.config.limits.rows_for(key)
+        rows = best = best_rows = 0
+        added_alone = best_seconds = 0.0
+        for count, task in enumerate(tasks, 1):
+            rows += task.rows
+            if best and rows > room:
+                break
+            added_alone += self._tick_seconds(key, task.rows)
+            seconds = self._tick_seconds(key, rows)
+            if not best or seconds - best_seconds <= (1.0 - self.config.min_gain) * added_alone:
+                best, best_rows, best_seconds = count, rows, seconds
+                added_alone = 0.0
+        return tasks[:best], best_rows
+
+    def _tick_seconds(self, key: GroupKey, rows: int) -> float:
+        padded = pad_rows(rows, self.config.row_buckets)
+        return self.table.tick_seconds(key.latent_pixels, padded)
+
+    def _parts(self, pixels: int) -> int:
         return max(1, -(-pixels // self.config.decode_part_pixels))
 
-    def add(self, t: Task):
-        c = self.config
-        t.due = (
-            t.deadline
-            if t.deadline is not None
-            else (t.arrived + c.slack_seconds + c.slack_factor * self.unloaded(t))
-        )
-        self.tasks[t.ident] = t
-        g = self.groups.get(t.key)
-        if g is None:
-            g = self.groups[t.key] = Group(t.key)
-            g.round = self.round - 1 if c.mode == "drr" else 0
-        insort(g.tasks, t, key=lambda x: x.order)
+    def _present(self, idents: Iterable[int]) -> list[Task]:
+        return [self._tasks[ident] for ident in idents if ident in self._tasks]
 
-    def remove(self, ident):
-        t = self.tasks.pop(ident)
-        g = self.groups[t.key]
-        g.tasks.remove(t)
-        if not g.tasks:
-            del self.groups[t.key]
-            if self.current is g:
-                self.current = None
-
-    def plan(self, now) -> Work | None:
-        if not self.groups:
-            return None
-        return self.unit(self.pick())
-
-    def pick(self):
-        c = self.config
-        if c.mode == "edf":
-            return min(self.groups.values(), key=lambda g: g.tasks[0].order)
-        if c.mode == "edfdrr":
-            able = [g for g in self.groups.values() if g.deficit > 0]
-            while not able:
-                grant = c.turn_seconds * max(self.unloaded(t) for g in self.groups.values() for t in g.tasks)
-                for g in self.groups.values():
-                    g.deficit += grant
-                able = [g for g in self.groups.values() if g.deficit > 0]
-            return min(able, key=lambda g: g.tasks[0].order)
-        if c.mode == "srpt":
-            return min(self.groups.values(), key=lambda g: min(self.remaining(t) for t in g.tasks))
-        g = self.current
-        if g is not None and g.deficit > 0:
-            return g
-        while True:
-            fresh = [g for g in self.groups.values() if g.round < self.round]
-            if not fresh:
-                self.round += 1
-                continue
-            g = min(fresh, key=lambda g: g.tasks[0].order)
-            g.round = self.round
-            g.deficit = min(g.deficit, 0.0) + (
-                c.turn_seconds if c.mode == "drr" else self.remaining(g.tasks[0])
-            )
-            if g.deficit > 0:
-                self.current = g
-                return g
-
-    def unit(self, g) -> Work:
-        p = g.key.latent_pixels
-        for t in g.tasks:
-            if t.done == t.evaluations:
-                n = self.n_parts(p)
-                return Decode(t.ident, g.key, t.parts, n, self.table.decode_seconds(p) / n)
-        chosen, rows = self.choose(g)
-        for t in chosen:
-            if not t.encoded:
-                return Encode(t.ident, g.key, self.table.encode_seconds(p))
-        padded = self.pad(rows)
-        return Tick(
-            g.key, tuple(t.ident for t in chosen), rows, padded, self.table.tick_seconds(p, padded)
-        )
-
-    def choose(self, g):
-        c = self.config
-        p = g.key.latent_pixels
-        limit = max(2, min(c.max_rows, c.max_pixels // p))
-        cost = self.table.tick_seconds
-        rows = 0
-        solo = 0.0
-        best, best_rows, best_cost, best_solo = 0, 0, 0.0, 0.0
-        for n, t in enumerate(g.tasks, 1):
-            if rows + t.rows > limit:
-                break
-            rows += t.rows
-            solo += cost(p, self.pad(t.rows))
-            now = cost(p, self.pad(rows))
-            if n == 1 or now - best_cost <= (1 - c.min_gain) * (solo - best_solo):
-                best, best_rows, best_cost, best_solo = n, rows, now, solo
-        return g.tasks[:best], best_rows
-
-    def complete(self, work: Work) -> list[int]:
-        """idents finished"""
-        g = self.groups.get(work.key)
-        if g is not None:
-            g.deficit -= work.seconds
+    def _learn(self, work: Work, seconds: float) -> None:
+        pixels = work.key.latent_pixels
         if isinstance(work, Tick):
-            for i in work.idents:
-                self.tasks[i].done += 1
+            self.table.observe_tick(pixels, work.padded, seconds)
         elif isinstance(work, Encode):
-            self.tasks[work.ident].encoded = True
+            self.table.observe_encode(pixels, seconds)
         else:
-            t = self.tasks[work.ident]
-            t.parts += 1
-            if t.parts == work.parts:
-                self.remove(t.ident)
-                return [t.ident]
-        return []
+            self.table.observe_decode(pixels, seconds * work.parts)

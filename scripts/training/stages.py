@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="end this stretch after so long")
     parser.add_argument("--phase", choices=list(PHASES), default="small", help="of the U-Net")
     parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights")
     parser.add_argument("--folder", type=Path, default=ROOT / ".training" / "embedded")
     parser.add_argument("--output", type=Path, default=ROOT / "models" / "embedded")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -95,7 +96,7 @@ def _unet(stage: str, phase: Phase, options: argparse.Namespace, device: torch.d
         options.learning_rate or 6e-4,
         warm_up=200,
         minutes=options.minutes,
-        ema=0.999,
+        ema=options.ema,
         save_every=300,
     )
     train_unet(folder / "unet", phase, sets, vae, text_encoder, tokenizer, plan, device)

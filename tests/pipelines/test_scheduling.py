@@ -1,0 +1,358 @@
+"""The scheduling policy and its cost table, with numbers alone."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.batching import GroupKey, TickLimits
+from pipelines.cost import CostTable, PictureCost, TickPoint
+from pipelines.scheduling import Crowding, Decode, Encode, PolicyConfig, Scheduler, Task, Tick
+
+SMALL = GroupKey(40, 40, 77, False)
+MEDIUM = GroupKey(64, 64, 77, False)
+LARGE = GroupKey(192, 192, 77, False)
+KEYS = (SMALL, MEDIUM, LARGE)
+
+
+def make_table(fixed: float, per_row: float = 1.0) -> CostTable:
+    """A tick takes ``fixed + per_row * rows * pixels / 4096`` seconds."""
+    points = [
+        TickPoint(pixels, rows, fixed + per_row * rows * pixels / 4096)
+        for pixels in (1600, 4096, 36864)
+        for rows in (1, 2, 4, 16)
+    ]
+    return CostTable(points, PictureCost(0.0, 1e-4), PictureCost(0.0, 2e-4))
+
+
+LINEAR = make_table(0.0)
+GAINFUL = make_table(10.0)
+
+
+def crowded(table: CostTable, config: PolicyConfig | None = None) -> Scheduler:
+    """A scheduler that takes itself to be busy."""
+    scheduler = Scheduler(table, config)
+    assert scheduler.crowding.share > scheduler.config.crowd_share
+    return scheduler
+
+
+def put(scheduler: Scheduler, ident: int, key: GroupKey = MEDIUM, **options: float) -> Task:
+    task = Task(
+        ident,
+        key,
+        rows=int(options.get("rows", 2)),
+        evaluations=int(options.get("evaluations", 3)),
+        arrived=options.get("arrived", 0.0),
+        deadline=options.get("deadline"),
+    )
+    assert scheduler.offer(task, task.arrived) is None
+    return task
+
+
+def run_all(scheduler: Scheduler) -> list[int]:
+    """Do everything; the idents in the order they finish."""
+    finished: list[int] = []
+    for _ in range(10_000):
+        work = scheduler.plan()
+        if work is None:
+            return finished
+        finished += scheduler.complete(work)
+    raise AssertionError("the work does not end")
+
+
+# The cost table
+
+
+@given(
+    seconds=st.lists(st.floats(1e-4, 1e3), min_size=9, max_size=9),
+    pixels=st.integers(100, 50_000),
+    rows=st.integers(1, 64),
+    more=st.integers(0, 5_000),
+)
+def test_more_work_never_costs_less(
+    seconds: list[float], pixels: int, rows: int, more: int
+) -> None:
+    lattice = [(p, r) for p in (1600, 4096, 9216) for r in (1, 4, 16)]
+    points = [TickPoint(p, r, s) for (p, r), s in zip(lattice, seconds, strict=True)]
+    table = CostTable(points, PictureCost(0, 0), PictureCost(0, 0))
+    base = table.tick_seconds(pixels, rows)
+    nearly = 1 - 1e-9
+    assert base > 0
+    assert table.tick_seconds(pixels + more, rows) >= base * nearly
+    assert table.tick_seconds(pixels, rows + 1 + more % 7) >= base * nearly
+
+
+def test_a_table_reads_its_own_points_and_between_them() -> None:
+    assert GAINFUL.tick_seconds(4096, 4) == pytest.approx(14.0)
+    assert GAINFUL.tick_seconds(4096, 8) == pytest.approx(18.0)
+    assert GAINFUL.tick_seconds(4096, 32) == pytest.approx(42.0)
+    assert GAINFUL.tick_seconds(20480, 2) == pytest.approx(20.0)
+
+
+def test_a_table_survives_its_file(tmp_path: Path) -> None:
+    GAINFUL.save(tmp_path / "table.json")
+    again = CostTable.load(tmp_path / "table.json")
+    assert again.to_json() == GAINFUL.to_json()
+    assert again.tick_seconds(5000, 7) == GAINFUL.tick_seconds(5000, 7)
+
+
+def test_a_table_learns_what_it_sees() -> None:
+    table = make_table(10.0)
+    far = table.tick_seconds(36864, 16)
+    for _ in range(200):
+        table.observe_tick(4096, 3, 26.0)
+        table.observe_decode(4096, 3.0)
+    assert table.tick_seconds(4096, 3) == pytest.approx(26.0, rel=0.01)
+    assert table.decode_seconds(4096) == pytest.approx(3.0, rel=0.01)
+    assert table.tick_seconds(36864, 16) == far
+
+
+def test_a_table_with_a_hole_is_refused() -> None:
+    points = [TickPoint(1600, 1, 1.0), TickPoint(1600, 2, 1.0), TickPoint(4096, 1, 1.0)]
+    with pytest.raises(ValueError, match="every number of rows"):
+        CostTable(points, PictureCost(0, 0), PictureCost(0, 0))
+
+
+# One request
+
+
+def test_a_request_is_encoded_denoised_and_decoded_in_parts() -> None:
+    scheduler = crowded(LINEAR)
+    put(scheduler, 7, LARGE, evaluations=2)
+    seen = []
+    while (work := scheduler.plan()) is not None:
+        seen.append(work)
+        scheduler.complete(work)
+    assert [type(work) for work in seen] == [Encode, Tick, Tick] + [Decode] * 9
+    assert [work.part for work in seen if isinstance(work, Decode)] == list(range(9))
+    assert sum(w.seconds for w in seen[3:]) == pytest.approx(LINEAR.decode_seconds(192 * 192))
+    assert len(scheduler) == 0
+
+
+# Width
+
+
+def test_where_rows_gain_requests_share_a_tick() -> None:
+    scheduler = crowded(GAINFUL)
+    for ident in range(3):
+        put(scheduler, ident, rows=1 + ident % 2)
+    for _ in range(3):
+        work = scheduler.plan()
+        assert isinstance(work, Encode)
+        scheduler.complete(work)
+    work = scheduler.plan()
+    assert isinstance(work, Tick)
+    assert set(work.idents) == {0, 1, 2}
+    assert work.rows == 4
+
+
+def test_where_rows_gain_nothing_requests_run_to_their_end_as_they_came() -> None:
+    scheduler = crowded(LINEAR)
+    for ident in range(5):
+        put(scheduler, ident, arrived=0.1 * ident)
+    widths = set()
+    finished: list[int] = []
+    while (work := scheduler.plan()) is not None:
+        if isinstance(work, Tick):
+            widths.add(len(work.idents))
+        finished += scheduler.complete(work)
+    assert widths == {1}
+    assert finished == [0, 1, 2, 3, 4]
+
+
+def test_a_bucket_is_filled_where_its_rows_are_paid_for_anyway() -> None:
+    scheduler = crowded(LINEAR, PolicyConfig(row_buckets=(8, 16)))
+    for ident in range(5):
+        put(scheduler, ident)
+    while isinstance(work := scheduler.plan(), Encode):
+        scheduler.complete(work)
+    assert isinstance(work, Tick)
+    assert (work.rows, work.padded) == (8, 8)
+
+
+@given(
+    rows=st.lists(st.integers(1, 2), min_size=1, max_size=30),
+    key=st.sampled_from(KEYS),
+    max_rows=st.integers(2, 32),
+    fixed=st.floats(0, 100),
+)
+@settings(deadline=None)
+def test_a_tick_keeps_within_its_limits_and_never_costs_more_than_its_members_alone(
+    rows: list[int], key: GroupKey, max_rows: int, fixed: float
+) -> None:
+    limits = TickLimits(max_rows=max_rows)
+    scheduler = crowded(make_table(fixed), PolicyConfig(limits=limits))
+    for ident, count in enumerate(rows):
+        put(scheduler, ident, key, rows=count)
+    while isinstance(work := scheduler.plan(), Encode):
+        scheduler.complete(work)
+    assert isinstance(work, Tick)
+    assert work.rows == sum(rows[ident] for ident in work.idents) <= limits.rows_for(key)
+    alone = sum(scheduler.table.tick_seconds(key.latent_pixels, rows[i]) for i in work.idents)
+    assert work.seconds <= alone * (1 + 1e-9)
+
+
+# Order
+
+
+def test_a_small_picture_goes_before_a_large_one_and_between_the_parts_of_its_decode() -> None:
+    scheduler = crowded(LINEAR)
+    put(scheduler, 0, LARGE, evaluations=1)
+    for _ in range(3):
+        work = scheduler.plan()
+        assert work is not None
+        scheduler.complete(work)
+    assert isinstance(scheduler.plan(), Decode)
+    put(scheduler, 1, SMALL, evaluations=1, arrived=1.0)
+    work = scheduler.plan()
+    assert isinstance(work, Encode)
+    assert work.ident == 1
+    assert run_all(scheduler) == [1, 0]
+
+
+def test_the_earliest_deadline_goes_first_within_a_size() -> None:
+    scheduler = crowded(LINEAR, PolicyConfig(slack_seconds=1e6))
+    for ident, deadline in enumerate((900.0, 300.0, 600.0)):
+        put(scheduler, ident, deadline=deadline)
+    assert run_all(scheduler) == [1, 2, 0]
+
+
+def test_a_group_that_has_spent_its_credit_yields() -> None:
+    scheduler = crowded(LINEAR, PolicyConfig(turn_factor=0.05, slack_factor=0.0, slack_seconds=1.0))
+    put(scheduler, 0, SMALL)
+    spent = 0.0
+    # A stream of small pictures that all claim to be due before the large one.
+    task = put(scheduler, 1, LARGE, arrived=1000.0)
+    for ident in range(2, 60):
+        put(scheduler, ident, SMALL, arrived=0.0)
+    while (work := scheduler.plan()) is not None and work.key == SMALL:
+        spent += work.seconds
+        scheduler.complete(work)
+    assert work is not None
+    assert task.ident in scheduler
+    assert len(scheduler) > 50
+    assert spent < 10 * scheduler.alone_seconds(put(scheduler, 60, SMALL))
+
+
+def test_places_are_not_exceeded() -> None:
+    scheduler = crowded(GAINFUL, PolicyConfig(max_places=2))
+    tasks = [put(scheduler, ident, KEYS[ident % 3]) for ident in range(9)]
+    while (work := scheduler.plan()) is not None:
+        scheduler.complete(work)
+        assert sum(task.encoded for task in tasks if task.ident in scheduler) <= 2
+    assert len(scheduler) == 0
+
+
+def test_a_removed_request_does_not_come_back() -> None:
+    scheduler = crowded(GAINFUL)
+    for ident in range(3):
+        put(scheduler, ident)
+    work = scheduler.plan()
+    scheduler.remove(0)
+    scheduler.remove(0)
+    assert work is not None
+    assert scheduler.complete(work) == []
+    assert sorted(run_all(scheduler)) == [1, 2]
+
+
+# Solitude
+
+
+def test_crowding_is_the_share_that_would_have_waited() -> None:
+    crowding = Crowding()
+    for i in range(1000):
+        crowding.arrive(10.0 * i, 1.0)
+    assert crowding.share < 0.01
+    for i in range(1000):
+        crowding.arrive(10_000.0 + i, 2.0)
+    assert crowding.share > 0.95
+
+
+def test_on_a_quiet_device_requests_are_served_one_at_a_time_as_they_came() -> None:
+    scheduler = Scheduler(GAINFUL)
+    scheduler.crowding.share = 0.0
+    put(scheduler, 0, LARGE)
+    scheduler.crowding.share = 0.0
+    put(scheduler, 1, SMALL, arrived=1.0)
+    put(scheduler, 2, SMALL, arrived=2.0)
+    scheduler.crowding.share = 0.0
+    assert run_all(scheduler) == [0, 1, 2]
+
+
+# Admission
+
+
+def test_a_full_queue_refuses_until_its_work_is_done() -> None:
+    scheduler = crowded(LINEAR, PolicyConfig(max_queue=2))
+    work = sum(scheduler.alone_seconds(put(scheduler, ident)) for ident in range(2))
+    refusal = scheduler.offer(Task(2, MEDIUM, 2, 3, 0.0), 0.0)
+    assert refusal is not None
+    assert refusal.retry_after == pytest.approx(work)
+    assert len(scheduler) == 2
+
+
+def test_what_cannot_meet_its_deadline_is_refused() -> None:
+    scheduler = crowded(LINEAR, PolicyConfig(slack_factor=0.0))
+    alone = scheduler.alone_seconds(put(scheduler, 0))
+    late = Task(1, MEDIUM, 2, 3, 0.0, deadline=1.5 * alone)
+    refusal = scheduler.offer(late, 0.0)
+    assert refusal is not None
+    assert refusal.retry_after == pytest.approx(0.5 * alone)
+    assert scheduler.offer(Task(2, MEDIUM, 2, 3, 0.0, deadline=2.1 * alone), 0.0) is None
+    assert scheduler.overdue(2.2 * alone) == [2]
+
+
+# No starvation
+
+
+@given(
+    victim=st.sampled_from(KEYS),
+    stream=st.lists(
+        st.tuples(st.sampled_from(KEYS), st.integers(1, 2), st.integers(1, 4)),
+        min_size=1,
+        max_size=6,
+    ),
+    fixed=st.sampled_from([0.0, 1.0, 10.0]),
+    lone=st.booleans(),
+    turn_factor=st.sampled_from([0.1, 1.0, 4.0]),
+)
+@settings(deadline=None, max_examples=40)
+def test_nobody_starves(
+    victim: GroupKey,
+    stream: list[tuple[GroupKey, int, int]],
+    fixed: float,
+    lone: bool,
+    turn_factor: float,
+) -> None:
+    """However fast others come, a request ends within its slack and some queues full of work.
+
+    Until its due time anything may pass it. After that only what is due before it does, which is
+    at most a queue full, or what has credit that it lacks: at most a queue full of turns. Every
+    evaluation of those may be shared by a tick full of mates, each encoded and decoded once.
+    """
+    config = PolicyConfig(max_queue=8, turn_factor=turn_factor)
+    scheduler = Scheduler(make_table(fixed), config)
+    if lone:
+        scheduler.crowding.share = 0.0
+    target = put(scheduler, 0, victim)
+    costliest = scheduler.alone_seconds(Task(-1, LARGE, 2, 4, 0.0))
+    queue_full = config.max_queue * costliest
+    width = config.limits.max_rows
+    bound = target.due + (1 + config.max_queue * turn_factor) * width * queue_full
+    clock, ident = 0.0, 1
+    while target.ident in scheduler:
+        # The stream keeps the queue full at all times.
+        while len(scheduler) < config.max_queue:
+            key, rows, evaluations = stream[ident % len(stream)]
+            assert scheduler.offer(Task(ident, key, rows, evaluations, clock), clock) is None
+            ident += 1
+        work = scheduler.plan()
+        assert work is not None
+        clock += work.seconds
+        scheduler.complete(work)
+        assert clock <= bound
+    assert math.isfinite(clock)

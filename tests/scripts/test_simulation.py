@@ -1,0 +1,134 @@
+"""The load simulator: its traces, its servers and what it measures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from pipelines.batching import GroupKey
+from pipelines.request import Sampler
+from pipelines.samplers import make_table
+from pipelines.scheduling import PolicyConfig
+from simulation import fleet, measures, tables, traces
+from simulation.servers import (
+    alone_seconds,
+    serve_by_policy,
+    serve_one_at_a_time,
+    serve_request_batches,
+)
+from simulation.traces import Arrival
+
+KEY = GroupKey(64, 64, 77, False)
+PATIENT = PolicyConfig(max_queue=10**9)
+
+
+def arrivals(*times: float, steps: int = 10) -> list[Arrival]:
+    recipe = (Sampler.K_EULER, steps, steps, 7.0)
+    return [Arrival(i, at, KEY, 2, steps, recipe) for i, at in enumerate(times)]
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+@pytest.mark.parametrize(("steps", "strength"), [(10, 0.95), (30, 0.35), (17, 0.0)])
+def test_evaluations_are_the_length_of_the_table(
+    sampler: Sampler, steps: int, strength: float
+) -> None:
+    expected = len(make_table(sampler, steps, strength))
+    assert traces.evaluations(sampler, steps, strength) == expected
+
+
+@pytest.mark.parametrize("name", list(traces.ARRIVALS))
+def test_traces_are_seeded_and_come_at_their_rate(name: str) -> None:
+    mix = traces.MIXES["mixed"]
+    trace = traces.make_trace(mix, name, 4000, seed=3)
+    assert trace == traces.make_trace(mix, name, 4000, seed=3)
+    assert trace[-1].at == pytest.approx(4000, rel=0.15)
+    assert len({a.key for a in trace}) > 15
+    assert all(40 <= side <= 192 for a in trace for side in (a.key.height, a.key.width))
+
+
+@pytest.mark.parametrize("name", list(tables.TABLES))
+def test_the_files_are_what_makes_them(name: str) -> None:
+    table = tables.load_table(name)
+    assert table.to_json() == tables.TABLES[name]().to_json()
+    assert table.provenance.source
+
+
+def test_the_h100_like_table_meets_its_published_figure() -> None:
+    table = tables.load_table("h100_like")
+    seconds = table.tick_seconds(64 * 64, 2) - table.tick_overhead
+    assert 1 / seconds == pytest.approx(104.6, rel=1e-3)
+
+
+def test_the_servers_on_two_requests() -> None:
+    table = tables.linear(0.01)
+    alone = alone_seconds(table, arrivals(0.0)[0], PATIENT)
+    queued = serve_one_at_a_time(table, arrivals(0.0, 0.0), PATIENT)
+    assert queued.latencies == pytest.approx([alone, 2 * alone])
+    batched = serve_request_batches(table, arrivals(0.0, 0.0), PATIENT)
+    assert batched.latencies == pytest.approx([2 * alone, 2 * alone])
+    assert batched.rows_per_tick == 4
+    ours = serve_by_policy(table, arrivals(0.0, 0.0), PATIENT)
+    assert ours.latencies == pytest.approx([alone, 2 * alone])
+
+
+def test_a_full_queue_refuses() -> None:
+    config = PolicyConfig(max_queue=2)
+    for server in (serve_one_at_a_time, serve_request_batches, serve_by_policy):
+        outcome = server(tables.linear(), arrivals(0.0, 0.01, 0.02, 0.03), config)
+        assert [math.isinf(latency) for latency in outcome.latencies] == [False] * 2 + [True] * 2
+
+
+def test_requests_that_differ_batch_by_ticks_only() -> None:
+    table = tables.load_table("h100_like")
+    trace = arrivals(*[0.0] * 8)
+    trace = [replace(a, recipe=(Sampler.DDIM, a.ident, 10, 7.0)) for a in trace]
+    assert serve_request_batches(table, trace, PATIENT).rows_per_tick == 2
+    ours = serve_by_policy(table, trace, PATIENT)
+    assert ours.rows_per_tick == 16
+    assert ours.busy < 0.7 * serve_one_at_a_time(table, trace, PATIENT).busy
+
+
+@pytest.mark.parametrize("name", list(tables.TABLES))
+@pytest.mark.parametrize("load", [0.03, 0.4, 0.9])
+def test_p95_slowdown_and_mean_latency_are_no_worse_than_one_at_a_time(name: str, load: float) -> None:
+    trace = traces.make_trace(traces.MIXES["mixed"], "poisson", 300, seed=1)
+    bench = measures.Bench(tables.load_table(name), trace, PATIENT)
+    base = bench.point(serve_one_at_a_time, load * bench.capacity)
+    ours = bench.point(serve_by_policy, load * bench.capacity)
+    assert ours.slowdown <= 1.02 * base.slowdown
+    # The p95 of 300 latencies in seconds hangs on a dozen large pictures: their mean does not.
+    assert sum(ours.outcome.latencies) <= 1.02 * sum(base.outcome.latencies)
+
+
+def test_saturation_comes_near_the_ceiling_and_never_above() -> None:
+    trace = traces.make_trace(traces.MIXES["mixed"], "poisson", 400, seed=2)
+    bench = measures.Bench(tables.load_table("h100_like"), trace, PolicyConfig())
+    ratio, outcome = measures.saturated_by_policy(bench)
+    assert outcome.rows_per_tick > 3
+    assert ratio > 0.9 * bench.ceiling
+    assert ratio > measures.saturated_by_request_batches(bench)
+
+
+def test_a_linear_table_allows_no_gain() -> None:
+    trace = traces.make_trace(traces.MIXES["mixed"], "poisson", 100, seed=2)
+    bench = measures.Bench(tables.load_table("linear"), trace, PolicyConfig())
+    assert bench.ceiling == pytest.approx(1.0)
+
+
+def test_goodput_is_the_last_rate_within_the_limit() -> None:
+    trace = traces.make_trace(traces.MIXES["default"], "poisson", 300, seed=2)
+    bench = measures.Bench(tables.load_table("linear"), trace, PolicyConfig())
+    point = bench.goodput(serve_one_at_a_time, 3.0)
+    assert point is not None
+    assert point.slowdown <= 3.0
+    assert bench.point(serve_one_at_a_time, 1.04 * point.rate).slowdown > 3.0
+
+
+def test_a_fleet_serves_everyone_at_a_rate_it_can_bear() -> None:
+    mix = traces.MIXES["default"]
+    trace = traces.at_rate(traces.make_trace(mix, "poisson", 120, seed=4), 20.0)
+    result = fleet.serve_by_fleet(tables.load_table("h100_like"), trace, PolicyConfig(), 5)
+    assert result.refused == 0
+    assert result.slowdown < 3.0
