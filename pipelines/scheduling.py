@@ -8,7 +8,8 @@ part of a decode. After each, `Scheduler.plan` names the next. What it goes by:
   behind a large one, and nothing that arrives after a request's due time comes before it.
 - **Deficit round-robin.** A group (latent size, text length, padding) spends credit, counted in
   predicted seconds (Shreedhar & Varghese 1995). Without credit it yields to every group that has
-  some; when none has, all are granted a turn. So a stream of one size cannot keep out another.
+  some; when none has, all are granted a turn. A request brings its group what it costs alone, so
+  shares are fair between requests, not sizes, and due times decide while costs are as predicted.
 - **Width.** The leader's group mates share its tick as far as the cost table says that sharing
   gains. Where cost is linear in rows it never does, and requests run one by one to their end.
 - **Solitude.** While fewer requests than one in twenty (with a margin) would have to wait under
@@ -35,10 +36,10 @@ class PolicyConfig:
     ``limits`` and ``row_buckets`` bound and pad a tick. A decode is handed out in parts of at most
     ``decode_part_pixels`` latent pixels. A group mate joins a tick if it adds at most
     ``1 - min_gain`` of what it would cost alone. A request without a nearer deadline is due
-    ``slack_seconds + slack_factor * (its predicted seconds alone)`` after it arrived. A request brings
-    its group ``turn_factor`` times its predicted seconds alone to spend, and a new turn that of the
-    most expensive request present for each of the group's. At 1 and above credit runs out only
-    where work costs more than predicted; below, turns cut across due times.
+    ``slack_seconds + slack_factor * (its predicted seconds alone)`` after it arrived. It brings
+    its group ``turn_factor`` times its predicted seconds alone to spend, and a new turn brings
+    that of the most expensive request present for each of the group's. At 1 and above credit runs
+    out only where work costs more than predicted; below 1 turns cut across due times.
     Below a share of ``crowd_share`` waiting arrivals requests are served one at a time.
     """
 

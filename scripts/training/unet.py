@@ -28,7 +28,7 @@ from training.trainer import Plan, Run
 TRAIN_TIMESTEPS = 1000
 GAMMA = 5.0
 DROPOUT = 0.1
-OFFSET = 0.6
+OFFSET = 1.1
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def regional_offsets(things: torch.Tensor, generator: torch.Generator) -> torch.
     on_things = OFFSET * torch.randn(shape, generator=generator)
     behind = OFFSET * torch.randn(shape, generator=generator)
     behind = behind * (torch.rand((count, 1, 1, 1), generator=generator) < 0.5)
-    applied = torch.rand((count, 1, 1, 1), generator=generator) < 0.6
+    applied = torch.rand((count, 1, 1, 1), generator=generator) < 0.8
     return applied * (things * on_things + (1 - things) * behind)
 
 

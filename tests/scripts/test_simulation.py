@@ -92,7 +92,9 @@ def test_requests_that_differ_batch_by_ticks_only() -> None:
 
 @pytest.mark.parametrize("name", list(tables.TABLES))
 @pytest.mark.parametrize("load", [0.03, 0.4, 0.9])
-def test_p95_slowdown_and_mean_latency_are_no_worse_than_one_at_a_time(name: str, load: float) -> None:
+def test_p95_slowdown_and_mean_latency_are_no_worse_than_one_at_a_time(
+    name: str, load: float
+) -> None:
     trace = traces.make_trace(traces.MIXES["mixed"], "poisson", 300, seed=1)
     bench = measures.Bench(tables.load_table(name), trace, PATIENT)
     base = bench.point(serve_one_at_a_time, load * bench.capacity)

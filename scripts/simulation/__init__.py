@@ -1,0 +1,1 @@
+"""A virtual device under offered load: tables of cost, traces of requests, servers, measures."""
