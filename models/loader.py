@@ -50,8 +50,8 @@ def choose_device(device: str = "auto") -> torch.device:
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """``auto`` takes float16 on CUDA and float32 on the CPU.
 
-    On the CPU bfloat16 was measured slower on the embedded model (``scripts/bench_dtype`` prints
-    the ratio), because its small convolutions spend their time on conversion.
+    ``scripts/bench_dtype`` prints how bfloat16 compares on a CPU; where it is faster it can be
+    asked for by name. float32 is the CPU's default because it is what agrees with diffusers.
     """
     if dtype == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
