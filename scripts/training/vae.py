@@ -15,8 +15,9 @@ from diffusers import AutoencoderKL
 from training.data import crops, draw_scenes, sheet, to_model
 from training.trainer import Plan, Run
 
-SIDE = 64
-BATCH = 8
+CROPS = ((64, 8, 20000), (128, 2, 5000))
+"""Side in pixels, pictures a step, how many are drawn. Small ones for many steps; larger ones
+because group norms see another mean over a whole picture than over a corner of it."""
 LATENT_NOISE = 0.05
 POSTERIOR_LOGVAR = -6.0
 SIZES = (96, 128, 192, 256, 320)
@@ -140,7 +141,7 @@ def train_vae(
     minutes: float,
     device: torch.device,
     *,
-    crop_count: int = 20000,
+    crop_share: float = 1.0,
     decoder_only: bool = False,
     learning_rate: float = 1e-3,
 ) -> None:
@@ -150,13 +151,17 @@ def train_vae(
     if decoder_only:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
-    data = crops(crop_count, SIDE, seed=1 + run.step, sizes=SIZES)
+    sets = [
+        (batch, crops(int(count * crop_share), side, 1 + run.step, [s for s in SIZES if s >= side]))
+        for side, batch, count in CROPS
+    ]
     held_out = to_model(draw_scenes(8, (320, 320), 99, split="held_out").pictures).to(device)
     features = FixedFeatures().to(device)
     generator = torch.Generator().manual_seed(run.step)
 
-    def step(_: int) -> dict[str, torch.Tensor]:
-        chosen = torch.randint(len(data), (BATCH,), generator=generator)
+    def step(number: int) -> dict[str, torch.Tensor]:
+        batch, data = sets[number % len(sets)]
+        chosen = torch.randint(len(data), (batch,), generator=generator)
         x = to_model(data[chosen]).to(device, memory_format=torch.channels_last)
         z = vae.encode(x).latent_dist.mean
         y = vae.decode(z + LATENT_NOISE * torch.randn_like(z)).sample
