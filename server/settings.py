@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1` and so on.")
     dtype: str = Field(
-        "auto", description="`auto`, `float32`, `float16` or `bfloat16`; auto follows the device."
+        "auto", description="`auto`, `float32`, `float16` or `bfloat16`; auto takes the fastest."
     )
     threads: int = Field(0, ge=0, description="CPU threads a tensor operation uses; 0: torch's.")
 
