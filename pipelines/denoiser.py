@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from models.bundle import ModelBundle
 from models.padding import circular_padding
 from pipelines.batching import GroupKey, guidance_rows, pad_rows
-from pipelines.samplers import NOISE, SLOTS, Row
+from pipelines.samplers import SLOTS, Row
 
 UNCOND, COND = 0, 1
 
@@ -67,6 +68,7 @@ class LatentPool:
             dtype=bundle.dtype,
         )
         self._free = list(range(capacity - 1, -1, -1))
+        self._gathered: tuple[tuple[int, ...], torch.Tensor] | None = None
 
     @property
     def full(self) -> bool:
@@ -78,10 +80,20 @@ class LatentPool:
         self.state[position].zero_()
         self.state[position, 0] = latents
         self.text[position] = text
+        self._gathered = None
         return position
 
     def release(self, position: int) -> None:
         self._free.append(position)
+
+    def text_rows(self, places: tuple[int, ...], index: torch.Tensor) -> torch.Tensor:
+        """Text states of U-Net rows, (R, T, D); ``places`` are ``index``, into (capacity * 2).
+
+        They are kept for the next tick, which has the same rows unless a request came or left.
+        """
+        if self._gathered is None or self._gathered[0] != places:
+            self._gathered = places, self.text.flatten(0, 1).index_select(0, index)
+        return self._gathered[1]
 
     def latents(self, position: int) -> torch.Tensor:
         """Slot 0 of a place, (4, h, w) float32, a copy."""
@@ -97,6 +109,7 @@ class _Batch:
     rows: torch.Tensor  # (R,) request of each row
     timestep: torch.Tensor  # (R,)
     text: torch.Tensor  # (R,) into the pool's text, flattened to (capacity * 2, T, D)
+    text_places: tuple[int, ...]  # the same numbers, on the host
     first: torch.Tensor  # (B,) row of the unconditional output, or of the only one
     second: torch.Tensor  # (B,) row of the conditional output, or of the only one
     scale: torch.Tensor  # (B, 1, 1, 1)
@@ -141,28 +154,45 @@ class Denoiser:
         text += text[:1] * padding
 
         slots = max(e.slots for e in evaluations)
-        columns = [*range(slots), SLOTS, NOISE]
-        mix = np.stack([e.row.mix[:slots, columns] for e in evaluations])
-        timestep = np.array([e.row.timestep for e in evaluations])
-        device = self._bundle.device
-
-        def floats(values: object) -> torch.Tensor:
-            return torch.tensor(np.asarray(values), dtype=torch.float32, device=device)
-
-        def integers(values: list[int]) -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.int64, device=device)
-
+        count = len(evaluations)
+        # (B, S, S + 2): the columns of the slots in use, eps, noise.
+        mix = np.array([e.row.mix for e in evaluations])[:, :slots]
+        mix = np.concatenate([mix[:, :, :slots], mix[:, :, SLOTS:]], axis=2)
+        timestep = [e.row.timestep for e in evaluations]
+        floats = self._upload(
+            [
+                [e.row.c_in for e in evaluations],
+                [e.cfg_scale for e in evaluations],
+                [timestep[b] for b in rows],
+                mix.ravel(),
+            ],
+            np.float32,
+        )
+        integers = self._upload(
+            [[e.position for e in evaluations], first, second, rows, text], np.int64
+        )
+        index, first_row, second_row, row_index, text_index = integers.split(
+            [count, count, count, len(rows), len(rows)]
+        )
+        c_in, scale, row_timestep, coefficients = floats.split([count, count, len(rows), mix.size])
         return _Batch(
-            index=integers([e.position for e in evaluations]),
-            c_in=floats([e.row.c_in for e in evaluations])[:, None, None, None],
-            rows=integers(rows),
-            timestep=floats(timestep[rows]),
-            text=integers(text),
-            first=integers(first),
-            second=integers(second),
-            scale=floats([e.cfg_scale for e in evaluations])[:, None, None, None],
-            mix=floats(mix)[..., None, None, None],
+            index=index,
+            c_in=c_in[:, None, None, None],
+            rows=row_index,
+            timestep=row_timestep,
+            text=text_index,
+            text_places=tuple(text),
+            first=first_row,
+            second=second_row,
+            scale=scale[:, None, None, None],
+            mix=coefficients.view(*mix.shape, 1, 1, 1),
             noise=self._stack_noise(evaluations),
+        )
+
+    def _upload(self, parts: Sequence[npt.ArrayLike], dtype: npt.DTypeLike) -> torch.Tensor:
+        """Everything in one array, because every copy to a device costs the same small wait."""
+        return torch.from_numpy(np.concatenate(parts, dtype=dtype, casting="same_kind")).to(
+            self._bundle.device
         )
 
     def _stack_noise(self, evaluations: Sequence[Evaluation]) -> torch.Tensor | None:
@@ -176,24 +206,26 @@ class Denoiser:
 
     def denoise(self, pool: LatentPool, batch: _Batch) -> torch.Tensor:
         """Gather, U-Net, guidance: the guided noise prediction, (B, 4, h, w) float32."""
-        latents = pool.state[batch.index, 0] * batch.c_in
-        text = pool.text.flatten(0, 1)[batch.text]  # (R, T, D)
+        # index_select throughout: on the CPU it copies rows, where indexing looks up every element.
+        latents = pool.state[:, 0].index_select(0, batch.index).mul_(batch.c_in)
+        text = pool.text_rows(batch.text_places, batch.text)  # (R, T, D)
         with circular_padding(pool.key.tile, self._bundle.unet):
             out = self._bundle.unet(
-                latents[batch.rows].to(self._bundle.dtype),
+                latents.index_select(0, batch.rows).to(self._bundle.dtype),
                 batch.timestep,
                 encoder_hidden_states=text,
                 return_dict=False,
             )[0].float()  # (R, 4, h, w)
-        uncond, cond = out[batch.first], out[batch.second]
-        # Where a request has one row, both are that row and the scale does nothing.
-        eps: torch.Tensor = uncond + batch.scale * (cond - uncond)
-        return eps
+        uncond = out.index_select(0, batch.first)
+        eps: torch.Tensor = out.index_select(0, batch.second)
+        # uncond + scale * (cond - uncond), in place; where a request has one row, both are that
+        # row and the scale does nothing.
+        return eps.sub_(uncond).mul_(batch.scale).add_(uncond)
 
     def mix(self, pool: LatentPool, batch: _Batch, eps: torch.Tensor) -> None:
         """Apply the coefficients in float32, one multiply-add a column, and scatter."""
         slots = batch.mix.shape[1]
-        state = pool.state[batch.index, :slots]  # (B, S, 4, h, w)
+        state = pool.state[:, :slots].index_select(0, batch.index)  # (B, S, 4, h, w)
         mixed = batch.mix[:, :, slots] * eps[:, None]
         for column in range(slots):
             mixed.addcmul_(batch.mix[:, :, column], state[:, column : column + 1])

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -67,9 +68,9 @@ class Table:
         """How many noise draws the steps consume."""
         return sum(row.noise is not None for row in self.rows)
 
-    @property
+    @cached_property
     def slots(self) -> int:
-        """How many state slots are in use, 1 to 4."""
+        """How many state slots are in use, 1 to 4. Asked for in every tick."""
         used = [0]
         for row in self.rows:
             used.extend(np.nonzero(row.mix.any(axis=1))[0].tolist())
