@@ -13,9 +13,11 @@ import torch
 class ModelBundle:
     """Stable Diffusion 1.x in parts, whatever kind of file it came from.
 
-    ``unet`` is a diffusers UNet2DConditionModel, ``vae`` an AutoencoderKL, ``text_encoder`` a
-    transformers CLIPTextModel and ``tokenizer`` its CLIPTokenizer. ``scheduler_config`` is what the
-    model says of the noise schedule it was trained with.
+    ``unet`` is a diffusers UNet2DConditionModel, ``vae`` an AutoencoderKL or AutoencoderTiny,
+    ``text_encoder`` a transformers CLIPTextModel and ``tokenizer`` its CLIPTokenizer.
+    ``scheduler_config`` is what the model says of the noise schedule it was trained with.
+    ``embeddings`` are textual inversions: a name in a prompt to the rows of the text encoder's
+    table that stand for it. ``facts`` say in words where the parts came from.
     """
 
     name: str
@@ -28,6 +30,8 @@ class ModelBundle:
     dtype: torch.dtype
     path: Path | None = None
     extras: dict[str, Any] = field(default_factory=dict)
+    embeddings: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
 
     @property
     def latent_channels(self) -> int:
@@ -51,6 +55,21 @@ class ModelBundle:
     @property
     def text_width(self) -> int:
         return int(self.text_encoder.config.hidden_size)
+
+    @property
+    def head_sizes(self) -> tuple[int, ...]:
+        """Channels of one attention head in the U-Net's blocks: 40, 80, 160 and 160."""
+        widths = self.unet.config.block_out_channels
+        # diffusers' attention_head_dim is the number of heads, a name that came to stay.
+        heads = self.unet.config.attention_head_dim
+        counts = [heads] * len(widths) if isinstance(heads, int) else heads
+        return tuple(width // count for width, count in zip(widths, counts, strict=True))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the parameters of the U-Net, VAE and text encoder take on the device."""
+        parts = (self.unet, self.vae, self.text_encoder)
+        return sum(int(p.nbytes) for part in parts for p in part.parameters())
 
     def latent_size(self, width: int, height: int) -> tuple[int, int]:
         """(h, w) of the latents of a picture."""

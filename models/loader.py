@@ -1,74 +1,57 @@
 """Weights, wherever they are, to a `ModelBundle`.
 
-Three sources: ``embedded`` (the small model that ships with the project), a local diffusers
-folder, and a hub id, which is downloaded once and is then a local folder. Only safetensors are
-read: a pickle can run code.
+Four sources: ``embedded`` (the small model that ships with the project), a local folder in
+diffusers' layout, a hub id, which is fetched once and is then such a folder, and one file in the
+original layout. Only safetensors are read: a pickle can run code.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Sequence
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from models import checkpoint
+from models.autoencoder import downscale, load_autoencoder
 from models.bundle import ModelBundle
+from models.checkpoint import SD15_FOLDER
+from models.device import choose_device, choose_dtype
+from models.errors import ModelLoadError
+from models.folder import check_layout, part_files
+from models.hub import PINNED_REVISIONS, download, is_hub_id
+from models.lora import fuse_loras
+from models.parts import (
+    diffusers_vae_names,
+    fill,
+    make_text_encoder,
+    make_unet,
+    make_vae,
+    transformers_text_names,
+)
+from models.spec import EMBEDDED, ModelSpec
+from models.textual_inversion import add_embeddings
+from models.weights_file import WeightsFile, refuse_pickle
 
-EMBEDDED = "embedded"
+__all__ = [
+    "EMBEDDED",
+    "EMBEDDED_FOLDER",
+    "PINNED_REVISIONS",
+    "ModelLoadError",
+    "ModelSpec",
+    "choose_device",
+    "choose_dtype",
+    "load_bundle",
+    "load_folder",
+    "load_model",
+    "resolve_model",
+]
+
+logger = logging.getLogger(__name__)
+
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
-
-PINNED_REVISIONS = {
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
-}
-"""Revisions of the hub ids that the documentation names, so that weights never change unseen."""
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_PARTS = ("unet", "vae", "text_encoder")
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-class ModelLoadError(Exception):
-    """The model cannot be loaded; the message says what is wrong and what to do."""
-
-
-def choose_device(device: str = "auto") -> torch.device:
-    """``auto`` takes CUDA where there is one, else the CPU. Raises ModelLoadError."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ModelLoadError(f"device {device!r} is not one that torch knows") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ModelLoadError(f"device {device!r} was asked for, but torch sees no CUDA device")
-    return chosen
-
-
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """``auto`` takes float16 on CUDA, and on the CPU what ``scripts/bench_dtype`` finds faster.
-
-    That is bfloat16 on a CPU with AMX tiles and float32 on any other: with AVX512-BF16 alone, or
-    with neither, bfloat16 was the slower one (``ONEDNN_MAX_CPU_ISA`` tells oneDNN what to leave
-    unused). Decided by what the CPU has, not by a stop-watch at start: every start of a machine
-    then gives the same pictures.
-    """
-    if dtype == "auto":
-        if device.type == "cuda":
-            return torch.float16
-        return torch.bfloat16 if cpu_has_matrix_bfloat16() else torch.float32
-    if dtype not in _DTYPES:
-        raise ModelLoadError(f"dtype {dtype!r} is not one of auto, {', '.join(_DTYPES)}")
-    if _DTYPES[dtype] is torch.float16 and device.type == "cpu":
-        raise ModelLoadError("dtype 'float16' is not for the CPU: use float32 or bfloat16")
-    return _DTYPES[dtype]
-
-
-def cpu_has_matrix_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware (AMX)."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
 def load_bundle(
@@ -78,155 +61,200 @@ def load_bundle(
     device: str = "auto",
     dtype: str = "auto",
 ) -> ModelBundle:
-    """Load ``model``: ``embedded``, a diffusers folder, or a hub id (``owner/name``).
+    """Load ``model`` with nothing put in or beside it; see `load_model`."""
+    return load_model(ModelSpec(model, revision), device=device, dtype=dtype)
 
-    Raises ModelLoadError with a reason fit for the operator.
+
+def load_model(
+    spec: ModelSpec,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    configuration: Path = SD15_FOLDER,
+) -> ModelBundle:
+    """Load what ``spec`` asks for.
+
+    ``configuration`` is the folder that configures a single file and has its tokenizer. Raises
+    ModelLoadError with a reason fit for the operator.
     """
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
-    name, folder = resolve_model(model, revision, chosen_dtype)
-    return load_folder(folder, name=name, device=chosen_device, dtype=chosen_dtype)
+    name, path = resolve_model(spec.model, spec.revision, chosen_dtype)
+    try:
+        if path.is_dir():
+            bundle = load_folder(
+                path, name=name, device=chosen_device, dtype=chosen_dtype, vae=spec.vae
+            )
+        else:
+            bundle = load_checkpoint(
+                path,
+                spec,
+                name=name,
+                device=chosen_device,
+                dtype=chosen_dtype,
+                configuration=configuration,
+            )
+        if spec.prediction != "auto":
+            bundle.scheduler_config["prediction_type"] = spec.prediction
+            bundle.facts["predicts"] = f"{spec.prediction} (IMG2IMG_PREDICTION)"
+        if spec.loras:
+            bundle.facts["loras"] = fuse_loras(bundle, spec.loras)
+        if spec.embeddings:
+            bundle = replace(bundle, embeddings=add_embeddings(bundle, Path(spec.embeddings)))
+            bundle.facts["embeddings"] = ", ".join(bundle.embeddings) or "none in the folder"
+    except torch.OutOfMemoryError as error:
+        raise ModelLoadError(
+            f"{name} does not fit into the memory of {chosen_device}: free some, "
+            "or choose a smaller IMG2IMG_DTYPE"
+        ) from error
+    return bundle
 
 
 def resolve_model(
     model: str, revision: str | None, dtype: torch.dtype = torch.float32
 ) -> tuple[str, Path]:
-    """(name, local folder) of a model. A hub id is downloaded if it is not there yet."""
+    """(name, local folder or file) of a model. A hub id is downloaded if it is not there yet."""
     if model == EMBEDDED:
         return EMBEDDED, EMBEDDED_FOLDER
     path = Path(model).expanduser()
     if path.is_dir():
         return path.resolve().name, path
-    if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
-        raise ModelLoadError(
-            f"{model} is a pickle, and a pickle can run code when it is read: "
-            "use the .safetensors version of this model"
-        )
+    refuse_pickle(path)
     if path.exists():
-        raise ModelLoadError(f"{model} is a file: name a folder in the diffusers layout")
-    if not _HUB_ID.fullmatch(model):
+        return path.stem, path
+    if path.suffix.lower() == ".safetensors":
+        raise ModelLoadError(f"there is no file {model}")
+    if not is_hub_id(model):
         raise ModelLoadError(
-            f"model {model!r} is neither 'embedded', nor a folder that exists, "
+            f"model {model!r} is neither 'embedded', nor a folder or file that exists, "
             "nor a hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'"
         )
     return model, download(model, revision, dtype)
 
 
-def download(model: str, revision: str | None, dtype: torch.dtype = torch.float32) -> Path:
-    """Fetch a hub id's safetensors (its fp16 ones where those do), or find them in the cache."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    revision = revision or PINNED_REVISIONS.get(model)
-    try:
-        return Path(
-            snapshot_download(
-                model,
-                revision=revision,
-                allow_patterns=_wanted(HfApi().list_repo_files(model, revision=revision), dtype),
-            )
-        )
-    except HfHubHTTPError as error:
-        raise ModelLoadError(
-            f"the hub does not give {model!r} at revision {revision or 'main'!r}: {error}"
-        ) from error
-    except (OSError, LocalEntryNotFoundError) as offline:
-        try:
-            return Path(snapshot_download(model, revision=revision, local_files_only=True))
-        except (OSError, LocalEntryNotFoundError):
-            raise ModelLoadError(
-                f"{model!r} is not in the local cache and the hub cannot be reached ({offline}). "
-                "Download it on a connected machine, or name a local folder"
-            ) from offline
-
-
-def _wanted(files: Sequence[str], dtype: torch.dtype) -> list[str]:
-    """The files of a repository that a bundle is made of."""
-    wanted = [f for f in files if f.endswith((".json", ".txt")) and f.count("/") <= 1]
-    for part in _PARTS:
-        weights = [f for f in files if f.startswith(f"{part}/") and f.endswith(".safetensors")]
-        half = [f for f in weights if ".fp16." in f]
-        full = [f for f in weights if "." not in Path(f).name.removesuffix(".safetensors")]
-        wanted += half if half and dtype is not torch.float32 else full
-    return wanted
+def load_checkpoint(
+    path: Path,
+    spec: ModelSpec,
+    *,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    configuration: Path = SD15_FOLDER,
+) -> ModelBundle:
+    """Load one file in the original layout. Raises ModelLoadError."""
+    file = checkpoint.open_checkpoint(path)
+    prediction, reason = checkpoint.prediction_of(file)
+    if spec.vae:
+        vae, vae_from = _other_vae(spec.vae, configuration, device, dtype), spec.vae
+    elif checkpoint.has_vae(file):
+        vae, vae_from = checkpoint.load_vae(file, configuration, device=device, dtype=dtype), ""
+    else:
+        raise ModelLoadError(f"{path} has no VAE: name one with IMG2IMG_VAE")
+    text_encoder = checkpoint.load_text_encoder(file, configuration, device=device, dtype=dtype)
+    unet = checkpoint.load_unet(file, configuration, ema=spec.ema, device=device, dtype=dtype)
+    facts = {
+        "source": f"{path}, one file in the original layout",
+        "predicts": f"{prediction} ({reason})",
+    }
+    if checkpoint.has_ema(file):
+        facts["unet"] = "its averaged (EMA) copy" if spec.ema else "the trained one, not its EMA copy"
+    bundle = ModelBundle(
+        name=name,
+        unet=unet,
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=_tokenizer(configuration),
+        scheduler_config={
+            **checkpoint.scheduler_config(configuration),
+            "prediction_type": prediction,
+        },
+        device=device,
+        dtype=dtype,
+        path=path,
+        facts=facts | _vae_facts(vae, vae_from),
+    )
+    _check_architecture(bundle)
+    return bundle
 
 
 def load_folder(
-    folder: Path, *, name: str, device: torch.device, dtype: torch.dtype
+    folder: Path,
+    *,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    vae: str | None = None,
 ) -> ModelBundle:
-    """Load a folder in the diffusers layout. Raises ModelLoadError."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from diffusers.utils import logging as diffusers_logging
-    from transformers import CLIPTextModel, CLIPTokenizer
-    from transformers.utils import logging as transformers_logging
+    """Load a folder in diffusers' layout, with another VAE if one is named. Raises ModelLoadError."""
+    check_layout(folder)
 
-    _check_layout(folder)
-    # Their progress bars would land in the middle of a server's log lines.
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    parts: dict[str, Any] = {}
-    classes = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
-    for part, cls in classes.items():
-        options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
-        if not _has_plain_weights(folder / part):
-            options["variant"] = "fp16"
-        options["dtype" if part == "text_encoder" else "torch_dtype"] = dtype
-        try:
-            loaded = cls.from_pretrained(folder / part, **options)
-        except Exception as error:  # whatever a library makes of a bad file
-            raise ModelLoadError(f"{folder / part} cannot be loaded: {error}") from error
-        # channels_last is what convolutions run fastest in, on CUDA and on the CPU alike.
-        loaded = loaded.to(device, memory_format=torch.channels_last)
-        parts[part] = loaded.eval().requires_grad_(False)
-    _check_architecture(folder, parts)
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    except Exception as error:
-        raise ModelLoadError(f"{folder / 'tokenizer'} cannot be loaded: {error}") from error
-    scheduler_config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-    return ModelBundle(
+    def files(part: str) -> list[WeightsFile]:
+        return part_files(folder / part, dtype)
+
+    def filled(part: str, module: Any, names: Any) -> Any:
+        what = str(folder / part)
+        return fill(module, files(part), names, device=device, dtype=dtype, what=what)
+
+    if vae:
+        autoencoder = _other_vae(vae, folder, device, dtype)
+    else:
+        autoencoder = filled("vae", make_vae(folder / "vae"), diffusers_vae_names)
+    config = checkpoint.scheduler_config(folder)
+    bundle = ModelBundle(
         name=name,
-        tokenizer=tokenizer,
-        scheduler_config=scheduler_config,
+        unet=filled("unet", make_unet(folder / "unet"), lambda n: (n,)),
+        vae=autoencoder,
+        text_encoder=filled(
+            "text_encoder", make_text_encoder(folder / "text_encoder"), transformers_text_names
+        ),
+        tokenizer=_tokenizer(folder),
+        scheduler_config=config,
         device=device,
         dtype=dtype,
         path=folder,
-        **parts,
+        facts={
+            "source": f"{folder}, a folder in diffusers' layout",
+            "predicts": f"{config.get('prediction_type', 'epsilon')} (the folder's scheduler)",
+        }
+        | _vae_facts(autoencoder, vae or ""),
     )
+    _check_architecture(bundle)
+    return bundle
 
 
-def _has_plain_weights(folder: Path) -> bool:
-    return any(".fp16." not in file.name for file in folder.glob("*.safetensors"))
-
-
-def _check_layout(folder: Path) -> None:
-    if not (folder / "model_index.json").is_file():
-        raise ModelLoadError(f"{folder} has no model_index.json: not a diffusers folder")
-    index = json.loads((folder / "model_index.json").read_text())
-    kind = str(index.get("_class_name", ""))
-    if not kind.startswith("StableDiffusion") or "XL" in kind or "3" in kind:
+def _other_vae(where: str, configuration: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """The VAE that replaces the model's own, which must see pictures at the same scale."""
+    vae = load_autoencoder(where, configuration, device=device, dtype=dtype)
+    wanted = downscale(make_vae(configuration / "vae"))
+    if downscale(vae) != wanted:
         raise ModelLoadError(
-            f"{folder} is a {kind or 'nameless pipeline'}, not Stable Diffusion 1.x"
+            f"{where}: a latent of this VAE is {downscale(vae)} pixels wide, of the model {wanted}"
         )
-    for part in (*_PARTS, "tokenizer", "scheduler"):
-        if not (folder / part).is_dir():
-            raise ModelLoadError(f"{folder} has no folder {part!r}: the download is incomplete")
-    for part in _PARTS:
-        if not any((folder / part).glob("*.safetensors")):
-            raise ModelLoadError(
-                f"{folder / part} has no .safetensors file (pickles can run code and are not read)"
-            )
+    return vae
 
 
-def _check_architecture(folder: Path, parts: dict[str, Any]) -> None:
-    wanted, got = parts["unet"].config.cross_attention_dim, parts["text_encoder"].config.hidden_size
+def _vae_facts(vae: Any, where: str) -> dict[str, str]:
+    return {"vae": f"{type(vae).__name__}, {where or 'its own'}"}
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    try:
+        return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    except Exception as error:  # whatever a library makes of a bad file
+        raise ModelLoadError(f"{folder / 'tokenizer'} cannot be loaded: {error}") from error
+
+
+def _check_architecture(bundle: ModelBundle) -> None:
+    wanted, got = bundle.unet.config.cross_attention_dim, bundle.text_width
     if wanted != got:
         raise ModelLoadError(
-            f"{folder}: the U-Net reads text of width {wanted}, the text encoder gives {got}"
+            f"{bundle.path}: the U-Net reads text of width {wanted}, the text encoder gives {got}"
         )
-    channels = parts["unet"].config.in_channels
-    if channels != parts["vae"].config.latent_channels:
+    channels, latents = bundle.latent_channels, bundle.vae.config.latent_channels
+    if channels != latents:
         raise ModelLoadError(
-            f"{folder}: the U-Net reads {channels} channels, the VAE's latents have "
-            f"{parts['vae'].config.latent_channels}; inpainting and depth models are not for this"
+            f"{bundle.path}: the U-Net reads {channels} channels, the VAE's latents have "
+            f"{latents}; inpainting and depth models are not for this"
         )

@@ -3,9 +3,15 @@
 Stable Diffusion 1.x reads the last hidden states of CLIP's text tower, 77 tokens long, padding
 unmasked. A longer text is encoded in chunks of 75 tokens, each with its own start and end, and the
 states are joined; the shorter text of a pair is padded with empty chunks. Nothing is cut silently.
+
+A textual inversion's word is looked for in the text, whatever its case, and stands for its rows of
+the text encoder's table; they are never torn apart by the end of a chunk.
 """
 
 from __future__ import annotations
+
+import re
+from collections.abc import Mapping
 
 import torch
 
@@ -21,6 +27,7 @@ class PromptEncoder:
 
     def __init__(self, bundle: ModelBundle, cache_bytes: int = 64 * 2**20) -> None:
         self._bundle = bundle
+        self._words = _words_pattern(bundle.embeddings)
         self._cache: ByteCache[str, torch.Tensor] = ByteCache(
             cache_bytes, size_of=lambda states: states.nbytes
         )
@@ -56,8 +63,32 @@ class PromptEncoder:
     def _chunks(self, text: str) -> list[list[int]]:
         """Token ids in chunks of 75, without start, end and padding; at least one chunk."""
         room = self._bundle.text_length - 2
-        ids = self._bundle.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        return [ids[i : i + room] for i in range(0, len(ids), room)] or [[]]
+        chunks: list[list[int]] = [[]]
+        for unit in self._units(text):
+            if len(chunks[-1]) + len(unit) > room and len(unit) <= room:
+                chunks.append([])
+            for token in unit:
+                if len(chunks[-1]) == room:
+                    chunks.append([])
+                chunks[-1].append(token)
+        return chunks
+
+    def _units(self, text: str) -> list[list[int]]:
+        """Token ids in runs that stay together: single tokens, and a word's learnt rows."""
+        if self._words is None:
+            return [[token] for token in self._tokens(text)]
+        units: list[list[int]] = []
+        # Splitting by a pattern in a group puts the words at the odd places.
+        for i, piece in enumerate(self._words.split(text)):
+            if i % 2:
+                units.append(list(self._bundle.embeddings[piece.lower()]))
+            else:
+                units += [[token] for token in self._tokens(piece)]
+        return units
+
+    def _tokens(self, text: str) -> list[int]:
+        tokenizer = self._bundle.tokenizer
+        return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
     def _forward(self, chunk: list[int]) -> torch.Tensor:
         tokenizer, length = self._bundle.tokenizer, self._bundle.text_length
@@ -66,3 +97,11 @@ class PromptEncoder:
         batch = torch.tensor([ids], device=self._bundle.device)
         states: torch.Tensor = self._bundle.text_encoder(batch)[0]  # (1, 77, D)
         return states[0]
+
+
+def _words_pattern(embeddings: Mapping[str, tuple[int, ...]]) -> re.Pattern[str] | None:
+    """Finds any of the words, the longest first, where it stands alone."""
+    if not embeddings:
+        return None
+    words = "|".join(re.escape(word) for word in sorted(embeddings, key=len, reverse=True))
+    return re.compile(rf"(?<!\w)({words})(?!\w)", re.IGNORECASE)

@@ -43,7 +43,11 @@ class RequestNoise:
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """The VAE's posterior of a picture: mean and standard deviation, (4, h, w) float32."""
+    """The VAE's posterior of a picture: mean and standard deviation, (4, h, w) float32.
+
+    An AutoencoderTiny has no posterior: its latents are the mean, and the deviation is zero. The
+    draw is consumed all the same, so a seed has the same noise with either kind.
+    """
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -62,8 +66,12 @@ def encode_picture(bundle: ModelBundle, image: Pixels, tile: bool) -> Moments:
     pixels = torch.from_numpy(image.astype(np.float32) / 255.0).permute(2, 0, 1)[None]
     pixels = (2.0 * pixels - 1.0).to(bundle.device, bundle.dtype)  # (1, 3, H, W)
     with circular_padding(tile, bundle.vae):
-        posterior = bundle.vae.encode(pixels).latent_dist
-    return Moments(posterior.mean[0].float(), posterior.std[0].float())
+        encoded = bundle.vae.encode(pixels)
+    if hasattr(encoded, "latent_dist"):
+        posterior = encoded.latent_dist
+        return Moments(posterior.mean[0].float(), posterior.std[0].float())
+    latents = encoded.latents[0].float()
+    return Moments(latents, torch.zeros_like(latents))
 
 
 class PictureEncoder:

@@ -21,11 +21,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+models_app = typer.Typer(help="Fetch models ahead of time.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+
 USAGE_ERROR = 2
 FAILURE = 1
 
 ModelOption = Annotated[
-    str | None, typer.Option(help="embedded, a folder in diffusers' layout, or a hub id.")
+    str | None,
+    typer.Option(help="embedded, a folder in diffusers' layout, a .safetensors file, or a hub id."),
 ]
 RevisionOption = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
@@ -185,6 +189,30 @@ def doctor(
     if diagnosis.problems:
         raise typer.Exit(FAILURE)
     typer.echo("nothing is wrong")
+
+
+@models_app.command()
+def pull(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Hub id; left out: that of IMG2IMG_MODEL, else Stable Diffusion 1.5."),
+    ] = None,
+    revision: RevisionOption = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="The dtype it will run in: float16 halves the download [IMG2IMG_DTYPE]."),
+    ] = None,
+) -> None:
+    """Fetch a hub model's safetensors into the local cache; serving it then needs no network."""
+    from server.model_download import pull_model
+
+    settings = read_settings(model=model, model_revision=revision, dtype=dtype)
+    try:
+        typer.echo(pull_model(settings, named=model is not None))
+    except ValueError as error:
+        raise _stop(str(error), USAGE_ERROR) from None
+    except RuntimeError as error:
+        raise _stop(str(error), FAILURE) from None
 
 
 def main() -> None:

@@ -22,7 +22,8 @@ def diagnose(settings: Settings) -> Diagnosis:
     """Load the model as the server would, without starting the engine."""
     import torch
 
-    from models.loader import ModelLoadError, load_bundle
+    from models.device import attention_backends
+    from models.loader import ModelLoadError, load_model
     from server.images import FORMATS
 
     diagnosis = Diagnosis()
@@ -37,18 +38,16 @@ def diagnose(settings: Settings) -> Diagnosis:
     facts["keys"] = f"{len(settings.api_keys)}" + (", not asked for" if settings.no_auth else "")
     facts["model"] = settings.model
     try:
-        bundle = load_bundle(
-            settings.model,
-            revision=settings.model_revision,
-            device=settings.device,
-            dtype=settings.dtype,
-        )
+        bundle = load_model(settings.model_spec, device=settings.device, dtype=settings.dtype)
     except ModelLoadError as error:
         diagnosis.problems.append(str(error))
     else:
         facts["model"] = bundle.name
+        facts |= bundle.facts
         facts["device"] = _device_in_words(bundle.device)
         facts["dtype"] = str(bundle.dtype).removeprefix("torch.")
+        facts["memory"] = _memory_in_words(bundle.weight_bytes, bundle.device)
+        facts["attention"] = attention_backends(bundle.head_sizes, bundle.device, bundle.dtype)
     if problem := settings.exposure_problem():
         diagnosis.problems.append(problem)
     diagnosis.problems.extend(unknown_variables())
@@ -63,3 +62,18 @@ def _device_in_words(device: object) -> str:
         return str(chosen)
     properties = torch.cuda.get_device_properties(chosen)
     return f"{chosen} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)"
+
+
+def _memory_in_words(weight_bytes: int, device: object) -> str:
+    """What the weights take, and what is left beside them."""
+    import psutil
+    import torch
+
+    chosen = torch.device(str(device))
+    if chosen.type == "cuda":
+        free, total = torch.cuda.mem_get_info(chosen)
+    else:
+        machine = psutil.virtual_memory()
+        free, total = machine.available, machine.total
+    weights, left, whole = (f"{n / 2**30:.2f}" for n in (weight_bytes, free, total))
+    return f"weights {weights} GiB, then {left} GiB free of {whole} GiB"

@@ -69,19 +69,16 @@ def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
     # Imported here: importing torch takes seconds in which the port would not answer.
     import torch
 
-    from models.loader import ModelLoadError, load_bundle
+    from models import loader
     from pipelines.engine import Engine, EngineConfig
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
     try:
-        bundle = load_bundle(
-            settings.model,
-            revision=settings.model_revision,
-            device=settings.device,
-            dtype=settings.dtype,
+        bundle = loader.load_model(
+            settings.model_spec, device=settings.device, dtype=settings.dtype
         )
-    except ModelLoadError as error:
+    except loader.ModelLoadError as error:
         raise StartError(str(error)) from error
     config = EngineConfig(
         max_queue=settings.max_queue,

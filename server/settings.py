@@ -8,12 +8,15 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from models.spec import ModelSpec
 
 ENV_PREFIX = "IMG2IMG_"
 MIB = 1024 * 1024
@@ -30,6 +33,23 @@ def split_list(value: object) -> object:
         except ValueError:
             raise ValueError("starts with [ but is not a JSON list") from None
     return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def split_lora(text: str) -> tuple[str, float]:
+    """`"a.safetensors:0.8"` as the file and its weight, which is 1 if left out.
+
+    Raises ValueError.
+    """
+    path, colon, weight = text.rpartition(":")
+    if not colon or "/" in weight or "\\" in weight or weight.endswith(".safetensors"):
+        return text, 1.0
+    try:
+        value = float(weight)
+    except ValueError:
+        value = math.nan
+    if not path or not math.isfinite(value):
+        raise ValueError(f"{weight!r} behind the last colon is no weight, such as 0.8")
+    return path, value
 
 
 StringList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
@@ -65,10 +85,32 @@ class Settings(BaseSettings):
     model: str = Field(
         "embedded",
         min_length=1,
-        description="Weights: `embedded`, a folder in diffusers' layout, or a hub id.",
+        description="Weights: `embedded`, a folder in diffusers' layout, a `.safetensors` "
+        "checkpoint, or a hub id.",
     )
     model_revision: str | None = Field(
         None, description="Revision (commit or tag) of a hub model; pins what is downloaded."
+    )
+    prediction: Literal["auto", "epsilon", "v_prediction"] = Field(
+        "auto",
+        description="What the U-Net predicts, `epsilon` or `v_prediction`; auto believes the "
+        "folder or the file's metadata, else epsilon.",
+    )
+    ema: bool = Field(
+        False, description="Take the averaged (EMA) U-Net of a checkpoint that carries both."
+    )
+    vae: str | None = Field(
+        None,
+        description="Another VAE, a folder or a `.safetensors` file: AutoencoderKL, or "
+        "AutoencoderTiny for speed.",
+    )
+    loras: StringList = Field(
+        (),
+        description="LoRA files that are fused into the model, each with its weight behind a "
+        "colon: `a.safetensors:0.8` (1 if left out).",
+    )
+    embeddings: str | None = Field(
+        None, description="Folder of textual inversions; a file's name is its word in a prompt."
     )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1` and so on.")
     dtype: str = Field(
@@ -133,6 +175,13 @@ class Settings(BaseSettings):
             raise ValueError("holds an empty key")
         return tuple(SecretStr(key.get_secret_value().strip()) for key in keys)
 
+    @field_validator("loras")
+    @classmethod
+    def _lora_weights(cls, loras: tuple[str, ...]) -> tuple[str, ...]:
+        for text in loras:
+            split_lora(text)
+        return loras
+
     @field_validator("root_path")
     @classmethod
     def _plain_root_path(cls, path: str) -> str:
@@ -141,7 +190,7 @@ class Settings(BaseSettings):
             raise ValueError("does not start with /")
         return path
 
-    @field_validator("log_level", "log_format", mode="before")
+    @field_validator("log_level", "log_format", "prediction", mode="before")
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
@@ -154,6 +203,19 @@ class Settings(BaseSettings):
     @property
     def max_upload_bytes(self) -> int:
         return int(self.max_upload_mib * MIB)
+
+    @property
+    def model_spec(self) -> ModelSpec:
+        """The weights that these settings name."""
+        return ModelSpec(
+            model=self.model,
+            revision=self.model_revision,
+            prediction=self.prediction,
+            ema=self.ema,
+            vae=self.vae,
+            loras=tuple(split_lora(text) for text in self.loras),
+            embeddings=self.embeddings,
+        )
 
     def exposure_problem(self) -> str | None:
         """Why these settings would open the server to strangers, or None."""

@@ -1,0 +1,82 @@
+"""Which device a model runs on, and in which dtype."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from models.errors import ModelLoadError
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """``auto`` takes CUDA where there is one, else the CPU. Raises ModelLoadError."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ModelLoadError(f"device {device!r} is not one that torch knows") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ModelLoadError(f"device {device!r} was asked for, but torch sees no CUDA device")
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """``auto`` takes float16 on CUDA, and on the CPU what ``scripts/bench_dtype`` finds faster.
+
+    That is bfloat16 on a CPU with AMX tiles and float32 on any other: with AVX512-BF16 alone, or
+    with neither, bfloat16 was the slower one (``ONEDNN_MAX_CPU_ISA`` tells oneDNN what to leave
+    unused). Decided by what the CPU has, not by a stop-watch at start: every start of a machine
+    then gives the same pictures.
+    """
+    if dtype == "auto":
+        if device.type == "cuda":
+            return torch.float16
+        return torch.bfloat16 if cpu_has_matrix_bfloat16() else torch.float32
+    if dtype not in _DTYPES:
+        raise ModelLoadError(f"dtype {dtype!r} is not one of auto, {', '.join(_DTYPES)}")
+    if _DTYPES[dtype] is torch.float16 and device.type == "cpu":
+        raise ModelLoadError("dtype 'float16' is not for the CPU: use float32 or bfloat16")
+    return _DTYPES[dtype]
+
+
+def cpu_has_matrix_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in hardware (AMX)."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+def attention_backends(head_sizes: Sequence[int], device: torch.device, dtype: torch.dtype) -> str:
+    """Which kernels of scaled dot product attention run there for these head sizes, in words.
+
+    They are tried, in torch's order of preference: what is compiled in need not run on a card.
+    """
+    kernels = {
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "memory efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "math": SDPBackend.MATH,
+    }
+    by_size = {
+        size: ", ".join(name for name, k in kernels.items() if _runs(k, size, device, dtype))
+        for size in sorted(set(head_sizes))
+    }
+    if len(set(by_size.values())) == 1:
+        return next(iter(by_size.values()))
+    return "; ".join(f"{size}: {names}" for size, names in by_size.items())
+
+
+def _runs(kernel: SDPBackend, head_size: int, device: torch.device, dtype: torch.dtype) -> bool:
+    query = torch.zeros(1, 1, 64, head_size, device=device, dtype=dtype)
+    try:
+        with warnings.catch_warnings(), sdpa_kernel(kernel), torch.inference_mode():
+            warnings.simplefilter("ignore")  # torch warns of each reason why a kernel does not run
+            scaled_dot_product_attention(query, query, query)
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,86 @@
+"""Hub ids: which files are fetched, at which revision, and where they lie afterwards."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from models.errors import ModelLoadError
+from models.folder import PARTS, check_layout
+from models.spec import PRODUCTION_MODEL
+
+PINNED_REVISIONS = {PRODUCTION_MODEL: "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"}
+"""Revisions of the hub ids that the documentation names, so that weights never change unseen."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether it reads like ``owner/name``."""
+    return _HUB_ID.fullmatch(model) is not None
+
+
+def download(
+    model: str,
+    revision: str | None,
+    dtype: torch.dtype = torch.float32,
+    *,
+    ask_hub: bool = False,
+) -> Path:
+    """The folder of a hub id's safetensors (its fp16 ones where they do), fetched if need be.
+
+    A revision that is a commit never changes: what is in the cache is taken without asking the
+    hub, unless ``ask_hub`` wants what is missing there. Raises ModelLoadError.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    revision = revision or PINNED_REVISIONS.get(model)
+    commit = revision is not None and _COMMIT.fullmatch(revision) is not None
+    if commit and not ask_hub and (kept := cached(model, revision)):
+        return kept
+    try:
+        files = HfApi().list_repo_files(model, revision=revision)
+        return Path(
+            snapshot_download(model, revision=revision, allow_patterns=wanted_files(files, dtype))
+        )
+    except HfHubHTTPError as error:
+        raise ModelLoadError(
+            f"the hub does not give {model!r} at revision {revision or 'main'!r}: {error}"
+        ) from error
+    except (OSError, LocalEntryNotFoundError) as offline:
+        if kept := cached(model, revision):
+            return kept
+        raise ModelLoadError(
+            f"{model!r} is not in the local cache and the hub cannot be reached ({offline}). "
+            f"Fetch it with `img2img models pull {model}` on a connected machine, or name a local "
+            "folder or file"
+        ) from offline
+
+
+def cached(model: str, revision: str | None) -> Path | None:
+    """The folder of a hub id if everything that a bundle needs is in the cache, else None."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(model, revision=revision, local_files_only=True))
+        check_layout(folder)
+    except (OSError, LocalEntryNotFoundError, HfHubHTTPError, ModelLoadError):
+        return None
+    return folder
+
+
+def wanted_files(files: Sequence[str], dtype: torch.dtype) -> list[str]:
+    """The files of a repository that a bundle is made of."""
+    wanted = [f for f in files if f.endswith((".json", ".txt")) and f.count("/") <= 1]
+    for part in PARTS:
+        weights = [f for f in files if f.startswith(f"{part}/") and f.endswith(".safetensors")]
+        half = [f for f in weights if ".fp16" in f]
+        full = [f for f in weights if "." not in Path(f).name.removesuffix(".safetensors")]
+        wanted += half if half and dtype is not torch.float32 else full
+    return wanted

@@ -1,0 +1,208 @@
+"""LoRAs: small changes to a model's layers, added to its weights when it is loaded.
+
+A layer's change is ``weight * alpha / rank * up @ down`` (Hu et al. 2021, arXiv:2106.09685); of a
+convolution, the same over its input positions, with a third factor ``mid`` in LoCon's Tucker form.
+Fused, a LoRA costs nothing in a tick and holds for every request.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.bundle import ModelBundle
+from models.errors import ModelLoadError
+from models.identify import Contents, identify
+from models.ldm_keys import unet_name
+from models.weights_file import WeightsFile
+
+_FACTOR = re.compile(
+    r"(?P<layer>.+?)(?:\.lora_linear_layer|\.lora|_lora)?"
+    r"\.(?P<side>lora_down|lora_up|lora_mid|lora_A|lora_B|down|up)(?:\.default)?\.weight"
+)
+_SIDES = {
+    "lora_down": "down",
+    "lora_A": "down",
+    "down": "down",
+    "lora_up": "up",
+    "lora_B": "up",
+    "up": "up",
+    "lora_mid": "mid",
+}
+
+
+@dataclass(eq=False)
+class LayerChange:
+    """One layer's factors in one file, as stored, and the factor they are scaled with."""
+
+    factors: dict[str, torch.Tensor] = field(default_factory=dict)
+    alpha: float | None = None
+    root_rank: bool = False
+
+    @property
+    def rank(self) -> int:
+        return int(self.factors["down"].shape[0])
+
+    def delta(self, weight: torch.Tensor) -> torch.Tensor:
+        """The change of ``weight``, float32 on its device and of its shape.
+
+        Raises ValueError if the factors do not fit.
+        """
+        f = {side: t.to(weight.device, torch.float32) for side, t in self.factors.items()}
+        down, up = f["down"], f["up"]
+        if "mid" in f:
+            # LoCon's Tucker form: 1 x 1 down, k x k in the middle, 1 x 1 up.
+            delta = torch.einsum("or,rskl,si->oikl", up.flatten(1), f["mid"], down.flatten(1))
+        else:
+            delta = up.flatten(1) @ down.flatten(1)
+        if delta.numel() != weight.numel() or delta.shape[0] != weight.shape[0]:
+            raise ValueError(f"changes {tuple(delta.shape)} values of {tuple(weight.shape)}")
+        alpha = self.rank if self.alpha is None else self.alpha
+        scale = alpha / (math.sqrt(self.rank) if self.root_rank else self.rank)
+        return delta.reshape(weight.shape) * scale
+
+
+def fuse_loras(bundle: ModelBundle, loras: Sequence[tuple[str, float]]) -> str:
+    """Add the files' changes, each times its weight, to the bundle's layers; says what was done.
+
+    The sum is made in float32 and rounded once. Raises ModelLoadError for a file that is no LoRA
+    for this model.
+    """
+    layers = _layers(bundle)
+    changes: dict[str, list[tuple[str, float, LayerChange]]] = {}
+    words = []
+    for where, weight in loras:
+        path = Path(where).expanduser()
+        found = read_lora(path, layers)
+        words.append(f"{path.name} at {weight:g} ({len(found)} layers)")
+        for layer, change in found.items():
+            changes.setdefault(layer, []).append((str(path), weight, change))
+    modules = {f"unet.{name}": module for name, module in bundle.unet.named_modules()}
+    modules |= {f"text_encoder.{name}": m for name, m in bundle.text_encoder.named_modules()}
+    for layer, parts in changes.items():
+        parameter = modules[layer].weight
+        total = parameter.float()
+        for origin, weight, change in parts:
+            try:
+                total = total + weight * change.delta(parameter)
+            except (ValueError, RuntimeError) as error:
+                raise ModelLoadError(
+                    f"{origin} is a LoRA for another architecture: {layer} {error}"
+                ) from error
+        parameter.copy_(total)
+    return ", ".join(words)
+
+
+def read_lora(path: Path, layers: Mapping[str, str]) -> dict[str, LayerChange]:
+    """The changes of a LoRA file by layer. ``layers`` maps what a file may call a layer to it.
+
+    Raises ModelLoadError if it is no LoRA, or has anything that would be left out.
+    """
+    file = _open(path)
+    changes: dict[str, LayerChange] = {}
+    unknown = []
+    for name, tensor in file.read(file.tensors):
+        called, side = _split(name)
+        layer = layers.get(_plain(called))
+        if layer is None or not side:
+            unknown.append(name)
+        elif side == "alpha":
+            changes.setdefault(layer, LayerChange()).alpha = float(tensor)
+        else:
+            changes.setdefault(layer, LayerChange()).factors[side] = tensor.clone()
+    if unknown:
+        raise ModelLoadError(
+            f"{path} changes layers that this model does not have ({len(unknown)} tensors, such as "
+            f"{sorted(unknown)[0]}): it was made for another architecture"
+        )
+    for layer, change in changes.items():
+        if not {"up", "down"} <= change.factors.keys():
+            raise ModelLoadError(f"{path} is incomplete: {layer} has not both its factors")
+    _apply_metadata(file, changes)
+    return changes
+
+
+def _open(path: Path) -> WeightsFile:
+    if not path.exists():
+        raise ModelLoadError(f"there is no LoRA file {path}")
+    file = WeightsFile.open(path)
+    contents = identify(file)
+    if contents is not Contents.LORA:
+        advice = f": {contents.advice}" if contents is Contents.LYCORIS else ""
+        raise ModelLoadError(f"{path} is {contents.words}, not a LoRA{advice}")
+    return file
+
+
+def _split(name: str) -> tuple[str, str]:
+    """(what the file calls the layer, ``down`` | ``up`` | ``mid`` | ``alpha`` or nothing)."""
+    if name.endswith(".alpha"):
+        return name.removesuffix(".alpha"), "alpha"
+    found = _FACTOR.fullmatch(name)
+    return (found["layer"], _SIDES[found["side"]]) if found else (name, "")
+
+
+def _plain(called: str) -> str:
+    """A layer's name without what older diffusers and peft put around it."""
+    called = called.removeprefix("base_model.model.").replace(".processor.", ".")
+    called = called.removesuffix(".lora").removesuffix("_lora").removesuffix(".lora_linear_layer")
+    text = called.startswith("text_encoder.")
+    attention = {"to_out": "out_proj", "to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj"}
+    for theirs, of_text in attention.items():
+        if called.endswith(f".{theirs}"):
+            ours = of_text if text else {"to_out": "to_out.0"}.get(theirs, theirs)
+            return called.removesuffix(theirs) + ours
+    return called
+
+
+def _layers(bundle: ModelBundle) -> dict[str, str]:
+    """Every name that a file may have for a layer, to ``unet.NAME`` or ``text_encoder.NAME``.
+
+    kohya's tools write dots as underscores, so names are looked up, never taken apart.
+    """
+    config = bundle.unet.config
+    names: dict[str, str] = {}
+    for name in _layers_of(bundle.unet):
+        layer = f"unet.{name}"
+        ldm = unet_name(name, int(config.layers_per_block), config.up_block_types)
+        names[layer] = names[name] = layer
+        names[f"lora_unet_{name.replace('.', '_')}"] = layer
+        names[f"lora_unet_{ldm.replace('.', '_')}"] = layer
+    for name in _layers_of(bundle.text_encoder):
+        layer = f"text_encoder.{name}"
+        plain = name.removeprefix("text_model.")
+        underscored = plain.replace(".", "_")
+        names[layer] = names[f"text_encoder.text_model.{plain}"] = layer
+        for prefix in ("lora_te_", "lora_te1_"):
+            names[f"{prefix}text_model_{underscored}"] = layer
+    return names
+
+
+def _layers_of(module: Any) -> list[str]:
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    return [name for name, m in module.named_modules() if isinstance(m, kinds)]
+
+
+def _apply_metadata(file: WeightsFile, changes: Mapping[str, LayerChange]) -> None:
+    """What peft says of scaling: in diffusers' files as JSON, ``unet.lora_alpha`` and so on."""
+    try:
+        said = json.loads(file.metadata.get("lora_adapter_metadata", "{}"))
+    except ValueError as error:
+        raise ModelLoadError(f"{file.path}: lora_adapter_metadata is no JSON") from error
+    for layer, change in changes.items():
+        part, _, name = layer.partition(".")
+        if said.get(f"{part}.use_dora"):
+            raise ModelLoadError(f"{file.path} is a DoRA, not a plain LoRA")
+        change.root_rank = bool(said.get(f"{part}.use_rslora"))
+        alpha = said.get(f"{part}.lora_alpha")
+        for pattern, special in (said.get(f"{part}.alpha_pattern") or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", name):
+                alpha = special
+        if change.alpha is None and alpha is not None:
+            change.alpha = float(alpha)

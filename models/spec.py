@@ -1,0 +1,32 @@
+"""What an operator asks for: which weights, and what is put into or beside them. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+EMBEDDED = "embedded"
+PRODUCTION_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+Prediction = Literal["auto", "epsilon", "v_prediction"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The weights to load.
+
+    ``model`` is ``embedded``, a folder in diffusers' layout, a ``.safetensors`` checkpoint in the
+    original (LDM) layout, or a hub id, which ``revision`` pins. ``prediction`` ``auto`` believes
+    the folder or the file's metadata, else epsilon. ``ema`` takes the averaged U-Net of a
+    checkpoint that carries both. ``vae`` is a folder or a file that replaces the autoencoder,
+    ``loras`` are files with the weights at which they are fused, in this order, and
+    ``embeddings`` is a folder of textual inversions.
+    """
+
+    model: str = EMBEDDED
+    revision: str | None = None
+    prediction: Prediction = "auto"
+    ema: bool = False
+    vae: str | None = None
+    loras: tuple[tuple[str, float], ...] = ()
+    embeddings: str | None = None

@@ -1,0 +1,1 @@
+"""Checkpoints of random weights in the original layout, for tests and for the full-size check."""
