@@ -1,4 +1,4 @@
-"""Which requests form the next tick. Pure policy: no torch, no clock of its own.
+"""Which requests can share a U-Net forward, and how many rows one holds. Pure: no torch.
 
 Only requests of one `GroupKey` can share a U-Net forward. What is packed is rows, not requests: a
 request at cfg_scale 0 or 1 needs one row of the U-Net, any other two.
@@ -29,16 +29,6 @@ class GroupKey:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A request that could run now. ``arrived`` is in seconds of any one clock."""
-
-    ident: int
-    key: GroupKey
-    rows: int
-    arrived: float
-
-
-@dataclass(frozen=True)
 class TickLimits:
     """How much one tick may hold: U-Net rows, and latent pixels over all rows."""
 
@@ -53,31 +43,6 @@ class TickLimits:
 def guidance_rows(cfg_scale: float) -> int:
     """U-Net rows of a request: at 0 the unconditional alone, at 1 the conditional alone."""
     return 1 if cfg_scale in (0.0, 1.0) else 2
-
-
-def plan_tick(
-    candidates: Sequence[Candidate], limits: TickLimits, turns: dict[GroupKey, int] | None = None
-) -> list[int]:
-    """The idents of the requests that advance in the next tick, all of one group.
-
-    The group that has had the fewest turns goes first (``turns`` counts them), the one with the
-    oldest request among equals; within the group, the oldest requests. An empty list if there is
-    nothing to run.
-    """
-    if not candidates:
-        return []
-    turns = turns or {}
-    groups: dict[GroupKey, list[Candidate]] = {}
-    for candidate in sorted(candidates, key=lambda c: (c.arrived, c.ident)):
-        groups.setdefault(candidate.key, []).append(candidate)
-    key = min(groups, key=lambda k: (turns.get(k, 0), groups[k][0].arrived, groups[k][0].ident))
-    room = limits.rows_for(key)
-    chosen = []
-    for candidate in groups[key]:
-        if candidate.rows <= room:
-            chosen.append(candidate.ident)
-            room -= candidate.rows
-    return chosen
 
 
 def pad_rows(rows: int, buckets: Sequence[int]) -> int:

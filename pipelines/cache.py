@@ -33,15 +33,26 @@ class ByteCache(Generic[K, V]):
 
     def get_or_make(self, key: K, make: Callable[[], V]) -> V:
         """The kept value, or a new one, which is kept if it fits at all."""
-        kept = self._kept.get(key)
+        kept = self.get(key)
         if kept is not None:
-            self.counts.hits += 1
             return kept
-        self.counts.misses += 1
         value = make()
+        self.keep(key, value)
+        return value
+
+    def get(self, key: K) -> V | None:
+        """The kept value; counts as a hit or a miss."""
+        kept = self._kept.get(key)
+        if kept is None:
+            self.counts.misses += 1
+            return None
+        self.counts.hits += 1
+        return kept
+
+    def keep(self, key: K, value: V) -> None:
+        """Keep a value, if it fits at all."""
         if self._size_of(value) <= self._kept.maxsize:
             self._kept[key] = value
-        return value
 
     @property
     def bytes_kept(self) -> int:

@@ -1,19 +1,19 @@
-"""The engine: one thread owns the device and runs ticks.
+"""The engine: one thread owns the device and does the units of work that the policy names.
 
-A request's life: `Engine.submit` -> (a worker draws its noise and compiles its sampler table) ->
-inbox -> waiting -> admitted (prompt and picture encoded, a place in a pool taken) -> ticks until
-its table is used up -> decoded -> its handle has the picture. Between ticks requests join, leave,
-expire and report progress.
+A request's life: `Engine.submit` -> the scheduler takes it or refuses -> a worker draws its noise
+and compiles its sampler table -> encoded (prompt and picture in, a place in a pool taken) -> ticks
+until its table is used up -> decoded -> its handle has the picture. Between any two units requests
+join, leave, expire and report progress.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
+import math
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -22,8 +22,10 @@ import numpy as np
 import torch
 
 from models.bundle import ModelBundle
-from pipelines.batching import Candidate, GroupKey, TickLimits, guidance_rows, plan_tick
-from pipelines.denoiser import Denoiser, LatentPool
+from pipelines.batching import GroupKey, TickLimits, guidance_rows
+from pipelines.cache import CacheCounts
+from pipelines.calibration import guessed_costs, measure_costs, synchronize
+from pipelines.cost import CostTable
 from pipelines.errors import (
     DeadlineExceeded,
     EngineBusy,
@@ -32,15 +34,17 @@ from pipelines.errors import (
     GenerationCancelled,
     GenerationError,
     GenerationFailed,
+    as_failure,
 )
+from pipelines.execution import Executor
 from pipelines.handle import GenerationHandle
-from pipelines.job import Job, TickCounts, evaluation_of, table_of
-from pipelines.preview import LatentToRgb
-from pipelines.prompt import PromptEncoder
-from pipelines.request import GenerationRequest, GenerationResult, Pixels, Progress
-from pipelines.samplers import make_table
+from pipelines.job import Job, TickCounts, table_of
+from pipelines.request import GenerationRequest, GenerationResult, Progress
+from pipelines.samplers import evaluation_count, make_table
 from pipelines.schedules import NoiseSchedule
-from pipelines.stages import PictureEncoder, RequestNoise, decode_latents, start_latents
+from pipelines.scheduling import PolicyConfig, Scheduler
+from pipelines.stages import RequestNoise
+from pipelines.tasks import Decode, Encode, Task, Tick, Work
 
 logger = logging.getLogger(__name__)
 
@@ -76,30 +80,42 @@ class EngineConfig:
     def tick_buckets(self) -> Sequence[int]:
         return (self.exact_rows,) if self.exact else self.row_buckets
 
+    @property
+    def policy(self) -> PolicyConfig:
+        """The scheduler's part of this."""
+        return PolicyConfig(
+            max_queue=self.max_queue,
+            max_places=self.max_batch,
+            limits=self.tick_limits,
+            row_buckets=self.tick_buckets,
+        )
+
 
 class Engine:
-    """Makes pictures. Thread-safe from the outside; the device belongs to its own thread."""
+    """Makes pictures. Thread-safe from the outside; the device belongs to its own thread.
 
-    def __init__(self, bundle: ModelBundle, config: EngineConfig | None = None) -> None:
+    ``costs`` says what work costs; without it the engine measures at warm-up.
+    """
+
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        config: EngineConfig | None = None,
+        costs: CostTable | None = None,
+    ) -> None:
         self.bundle = bundle
         self.config = config or EngineConfig()
         self._noise_schedule = NoiseSchedule.from_config(bundle.scheduler_config)
-        self._prompts = PromptEncoder(bundle)
-        self._pictures = PictureEncoder(bundle)
-        self._denoiser = Denoiser(bundle, self.config.tick_buckets)
-        self._limits = self.config.tick_limits
-        self._latent_to_rgb: LatentToRgb | None = None
-        self.ticks = TickCounts()
-        self._pools: dict[GroupKey, LatentPool] = {}
-        self._turns: dict[GroupKey, int] = {}
-        self._waiting: deque[Job] = deque()
-        self._running: dict[int, Job] = {}
+        self._executor = Executor(bundle, self.config.tick_buckets, self.config.max_batch)
+        self._measures = costs is None and self.config.warm_up
+        self._scheduler = Scheduler(costs or guessed_costs(), self.config.policy)
+        self._jobs: dict[int, Job] = {}  # by ident: all that wait or run
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="img2img-prepare")
-        self._lock = threading.Lock()
-        self._open: set[Job] = set()
+        self._lock = threading.Lock()  # of the scheduler and the jobs
         self._idents = itertools.count()
         self._thread: threading.Thread | None = None
+        self._measured = threading.Event()
         self._ready = threading.Event()
         self._draining = threading.Event()
         self._stop = threading.Event()
@@ -111,6 +127,7 @@ class Engine:
         """Start the thread and warm up; returns when the engine is ready. Raises EngineDead."""
         self._thread = threading.Thread(target=self._main, name="img2img-engine", daemon=True)
         self._thread.start()
+        self._measured.wait()
         if self.config.warm_up:
             self._warm_up()
         self._ready.set()
@@ -128,12 +145,27 @@ class Engine:
     def backlog(self) -> int:
         """Requests that wait or run."""
         with self._lock:
-            return len(self._open)
+            return len(self._jobs)
+
+    @property
+    def ticks(self) -> TickCounts:
+        return self._executor.ticks
+
+    @property
+    def cache_counts(self) -> dict[str, CacheCounts]:
+        """Hits and misses of the prompt and the picture cache."""
+        return self._executor.cache_counts
+
+    @property
+    def costs(self) -> CostTable:
+        """What work costs here, as far as is known by now."""
+        return self._scheduler.table
 
     def submit(self, request: GenerationRequest, timeout: float | None = None) -> GenerationHandle:
         """Take a request in; never blocks. ``timeout`` in seconds from now.
 
-        Raises EngineBusy, EngineDraining or EngineDead.
+        Raises EngineBusy (the queue is full, or it could not be done in time), EngineDraining or
+        EngineDead.
         """
         if self._draining.is_set():
             raise EngineDraining("the server is shutting down", retry_after=5.0)
@@ -145,13 +177,22 @@ class Engine:
             handle.succeed(GenerationResult(request.image, request.seed))
             return handle
         now = time.monotonic()
-        deadline = None if timeout is None else now + timeout
-        job = Job(next(self._idents), handle, now, deadline)
+        job = Job(next(self._idents), handle, self._key(request), now)
+        task = Task(
+            job.ident,
+            job.key,
+            guidance_rows(request.cfg_scale),
+            evaluation_count(request.sampler, request.steps, request.image_strength),
+            arrived=now,
+            deadline=None if timeout is None else now + timeout,
+            prepared=False,
+        )
         with self._lock:
-            if len(self._open) >= self.config.max_queue:
-                raise EngineBusy(f"{len(self._open)} requests are waiting already", retry_after=5.0)
-            self._open.add(job)
-        self._preparer.submit(self._prepare, job)
+            refusal = self._scheduler.offer(task, now)
+            if refusal is not None:
+                raise EngineBusy(refusal.reason, retry_after=max(1, math.ceil(refusal.retry_after)))
+            self._jobs[job.ident] = job
+        self._preparer.submit(self._prepare, job, task)
         return handle
 
     def drain(self, grace: float = 30.0) -> None:
@@ -167,6 +208,11 @@ class Engine:
         self._preparer.shutdown(wait=True, cancel_futures=True)
         self._fail_all(EngineDraining("the server is shutting down", retry_after=5.0))
 
+    def _key(self, request: GenerationRequest) -> GroupKey:
+        height, width = self.bundle.latent_size(request.width, request.height)
+        tokens = self._executor.prompts.tokens(request.prompt, request.negative_prompt)
+        return GroupKey(height, width, tokens, request.tile)
+
     def _warm_up(self) -> None:
         """One small picture through every stage, so that the first caller does not wait."""
         image = np.full((320, 320, 3), 127, dtype=np.uint8)
@@ -175,33 +221,40 @@ class Engine:
 
     # On the worker that prepares
 
-    def _prepare(self, job: Job) -> None:
+    def _prepare(self, job: Job, task: Task) -> None:
+        started = time.monotonic()
         try:
             request = job.request
-            started = time.monotonic()
             job.table = make_table(
                 request.sampler, request.steps, request.image_strength, self._noise_schedule
             )
-            height, width = self.bundle.latent_size(request.width, request.height)
-            job.noise = RequestNoise.draw(
-                request.seed, (self.bundle.latent_channels, height, width), job.table.draws
-            )
-            job.timings["prepare"] = time.monotonic() - started
-            self._inbox.put(job)
+            shape = (self.bundle.latent_channels, job.key.height, job.key.width)
+            job.noise = RequestNoise.draw(request.seed, shape, job.table.draws)
         except Exception as error:
             logger.exception("request %s could not be prepared", job.request.request_id)
-            self._finish(job, _as_failure(error))
+            self._finish(job, as_failure(error))
+            return
+        job.spend("prepare", time.monotonic() - started)
+        with self._lock:
+            task.prepared = True
+        self._inbox.put(job)
 
     # On the engine's thread
 
     def _main(self) -> None:
         try:
             with torch.inference_mode():
+                if self._measures:
+                    self._measure()
+                self._measured.set()
+                work: Work | None = None
                 while not self._stop.is_set():
-                    self._receive(block=not (self._waiting or self._running))
+                    self._receive(block=work is None)
                     self._drop_lost()
-                    self._admit()
-                    self._tick()
+                    with self._lock:
+                        work = self._scheduler.plan()
+                    if work is not None:
+                        self._do(work)
         except BaseException:
             logger.critical("the engine's thread has died", exc_info=True)
             raise
@@ -209,142 +262,127 @@ class Engine:
             if not self._stop.is_set():
                 self._dead = True
                 self._fail_all(GenerationFailed("the engine's thread has died"))
+            self._measured.set()
+
+    def _measure(self) -> None:
+        denoiser = self._executor.denoiser
+        self._scheduler.table = measure_costs(self.bundle, denoiser, self.config.tick_limits)
 
     def _receive(self, block: bool) -> None:
-        """Take in what has arrived."""
+        """Hear of what has become ready; with nothing to do, wait for it a while."""
         try:
             while True:
                 job = self._inbox.get(block, _IDLE_WAIT if block else None)
                 block = False
                 if job is not None:
-                    self._waiting.append(job)
+                    self._publish_positions()
         except queue.Empty:
             return
 
+    def _publish_positions(self) -> None:
+        """Tell those that are not encoded yet how many are before them."""
+        with self._lock:
+            waiting = [self._jobs[ident] for ident in self._scheduler.waiting()]
+        for position, job in enumerate(waiting, 1):
+            if job.table is not None:
+                job.handle.publish(Progress(0, len(job.table), position))
+
     def _drop_lost(self) -> None:
         """Let go of what was cancelled or has passed its deadline."""
-        now = time.monotonic()
-        for job in [*self._waiting, *self._running.values()]:
-            if job.handle.cancelled:
-                self._finish(job, GenerationCancelled("the request was withdrawn"))
-            elif job.deadline is not None and now >= job.deadline:
-                self._finish(job, DeadlineExceeded("the request took longer than it may"))
+        with self._lock:
+            cancelled = [job for job in self._jobs.values() if job.handle.cancelled]
+            overdue = [self._jobs[i] for i in self._scheduler.overdue(time.monotonic())]
+        for job in cancelled:
+            self._finish(job, GenerationCancelled("the request was withdrawn"))
+        for job in overdue:
+            self._finish(job, DeadlineExceeded("the request took longer than it may"))
 
-    def _admit(self) -> None:
-        """Encode the oldest waiting request and give it a place, if there is one."""
-        if not self._waiting or len(self._running) >= self.config.max_batch:
-            return
-        job = self._waiting.popleft()
+    def _do(self, work: Work) -> None:
+        """Do a unit of work and account for it."""
+        started = time.monotonic()
+        undisturbed, last = True, False
+        if isinstance(work, Tick):
+            members = [self._jobs[ident] for ident in work.idents]
+            undisturbed = self._tick(members)
+        elif isinstance(work, Encode):
+            last = self._encode(self._jobs[work.ident], work, started)
+        else:
+            last = self._decode(self._jobs[work.ident], work)
+        synchronize(self.bundle)
+        seconds = time.monotonic() - started
+        # What was remembered, failed or was tried again says nothing of what such a unit costs.
+        early = not isinstance(work, Tick) and last and work.part + 1 < work.parts
+        with self._lock:
+            self._scheduler.complete(
+                work, seconds if undisturbed and not early else None, last=last
+            )
+        stage = {Tick: "denoise", Encode: "prepare", Decode: "decode"}[type(work)]
+        for ident in work.idents if isinstance(work, Tick) else (work.ident,):
+            if ident in self._jobs:
+                self._report(self._jobs[ident], stage, seconds)
+
+    def _report(self, job: Job, stage: str, seconds: float) -> None:
+        job.spend(stage, seconds)
+        if stage == "denoise":
+            job.handle.publish(Progress(job.done, len(table_of(job)), preview=job.preview))
+        elif job.image is not None:
+            result = GenerationResult(job.image, job.request.seed, job.done, job.timings)
+            self._finish(job, result)
+
+    def _encode(self, job: Job, work: Encode, started: float) -> bool:
+        """Whether the job is encoded."""
+        if work.part == 0:
+            job.timings["queued"] = started - job.arrived
+            job.handle.publish(Progress(0, len(table_of(job))))
         try:
-            self._encode(job)
+            return self._executor.encode(job, work.parts)
         except Exception as error:
             logger.exception("request %s could not be encoded", job.request.request_id)
-            self._finish(job, _as_failure(error))
-        for position, waiting in enumerate(self._waiting):
-            waiting.handle.publish(Progress(0, len(table_of(waiting)), position + 1))
+            self._finish(job, as_failure(error))
+            return False
 
-    def _encode(self, job: Job) -> None:
-        started = time.monotonic()
-        job.timings["queued"] = started - job.arrived
-        request, noise = job.request, job.noise
-        assert noise is not None
-        text = self._prompts.encode_pair(request.prompt, request.negative_prompt)
-        moments = self._pictures.encode(request.image, request.tile)
-        latents = start_latents(
-            moments, noise, table_of(job), request.image_strength, self.bundle.scaling_factor
-        )
-        height, width = latents.shape[1:]
-        job.key = GroupKey(height, width, text.shape[1], request.tile)
-        pool = self._pools.get(job.key)
-        if pool is None:
-            pool = self._pools[job.key] = LatentPool(self.bundle, job.key, self.config.max_batch)
-        job.position = pool.admit(latents, text)
-        self._running[job.ident] = job
-        job.timings["prepare"] += time.monotonic() - started
-        job.handle.publish(Progress(0, len(table_of(job))))
+    def _tick(self, members: Sequence[Job]) -> bool:
+        """Run a tick for ``members``; whether it went well at once.
 
-    def _tick(self) -> None:
-        """Plan, run one tick, and hand on what has finished."""
-        candidates = [
-            Candidate(job.ident, job.key, guidance_rows(job.request.cfg_scale), job.arrived)
-            for job in self._running.values()
-            if job.key is not None
-        ]
-        members = [self._running[i] for i in plan_tick(candidates, self._limits, self._turns)]
-        if not members:
-            return
-        started = time.monotonic()
-        key = members[0].key
-        assert key is not None
-        self._turns[key] = self._turns.get(key, 0) + 1
-        advanced = self._evaluate(self._pools[key], members)
-        elapsed = time.monotonic() - started
-        for job in advanced:
-            job.done += 1
-            job.timings["denoise"] = job.timings.get("denoise", 0.0) + elapsed
-            job.handle.publish(Progress(job.done, len(table_of(job)), preview=job.preview))
-        for job in advanced:
-            if job.done == len(table_of(job)):
-                self._decode(job)
-
-    def _evaluate(self, pool: LatentPool, members: list[Job]) -> list[Job]:
-        """Run a tick for ``members``; gives those that advanced.
-
-        A tick that fails is run again in halves, down to the one request that makes it fail: a
-        pool changes only when a tick has gone well. An out-of-memory error ends the same way.
+        A tick that fails is run again in halves, down to the one request that makes it fail. After
+        an out-of-memory error its key's ticks stay at half the rows as long as its crowd lasts.
         """
         try:
-            tick = self._denoiser.tick(pool, [evaluation_of(job) for job in members])
-            self.ticks.count(tick.rows, len(members))
-            for job in members:
-                job.preview = self._preview(tick.predicted.get(job.position))
-            return members
+            self._executor.tick(members)
+            return True
         except Exception as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                torch.cuda.empty_cache()
             if len(members) == 1:
                 logger.exception("request %s failed in a tick", members[0].request.request_id)
-                self._finish(members[0], _as_failure(error))
-                return []
+                self._finish(members[0], as_failure(error))
+                return False
+            out_of_memory = isinstance(error, torch.OutOfMemoryError)
+        # Outside the handler: there the error would hold what the failed forward had allocated.
+        if out_of_memory:
+            rows = sum(guidance_rows(job.request.cfg_scale) for job in members)
+            logger.warning("out of memory with %d rows: halved", rows)
+            with self._lock:
+                self._scheduler.cap_rows(members[0].key, rows // 2)
         middle = len(members) // 2
-        first = self._evaluate(pool, members[:middle])
-        return first + self._evaluate(pool, members[middle:])
+        self._tick(members[:middle])
+        self._tick(members[middle:])
+        return False
 
-    def _preview(self, predicted: torch.Tensor | None) -> Pixels | None:
-        if predicted is None:
-            return None
-        if self._latent_to_rgb is None:
-            self._latent_to_rgb = LatentToRgb.fit(self.bundle)
-        return self._latent_to_rgb.picture(predicted)
-
-    def _decode(self, job: Job) -> None:
-        started = time.monotonic()
+    def _decode(self, job: Job, work: Decode) -> bool:
+        """Whether the job has its picture."""
         try:
-            assert job.key is not None
-            latents = self._pools[job.key].latents(job.position)
-            if not torch.isfinite(latents).all():
-                raise FloatingPointError("the latents are not finite")
-            image = decode_latents(self.bundle, latents, job.request.tile)
+            job.image = self._executor.decode(job, work.parts)
+            return job.image is not None
         except Exception as error:
             logger.exception("request %s could not be decoded", job.request.request_id)
-            self._finish(job, _as_failure(error))
-            return
-        job.timings["decode"] = time.monotonic() - started
-        self._finish(job, GenerationResult(image, job.request.seed, job.done, job.timings))
+            self._finish(job, as_failure(error))
+            return False
 
     def _finish(self, job: Job, outcome: GenerationResult | GenerationError) -> None:
         """Take a job out of wherever it is and tell its handle."""
-        if job in self._waiting:
-            self._waiting.remove(job)
-        if self._running.pop(job.ident, None) is not None and job.key is not None:
-            pool = self._pools[job.key]
-            pool.release(job.position)
-            if not any(other.key == job.key for other in self._running.values()):
-                # 400 sizes are possible: a pool lives only as long as its requests.
-                del self._pools[job.key]
-                self._turns.pop(job.key, None)
         with self._lock:
-            self._open.discard(job)
+            self._scheduler.remove(job.ident)
+            self._jobs.pop(job.ident, None)
+        self._executor.release(job)
         if isinstance(outcome, GenerationResult):
             job.handle.succeed(outcome)
         else:
@@ -352,15 +390,6 @@ class Engine:
 
     def _fail_all(self, error: GenerationError) -> None:
         with self._lock:
-            jobs, self._open = self._open, set()
+            jobs, self._jobs = list(self._jobs.values()), {}
         for job in jobs:
             job.handle.fail(error)
-
-
-def _as_failure(error: Exception) -> GenerationError:
-    """Any error as one of ours; what it says of the inside stays in the log."""
-    if isinstance(error, GenerationError):
-        return error
-    failure = GenerationFailed(f"generation failed: {type(error).__name__}")
-    failure.__cause__ = error
-    return failure

@@ -47,3 +47,12 @@ class GenerationCancelled(GenerationError):
 
 class GenerationFailed(GenerationError):
     """The request went wrong, and it alone."""
+
+
+def as_failure(error: Exception) -> GenerationError:
+    """Any error as one of ours; what it says of the inside stays in the log."""
+    if isinstance(error, GenerationError):
+        return error
+    failure = GenerationFailed(f"generation failed: {type(error).__name__}")
+    failure.__cause__ = error
+    return failure

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
+
 from pipelines.batching import GroupKey
 from pipelines.denoiser import Evaluation
 from pipelines.handle import GenerationHandle
 from pipelines.request import GenerationRequest, Pixels
 from pipelines.samplers import Table
-from pipelines.stages import RequestNoise
+from pipelines.stages import Decoding, Encoding, RequestNoise
 
 
 @dataclass
@@ -32,23 +34,26 @@ class Job:
 
     ident: int
     handle: GenerationHandle
+    key: GroupKey
     arrived: float
-    deadline: float | None
     table: Table | None = None
     noise: RequestNoise | None = None
-    key: GroupKey | None = None
+    text: torch.Tensor | None = None  # (2, T, D)
+    encoding: Encoding | None = None
+    decoding: Decoding | None = None
     position: int = -1
     done: int = 0
     preview: Pixels | None = None
+    image: Pixels | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
     def request(self) -> GenerationRequest:
         return self.handle.request
 
-    @property
-    def running(self) -> bool:
-        return self.position >= 0
+    def spend(self, stage: str, seconds: float) -> None:
+        """Add to what a stage of this request took."""
+        self.timings[stage] = self.timings.get(stage, 0.0) + seconds
 
 
 def table_of(job: Job) -> Table:

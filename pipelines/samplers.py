@@ -23,7 +23,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.request import Sampler
-from pipelines.schedules import Float64, NoiseSchedule, Schedule, make_schedule
+from pipelines.schedules import (
+    SAMPLER_SPECS,
+    Float64,
+    NoiseSchedule,
+    Schedule,
+    denoising_steps,
+    make_schedule,
+)
 
 SLOTS = 4
 EPS = 4
@@ -317,3 +324,13 @@ def make_table(
         timesteps=schedule.timesteps,
         noise_schedule=noise_schedule,
     )
+
+
+def evaluation_count(sampler: Sampler, steps: int, image_strength: float) -> int:
+    """The length of `make_table`'s table, without making it: U-Net evaluations of a request.
+
+    Two-stage samplers evaluate twice a step, but for the last, which ends at sigma 0.
+    """
+    running = denoising_steps(steps, image_strength)
+    two_stage = SAMPLER_SPECS[sampler].evaluations_per_step == 2
+    return max(0, 2 * running - 1) if two_stage else running

@@ -19,13 +19,15 @@ part of a decode. After each, `Scheduler.plan` names the next. What it goes by:
 
 from __future__ import annotations
 
+import sys
 from bisect import insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 from pipelines.batching import GroupKey, TickLimits, pad_rows
 from pipelines.cost import CostTable
+from pipelines.crowding import Crowding
+from pipelines.tasks import Decode, Encode, Refusal, Task, Tick, Work
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class PolicyConfig:
     """Defaults come from ``scripts/simulate_load``; see ``docs/benchmarks/simulator.md``.
 
     ``max_queue`` requests wait or run at most, ``max_places`` of them hold latents on the device.
-    ``limits`` and ``row_buckets`` bound and pad a tick. A decode is handed out in parts of at most
-    ``decode_part_pixels`` latent pixels. A group mate joins a tick if it adds at most
+    ``limits`` and ``row_buckets`` bound and pad a tick. Encodes and decodes are handed out in one
+    part for every ``part_pixels`` latent pixels. A group mate joins a tick if it adds at most
     ``1 - min_gain`` of what it would cost alone. A request without a nearer deadline is due
     ``slack_seconds + slack_factor * (its predicted seconds alone)`` after it arrived. It brings
     its group ``turn_factor`` times its predicted seconds alone to spend, and a new turn brings
@@ -47,78 +49,12 @@ class PolicyConfig:
     max_places: int = 64
     limits: TickLimits = field(default_factory=TickLimits)
     row_buckets: Sequence[int] = ()
-    decode_part_pixels: int = 64 * 64
+    part_pixels: int = 64 * 64
     min_gain: float = 0.1
     slack_seconds: float = 0.0
     slack_factor: float = 8.0
     turn_factor: float = 1.0
     crowd_share: float = 0.1
-
-
-@dataclass(eq=False)
-class Task:
-    """A request as the policy sees it. Times are in seconds of any one clock.
-
-    ``rows`` is 1 or 2 (`guidance_rows`), ``evaluations`` the length of its sampler table.
-    """
-
-    ident: int
-    key: GroupKey
-    rows: int
-    evaluations: int
-    arrived: float
-    deadline: float | None = None
-    due: float = field(default=0.0, init=False)
-    encoded: bool = field(default=False, init=False)
-    done: int = field(default=0, init=False)
-    parts_done: int = field(default=0, init=False)
-
-    @property
-    def denoised(self) -> bool:
-        return self.done >= self.evaluations
-
-
-@dataclass(frozen=True)
-class Encode:
-    """The prompt and the picture of one request go in; it then holds a place."""
-
-    key: GroupKey
-    ident: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Tick:
-    """One evaluation of every request in ``idents``: ``rows`` U-Net rows, padded to ``padded``."""
-
-    key: GroupKey
-    idents: tuple[int, ...]
-    rows: int
-    padded: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Decode:
-    """Part ``part`` (from 0) of ``parts`` of one request's decode."""
-
-    key: GroupKey
-    ident: int
-    part: int
-    parts: int
-    seconds: float
-
-
-Work: TypeAlias = Encode | Tick | Decode
-"""A unit of work; ``seconds`` is its predicted cost."""
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a request is not taken, and in how many seconds another try makes sense."""
-
-    reason: str
-    retry_after: float
 
 
 @dataclass(eq=False)
@@ -128,6 +64,7 @@ class _Group:
     key: GroupKey
     tasks: list[Task] = field(default_factory=list)
     credit: float = 0.0
+    row_cap: int = sys.maxsize
 
 
 def _order(task: Task) -> tuple[float, float, int]:
@@ -136,27 +73,6 @@ def _order(task: Task) -> tuple[float, float, int]:
 
 def _arrival_order(task: Task) -> tuple[float, int]:
     return task.arrived, task.ident
-
-
-class Crowding:
-    """The share of arrivals that one-at-a-time service would have made wait, a moving average.
-
-    Keeps the clock of a first-come-first-served device of the same speed beside the real one.
-    """
-
-    _MEMORY = 200
-    _PRIOR = 20
-
-    def __init__(self) -> None:
-        self.share = 0.2
-        self._seen = self._PRIOR
-        self._free_at = float("-inf")
-
-    def arrive(self, now: float, seconds: float) -> None:
-        """A request that takes ``seconds`` alone arrives at ``now``."""
-        self._seen = min(self._seen + 1, self._MEMORY)
-        self.share += (float(self._free_at > now) - self.share) / self._seen
-        self._free_at = max(self._free_at, now) + seconds
 
 
 class Scheduler:
@@ -207,11 +123,25 @@ class Scheduler:
         task = self._tasks.pop(ident, None)
         if task is None:
             return
-        self._places -= task.encoded
+        self._places -= task.holds_place
         group = self._groups[task.key]
         group.tasks.remove(task)
         if not group.tasks:
             del self._groups[task.key]
+
+    def cap_rows(self, key: GroupKey, rows: int) -> None:
+        """No tick of ``key`` is to have more rows, as long as any request of it is there.
+
+        For a device that ran out of memory. A request of two rows still has its two.
+        """
+        group = self._groups.get(key)
+        if group is not None:
+            group.row_cap = max(2, min(group.row_cap, rows))
+
+    def waiting(self) -> list[int]:
+        """The requests of which nothing is on the device yet, in order of due time."""
+        tasks = sorted(self._tasks.values(), key=_order)
+        return [task.ident for task in tasks if not task.holds_place]
 
     def overdue(self, now: float) -> list[int]:
         """The requests whose deadline has passed."""
@@ -221,20 +151,25 @@ class Scheduler:
     # Working
 
     def plan(self) -> Work | None:
-        """The next unit of work; None if there is nothing to do. Changes no request."""
+        """The next unit of work; None if there is none yet. Changes no request."""
         if not self._tasks:
             return None
         if self.crowding.share < self.config.crowd_share:
-            leader = min(self._able(self._tasks.values()), key=_arrival_order)
-            return self._unit(leader, [leader])
+            first = min(self._able(self._tasks.values()), key=_arrival_order, default=None)
+            return None if first is None else self._unit(first, [first])
         group = self._next_group()
+        if group is None:
+            return None
         mates = list(self._able(group.tasks))
         leader = next((task for task in mates if task.denoised), mates[0])
         return self._unit(leader, mates)
 
-    def complete(self, work: Work, seconds: float | None = None) -> list[int]:
+    def complete(
+        self, work: Work, seconds: float | None = None, *, last: bool = False
+    ) -> list[int]:
         """Account for a done unit; gives the requests that are finished, which are forgotten.
 
+        ``last`` says that no further part of an encode or a decode is needed: it was remembered.
         ``seconds`` is what it took and teaches the cost table; None teaches nothing. Requests
         that were removed while the unit ran are passed over.
         """
@@ -246,8 +181,9 @@ class Scheduler:
                 task.done += 1
         elif isinstance(work, Encode):
             for task in self._present((work.ident,)):
-                task.encoded = True
-                self._places += 1
+                self._places += not task.holds_place
+                task.encode_parts_done += 1
+                task.encoded = last or task.encode_parts_done >= work.parts
         if seconds is not None:
             self._learn(work, seconds)
         if not isinstance(work, Decode):
@@ -255,7 +191,7 @@ class Scheduler:
         finished = []
         for task in self._present((work.ident,)):
             task.parts_done += 1
-            if task.parts_done >= work.parts:
+            if last or task.parts_done >= work.parts:
                 finished.append(task.ident)
                 self.remove(task.ident)
         return finished
@@ -285,7 +221,8 @@ class Scheduler:
     def _remaining(self, task: Task, tick_seconds: float) -> float:
         pixels = task.key.latent_pixels
         parts = self._parts(pixels)
-        encode = 0.0 if task.encoded else self.table.encode_seconds(pixels)
+        left = 0.0 if task.encoded else (parts - task.encode_parts_done) / parts
+        encode = self.table.encode_seconds(pixels) * left
         decode = self.table.decode_seconds(pixels) * (parts - task.parts_done) / parts
         return encode + (task.evaluations - task.done) * tick_seconds + decode
 
@@ -293,18 +230,17 @@ class Scheduler:
 
     def _able(self, tasks: Iterable[Task]) -> Iterator[Task]:
         """Those that can be worked on: with all places taken, only those that hold one."""
-        if self._places < self.config.max_places:
-            return iter(tasks)
-        return (task for task in tasks if task.encoded)
+        full = self._places >= self.config.max_places
+        return (task for task in tasks if task.prepared and (task.holds_place or not full))
 
-    def _next_group(self) -> _Group:
+    def _next_group(self) -> _Group | None:
         """Of the groups in credit the one that leads by due time; a new turn if none is."""
         able = [
             (_order(leader), group)
             for group in self._groups.values()
             if (leader := next(self._able(group.tasks), None)) is not None
         ]
-        while True:
+        while able:
             in_credit = [pair for pair in able if pair[1].credit > 0.0]
             if in_credit:
                 return min(in_credit, key=lambda pair: pair[0])[1]
@@ -312,6 +248,7 @@ class Scheduler:
             least_debt = max(group.credit for _, group in able)
             for _, group in able:
                 group.credit += max(turn * len(group.tasks), 1e-9 - least_debt)
+        return None
 
     def _costliest(self, group: _Group) -> float:
         return max(self.alone_seconds(task) for task in group.tasks)
@@ -326,7 +263,9 @@ class Scheduler:
         sharing, rows = self._share(mates)
         for task in sharing:
             if not task.encoded:
-                return Encode(key, task.ident, self.table.encode_seconds(key.latent_pixels))
+                parts = self._parts(key.latent_pixels)
+                seconds = self.table.encode_seconds(key.latent_pixels) / parts
+                return Encode(key, task.ident, task.encode_parts_done, parts, seconds)
         padded = pad_rows(rows, self.config.row_buckets)
         idents = tuple(task.ident for task in sharing)
         return Tick(key, idents, rows, padded, self._tick_seconds(key, rows))
@@ -338,7 +277,7 @@ class Scheduler:
         the added requests cost alone. Rows that fill up a bucket count as free.
         """
         key = tasks[0].key
-        room = self.config.limits.rows_for(key)
+        room = min(self.config.limits.rows_for(key), self._groups[key].row_cap)
         rows = best = best_rows = 0
         added_alone = best_seconds = 0.0
         for count, task in enumerate(tasks, 1):
@@ -357,7 +296,7 @@ class Scheduler:
         return self.table.tick_seconds(key.latent_pixels, padded)
 
     def _parts(self, pixels: int) -> int:
-        return max(1, -(-pixels // self.config.decode_part_pixels))
+        return max(1, -(-pixels // self.config.part_pixels))
 
     def _present(self, idents: Iterable[int]) -> list[Task]:
         return [self._tasks[ident] for ident in idents if ident in self._tasks]
@@ -367,6 +306,6 @@ class Scheduler:
         if isinstance(work, Tick):
             self.table.observe_tick(pixels, work.padded, seconds)
         elif isinstance(work, Encode):
-            self.table.observe_encode(pixels, seconds)
+            self.table.observe_encode(pixels, seconds * work.parts)
         else:
             self.table.observe_decode(pixels, seconds * work.parts)

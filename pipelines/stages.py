@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from models.bundle import ModelBundle
-from models.padding import circular_padding
 from pipelines.cache import ByteCache, CacheCounts
 from pipelines.request import Pixels
 from pipelines.samplers import Table
+from pipelines.vae_passes import VaePass, decoder_layers, encoder_layers
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,15 +69,49 @@ class Moments:
 
 def encode_picture(bundle: ModelBundle, image: Pixels, tile: bool) -> Moments:
     """The moments of an (H, W, 3) uint8 picture."""
+    encoded = _encode_pass(bundle, image, tile, parts=1).advance()
+    return _moments(encoded, bundle.latent_channels)
+
+
+def _encode_pass(bundle: ModelBundle, image: Pixels, tile: bool, parts: int) -> VaePass:
     pixels = torch.from_numpy(image.astype(np.float32) / 255.0).permute(2, 0, 1)[None]
     pixels = (2.0 * pixels - 1.0).to(bundle.device, bundle.dtype)  # (1, 3, H, W)
-    with circular_padding(tile, bundle.vae):
-        encoded = bundle.vae.encode(pixels)
-    if hasattr(encoded, "latent_dist"):
-        posterior = encoded.latent_dist
-        return Moments(posterior.mean[0].float(), posterior.std[0].float())
-    latents = encoded.latents[0].float()
-    return Moments(latents, torch.zeros_like(latents))
+    return VaePass(bundle.vae, encoder_layers(bundle.vae), pixels, parts, tile=tile)
+
+
+def _moments(encoded: torch.Tensor | None, channels: int) -> Moments:
+    """``encoded`` has a mean and a log variance for each channel, or the latents alone."""
+    assert encoded is not None
+    if encoded.shape[1] == channels:
+        latents = encoded[0].float()
+        return Moments(latents, torch.zeros_like(latents))
+    posterior = DiagonalGaussianDistribution(encoded)
+    return Moments(posterior.mean[0].float(), posterior.std[0].float())
+
+
+class Encoding:
+    """A picture being encoded, part by part."""
+
+    def __init__(
+        self,
+        remembered: Moments | None,
+        begun: VaePass | None,
+        channels: int,
+        keep: Callable[[Moments], None],
+    ) -> None:
+        self._remembered, self._pass, self._keep = remembered, begun, keep
+        self._channels = channels
+
+    def advance(self) -> Moments | None:
+        """Run the next part. The moments after the last one; at once if they were remembered."""
+        if self._pass is None:
+            return self._remembered
+        encoded = self._pass.advance()
+        if encoded is None:
+            return None
+        moments = _moments(encoded, self._channels)
+        self._keep(moments)
+        return moments
 
 
 class PictureEncoder:
@@ -91,11 +131,20 @@ class PictureEncoder:
     def counts(self) -> CacheCounts:
         return self._cache.counts
 
-    def encode(self, image: Pixels, tile: bool) -> Moments:
-        """The moments of an (H, W, 3) uint8 picture."""
+    def begin(self, image: Pixels, tile: bool, parts: int = 1) -> Encoding:
+        """Begin to encode an (H, W, 3) uint8 picture, in ``parts`` calls of `Encoding.advance`."""
         digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
         key = (digest, image.shape, tile)
-        return self._cache.get_or_make(key, lambda: encode_picture(self._bundle, image, tile))
+        remembered = self._cache.get(key)
+        begun = None if remembered else _encode_pass(self._bundle, image, tile, parts)
+        channels = self._bundle.latent_channels
+        return Encoding(remembered, begun, channels, lambda made: self._cache.keep(key, made))
+
+    def encode(self, image: Pixels, tile: bool) -> Moments:
+        """The moments of an (H, W, 3) uint8 picture."""
+        moments = self.begin(image, tile).advance()
+        assert moments is not None
+        return moments
 
 
 def start_latents(
@@ -112,15 +161,52 @@ def start_latents(
     return moments.sample(noise.posterior, scaling) + start * sigma
 
 
+class Decoding:
+    """Latents being decoded, part by part: (4, h, w) scaled latents to an (H, W, 3) uint8 picture.
+
+    A picture that is not finite in half precision is decoded once more in float32: Stable
+    Diffusion 1.x's autoencoder is known to overflow float16 on some latents.
+    """
+
+    def __init__(
+        self, bundle: ModelBundle, latents: torch.Tensor, tile: bool, parts: int = 1
+    ) -> None:
+        """Raises FloatingPointError if the latents are not finite."""
+        if not torch.isfinite(latents).all():
+            raise FloatingPointError("the latents are not finite")
+        self._bundle, self._tile = bundle, tile
+        self._latents = latents[None] / bundle.scaling_factor
+        self._pass = _decode_pass(bundle.vae, self._latents.to(bundle.dtype), tile, parts)
+
+    def advance(self) -> Pixels | None:
+        """Run the next part. The picture after the last one.
+
+        Raises FloatingPointError if the picture is not finite.
+        """
+        decoded = self._pass.advance()
+        if decoded is None:
+            return None
+        if not torch.isfinite(decoded).all() and self._bundle.dtype is not torch.float32:
+            logger.warning("a decoded picture is not finite: decoded once more in float32")
+            # A copy for the once: the weights in use, and graphs over them, stay as they are.
+            vae = deepcopy(self._bundle.vae).float()
+            decoded = _decode_pass(vae, self._latents.float(), self._tile, 1).advance()
+            assert decoded is not None
+        if not torch.isfinite(decoded).all():
+            raise FloatingPointError("the decoded picture is not finite")
+        pixels = (decoded[0].float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+        return np.ascontiguousarray((pixels * 255).round().astype(np.uint8))
+
+
+def _decode_pass(vae: torch.nn.Module, latents: torch.Tensor, tile: bool, parts: int) -> VaePass:
+    return VaePass(vae, decoder_layers(vae), latents, parts, tile=tile)
+
+
 def decode_latents(bundle: ModelBundle, latents: torch.Tensor, tile: bool) -> Pixels:
     """(4, h, w) scaled latents to an (H, W, 3) uint8 picture.
 
-    Raises FloatingPointError if the picture is not finite.
+    Raises FloatingPointError if the latents or the picture are not finite.
     """
-    scaled = (latents[None] / bundle.scaling_factor).to(bundle.dtype)
-    with circular_padding(tile, bundle.vae):
-        decoded = bundle.vae.decode(scaled, return_dict=False)[0][0].float()  # (3, H, W)
-    if not torch.isfinite(decoded).all():
-        raise FloatingPointError("the decoded picture is not finite")
-    pixels = (decoded / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
-    return np.ascontiguousarray((pixels * 255).round().astype(np.uint8))
+    picture = Decoding(bundle, latents, tile).advance()
+    assert picture is not None
+    return picture

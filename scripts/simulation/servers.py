@@ -14,7 +14,8 @@ from itertools import islice
 
 from pipelines.batching import pad_rows
 from pipelines.cost import CostTable
-from pipelines.scheduling import PolicyConfig, Scheduler, Task, Tick
+from pipelines.scheduling import PolicyConfig, Scheduler
+from pipelines.tasks import Task, Tick
 from simulation.traces import Arrival
 
 

@@ -15,6 +15,7 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
 
 from models.bundle import ModelBundle
+from pipelines.cost import CostTable, PictureCost, TickPoint
 from pipelines.engine import Engine, EngineConfig
 from pipelines.errors import (
     DeadlineExceeded,
@@ -169,7 +170,7 @@ def test_a_mixed_crowd_shares_forwards_and_each_gets_its_own_picture(
 def test_not_finite_latents_fail_alone(
     engine: Engine, picture: Pixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pipelines.engine as module
+    import pipelines.execution as module
 
     good = GenerationRequest(picture, "a cat", steps=10, seed=3)
     bad = GenerationRequest(picture, "a dog", steps=10, seed=4)
@@ -197,19 +198,25 @@ def test_a_request_that_breaks_the_tick_fails_alone(
     bad = GenerationRequest(picture, "a dog", cfg_scale=9.5, steps=10, seed=4)
     good = [GenerationRequest(picture, "a cat", steps=10, seed=i) for i in (1, 2, 3)]
     want = [engine.submit(request).wait(60).image.astype(int) for request in good]
-    tick = engine._denoiser.tick
+    tick = engine._executor.denoiser.tick
 
     def breaking(pool: Any, evaluations: Any) -> Any:
         if any(e.cfg_scale == 9.5 for e in evaluations):
             raise torch.OutOfMemoryError("no memory for this one")
         return tick(pool, evaluations)
 
-    monkeypatch.setattr(engine._denoiser, "tick", breaking)
+    monkeypatch.setattr(engine._executor.denoiser, "tick", breaking)
     handles = [engine.submit(request) for request in (good[0], bad, good[1], good[2])]
     with pytest.raises(GenerationFailed):
         handles.pop(1).wait(60)
     for handle, image in zip(handles, want, strict=True):
         assert np.abs(handle.wait(60).image.astype(int) - image).max() <= 1
+
+
+def costs_of(tick_seconds: float) -> CostTable:
+    """Ticks that cost the same whatever they hold, and nothing else that does."""
+    points = [TickPoint(pixels, rows, tick_seconds) for pixels in (16, 4096) for rows in (1, 64)]
+    return CostTable(points, PictureCost(0.0, 0.0), PictureCost(0.0, 0.0))
 
 
 def slow_request(picture: Pixels, seed: int = 1) -> GenerationRequest:
@@ -224,10 +231,23 @@ def test_cancel_leaves_and_others_go_on(engine: Engine, picture: Pixels) -> None
     assert second.wait(60).evaluations == 50
 
 
-def test_deadline(engine: Engine, picture: Pixels) -> None:
+def test_what_cannot_be_done_in_time_is_refused(tiny: ModelBundle, picture: Pixels) -> None:
+    engine = Engine(tiny, EngineConfig(warm_up=False), costs_of(tick_seconds=1.0))
+    engine.start()
+    with pytest.raises(EngineBusy, match="in time") as refused:
+        engine.submit(slow_request(picture), timeout=30.0)
+    assert refused.value.retry_after == pytest.approx(20.0, abs=2)  # 50 evaluations, 30 s
+    assert engine.submit(slow_request(picture), timeout=90).wait(60).evaluations == 50
+    engine.drain(grace=5)
+
+
+def test_a_deadline_that_passes_ends_a_request(tiny: ModelBundle, picture: Pixels) -> None:
+    engine = Engine(tiny, EngineConfig(warm_up=False), costs_of(tick_seconds=1e-6))
+    engine.start()
     with pytest.raises(DeadlineExceeded):
-        engine.submit(slow_request(picture), timeout=0.01).wait(10)
-    assert engine.submit(slow_request(picture), timeout=60).wait(60).evaluations == 50
+        engine.submit(slow_request(picture), timeout=0.02).wait(10)
+    assert engine.submit(slow_request(picture)).wait(60).evaluations == 50
+    engine.drain(grace=5)
 
 
 def test_progress_is_heard_from_an_event_loop(engine: Engine, picture: Pixels) -> None:
@@ -244,12 +264,13 @@ def test_progress_is_heard_from_an_event_loop(engine: Engine, picture: Pixels) -
 
 
 def test_a_full_queue_refuses(tiny: ModelBundle, picture: Pixels) -> None:
-    engine = Engine(tiny, EngineConfig(max_queue=2, warm_up=False))
+    engine = Engine(tiny, EngineConfig(max_queue=2, warm_up=False), costs_of(tick_seconds=0.1))
     engine.start()
     handles = [engine.submit(slow_request(picture, seed)) for seed in (1, 2)]
     with pytest.raises(EngineBusy) as refused:
         engine.submit(slow_request(picture, 3))
-    assert refused.value.retry_after > 0
+    # Two requests of 50 evaluations, in ticks of a tenth of a second that they share.
+    assert 2.5 <= refused.value.retry_after <= 6
     for handle in handles:
         handle.wait(60)
     engine.submit(slow_request(picture, 3)).wait(60)
@@ -290,10 +311,10 @@ def test_a_dead_thread_fails_every_waiting_request(
     engine = Engine(tiny, EngineConfig(warm_up=False))
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
 
-    def dying() -> None:
+    def dying(block: bool) -> None:
         raise SystemError("the device is gone")
 
-    monkeypatch.setattr(engine, "_admit", dying)
+    monkeypatch.setattr(engine, "_receive", dying)
     engine.start()
     handle = engine.submit(slow_request(picture))
     with pytest.raises(GenerationFailed):

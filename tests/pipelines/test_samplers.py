@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.request import Sampler
-from pipelines.samplers import NOISE, SLOTS, Table, compile_table, make_table
+from pipelines.samplers import NOISE, SLOTS, Table, compile_table, evaluation_count, make_table
 from pipelines.schedules import (
     SAMPLER_SPECS,
     NoiseSchedule,
@@ -218,6 +218,7 @@ def test_invariants(sampler: Sampler, steps: int, image_strength: float) -> None
     assert 1 <= kept <= steps
     assert abs(kept - steps * (1 - image_strength)) < 1 + 1e-5
     assert len(table) == (kept if per_step == 1 else 2 * kept - 1)
+    assert len(table) == evaluation_count(sampler, steps, image_strength)
     assert (np.diff(schedule.sigmas) < 0).all()
     assert (np.diff(schedule.timesteps) < 0).all()
     assert [row.noise for row in table.rows if row.noise is not None] == list(range(table.draws))

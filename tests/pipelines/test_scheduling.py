@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from pipelines.batching import GroupKey, TickLimits
 from pipelines.cost import CostTable, PictureCost, TickPoint
-from pipelines.scheduling import Crowding, Decode, Encode, PolicyConfig, Scheduler, Task, Tick
+from pipelines.crowding import Crowding
+from pipelines.scheduling import PolicyConfig, Scheduler
+from pipelines.tasks import Decode, Encode, Task, Tick
 
 SMALL = GroupKey(40, 40, 77, False)
 MEDIUM = GroupKey(64, 64, 77, False)
@@ -127,10 +129,38 @@ def test_a_request_is_encoded_denoised_and_decoded_in_parts() -> None:
     while (work := scheduler.plan()) is not None:
         seen.append(work)
         scheduler.complete(work)
-    assert [type(work) for work in seen] == [Encode, Tick, Tick] + [Decode] * 9
-    assert [work.part for work in seen if isinstance(work, Decode)] == list(range(9))
-    assert sum(w.seconds for w in seen[3:]) == pytest.approx(LINEAR.decode_seconds(192 * 192))
+    assert [type(work) for work in seen] == [Encode] * 9 + [Tick, Tick] + [Decode] * 9
+    assert [work.part for work in seen if not isinstance(work, Tick)] == [*range(9)] * 2
+    assert sum(w.seconds for w in seen[:9]) == pytest.approx(LINEAR.encode_seconds(192 * 192))
+    assert sum(w.seconds for w in seen[11:]) == pytest.approx(LINEAR.decode_seconds(192 * 192))
     assert len(scheduler) == 0
+
+
+def test_a_remembered_picture_needs_no_further_parts() -> None:
+    scheduler = crowded(LINEAR)
+    task = put(scheduler, 7, LARGE)
+    work = scheduler.plan()
+    assert isinstance(work, Encode)
+    assert work.parts == 9
+    scheduler.complete(work, last=True)
+    assert task.encoded
+    assert isinstance(scheduler.plan(), Tick)
+
+
+def test_nothing_is_planned_before_a_request_is_prepared() -> None:
+    for share in (0.0, 1.0):  # served one at a time, and as a crowd
+        scheduler = Scheduler(GAINFUL)
+        scheduler.crowding.share = share
+        task = put(scheduler, 0)
+        task.prepared = False
+        assert scheduler.plan() is None
+        assert scheduler.waiting() == [0]
+        put(scheduler, 1, LARGE, arrived=1.0)
+        work = scheduler.plan()
+        assert isinstance(work, Encode)
+        assert work.ident == 1
+        task.prepared = True
+        assert run_all(scheduler) in ([0, 1], [1, 0])
 
 
 # Width
@@ -202,7 +232,7 @@ def test_a_tick_keeps_within_its_limits_and_never_costs_more_than_its_members_al
 def test_a_small_picture_goes_before_a_large_one_and_between_the_parts_of_its_decode() -> None:
     scheduler = crowded(LINEAR)
     put(scheduler, 0, LARGE, evaluations=1)
-    for _ in range(3):
+    for _ in range(11):
         work = scheduler.plan()
         assert work is not None
         scheduler.complete(work)
@@ -238,12 +268,35 @@ def test_a_group_that_has_spent_its_credit_yields() -> None:
     assert spent < 10 * scheduler.alone_seconds(put(scheduler, 60, SMALL))
 
 
+def test_a_cap_on_rows_holds_until_the_group_is_gone() -> None:
+    def rows_of_first_tick(scheduler: Scheduler) -> int:
+        for ident in range(8):
+            put(scheduler, ident, SMALL)
+        while not isinstance(work := scheduler.plan(), Tick):
+            assert work is not None
+            scheduler.complete(work)
+        return work.rows
+
+    scheduler = crowded(GAINFUL)
+    assert rows_of_first_tick(scheduler) == 16
+    scheduler.cap_rows(SMALL, 6)
+    work = scheduler.plan()
+    assert isinstance(work, Tick)
+    assert work.rows == 6
+    scheduler.cap_rows(SMALL, 0)
+    work = scheduler.plan()
+    assert isinstance(work, Tick)
+    assert work.rows == 2
+    run_all(scheduler)
+    assert rows_of_first_tick(scheduler) == 16
+
+
 def test_places_are_not_exceeded() -> None:
     scheduler = crowded(GAINFUL, PolicyConfig(max_places=2))
     tasks = [put(scheduler, ident, KEYS[ident % 3]) for ident in range(9)]
     while (work := scheduler.plan()) is not None:
         scheduler.complete(work)
-        assert sum(task.encoded for task in tasks if task.ident in scheduler) <= 2
+        assert sum(task.holds_place for task in tasks if task.ident in scheduler) <= 2
     assert len(scheduler) == 0
 
 

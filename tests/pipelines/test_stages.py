@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from models.bundle import ModelBundle
 from models.padding import circular_padding
@@ -12,6 +15,7 @@ from pipelines.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Pixels, Sampler
 from pipelines.samplers import make_table
 from pipelines.stages import (
+    Decoding,
     Moments,
     PictureEncoder,
     RequestNoise,
@@ -58,6 +62,49 @@ def test_moments_equal_those_of_the_vae(tiny: ModelBundle, picture: Pixels) -> N
 def test_a_picture_that_is_not_finite_is_an_error(tiny: ModelBundle) -> None:
     with pytest.raises(FloatingPointError), torch.inference_mode():
         decode_latents(tiny, torch.full((4, 8, 8), float("nan")), tile=False)
+
+
+def test_a_picture_that_overflows_half_precision_is_decoded_in_float32(tiny: ModelBundle) -> None:
+    latents = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(1)) * 0.2
+    vae = AutoencoderKL.from_config(tiny.vae.config).eval().to(torch.bfloat16)
+    vae.load_state_dict(tiny.vae.state_dict())
+    half = replace(tiny, vae=vae, dtype=torch.bfloat16)
+
+    def overflow(_: torch.nn.Module, args: tuple[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+        return out if args[0].dtype is torch.float32 else out * float("inf")
+
+    with torch.inference_mode():
+        want = decode_latents(half, latents, tile=False)
+        # A copy of the module takes the hook along: only float32 gets through.
+        vae.decoder.conv_out.register_forward_hook(overflow)
+        got = decode_latents(half, latents, tile=False)
+    assert half.vae.dtype is torch.bfloat16
+    assert np.abs(got.astype(int) - want).max() <= 8  # bfloat16 against float32
+    with pytest.raises(FloatingPointError, match="latents"), torch.inference_mode():
+        decode_latents(half, latents * float("inf"), tile=False)
+
+
+def test_a_picture_is_decoded_in_parts(tiny: ModelBundle) -> None:
+    latents = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(1)) * 0.2
+    with torch.inference_mode():
+        decoding = Decoding(tiny, latents, tile=False, parts=3)
+        parts = [decoding.advance() for _ in range(3)]
+        want = decode_latents(tiny, latents, tile=False)
+    assert parts[:2] == [None, None]
+    assert parts[2] is not None
+    assert np.array_equal(parts[2], want)
+
+
+def test_a_picture_is_encoded_in_parts_and_then_remembered(
+    tiny: ModelBundle, picture: Pixels
+) -> None:
+    encoder = PictureEncoder(tiny)
+    with torch.inference_mode():
+        first = encoder.begin(picture, tile=False, parts=3)
+        moments = [first.advance() for _ in range(3)]
+        remembered = encoder.begin(picture, tile=False, parts=3).advance()
+    assert moments[:2] == [None, None]
+    assert remembered is moments[2] is not None
 
 
 def test_padding_is_circular_only_inside_the_context(tiny: ModelBundle) -> None:

@@ -1,0 +1,111 @@
+"""Does the units of work that the policy names, on the device. The engine's thread owns it.
+
+Knows tensors and no clock, no queue and no deadline: those are the engine's and the scheduler's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from models.bundle import ModelBundle
+from pipelines.batching import GroupKey
+from pipelines.cache import CacheCounts
+from pipelines.denoiser import Denoiser, LatentPool
+from pipelines.job import Job, TickCounts, evaluation_of, table_of
+from pipelines.preview import LatentToRgb
+from pipelines.prompt import PromptEncoder
+from pipelines.request import Pixels
+from pipelines.stages import Decoding, PictureEncoder, start_latents
+
+
+@dataclass(eq=False)
+class Executor:
+    """Encodes, ticks and decodes jobs of one model; at most ``capacity`` a pool at a time."""
+
+    bundle: ModelBundle
+    row_buckets: Sequence[int]
+    capacity: int
+
+    def __post_init__(self) -> None:
+        self.prompts = PromptEncoder(self.bundle)
+        self.denoiser = Denoiser(self.bundle, self.row_buckets)
+        self.ticks = TickCounts()
+        self._pictures = PictureEncoder(self.bundle)
+        self._latent_to_rgb: LatentToRgb | None = None
+        self._pools: dict[GroupKey, LatentPool] = {}
+        self._members: dict[GroupKey, set[Job]] = {}
+
+    @property
+    def cache_counts(self) -> dict[str, CacheCounts]:
+        """Hits and misses of each cache."""
+        return {"prompts": self.prompts.counts, "pictures": self._pictures.counts}
+
+    def encode(self, job: Job, parts: int) -> bool:
+        """The next of ``parts`` parts; True once the job has its place in a pool."""
+        request = job.request
+        if job.encoding is None:
+            job.text = self.prompts.encode_pair(request.prompt, request.negative_prompt)
+            job.encoding = self._pictures.begin(request.image, request.tile, parts)
+        moments = job.encoding.advance()
+        if moments is None:
+            return False
+        assert job.noise is not None
+        assert job.text is not None
+        latents = start_latents(
+            moments, job.noise, table_of(job), request.image_strength, self.bundle.scaling_factor
+        )
+        pool = self._pools.get(job.key)
+        if pool is None:
+            pool = self._pools[job.key] = LatentPool(self.bundle, job.key, self.capacity)
+        job.position = pool.admit(latents, job.text)
+        self._members.setdefault(job.key, set()).add(job)
+        job.encoding = job.text = None
+        return True
+
+    def tick(self, members: Sequence[Job]) -> None:
+        """One evaluation of each of ``members``, who are of one key. Nothing changes if it fails.
+
+        Raises whatever torch does; after an out-of-memory error its memory is free again.
+        """
+        pool = self._pools[members[0].key]
+        try:
+            tick = self.denoiser.tick(pool, [evaluation_of(job) for job in members])
+        except torch.OutOfMemoryError as error:
+            # The frames of the traceback hold the tensors of the forward that failed.
+            error = error.with_traceback(None)
+            if self.bundle.device.type == "cuda":
+                torch.cuda.empty_cache()
+            raise error from None
+        self.ticks.count(tick.rows, len(members))
+        for job in members:
+            job.done += 1
+            job.preview = self._preview(tick.predicted.get(job.position))
+
+    def decode(self, job: Job, parts: int) -> Pixels | None:
+        """The next of ``parts`` parts; the picture after the last one."""
+        if job.decoding is None:
+            latents = self._pools[job.key].latents(job.position)
+            job.decoding = Decoding(self.bundle, latents, job.request.tile, parts)
+        return job.decoding.advance()
+
+    def release(self, job: Job) -> None:
+        """Give a job's place free, if it has one."""
+        job.encoding = job.decoding = job.text = None
+        members = self._members.get(job.key, set())
+        if job not in members:
+            return
+        members.remove(job)
+        self._pools[job.key].release(job.position)
+        if not members:
+            # 400 sizes are possible: a pool lives only as long as its requests.
+            del self._pools[job.key], self._members[job.key]
+
+    def _preview(self, predicted: torch.Tensor | None) -> Pixels | None:
+        if predicted is None:
+            return None
+        if self._latent_to_rgb is None:
+            self._latent_to_rgb = LatentToRgb.fit(self.bundle)
+        return self._latent_to_rgb.picture(predicted)

@@ -1,0 +1,87 @@
+"""What the scheduling policy is told and what it says: tasks in, units of work and refusals out.
+
+Pure data: no torch, and no clock of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from pipelines.batching import GroupKey
+
+
+@dataclass(eq=False)
+class Task:
+    """A request as the policy sees it. Times are in seconds of any one clock.
+
+    ``rows`` is 1 or 2 (`guidance_rows`), ``evaluations`` the length of its sampler table. Nothing
+    is planned for it before it is ``prepared``: its noise is drawn elsewhere meanwhile.
+    """
+
+    ident: int
+    key: GroupKey
+    rows: int
+    evaluations: int
+    arrived: float
+    deadline: float | None = None
+    prepared: bool = True
+    due: float = field(default=0.0, init=False)
+    encoded: bool = field(default=False, init=False)
+    encode_parts_done: int = field(default=0, init=False)
+    done: int = field(default=0, init=False)
+    parts_done: int = field(default=0, init=False)
+
+    @property
+    def denoised(self) -> bool:
+        return self.done >= self.evaluations
+
+    @property
+    def holds_place(self) -> bool:
+        """Whether something of it is on the device."""
+        return self.encoded or self.encode_parts_done > 0
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Part ``part`` (from 0) of ``parts`` of encoding one request's picture, its prompt first."""
+
+    key: GroupKey
+    ident: int
+    part: int
+    parts: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One evaluation of every request in ``idents``: ``rows`` U-Net rows, padded to ``padded``."""
+
+    key: GroupKey
+    idents: tuple[int, ...]
+    rows: int
+    padded: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Part ``part`` (from 0) of ``parts`` of one request's decode."""
+
+    key: GroupKey
+    ident: int
+    part: int
+    parts: int
+    seconds: float
+
+
+Work: TypeAlias = Encode | Tick | Decode
+"""A unit of work; ``seconds`` is its predicted cost."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request is not taken, and in how many seconds another try makes sense."""
+
+    reason: str
+    retry_after: float

@@ -1,0 +1,50 @@
+"""What the engine measures of its device at warm-up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from models.bundle import ModelBundle
+from pipelines.batching import TickLimits
+from pipelines.calibration import ROWS, guessed_costs, measure_costs
+from pipelines.denoiser import Denoiser
+
+
+def clock_of(step: float) -> Iterator[float]:
+    now = 0.0
+    while True:
+        yield now
+        now += step
+
+
+@pytest.mark.parametrize(
+    ("budget", "limits", "rows", "sizes"),
+    [
+        (1e9, TickLimits(), ROWS, 2),
+        (1e9, TickLimits(max_rows=4), (1, 2, 4), 2),
+        (0.0, TickLimits(), (1, 2), 1),
+    ],
+)
+@torch.inference_mode()
+def test_as_much_is_measured_as_the_budget_allows(
+    tiny: ModelBundle, budget: float, limits: TickLimits, rows: tuple[int, ...], sizes: int
+) -> None:
+    ticking = clock_of(0.5)
+    table = measure_costs(tiny, Denoiser(tiny), limits, budget, clock=lambda: next(ticking))
+    points = [tuple(point[:2]) for point in table.to_json()["ticks"]]
+    pixels = sorted({p for p, _ in points})
+    assert len(pixels) == sizes
+    assert points == [(p, r) for p in pixels for r in rows]
+    # Every interval of this clock is half a second.
+    assert table.tick_seconds(pixels[0], 2) == 0.5
+    assert table.encode_seconds(pixels[0]) == pytest.approx(0.5)
+    assert table.decode_seconds(pixels[0]) == pytest.approx(0.5)
+
+
+def test_the_guess_says_that_sharing_gains() -> None:
+    table = guessed_costs()
+    assert table.tick_seconds(1600, 8) < 4 * table.tick_seconds(1600, 2)
+    assert table.provenance.name == "guessed"
