@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 
 from models.bundle import ModelBundle
-from pipelines.prompt import PromptEncoder
+from pipelines.prompt import PromptEncoder, weighted
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +74,52 @@ def test_the_cache_is_hit_bounded_and_changes_nothing(tiny: ModelBundle) -> None
     encoder.encode_pair("c", "d")
     encoder.encode_pair("a", "b")
     assert encoder.counts.misses == 6
+
+
+def test_a_weight_multiplies_the_states_of_its_tokens_alone(tiny: ModelBundle) -> None:
+    encoder = PromptEncoder(tiny)
+    chunk = encoder.chunks("ab(cd:1.5)ef")[0]
+    assert chunk.weights == (1.0, 1.0, 1.5, 1.5, 1.0, 1.0)
+    ids = [512, *chunk.ids, *[513] * 70]
+    states = tiny.text_encoder(torch.tensor([ids]))[0][0]
+    # The tiny model's means are near zero: its weighted states are the bare product.
+    states[3:5] *= 1.5
+    assert torch.allclose(encoder.encode_pair("ab(cd:1.5)ef", "")[1], states, atol=1e-6)
+
+
+def test_the_mean_is_kept_where_it_is_not_near_zero() -> None:
+    states = torch.randn(77, 64, generator=torch.Generator().manual_seed(1)) - 0.3
+    weights = (1.0, 1.4, 0.5)
+    got = weighted(states, weights)
+    product = states.clone()
+    product[2] *= 1.4
+    product[3] *= 0.5
+    # A1111: z * multipliers, then times the original mean over the new one.
+    assert torch.allclose(got, product * (states.mean() / product.mean()), atol=1e-6)
+    assert got.mean() == pytest.approx(states.mean().item(), rel=1e-5)
+    centred = states - states.mean()
+    product = centred.clone()
+    product[2] *= 1.4
+    product[3] *= 0.5
+    assert torch.allclose(weighted(centred, weights), product, atol=1e-6)
+    half = weighted(states.half(), weights)
+    assert half.dtype == torch.float16
+    assert torch.isfinite(half).all()
+
+
+def test_break_starts_a_new_chunk_and_the_other_side_is_padded(tiny: ModelBundle) -> None:
+    encoder = PromptEncoder(tiny)
+    states = encoder.encode_pair("abc BREAK def", "dark")
+    assert states.shape == (2, 154, tiny.text_width)
+    assert encoder.tokens("abc BREAK def", "dark") == 154
+    parts = [encoder.encode_pair(text, "")[1] for text in ("abc", "def", "dark", "")]
+    assert torch.equal(states[1], torch.cat(parts[:2]))
+    assert torch.equal(states[0], torch.cat(parts[2:]))
+    longer = encoder.encode_pair("abc", "x BREAK y BREAK z")
+    assert torch.equal(longer[1], torch.cat([parts[0], parts[3], parts[3]]))
+
+
+def test_a_weight_holds_across_chunks(tiny: ModelBundle) -> None:
+    chunks = PromptEncoder(tiny).chunks("(" + "a" * 100 + ":1.2)")
+    assert [len(chunk.ids) for chunk in chunks] == [75, 25]
+    assert {weight for chunk in chunks for weight in chunk.weights} == {1.2}
