@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -17,25 +14,9 @@ from transformers import CLIPModel
 
 from embedded.world import draw, sample_scene
 from models.loader import EMBEDDED_FOLDER, load_bundle
+from tests.logged_warnings import no_logged_warnings
 
 MEGABYTE = 1_000_000
-
-
-@contextmanager
-def no_logged_warnings() -> Iterator[None]:
-    """Fail where diffusers or transformers, whose loggers do not propagate, warn of anything."""
-    records: list[logging.LogRecord] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = records.append  # type: ignore[method-assign]
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    for logger in loggers:
-        logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-    assert [record.getMessage() for record in records] == []
 
 
 def test_the_folder_is_small_and_half_precision() -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +16,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from embedded.captions import caption
 from embedded.world import sample_scene
 from pipelines.styles import STYLES
+from tests.logged_warnings import no_logged_warnings
 from training.clip import WithHeads, embed_text, make_clip, make_tokenizer
 from training.data import draw_scenes, to_model
 from training.export import export, unpack
@@ -49,23 +47,6 @@ def training_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tokenizer(training_folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(training_folder / "tokenizer")
-
-
-@contextmanager
-def no_logged_warnings() -> Iterator[None]:
-    """Fail where diffusers or transformers, whose loggers do not propagate, warn of anything."""
-    records: list[logging.LogRecord] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = records.append  # type: ignore[method-assign]
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    for logger in loggers:
-        logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-    assert [record.getMessage() for record in records] == []
 
 
 def test_every_word_of_captions_and_templates_is_one_token(tokenizer: CLIPTokenizer) -> None:
