@@ -16,7 +16,9 @@ PARTS = ("unet", "vae", "text_encoder")
 def check_layout(folder: Path) -> None:
     """Raises ModelLoadError, which says what is missing or different."""
     if not (folder / "model_index.json").is_file():
-        raise ModelLoadError(f"{folder} has no model_index.json: not a diffusers folder{_hint(folder)}")
+        raise ModelLoadError(
+            f"{folder} has no model_index.json: not a diffusers folder{_hint(folder)}"
+        )
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         kind = str(index.get("_class_name", ""))

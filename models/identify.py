@@ -38,11 +38,11 @@ class Contents(Enum):
         "a textual inversion",
         "put it into the folder that IMG2IMG_EMBEDDINGS names",
     )
-    LDM_VAE = ("a VAE alone", "name it as IMG2IMG_VAE and a checkpoint as IMG2IMG_MODEL")
-    DIFFUSERS_VAE = ("a VAE alone", "name it as IMG2IMG_VAE and a checkpoint as IMG2IMG_MODEL")
+    LDM_VAE = ("a VAE alone, in the original layout", "name it as IMG2IMG_VAE, and a model")
+    DIFFUSERS_VAE = ("a VAE alone, in diffusers' layout", "name it as IMG2IMG_VAE, and a model")
     TINY_VAE = (
         "a tiny VAE (AutoencoderTiny) alone",
-        "name it as IMG2IMG_VAE and a checkpoint as IMG2IMG_MODEL",
+        "name it as IMG2IMG_VAE, and a model",
     )
     HALF_TINY_VAE = (
         "one half of a tiny VAE (TAESD) in its original layout",

@@ -157,7 +157,9 @@ def load_checkpoint(
         "predicts": f"{prediction} ({reason})",
     }
     if checkpoint.has_ema(file):
-        facts["unet"] = "its averaged (EMA) copy" if spec.ema else "the trained one, not its EMA copy"
+        facts["unet"] = (
+            "its averaged (EMA) copy" if spec.ema else "the trained one, not its EMA copy"
+        )
     bundle = ModelBundle(
         name=name,
         unet=unet,
@@ -185,7 +187,7 @@ def load_folder(
     dtype: torch.dtype,
     vae: str | None = None,
 ) -> ModelBundle:
-    """Load a folder in diffusers' layout, with another VAE if one is named. Raises ModelLoadError."""
+    """Load a folder in diffusers' layout, with another VAE if named. Raises ModelLoadError."""
     check_layout(folder)
 
     def files(part: str) -> list[WeightsFile]:

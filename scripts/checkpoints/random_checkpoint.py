@@ -42,7 +42,7 @@ def to_ldm(
     configuration: Path,
     ema: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The parts under LDM's names; ``ema`` is an averaged copy of the U-Net, in diffusers' names."""
+    """The parts under LDM's names; ``ema``: an averaged copy of the U-Net, in diffusers' names."""
     unet, vae = _config(configuration / "unet"), _config(configuration / "vae")
     layers, up_blocks = unet["layers_per_block"], unet["up_block_types"]
     blocks = len(vae["block_out_channels"])
@@ -76,7 +76,7 @@ def write_checkpoint(
     seed: int = 0,
     metadata: dict[str, str] | None = None,
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """Write the file; the parts that are in it, in diffusers' names, and ``ema`` where asked for."""
+    """Write the file; what is in it by part, in diffusers' names, and ``ema`` if asked for."""
     parts = random_parts(configuration, dtype, seed)
     averaged = random_parts(configuration, dtype, seed + 1)["unet"] if ema else None
     save_file(to_ldm(parts, configuration, averaged), path, metadata=metadata)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import loader
+from models import hub, loader
 from models.loader import ModelLoadError, load_bundle
 
 
@@ -71,8 +71,8 @@ def test_only_the_needed_files_of_a_repository_are_fetched() -> None:
         "safety_checker/model.safetensors",
         "tokenizer/merges.txt",
     ]
-    half = loader._wanted(files, torch.float16)
-    full = loader._wanted(files, torch.float32)
+    half = hub.wanted_files(files, torch.float16)
+    full = hub.wanted_files(files, torch.float32)
     common = {"model_index.json", "unet/config.json", "tokenizer/merges.txt"}
     vae = {"vae/diffusion_pytorch_model.safetensors"}
     assert set(half) == common | vae | {"unet/diffusion_pytorch_model.fp16.safetensors"}

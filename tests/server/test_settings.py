@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from models.spec import ModelSpec
 from server.settings import Settings, environment_name, is_loopback, unknown_variables
 
 
@@ -126,3 +127,44 @@ def test_misspelt_variables_are_found() -> None:
 
 def test_environment_name() -> None:
     assert environment_name("api_keys") == "IMG2IMG_API_KEYS"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a.safetensors", ("a.safetensors", 1.0)),
+        ("/models/a.safetensors:0.8", ("/models/a.safetensors", 0.8)),
+        ("a.safetensors:-1", ("a.safetensors", -1.0)),
+        ("C:\\models\\a.safetensors", ("C:\\models\\a.safetensors", 1.0)),
+        ("C:\\models\\a.safetensors:.5", ("C:\\models\\a.safetensors", 0.5)),
+        ("/odd:name/a.safetensors", ("/odd:name/a.safetensors", 1.0)),
+    ],
+)
+def test_a_lora_and_its_weight(text: str, expected: tuple[str, float]) -> None:
+    assert Settings(loras=(text,)).model_spec.loras == (expected,)
+
+
+@pytest.mark.parametrize(
+    "text", ["a.safetensors:much", "a.safetensors:nan", "a.safetensors:", ":1"]
+)
+def test_a_lora_whose_weight_is_none(text: str) -> None:
+    with pytest.raises(ValidationError, match="is no weight"):
+        Settings(loras=(text,))
+
+
+def test_the_model_that_settings_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMG2IMG_MODEL", "/models/a.safetensors")
+    monkeypatch.setenv("IMG2IMG_PREDICTION", "V_Prediction")
+    monkeypatch.setenv("IMG2IMG_EMA", "true")
+    monkeypatch.setenv("IMG2IMG_VAE", "/models/taesd")
+    monkeypatch.setenv("IMG2IMG_LORAS", "/l/a.safetensors:0.5, /l/b.safetensors")
+    monkeypatch.setenv("IMG2IMG_EMBEDDINGS", "/models/embeddings")
+    assert Settings().model_spec == ModelSpec(
+        model="/models/a.safetensors",
+        prediction="v_prediction",
+        ema=True,
+        vae="/models/taesd",
+        loras=(("/l/a.safetensors", 0.5), ("/l/b.safetensors", 1.0)),
+        embeddings="/models/embeddings",
+    )
+    assert Settings(model="embedded", prediction="auto", ema=False).model_spec.model == "embedded"

@@ -1,0 +1,86 @@
+"""`img2img models pull` against a hub on this machine, and that nothing is asked for afterwards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.models.hub_server import REPOSITORY, REVISION, running_hub
+from tests.server.server_process import ROOT
+
+
+def run(environment: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("IMG2IMG_", "HF_"))}
+    return subprocess.run(
+        [sys.executable, "-m", "server.cli", *args],
+        cwd=ROOT,
+        env=kept | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def repository(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as a repository: with fp16 variants, and with what nobody needs."""
+    folder = tmp_path_factory.mktemp("repository") / "files"
+    shutil.copytree(tiny_folder, folder)
+    for file in list(folder.rglob("*.safetensors")):
+        halved = {k: v.half() if v.is_floating_point() else v for k, v in load_file(file).items()}
+        save_file(halved, file.with_suffix(".fp16.safetensors"), metadata={"format": "pt"})
+    (folder / "v1-5-pruned.ckpt").write_bytes(bytes(100))
+    (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(bytes(100))
+    return folder
+
+
+def test_pulled_once_and_offline_afterwards(repository: Path, tmp_path: Path) -> None:
+    at_revision = ["--revision", REVISION]
+    with running_hub(repository) as hub:
+        environment = hub.environment(tmp_path)
+        pulled = run(environment, "models", "pull", REPOSITORY, *at_revision, "--dtype", "float16")
+        assert pulled.returncode == 0, pulled.stderr
+        assert pulled.stdout.startswith(f"{REPOSITORY} at {REVISION}: ")
+        weights = {name for name in hub.fetched if "." in name and "config" not in name}
+        weights = {name for name in weights if not name.endswith((".json", ".txt"))}
+        assert weights == {
+            "unet/diffusion_pytorch_model.fp16.safetensors",
+            "vae/diffusion_pytorch_model.fp16.safetensors",
+            "text_encoder/model.fp16.safetensors",
+        }
+        fetched = len(hub.fetched)
+        again = run(environment, "models", "pull", REPOSITORY, *at_revision, "--dtype", "float16")
+        assert again.returncode == 0, again.stderr
+        assert len(hub.fetched) == fetched
+        wrong = run(environment, "models", "pull", REPOSITORY, "--revision", "f" * 40)
+        assert wrong.returncode == 1
+        assert f"{REPOSITORY!r} at revision 'ffff" in wrong.stderr
+    # The hub is gone.
+    doctor = run(environment, "doctor", "--model", REPOSITORY, "--model-revision", REVISION)
+    assert doctor.returncode == 0, doctor.stdout + doctor.stderr
+    assert f"snapshots/{REVISION}" in doctor.stdout
+    other = run(environment, "models", "pull", "someone/else")
+    assert other.returncode == 1
+    assert "the hub cannot be reached" in other.stderr
+
+
+def test_what_is_not_fetched(tiny_folder: Path, tmp_path: Path) -> None:
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    for model, words in [
+        (str(tiny_folder), "is here already"),
+        ("embedded", "is here already"),
+        ("no hub id", "is no hub id"),
+    ]:
+        done = run(environment, "models", "pull", model)
+        assert done.returncode == 2
+        assert words in done.stderr
+    default = run(environment, "models", "pull")
+    assert default.returncode == 1
+    assert "stable-diffusion-v1-5/stable-diffusion-v1-5" in default.stderr

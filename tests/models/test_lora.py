@@ -1,0 +1,283 @@
+"""LoRAs, in every layout: what is fused is what diffusers fuses, or what the formula says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import save_file
+
+from models import ldm_keys
+from models.bundle import ModelBundle
+from models.loader import ModelLoadError, ModelSpec, load_model
+
+RANK = 4
+Tensors = dict[str, torch.Tensor]
+
+UNET_LAYERS = {
+    "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q": (64, 64),
+    "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0": (64, 64),
+    "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj": (512, 64),
+    "up_blocks.0.attentions.0.proj_in": (64, 64),
+}
+TEXT_LAYERS = {
+    "encoder.layers.0.self_attn.q_proj": (32, 32),
+    "encoder.layers.1.self_attn.out_proj": (32, 32),
+    "encoder.layers.1.mlp.fc1": (64, 32),
+}
+CONVOLUTION = "down_blocks.0.resnets.0.conv1"
+
+
+def factors(layer: str, out: int, into: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(down, up); 1 x 1 convolutions where the layer is one."""
+    generator = torch.Generator().manual_seed(seed)
+    down = torch.randn(RANK, into, generator=generator) * 0.1
+    up = torch.randn(out, RANK, generator=generator) * 0.1
+    if layer.endswith(("proj_in", "proj_out")):
+        return down[..., None, None], up[..., None, None]
+    return down, up
+
+
+def all_factors() -> dict[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    return {
+        part: {
+            layer: factors(layer, *shape, seed=i + 10 * len(part))
+            for i, (layer, shape) in enumerate(layers.items())
+        }
+        for part, layers in (("unet", UNET_LAYERS), ("text_encoder", TEXT_LAYERS))
+    }
+
+
+def kohya(alpha: float | None) -> Tensors:
+    file: Tensors = {}
+    for part, layers in all_factors().items():
+        prefix = "lora_unet_" if part == "unet" else "lora_te_text_model_"
+        for layer, (down, up) in layers.items():
+            name = prefix + layer.replace(".", "_")
+            file[f"{name}.lora_down.weight"], file[f"{name}.lora_up.weight"] = down, up
+            if alpha is not None:
+                file[f"{name}.alpha"] = torch.tensor(alpha)
+    return file
+
+
+def peft() -> Tensors:
+    file: Tensors = {}
+    for part, layers in all_factors().items():
+        prefix = "unet." if part == "unet" else "text_encoder.text_model."
+        for layer, (down, up) in layers.items():
+            file[f"{prefix}{layer}.lora_A.weight"] = down
+            file[f"{prefix}{layer}.lora_B.weight"] = up
+    return file
+
+
+def old_diffusers() -> Tensors:
+    """Attention processors of diffusers 0.1x; only attention had such."""
+    file: Tensors = {}
+    for part, layers in all_factors().items():
+        for layer, (down, up) in layers.items():
+            name, _, leaf = layer.removesuffix(".0").rpartition(".")
+            if part == "unet" and ".attn" in layer:
+                stem = f"unet.{name}.processor.{leaf}_lora"
+            elif part == "text_encoder" and "self_attn" in layer:
+                stem = f"text_encoder.text_model.{layer}.lora_linear_layer"
+            else:
+                continue
+            file[f"{stem}.down.weight"], file[f"{stem}.up.weight"] = down, up
+    return file
+
+
+def original_blocks(bundle: ModelBundle, file: Tensors) -> Tensors:
+    """The U-Net's layers named after the original layout's blocks."""
+    config = bundle.unet.config
+    renamed = {}
+    for layer in UNET_LAYERS:
+        ldm = ldm_keys.unet_name(layer, config.layers_per_block, config.up_block_types)
+        assert "_blocks." in ldm or ldm.startswith("middle_block.")
+        for side in ("lora_down.weight", "lora_up.weight", "alpha"):
+            ours, theirs = (f"lora_unet_{n.replace('.', '_')}.{side}" for n in (layer, ldm))
+            if ours in file:
+                renamed[theirs] = file[ours]
+    return renamed
+
+
+def load(tiny_folder: Path, *loras: tuple[str, float]) -> ModelBundle:
+    return load_model(ModelSpec(str(tiny_folder), loras=loras), device="cpu", dtype="float32")
+
+
+def by_formula(tiny: ModelBundle, scale: float, names: set[str] | None = None) -> Tensors:
+    """Every changed weight, with ``scale * up @ down`` added."""
+    wanted = {}
+    for part, layers in all_factors().items():
+        state = getattr(tiny, part).state_dict()
+        for layer, (down, up) in layers.items():
+            if names is None or layer in names:
+                weight = state[f"{layer}.weight"]
+                delta = (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+                wanted[f"{part}.{layer}.weight"] = weight + scale * delta
+    return wanted
+
+
+def assert_changed(
+    tiny: ModelBundle, fused: ModelBundle, wanted: Mapping[str, torch.Tensor]
+) -> None:
+    """Exactly the ``wanted`` weights differ from the tiny model's, and are those."""
+    for part in ("unet", "text_encoder"):
+        before = getattr(tiny, part).state_dict()
+        for name, value in getattr(fused, part).state_dict().items():
+            if (key := f"{part}.{name}") in wanted:
+                assert not torch.equal(value, before[name]), key
+                torch.testing.assert_close(value, wanted[key], atol=1e-6, rtol=1e-5)
+            else:
+                assert torch.equal(value, before[name]), key
+
+
+@pytest.mark.parametrize("alpha", [None, 1.0, 8.0])
+@pytest.mark.parametrize("weight", [1.0, 0.6, -0.5])
+def test_kohyas_layout(
+    tiny_folder: Path, tiny: ModelBundle, tmp_path: Path, alpha: float | None, weight: float
+) -> None:
+    path = tmp_path / "style.safetensors"
+    save_file(kohya(alpha), path)
+    fused = load(tiny_folder, (str(path), weight))
+    scale = weight * (RANK if alpha is None else alpha) / RANK
+    assert_changed(tiny, fused, by_formula(tiny, scale))
+    assert fused.facts["loras"] == f"style.safetensors at {weight:g} (7 layers)"
+
+
+def test_the_same_as_diffusers_loads_and_fuses(
+    tiny_folder: Path, tiny: ModelBundle, tmp_path: Path
+) -> None:
+    path = tmp_path / "lora.safetensors"
+    save_file(peft(), path)
+    fused = load(tiny_folder, (str(path), 0.7))
+    pipe = StableDiffusionPipeline.from_pretrained(
+        tiny_folder, safety_checker=None, feature_extractor=None
+    )
+    pipe.load_lora_weights(tmp_path, weight_name=path.name)
+    pipe.fuse_lora(lora_scale=0.7)
+    pipe.unload_lora_weights()
+    wanted = {
+        f"{part}.{layer}.weight": getattr(pipe, part).state_dict()[f"{layer}.weight"]
+        for part, layers in (("unet", UNET_LAYERS), ("text_encoder", TEXT_LAYERS))
+        for layer in layers
+    }
+    assert_changed(tiny, fused, wanted)
+
+
+def test_pefts_metadata(tiny_folder: Path, tiny: ModelBundle, tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    said = {"unet.lora_alpha": 8, "text_encoder.lora_alpha": 8, "unet.r": RANK}
+    save_file(peft(), path, metadata={"lora_adapter_metadata": json.dumps(said)})
+    assert_changed(tiny, load(tiny_folder, (str(path), 1.0)), by_formula(tiny, 2.0))
+    said |= {"unet.use_dora": True}
+    save_file(peft(), path, metadata={"lora_adapter_metadata": json.dumps(said)})
+    with pytest.raises(ModelLoadError, match="is a DoRA"):
+        load(tiny_folder, (str(path), 1.0))
+
+
+def test_alpha_by_pattern_and_by_root_of_rank(
+    tiny_folder: Path, tiny: ModelBundle, tmp_path: Path
+) -> None:
+    path = tmp_path / "lora.safetensors"
+    said = {
+        "unet.lora_alpha": RANK,
+        "unet.alpha_pattern": {"attn1.to_q": 3 * RANK},
+        "text_encoder.lora_alpha": RANK,
+        "text_encoder.use_rslora": True,
+    }
+    save_file(peft(), path, metadata={"lora_adapter_metadata": json.dumps(said)})
+    to_q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    wanted = by_formula(tiny, 1.0, set(UNET_LAYERS))
+    wanted |= by_formula(tiny, 3.0, {to_q}) | by_formula(tiny, 2.0, set(TEXT_LAYERS))
+    assert_changed(tiny, load(tiny_folder, (str(path), 1.0)), wanted)
+
+
+def test_the_older_layout_of_diffusers(
+    tiny_folder: Path, tiny: ModelBundle, tmp_path: Path
+) -> None:
+    path = tmp_path / "old.safetensors"
+    save_file(old_diffusers(), path)
+    names = {n for n in (*UNET_LAYERS, *TEXT_LAYERS) if "attn" in n}
+    assert len(old_diffusers()) == 2 * len(names) == 8
+    assert_changed(tiny, load(tiny_folder, (str(path), 1.0)), by_formula(tiny, 1.0, names))
+
+
+def test_the_original_names_of_blocks(tiny_folder: Path, tiny: ModelBundle, tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    save_file(original_blocks(tiny, kohya(2.0)), path)
+    wanted = by_formula(tiny, 0.5, set(UNET_LAYERS))
+    assert_changed(tiny, load(tiny_folder, (str(path), 1.0)), wanted)
+
+
+@pytest.mark.parametrize("tucker", [False, True])
+def test_convolutions(tiny_folder: Path, tiny: ModelBundle, tmp_path: Path, tucker: bool) -> None:
+    """A LoCon's change of a convolution is its two (three) convolutions, one after the other."""
+    generator = torch.Generator().manual_seed(1)
+    name = f"lora_unet_{CONVOLUTION.replace('.', '_')}"
+    down = torch.randn(RANK, 32, *((1, 1) if tucker else (3, 3)), generator=generator)
+    mid = torch.randn(RANK, RANK, 3, 3, generator=generator)
+    up = torch.randn(32, RANK, 1, 1, generator=generator)
+    file = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+    file |= {f"{name}.lora_mid.weight": mid} if tucker else {}
+    file[f"{name}.alpha"] = torch.tensor(2.0)
+    path = tmp_path / "locon.safetensors"
+    save_file(file, path)
+    fused = load(tiny_folder, (str(path), 1.0))
+    x = torch.randn(1, 32, 6, 6, generator=generator)
+    plain, changed = (b.unet.get_submodule(CONVOLUTION) for b in (tiny, fused))
+    conv = torch.nn.functional.conv2d
+    if tucker:
+        by_hand = conv(conv(conv(x, down), mid, padding=1), up)
+    else:
+        by_hand = conv(conv(x, down, padding=1), up)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            changed(x), plain(x) + by_hand * 2.0 / RANK, atol=1e-3, rtol=1e-4
+        )
+
+
+def test_several_add_up(tiny_folder: Path, tiny: ModelBundle, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_file(kohya(None), first)
+    save_file(peft(), second)
+    fused = load(tiny_folder, (str(first), 0.25), (str(second), 0.5))
+    assert_changed(tiny, fused, by_formula(tiny, 0.75))
+
+
+def test_what_would_be_left_out_is_an_error(tiny_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    good = kohya(None)
+    stray = {"lora_unet_down_blocks_9_x.lora_down.weight": torch.zeros(4, 4)}
+    save_file(good | stray, path)
+    with pytest.raises(ModelLoadError, match=r"1 tensors, such as lora_unet_down_blocks_9_x"):
+        load(tiny_folder, (str(path), 1.0))
+    one_sided = dict(good)
+    del one_sided["lora_unet_up_blocks_0_attentions_0_proj_in.lora_up.weight"]
+    save_file(one_sided, path)
+    with pytest.raises(ModelLoadError, match="has not both its factors"):
+        load(tiny_folder, (str(path), 1.0))
+    wide = dict(good)
+    wide["lora_te_text_model_encoder_layers_1_mlp_fc1.lora_down.weight"] = torch.zeros(RANK, 48)
+    save_file(wide, path)
+    with pytest.raises(ModelLoadError, match="another architecture"):
+        load(tiny_folder, (str(path), 1.0))
+
+
+def test_what_is_no_lora(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="there is no LoRA file"):
+        load(tiny_folder, (str(tmp_path / "none.safetensors"), 1.0))
+    vae = next((tiny_folder / "vae").glob("*.safetensors"))
+    with pytest.raises(ModelLoadError, match=r"a VAE alone.* not a LoRA"):
+        load(tiny_folder, (str(vae), 1.0))
+    path = tmp_path / "loha.safetensors"
+    save_file({"lora_unet_x.hada_w1_a": torch.zeros(4, 4)}, path)
+    with pytest.raises(ModelLoadError, match=r"LyCORIS.*not a LoRA.*merged"):
+        load(tiny_folder, (str(path), 1.0))
+    pickled = tmp_path / "lora.pt"
+    pickled.write_bytes(b"")
+    with pytest.raises(ModelLoadError, match="can run code"):
+        load(tiny_folder, (str(pickled), 1.0))
