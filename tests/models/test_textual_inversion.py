@@ -64,7 +64,7 @@ def test_a_word_stands_for_its_vectors(
     for text, want in [
         ("a mystyle b", "a x y b"),
         ("a, MyStyle, b", "a, x y, b"),
-        ("(mystyle)", "(x y)"),
+        ("(mystyle:1.3) b", "(x y:1.3) b"),
         ("mystyle", "x y"),
         ("amystyle mystyles", "amystyle mystyles"),
         ("nothing of it", "nothing of it"),
@@ -80,16 +80,16 @@ def test_a_word_is_not_torn_by_the_end_of_a_chunk(
     bundle = load(tiny_folder, tmp_path)
     encoder = PromptEncoder(bundle)
     letters = "a " * 73
-    chunks = encoder._chunks(letters + "w b")
-    assert [len(chunk) for chunk in chunks] == [73, 5]
-    assert tuple(chunks[1][:4]) == bundle.embeddings["w"]
+    chunks = encoder.chunks(letters + "w b")
+    assert [len(chunk.ids) for chunk in chunks] == [73, 5]
+    assert chunks[1].ids[:4] == bundle.embeddings["w"]
     assert encoder.tokens(letters + "w b", "") == 2 * 77
 
 
 def test_more_vectors_than_a_chunk_holds(tiny_folder: Path, tmp_path: Path) -> None:
     save_file({"emb_params": vectors(80)}, tmp_path / "w.safetensors")
     encoder = PromptEncoder(load(tiny_folder, tmp_path))
-    assert [len(chunk) for chunk in encoder._chunks("w")] == [75, 5]
+    assert [len(chunk.ids) for chunk in encoder.chunks("w")] == [75, 5]
     assert encoder.encode_pair("w", "").shape == (2, 154, TEXT_WIDTH)
 
 
