@@ -113,6 +113,11 @@ def prediction_of(file: WeightsFile) -> tuple[str, str]:
     return "epsilon", "the usual, the file does not say"
 
 
+def wants_zero_snr(file: WeightsFile) -> bool:
+    """Whether a mark says that the noise schedule of the training reached pure noise."""
+    return "ztsnr" in file.tensors
+
+
 def scheduler_config(configuration: Path) -> dict[str, Any]:
     """What ``scheduler_config.json`` says. Raises ModelLoadError."""
     path = configuration / "scheduler" / "scheduler_config.json"

@@ -18,6 +18,13 @@ PINNED_REVISIONS = {PRODUCTION_MODEL: "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
+_SMALL_FILES = (
+    *(f"{part}/config.json" for part in PARTS),
+    "scheduler/scheduler_config.json",
+    "tokenizer/vocab.json",
+    "tokenizer/merges.txt",
+)
+
 
 def is_hub_id(model: str) -> bool:
     """Whether it reads like ``owner/name``."""
@@ -36,8 +43,9 @@ def download(
     A revision that is a commit never changes: what is in the cache is taken without asking the
     hub, unless ``ask_hub`` wants what is missing there. Raises ModelLoadError.
     """
+    import httpx2
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
     revision = revision or PINNED_REVISIONS.get(model)
     commit = revision is not None and _COMMIT.fullmatch(revision) is not None
@@ -52,7 +60,9 @@ def download(
         raise ModelLoadError(
             f"the hub does not give {model!r} at revision {revision or 'main'!r}: {error}"
         ) from error
-    except (OSError, LocalEntryNotFoundError) as offline:
+    except ValueError as error:
+        raise ModelLoadError(f"{model!r} is no hub id: {error}") from error
+    except (OSError, httpx2.TransportError) as offline:
         if kept := cached(model, revision):
             return kept
         raise ModelLoadError(
@@ -63,16 +73,22 @@ def download(
 
 
 def cached(model: str, revision: str | None) -> Path | None:
-    """The folder of a hub id if everything that a bundle needs is in the cache, else None."""
+    """The folder of a hub id if what a bundle needs is in the cache, else None."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import IncompleteSnapshotError
 
     try:
         folder = Path(snapshot_download(model, revision=revision, local_files_only=True))
-        check_layout(folder)
-    except (OSError, LocalEntryNotFoundError, HfHubHTTPError, ModelLoadError):
+    except IncompleteSnapshotError as incomplete:
+        # So the library calls a snapshot without the files that are never fetched here.
+        folder = Path(incomplete.snapshot_path)
+    except (OSError, ValueError):
         return None
-    return folder
+    try:
+        check_layout(folder)
+    except ModelLoadError:
+        return None
+    return folder if all((folder / file).is_file() for file in _SMALL_FILES) else None
 
 
 def wanted_files(files: Sequence[str], dtype: torch.dtype) -> list[str]:

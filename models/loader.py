@@ -7,7 +7,6 @@ original layout. Only safetensors are read: a pickle can run code.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,8 +47,6 @@ __all__ = [
     "load_model",
     "resolve_model",
 ]
-
-logger = logging.getLogger(__name__)
 
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
 
@@ -160,6 +157,8 @@ def load_checkpoint(
         facts["unet"] = (
             "its averaged (EMA) copy" if spec.ema else "the trained one, not its EMA copy"
         )
+    if checkpoint.wants_zero_snr(file):
+        facts["schedule"] = "the usual, although the file was trained for zero terminal SNR"
     bundle = ModelBundle(
         name=name,
         unet=unet,

@@ -43,6 +43,9 @@ def make_vae(folder: Path) -> Any:
     from diffusers import AutoencoderKL, AutoencoderTiny
 
     config = read_config(folder)
+    if config.get("_class_name") == "AutoencoderTiny":
+        # save_pretrained writes it, and the class complains of it when it reads it.
+        config.pop("block_out_channels", None)
     classes = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
     name = str(config.get("_class_name", "AutoencoderKL"))
     if name not in classes:

@@ -80,6 +80,7 @@ def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
         )
     except loader.ModelLoadError as error:
         raise StartError(str(error)) from error
+    logger.info("loaded", extra={"fields": {"model": bundle.name, **bundle.facts}})
     config = EngineConfig(
         max_queue=settings.max_queue,
         max_batch=settings.max_batch,

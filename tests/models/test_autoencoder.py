@@ -113,7 +113,9 @@ def test_a_tiny_vae_in_a_folder_and_in_a_file(
     save_file(default.state_dict(), path)
     bundle = load(tiny_folder, path)
     assert same_weights(bundle, default)
-    assert dict(bundle.vae.config) == dict(default.config)
+    named = [name for name in default.config if not name.startswith("_")]
+    as_lists = [json.dumps([c.config[name] for name in named]) for c in (bundle.vae, default)]
+    assert as_lists[0] == as_lists[1]
 
 
 def test_a_tiny_vae_encodes_and_decodes_as_in_diffusers(

@@ -88,11 +88,12 @@ def test_what_the_unet_predicts(
     expected: str,
 ) -> None:
     path = tmp_path / "model.safetensors"
-    marks = {"v_pred": torch.empty(0)} if mark else {}
+    marks = {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)} if mark else {}
     save_file(load_file(checkpoint_file) | marks, path, metadata=metadata)
     bundle = load(path, narrow, prediction=asked)
     assert bundle.scheduler_config["prediction_type"] == expected
     assert bundle.facts["predicts"].startswith(expected)
+    assert ("schedule" in bundle.facts) == mark
 
 
 def test_a_setting_overrules_a_folder(tiny_folder: Path) -> None:
