@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints.random_checkpoint import converted_by_diffusers, write_checkpoint
 
+from checkpoints.random_checkpoint import converted_by_diffusers, write_checkpoint
 from models.loader import ModelSpec, load_model
 from tests.models.narrow import write_configuration
 
