@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from fastapi import FastAPI
@@ -12,13 +12,20 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server import __version__
-from server.auth import KeyRing
+from server.access import Access
+from server.admission import EXPOSED_HEADERS, IDEMPOTENCY_HEADER
+from server.answer_headers import AnswerHeaders
 from server.body_limit import FORM_ALLOWANCE, BodyLimit
+from server.bookkeeping import DatabaseUnusable
 from server.engine_host import EngineHost, ModelStarter, load_model
 from server.envelope import EnvelopedCors, ErrorsAs200, FailureGuard, add_failure_handlers
-from server.routes import health, image_to_image, pages
+from server.limits import LimitsProblem
+from server.routes import account, health, image_to_image, pages
 from server.settings import Settings
 from server.telemetry import REQUEST_ID_HEADER, RequestContext
+
+if TYPE_CHECKING:
+    from server.accounts import Accounts
 
 _DESCRIPTION = """\
 Image-to-image generation with Stable Diffusion 1.x. Every answer, failures too, is
@@ -73,12 +80,21 @@ def create_app(
         raise ConfigurationError(problem)
 
     host = EngineHost(settings, starter)
+    accounts = _open_accounts(settings)
+    try:
+        access = Access(settings, accounts)
+    except LimitsProblem as error:
+        raise ConfigurationError(str(error)) from None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         host.start(on_start_failure)
+        if accounts is not None:
+            await accounts.start()
         yield
         await host.drain(settings.grace_period)
+        if accounts is not None:
+            await accounts.stop()
 
     app = Application(
         title="img2img-server",
@@ -92,14 +108,28 @@ def create_app(
     )
     app.state.settings = settings
     app.state.engine_host = host
-    app.state.keys = KeyRing(settings.api_keys if settings.asks_for_key else ())
+    app.state.accounts = accounts
+    app.state.access = access
     app.state.picture_limiter = anyio.CapacityLimiter(settings.picture_threads)
     add_failure_handlers(app)
     app.include_router(image_to_image.router)
+    app.include_router(account.router)
     app.include_router(health.router)
     app.include_router(pages.router)
     app.mount("/static", pages.static_files)
     return app
+
+
+def _open_accounts(settings: Settings) -> Accounts | None:
+    if settings.no_auth or not settings.has_database:
+        return None
+    # Imported here: a server without a database should not load one either.
+    from server.accounts import Accounts
+
+    try:
+        return Accounts(settings)
+    except DatabaseUnusable as error:
+        raise ConfigurationError(str(error)) from None
 
 
 def _middleware(settings: Settings) -> list[Middleware]:
@@ -114,12 +144,23 @@ def _middleware(settings: Settings) -> list[Middleware]:
                 EnvelopedCors,
                 allow_origins=settings.cors_origins,
                 allow_methods=["GET", "POST"],
-                allow_headers=["Authentication", "Authorization", REQUEST_ID_HEADER],
-                expose_headers=[REQUEST_ID_HEADER, "Retry-After", "X-Status"],
+                allow_headers=[
+                    "Authentication",
+                    "Authorization",
+                    IDEMPOTENCY_HEADER,
+                    REQUEST_ID_HEADER,
+                ],
+                expose_headers=[REQUEST_ID_HEADER, "Retry-After", "X-Status", *EXPOSED_HEADERS],
             )
         )
+    stack.append(Middleware(AnswerHeaders))
     stack.append(Middleware(FailureGuard))
     stack.append(
-        Middleware(BodyLimit, max_bytes=settings.max_upload_bytes + FORM_ALLOWANCE),
+        Middleware(
+            BodyLimit,
+            max_bytes=settings.max_upload_bytes + FORM_ALLOWANCE,
+            min_rate=settings.min_upload_rate * 1024,
+            patience=settings.upload_patience,
+        ),
     )
     return stack

@@ -1,17 +1,21 @@
-"""API keys in the request's headers, checked against the configured ones."""
+"""API keys in the request's headers, and those that the settings list."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 from collections.abc import Iterable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader
 from pydantic import SecretStr
 
-from server.envelope import Unauthorized
+from server.bookkeeping import DatabaseAway
+from server.envelope import Unavailable
+
+if TYPE_CHECKING:
+    from server.access import Access, Caller
 
 AUTHENTICATION_HEADER = "Authentication"
 AUTHORIZATION_HEADER = "Authorization"
@@ -32,36 +36,28 @@ _authorization = APIKeyHeader(
 
 
 class KeyRing:
-    """The keys that are let in; none at all lets everyone in."""
+    """The keys that the settings list."""
 
     def __init__(self, keys: Iterable[SecretStr]) -> None:
         self._digests = [_digest(key.get_secret_value()) for key in keys]
 
-    def check(self, offered: Iterable[str]) -> None:
-        """Raise Unauthorized unless one of the offered header values is a known key."""
-        if not self._digests:
-            return
-        keys = [key for key in map(_strip_bearer, offered) if key]
-        if not keys:
-            raise Unauthorized(
-                f"no API key: send it in the {AUTHENTICATION_HEADER} or the "
-                f"{AUTHORIZATION_HEADER} header"
-            )
-        if not any(self._knows(key) for key in keys):
-            raise Unauthorized("the API key is not known")
-
-    def _knows(self, key: str) -> bool:
-        # Digests have one length and every one is compared, so time tells nothing of a key.
-        offered = _digest(key)
-        matches = [hmac.compare_digest(offered, digest) for digest in self._digests]
-        return any(matches)
+    def find(self, offered: Iterable[str]) -> int | None:
+        """The place in the list of the first of the offered keys that is known."""
+        for key in offered:
+            # Digests have one length and every one is compared, so time tells nothing of a key.
+            digest = _digest(key)
+            matches = [hmac.compare_digest(digest, known) for known in self._digests]
+            if any(matches):
+                return matches.index(True)
+        return None
 
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-def _strip_bearer(value: str) -> str:
+def strip_bearer(value: str) -> str:
+    """A header's value without `Bearer `."""
     value = value.strip()
     if value.lower() == _BEARER.strip():
         return ""
@@ -73,10 +69,15 @@ async def require_key(
     # Declared so that the API's description shows both headers; either is enough.
     authentication: Annotated[str | None, Security(_authentication)] = None,
     authorization: Annotated[str | None, Security(_authorization)] = None,
-) -> None:
-    """Let the request on, or raise Unauthorized before its body is read."""
-    ring: KeyRing = request.app.state.keys
-    ring.check(value for value in (authentication, authorization) if value is not None)
+) -> Caller:
+    """Who asks; or Unauthorized, TooManyRequests or Unavailable, before the body is read."""
+    access: Access = request.app.state.access
+    address = request.client.host if request.client is not None else "unknown"
+    offered = [value for value in (authentication, authorization) if value is not None]
+    try:
+        return await access.caller(offered, address)
+    except DatabaseAway:
+        raise Unavailable("the accounts cannot be reached", 5.0) from None
 
 
 RequireKey = Depends(require_key)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from server import __version__
+from server.key_commands import credits_app, keys_app
 from server.settings import Settings, environment_name
 
 app = typer.Typer(
@@ -23,6 +24,8 @@ app = typer.Typer(
 
 models_app = typer.Typer(help="Fetch models ahead of time.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+app.add_typer(keys_app, name="keys")
+app.add_typer(credits_app, name="credits")
 
 USAGE_ERROR = 2
 FAILURE = 1
@@ -36,7 +39,7 @@ DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1,
 DtypeOption = Annotated[str | None, typer.Option(help="auto, float32, float16 or bfloat16.")]
 
 
-def _stop(message: str, status: int) -> typer.Exit:
+def stop(message: str, status: int) -> typer.Exit:
     typer.echo(message, err=True)
     return typer.Exit(status)
 
@@ -47,13 +50,13 @@ def read_settings(**overrides: Any) -> Settings:
     try:
         return Settings(**given)
     except SettingsError as error:
-        raise _stop(str(error), USAGE_ERROR) from None
+        raise stop(str(error), USAGE_ERROR) from None
     except ValidationError as error:
         lines = [
             f"{environment_name(str(item['loc'][0]))}: {item['msg']}"
             for item in error.errors(include_input=False)
         ]
-        raise _stop("\n".join(lines), USAGE_ERROR) from None
+        raise stop("\n".join(lines), USAGE_ERROR) from None
 
 
 def _show_version(asked: bool) -> None:
@@ -112,9 +115,9 @@ def serve(
     try:
         failure = run_server(settings)
     except ConfigurationError as error:
-        raise _stop(str(error), USAGE_ERROR) from None
+        raise stop(str(error), USAGE_ERROR) from None
     if failure is not None:
-        raise _stop(failure, FAILURE)
+        raise stop(failure, FAILURE)
 
 
 @app.command()
@@ -163,9 +166,9 @@ def generate(
     try:
         png, used_seed = asyncio.run(make_picture(settings, image.read_bytes(), given))
     except InvalidInput as error:
-        raise _stop(str(error), USAGE_ERROR) from None
+        raise stop(str(error), USAGE_ERROR) from None
     except StartError as error:
-        raise _stop(str(error), FAILURE) from None
+        raise stop(str(error), FAILURE) from None
     output.write_bytes(png)
     typer.echo(f"{output} (seed {used_seed})")
 

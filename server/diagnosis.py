@@ -36,6 +36,7 @@ def diagnose(settings: Settings) -> Diagnosis:
     facts["pictures"] = ", ".join(FORMATS)
     facts["listens"] = f"{settings.host}:{settings.port}"
     facts["keys"] = f"{len(settings.api_keys)}" + (", not asked for" if settings.no_auth else "")
+    facts["accounts"] = _accounts_in_words(settings, diagnosis.problems)
     facts["model"] = settings.model
     try:
         bundle = load_model(settings.model_spec, device=settings.device, dtype=settings.dtype)
@@ -52,6 +53,33 @@ def diagnose(settings: Settings) -> Diagnosis:
         diagnosis.problems.append(problem)
     diagnosis.problems.extend(unknown_variables())
     return diagnosis
+
+
+def _accounts_in_words(settings: Settings, problems: list[str]) -> str:
+    if not settings.has_database:
+        return "none"
+    import asyncio
+
+    from server.bookkeeping import DatabaseAway, DatabaseUnusable
+    from server.database import Database
+    from server.keys import KeyStore
+
+    async def look() -> str:
+        database = Database(settings.accounts_url)
+        try:
+            await database.migrate()
+            return f"{len(await KeyStore(database).list())} keys in {database.name}"
+        except DatabaseAway as error:
+            problems.append(f"the database cannot be reached: {error.__cause__}")
+            return database.name
+        finally:
+            await database.close()
+
+    try:
+        return asyncio.run(look())
+    except DatabaseUnusable as error:
+        problems.append(str(error))
+        return "unusable"
 
 
 def _device_in_words(device: object) -> str:

@@ -3,8 +3,12 @@
 ApiError                     a failure with its HTTP status
 +-- BadRequest         400   the input is wrong
 +-- Unauthorized       401   no key, or a bad one
++-- PaymentRequired    402   not enough credits
++-- UploadTooSlow      408   the body did not come in time
++-- Conflict           409   an Idempotency-Key in use
 +-- ContentTooLarge    413   the upload is over a limit
 +-- UnsupportedMedia   415   not a multipart form
++-- TooManyRequests    429   over the key's limits; with Retry-After
 +-- InternalError      500   says nothing of the inside
 +-- Unavailable        503   busy, loading or shutting down; with Retry-After
 +-- DeadlineExpired    504   took longer than allowed
@@ -62,6 +66,27 @@ class Unauthorized(ApiError):
         super().__init__(message, {"WWW-Authenticate": "Bearer"})
 
 
+class PaymentRequired(ApiError):
+    """The key has not enough credits."""
+
+    status = 402
+
+
+class UploadTooSlow(ApiError):
+    """The body came too slowly and was cut off."""
+
+    status = 408
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, {"Connection": "close"})
+
+
+class Conflict(ApiError):
+    """The Idempotency-Key stands for another request, or the first one still runs."""
+
+    status = 409
+
+
 class ContentTooLarge(ApiError):
     """The body, the file or a field is over its limit."""
 
@@ -72,6 +97,15 @@ class UnsupportedMedia(ApiError):
     """The body is not a multipart form."""
 
     status = 415
+
+
+class TooManyRequests(ApiError):
+    """Over a limit; `retry_after` is in seconds."""
+
+    status = 429
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message, {"Retry-After": str(max(1, math.ceil(retry_after)))})
 
 
 class InternalError(ApiError):

@@ -11,14 +11,15 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from fastapi import Request
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
-from pipelines.request import GenerationResult, Progress
+from pipelines.request import Progress
 from server.engine_host import Handle
 from server.envelope import ApiError, failure
 from server.images import encode_png
 
 EVENT_STREAM = "text/event-stream"
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 def wants_events(request: Request) -> bool:
@@ -44,15 +45,11 @@ def progress_event(progress: Progress) -> bytes:
     return event("progress", json.dumps(data, separators=(",", ":")).encode())
 
 
-def stream_response(
-    handle: Handle,
-    result: Callable[[], Awaitable[GenerationResult]],
-    encode: Callable[[GenerationResult], Awaitable[bytes]],
-) -> StreamingResponse:
+def stream_response(handle: Handle, answer: Callable[[], Awaitable[bytes]]) -> StreamingResponse:
     """Stream a request's progress and its answer.
 
-    `result` awaits the picture and raises ApiError; `encode` makes the success's body. A client
-    that leaves withdraws the request.
+    `answer` awaits the success's body, or raises ApiError. A client that leaves withdraws the
+    request.
     """
 
     async def events() -> AsyncIterator[bytes]:
@@ -60,12 +57,16 @@ def stream_response(
             async for progress in handle.progress():
                 yield progress_event(progress)
             try:
-                body = await encode(await result())
+                body = await answer()
             except ApiError as error:
                 body = bytes(failure(error.status, error.message).body)
             yield event("result", body)
         finally:
             handle.cancel()
 
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(events(), media_type=EVENT_STREAM, headers=headers)
+    return StreamingResponse(events(), media_type=EVENT_STREAM, headers=_HEADERS)
+
+
+def stream_answer(body: bytes) -> Response:
+    """A stream of an answer that is there already."""
+    return Response(event("result", body), media_type=EVENT_STREAM, headers=_HEADERS)

@@ -275,8 +275,12 @@ def failure_responses() -> dict[int | str, dict[str, Any]]:
     examples = {
         400: "cfg_scale: 40 is not in 0..35; init_image: is required",
         401: "no API key: send it in the Authentication or the Authorization header",
+        402: "not enough credits: this picture costs 0.5, 0.3 are left",
+        408: "the upload is 15 s behind 4 KiB/s",
+        409: "Idempotency-Key: was used for another request; take a new one",
         413: "init_image: the file is over 20 MiB",
         415: "Content-Type is application/json; send the fields as multipart/form-data",
+        429: "this key may ask 30 per 1 minute",
         500: "internal error, request id 6f1c0a52b7e94b0f9a1f3f5f7c2d8e10",
         503: "the server is busy; try again in 4 s",
         504: "the picture was not finished within 300 s",

@@ -6,15 +6,13 @@ import asyncio
 import logging
 import socket
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from server.app import create_app
 from server.engine_host import EngineHost, ModelStarter, load_model
-from server.envelope import failure
+from server.http_protocol import limited_protocol
 from server.settings import Settings, unknown_variables
 
 logger = logging.getLogger(__name__)
@@ -74,28 +72,12 @@ def serve(settings: Settings, starter: ModelStarter = load_model) -> str | None:
     return None if reason is None else str(reason) or repr(reason)
 
 
-def _answer_invalid_http(protocol: Any, _: str) -> None:
-    """What is no HTTP never reaches the application; uvicorn would answer it in plain text."""
-    body = bytes(failure(400, "this is not a valid HTTP request").body)
-    head = (
-        "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    )
-    protocol.transport.write(head.encode() + body)
-    protocol.transport.close()
-
-
-_EnvelopedProtocol: type[asyncio.Protocol] = type(
-    "EnvelopedProtocol", (AutoHTTPProtocol,), {"send_400_response": _answer_invalid_http}
-)
-
-
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=_EnvelopedProtocol,
+        http=limited_protocol(settings.max_header_kib * 1024, settings.header_timeout),
         lifespan="on",
         ws="none",
         log_config=None,

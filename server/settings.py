@@ -11,12 +11,14 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.spec import ModelSpec
+from server.limits import parse_rate
 
 ENV_PREFIX = "IMG2IMG_"
 MIB = 1024 * 1024
@@ -75,8 +77,49 @@ class Settings(BaseSettings):
 
     api_keys: SecretList = Field(
         (),
-        description="Keys that clients may use. Without any, requests are open, which is only "
-        "allowed on a loopback address.",
+        description="Keys that clients may use, without credits, beside those of the database. "
+        "Without any, requests are open, which is only allowed on a loopback address.",
+    )
+    database_url: SecretStr | None = Field(
+        None,
+        description="Where keys and credits are kept: `sqlite:///PATH` or "
+        "`postgresql://USER:PASSWORD@HOST/NAME`. Blank: `accounts.db` in the data folder, used "
+        "once `img2img keys create` has made it.",
+    )
+    data_dir: Path = Field(
+        Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share") / "img2img-server",
+        description="Folder for what the server keeps, unless it is told another place.",
+    )
+    credits: bool = Field(
+        True, description="Charge credits to the keys of the database; `off` for keys alone."
+    )
+    answers_mib: float = Field(
+        512.0,
+        ge=0,
+        description="MiB of answers kept for their Idempotency-Key, at most; the oldest go first.",
+    )
+    answers_hours: float = Field(
+        24.0, gt=0, description="Hours that an answer is kept for its Idempotency-Key."
+    )
+    rate: str = Field(
+        "",
+        description="Rate of a key that has none of its own, such as `30/minute`; blank: any.",
+    )
+    concurrency: int = Field(
+        0,
+        ge=0,
+        description="Requests that a key without a number of its own may run at the same time; "
+        "0: any.",
+    )
+    limits_url: SecretStr = Field(
+        SecretStr("memory://"),
+        description="Where rates are counted: `memory://`, or `redis://HOST:6379` for several "
+        "servers (needs the extra `redis`).",
+    )
+    auth_failures: str = Field(
+        "30/minute",
+        description="Rate of wrong keys from one address, beyond which it is answered 429; blank: "
+        "any.",
     )
     no_auth: bool = Field(
         False, description="Ask for no key, whatever the address and whatever keys are set."
@@ -140,6 +183,23 @@ class Settings(BaseSettings):
     max_upload_mib: float = Field(
         20.0, gt=0, description="Largest picture file taken, in MiB; a larger one is answered 413."
     )
+    min_upload_rate: float = Field(
+        4.0,
+        ge=0,
+        description="KiB/s that an upload has to bring on average; a slower one is answered 408. "
+        "0: any.",
+    )
+    upload_patience: float = Field(
+        15.0, gt=0, description="Seconds that an upload may be behind that rate."
+    )
+    max_header_kib: int = Field(
+        64,
+        ge=1,
+        description="KiB that a request's line and headers may have; more is answered 431.",
+    )
+    header_timeout: float = Field(
+        15.0, gt=0, description="Seconds in which a request's headers have to come; then 408."
+    )
     picture_threads: int = Field(
         4, ge=1, le=64, description="Threads that decode uploads and encode answers."
     )
@@ -182,6 +242,18 @@ class Settings(BaseSettings):
             split_lora(text)
         return loras
 
+    @field_validator("rate", "auth_failures")
+    @classmethod
+    def _rate(cls, text: str) -> str:
+        if text.strip():
+            parse_rate(text)
+        return text.strip()
+
+    @field_validator("data_dir")
+    @classmethod
+    def _home(cls, folder: Path) -> Path:
+        return folder.expanduser()
+
     @field_validator("root_path")
     @classmethod
     def _plain_root_path(cls, path: str) -> str:
@@ -197,8 +269,25 @@ class Settings(BaseSettings):
 
     @property
     def asks_for_key(self) -> bool:
-        """Whether a request needs one of `api_keys`."""
-        return bool(self.api_keys) and not self.no_auth
+        """Whether a request needs a key."""
+        return bool(self.api_keys or self.has_database) and not self.no_auth
+
+    @property
+    def accounts_file(self) -> Path:
+        """The SQLite file of a server that is told no other database."""
+        return self.data_dir.expanduser() / "accounts.db"
+
+    @property
+    def accounts_url(self) -> str:
+        """The database of keys and credits, whether it is there or not."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.accounts_file}"
+
+    @property
+    def has_database(self) -> bool:
+        """Whether there is a database of keys: one that was named, or made by `img2img keys`."""
+        return self.database_url is not None or self.accounts_file.exists()
 
     @property
     def max_upload_bytes(self) -> int:
@@ -219,11 +308,12 @@ class Settings(BaseSettings):
 
     def exposure_problem(self) -> str | None:
         """Why these settings would open the server to strangers, or None."""
-        if self.api_keys or self.no_auth or is_loopback(self.host):
+        if self.asks_for_key or self.no_auth or is_loopback(self.host):
             return None
         return (
             f"Refusing to listen on {self.host} without API keys: anyone who reaches this address "
-            f"could use the server. Set {ENV_PREFIX}API_KEYS, listen on 127.0.0.1, or give "
+            f"could use the server. Make a key with `img2img keys create NAME`, set "
+            f"{ENV_PREFIX}API_KEYS, listen on 127.0.0.1, or give "
             f"--no-auth ({ENV_PREFIX}NO_AUTH=true) if something in front checks who calls."
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 
 from models.bundle import ModelBundle
 from pipelines.request import Pixels
+from tests.server.databases import KINDS, new_postgres_database, sqlite_url
 from tests.tiny_model import tiny_bundle, write_tiny_model
+from throwaway_postgres import NoPostgres, Postgres, throwaway_postgres
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +33,23 @@ def picture() -> Pixels:
     image = np.stack([x, y, 0.5 + 0.5 * np.sin(9 * x * y)], axis=-1)
     image[100:200, 80:240] = (0.9, 0.2, 0.1)
     return (image * 255).round().astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server of the tests' own."""
+    try:
+        with throwaway_postgres() as server:
+            yield server
+    except NoPostgres as reason:
+        pytest.skip(f"without PostgreSQL: {reason}")
+
+
+@pytest.fixture(params=KINDS)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a new, empty database: the test runs once on each kind."""
+    if request.param == "sqlite":
+        yield sqlite_url(tmp_path)
+        return
+    with new_postgres_database(request.getfixturevalue("postgres")) as url:
+        yield url

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -24,7 +24,7 @@ from pipelines.errors import (
 )
 from pipelines.request import GenerationRequest, GenerationResult, Pixels
 from server import parameters_text
-from server.auth import RequireKey
+from server.admission import Admitted
 from server.engine_host import EngineHost, Handle, LoadedModel
 from server.envelope import (
     BadRequest,
@@ -34,10 +34,11 @@ from server.envelope import (
     picture_body,
     picture_response,
 )
-from server.event_stream import stream_response, wants_events
+from server.event_stream import stream_answer, stream_response, wants_events
 from server.generation import generation_request
 from server.images import PictureError, decode_picture, encode_png, prepare_picture
 from server.multipart import Part, read_form
+from server.price import price
 from server.schemas import (
     FORM_FIELDS,
     IMAGE_FIELD,
@@ -64,9 +65,8 @@ T = TypeVar("T")
     response_model=PictureAnswer,
     responses=failure_responses(),
     openapi_extra={"requestBody": form_request_body()},
-    dependencies=[RequireKey],
 )
-async def image_to_image(request: Request) -> Response:
+async def image_to_image(request: Request, admission: Admitted) -> Response:
     """Send a multipart form with `init_image` and `prompt`; all else may be left out.
 
     Answers `{"code": 0, "message": "success", "data": {"image": ..., "seed": ...}}`, or on failure
@@ -76,18 +76,34 @@ async def image_to_image(request: Request) -> Response:
     # Before the body is read: a server that cannot serve should not take an upload.
     model = _model_in_service(request.app.state.engine_host)
     parts = await _read_parts(request, settings)
+    if (kept := await admission.kept_answer(parts)) is not None:
+        return _replayed(request, kept)
     form, picture = await _check_parts(request, parts)
     generation = generation_request(form, picture)
+    cost = price(generation.width, generation.height, form.steps)
+    if (kept := await admission.reserve(cost)) is not None:
+        return _replayed(request, kept)
     handle = _submit(model, generation, settings.request_timeout)
 
-    async def encode(result: GenerationResult) -> bytes:
+    async def answer() -> bytes:
+        result = await _result(handle, settings.request_timeout)
         return await _in_thread(request, lambda: _encode_answer(result, generation, model.name))
 
-    timeout = settings.request_timeout
+    async def settled_answer() -> bytes:
+        body = await answer()
+        await admission.settle(body)
+        return body
+
     if wants_events(request):
-        return stream_response(handle, lambda: _result(handle, timeout), encode)
-    result = await _result_unless_client_leaves(request, handle, timeout)
-    return picture_response(await encode(result))
+        return stream_response(handle, settled_answer)
+    body = await _answer_unless_client_leaves(request, handle, answer)
+    # Not before: from here on the picture is paid for, and the client may have left a moment ago.
+    await admission.settle(body)
+    return picture_response(body)
+
+
+def _replayed(request: Request, body: bytes) -> Response:
+    return stream_answer(body) if wants_events(request) else picture_response(body)
 
 
 def _model_in_service(host: EngineHost) -> LoadedModel:
@@ -156,11 +172,11 @@ def _submit(model: LoadedModel, generation: GenerationRequest, timeout: float) -
         raise Unavailable(str(error), error.retry_after) from None
 
 
-async def _result_unless_client_leaves(
-    request: Request, handle: Handle, timeout: float
-) -> GenerationResult:
-    """The picture. If the client leaves first, withdraws the work and raises ClientDisconnect."""
-    finished = asyncio.ensure_future(_result(handle, timeout))
+async def _answer_unless_client_leaves(
+    request: Request, handle: Handle, answer: Callable[[], Coroutine[Any, Any, bytes]]
+) -> bytes:
+    """The answer. If the client leaves first, withdraws the work and raises ClientDisconnect."""
+    finished = asyncio.ensure_future(answer())
     gone = asyncio.ensure_future(_client_gone(request))
     try:
         await asyncio.wait((finished, gone), return_when=asyncio.FIRST_COMPLETED)

@@ -77,6 +77,7 @@ def running_server(
     unknown = set(settings) - set(Settings.model_fields)
     assert not unknown
     port = settings.setdefault("port", str(free_port()))
+    settings.setdefault("data_dir", str(folder))
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)
     }

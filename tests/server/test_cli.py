@@ -7,6 +7,8 @@ from typer.testing import CliRunner
 
 from server import __version__
 from server.cli import app
+from server.key_text import is_well_formed
+from server.settings import Settings
 from tests.server.pictures import file_of, four_corners
 
 runner = CliRunner()
@@ -84,3 +86,56 @@ def test_doctor_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "Refusing to listen on 0.0.0.0" in problems[1]
     assert "IMG2IMG_PROT is not a setting; did you mean IMG2IMG_PORT?" in problems[2]
     assert "threads" in result.output
+
+
+def test_keys_and_credits_from_the_command_line() -> None:
+    nobody = runner.invoke(app, ["keys", "list"])
+    assert nobody.exit_code == 1
+    assert "there is no key yet" in nobody.output
+    limits = ["--rate", "30/minute", "--concurrency", "4"]
+    created = runner.invoke(app, ["keys", "create", "alice", "--credits", "12.5", *limits])
+    assert created.exit_code == 0, created.output
+    key = created.stdout.strip()
+    assert is_well_formed(key)
+    again = runner.invoke(app, ["keys", "create", "alice"])
+    assert again.exit_code == 1
+    assert "there is a key named alice already" in again.output
+    added = runner.invoke(app, ["credits", "add", "alice", "0.5"])
+    assert added.output == "alice: 13.0\n"
+    rotated = runner.invoke(app, ["keys", "rotate", "alice", "--grace", "2"])
+    assert is_well_formed(rotated.stdout.strip())
+    listed = runner.invoke(app, ["keys", "list"]).output
+    assert key not in listed
+    head, old, new = listed.splitlines()
+    assert head.split()[:6] == ["name", "id", "state", "credits", "rate", "concurrency"]
+    assert old.split()[0:1] + old.split()[2:6] == ["alice", "expiring", "13.0", "30/minute", "4"]
+    assert new.split()[2] == "valid"
+    assert runner.invoke(app, ["keys", "revoke", "alice"]).output == "alice: 2 revoked\n"
+    audited = runner.invoke(app, ["credits", "audit"])
+    assert audited.output == "the ledger agrees with itself\n"
+    assert Settings().has_database
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["keys", "create", "a", "--credits", "0.05"], "in steps of 0.1"),
+        (["keys", "create", "a", "--credits", "-1"], "in steps of 0.1"),
+        (["keys", "create", "a", "--rate", "often"], "not a rate such as"),
+        (["keys", "create", "a", "--concurrency", "0"], "--concurrency"),
+        (["credits", "add", "a", "x"], "in steps of 0.1"),
+    ],
+)
+def test_bad_values_of_keys_are_named(arguments: list[str], said: str) -> None:
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.replace("│", " ").split())
+
+
+def test_a_database_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMG2IMG_DATABASE_URL", "mysql://a:secret@b/c")
+    for command in (["keys", "list"], ["serve"]):
+        result = runner.invoke(app, command)
+        assert result.exit_code in (1, 2)
+        assert "mysql is not supported" in result.output
+        assert "secret" not in result.output

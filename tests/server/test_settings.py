@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -168,3 +172,25 @@ def test_the_model_that_settings_name(monkeypatch: pytest.MonkeyPatch) -> None:
         embeddings="/models/embeddings",
     )
     assert Settings(model="embedded", prediction="auto", ema=False).model_spec.model == "embedded"
+
+
+def test_a_database_of_keys_asks_for_keys(tmp_path: Path) -> None:
+    assert not Settings(data_dir=tmp_path).asks_for_key
+    assert Settings(data_dir=tmp_path, host="0.0.0.0").exposure_problem() is not None
+    named = Settings(data_dir=tmp_path, host="0.0.0.0", database_url="sqlite:///a.db")  # type: ignore[arg-type]
+    assert named.asks_for_key
+    assert named.exposure_problem() is None
+    made = Settings(data_dir=tmp_path)
+    made.accounts_file.touch()
+    assert made.asks_for_key
+    assert not Settings(data_dir=tmp_path, no_auth=True).asks_for_key
+
+
+def test_without_a_database_none_is_loaded() -> None:
+    """A server on this machine that asks for no key starts as quickly as ever."""
+    code = (
+        "import sys; from server.app import create_app; from server.settings import Settings; "
+        "create_app(Settings()); print([m for m in ('sqlalchemy', 'alembic') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,40 @@
+"""Starts server processes quickly: imports what they need once, and forks one for each line read.
+
+A program of one thread (`python scripts/server_nursery.py`), since a fork copies no other thread.
+Each server reads its settings from the environment. Prints the process id of each.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
+from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
+
+import server.accounts
+import server.serving
+from server.settings import Settings
+from server.telemetry import configure_logging
+
+
+def serve() -> None:
+    settings = Settings()
+    configure_logging(settings.log_level, settings.log_format)
+    server.serving.serve(settings)
+
+
+if __name__ == "__main__":
+    print("imported", flush=True)
+    for _ in iter(sys.stdin.readline, ""):
+        child = os.fork()
+        if not child:
+            os.close(0)
+            serve()
+            os._exit(0)
+        print(child, flush=True)
+        os.waitpid(child, 0)
+        print("ended", flush=True)

@@ -1,0 +1,34 @@
+"""Headers that whatever answers a request carries, success or failure, stream or not."""
+
+from __future__ import annotations
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_STATE = "answer_headers"
+
+
+def answer_headers(scope: Scope) -> dict[str, str]:
+    """The headers that will be added to the answer of this request; write into it."""
+    headers: dict[str, str] = scope.setdefault("state", {}).setdefault(_STATE, {})
+    return headers
+
+
+class AnswerHeaders:
+    """Adds them when the answer starts."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = answer_headers(scope)
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start" and headers:
+                MutableHeaders(scope=message).update(headers)
+            await send(message)
+
+        await self.app(scope, receive, with_headers)

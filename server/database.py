@@ -1,0 +1,207 @@
+"""Where keys and credits are kept: SQLite (one file, WAL) or PostgreSQL, and their transactions.
+
+A transaction runs to its end even if its caller is cancelled meanwhile, so that it has either
+happened or not. While the database cannot be reached every one raises `DatabaseAway`; the next one
+tries anew, so nothing needs a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import event, exc
+from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from server.bookkeeping import DatabaseAway, DatabaseUnusable
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+Work = Callable[[AsyncConnection], Awaitable[T]]
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+CONNECT_SECONDS = 5.0
+STATEMENT_SECONDS = 10.0
+_MIGRATION_LOCK = 0x1312_1312
+"""Number of the PostgreSQL advisory lock that one server holds while it upgrades the schema."""
+
+
+class Database:
+    """Connections to one database. Not for several event loops at once."""
+
+    def __init__(self, url: str, *, busy_seconds: float = 5.0) -> None:
+        """`busy_seconds`: how long SQLite waits for another process's write.
+
+        Raises DatabaseUnusable for a URL of another kind of database.
+        """
+        self.url = _driver_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self._busy_seconds = busy_seconds
+        self._engine = self._make_engine()
+        self._reader = self._engine.execution_options(read_only=True)
+        # SQLite has one writer; a queue here is fairer than its busy loop.
+        self._turn = asyncio.Lock()
+        self._running: set[asyncio.Task[Any]] = set()
+
+    @property
+    def name(self) -> str:
+        """The URL without its password."""
+        return self.url.render_as_string(hide_password=True)
+
+    async def write(self, work: Work[T]) -> T:
+        """Run `work` in a transaction of its own, and commit. Raises DatabaseAway."""
+        if not self.is_sqlite:
+            return await self._shielded(self._transaction(self._engine, work))
+        return await self._shielded(self._in_turn(work))
+
+    async def read(self, work: Work[T]) -> T:
+        """Run `work` in a transaction that changes nothing. Raises DatabaseAway."""
+        return await self._shielded(self._transaction(self._reader, work))
+
+    async def migrate(self) -> None:
+        """Bring the schema to this server's revision. Raises DatabaseAway or DatabaseUnusable."""
+        if self.is_sqlite:
+            self._create_file()
+        await self.write(lambda connection: connection.run_sync(_upgrade))
+
+    async def close(self) -> None:
+        """Wait for what runs, and close every connection."""
+        while self._running:
+            await asyncio.wait(self._running)
+        await self._engine.dispose()
+
+    async def _shielded(self, work: Awaitable[T]) -> T:
+        task = asyncio.ensure_future(work)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # Seen, even where the caller that would have seen it has gone.
+
+    async def _in_turn(self, work: Work[T]) -> T:
+        async with self._turn:
+            return await self._transaction(self._engine, work)
+
+    async def _transaction(self, engine: AsyncEngine, work: Work[T]) -> T:
+        try:
+            async with engine.begin() as connection:
+                return await work(connection)
+        except (exc.IntegrityError, exc.DataError, exc.ProgrammingError):
+            raise
+        except (exc.DBAPIError, exc.TimeoutError, OSError, TimeoutError) as error:
+            cause = error.orig if isinstance(error, exc.DBAPIError) else error
+            logger.warning(
+                "the database is away",
+                extra={"fields": {"error": type(cause).__name__, "reason": str(cause)[:200]}},
+            )
+            raise DatabaseAway from error
+
+    def _make_engine(self) -> AsyncEngine:
+        # hide_parameters: an error's text must not hold digests or answers.
+        if not self.is_sqlite:
+            return create_async_engine(
+                self.url,
+                hide_parameters=True,
+                pool_pre_ping=True,
+                pool_size=8,
+                max_overflow=8,
+                pool_timeout=STATEMENT_SECONDS,
+                connect_args={"timeout": CONNECT_SECONDS, "command_timeout": STATEMENT_SECONDS},
+            )
+        engine = create_async_engine(
+            self.url,
+            hide_parameters=True,
+            pool_size=4,
+            max_overflow=4,
+            connect_args={"timeout": self._busy_seconds},
+        )
+        event.listen(engine.sync_engine, "connect", _set_up_sqlite)
+        event.listen(engine.sync_engine, "begin", _begin_sqlite)
+        return engine
+
+    def _create_file(self) -> None:
+        """The file is its owner's alone; SQLite gives its side files the same rights."""
+        path = Path(str(self.url.database))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        except OSError as error:
+            raise DatabaseAway from error
+
+
+def _driver_url(text: str) -> URL:
+    try:
+        url = make_url(text)
+    except exc.ArgumentError:
+        raise DatabaseUnusable("the database's URL cannot be read") from None
+    backend = url.get_backend_name()
+    if backend == "sqlite":
+        if url.database in (None, "", ":memory:"):
+            raise DatabaseUnusable("an SQLite database has to be a file: sqlite:///path/to/file.db")
+        return url.set(drivername="sqlite+aiosqlite")
+    if backend in ("postgresql", "postgres"):
+        # libpq's name of the option; asyncpg calls it ssl.
+        mode = url.query.get("sslmode")
+        if mode is not None:
+            url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
+        return url.set(drivername="postgresql+asyncpg")
+    raise DatabaseUnusable(f"{backend} is not supported: give a sqlite: or postgresql: URL")
+
+
+def _set_up_sqlite(connection: Any, _: object) -> None:
+    # The driver's own BEGIN would come too late, and never IMMEDIATE.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    # FULL: a settled credit survives a power cut, not only a crash.
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A transaction that starts as a reader may not be able to become a writer.
+    read_only = connection.get_execution_options().get("read_only", False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def alembic_config(connection: Connection) -> Config:
+    """Alembic's settings for the revisions that ship, on this connection."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config
+
+
+def _upgrade(connection: Connection) -> None:
+    from alembic import command
+
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+    logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)
+    config = alembic_config(connection)
+    revisions = ScriptDirectory.from_config(config)
+    current = MigrationContext.configure(connection).get_current_revision()
+    newest = revisions.get_current_head()
+    if current == newest:
+        return
+    known = {revision.revision for revision in revisions.walk_revisions()}
+    if current is not None and current not in known:
+        raise DatabaseUnusable(
+            f"the database's schema, revision {current}, is newer than this server; upgrade it"
+        )
+    command.upgrade(config, "head")
+    logger.info("schema upgraded", extra={"fields": {"from": current or "none", "to": newest}})

@@ -1,0 +1,182 @@
+"""`img2img keys` and `img2img credits`: they work on the database, with the server up or not."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from server.limits import LimitsProblem, parse_rate
+from server.price import credits_text, parse_credits
+from server.settings import Settings
+
+if TYPE_CHECKING:
+    from server.database import Database
+
+T = TypeVar("T")
+keys_app = typer.Typer(help="API keys: create, list, revoke, rotate.", no_args_is_help=True)
+credits_app = typer.Typer(help="Credits of keys: add, audit.", no_args_is_help=True)
+ReadSettings = Callable[..., Settings]
+
+NameArgument = Annotated[str, typer.Argument(help="The key's name.")]
+
+
+def _credits(text: str) -> int:
+    try:
+        return parse_credits(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _rate(text: str) -> str:
+    try:
+        parse_rate(text)
+    except LimitsProblem as error:
+        raise typer.BadParameter(str(error)) from None
+    return text.strip()
+
+
+CREDITS_METAVAR = "CREDITS"
+
+
+def _run(work: Callable[[Database], Awaitable[T]], *, make: bool = False) -> T:
+    """Do it on the settings' database; exits with 1 if it cannot be done."""
+    from server.bookkeeping import DatabaseAway, DatabaseUnusable
+    from server.cli import FAILURE, read_settings, stop
+    from server.database import Database
+    from server.keys import KeyProblem
+
+    settings = read_settings()
+    if not make and not settings.has_database:
+        raise stop(f"there is no key yet: {settings.accounts_file} does not exist", FAILURE)
+
+    async def main() -> T:
+        database = Database(settings.accounts_url)
+        try:
+            await database.migrate()
+            return await work(database)
+        finally:
+            await database.close()
+
+    try:
+        return asyncio.run(main())
+    except (KeyProblem, DatabaseUnusable) as error:
+        raise stop(str(error), FAILURE) from None
+    except DatabaseAway as error:
+        raise stop(f"the database cannot be reached: {error.__cause__}", FAILURE) from None
+
+
+@keys_app.command("create")
+def create(
+    name: NameArgument,
+    credits: Annotated[
+        Any, typer.Option(parser=_credits, metavar=CREDITS_METAVAR, help="Credits to begin with.")
+    ] = "0",
+    rate: Annotated[
+        Any, typer.Option(parser=_rate, metavar="RATE", help="Its own rate, such as 30/minute.")
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Requests that it may run at the same time.")
+    ] = None,
+) -> None:
+    """Make a key and print it. It is shown this once."""
+    from server.keys import KeyStore
+    from server.ledger import Ledger
+
+    async def work(database: Database) -> str:
+        account, key = await KeyStore(database).create(name, rate=rate, concurrency=concurrency)
+        await Ledger(database).grant(account.id, int(credits))
+        return key
+
+    typer.echo(_run(work, make=True))
+
+
+@keys_app.command("list")
+def list_keys() -> None:
+    """Print every key's name, state, credits and limits; never the key."""
+    from server.clock import now_millis
+    from server.keys import KeyStore
+
+    records = _run(lambda database: KeyStore(database).list())
+    rows = [("name", "id", "state", "credits", "rate", "concurrency", "created", "until")]
+    for record in records:
+        account = record.account
+        rows.append(
+            (
+                account.name,
+                record.lookup[:8],
+                record.state(now_millis()),
+                credits_text(record.available + record.held),
+                account.rate or "-",
+                str(account.concurrency or "-"),
+                _time(record.created_at),
+                _time(record.revoked_at or record.expires_at),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        line = (text.ljust(width) for text, width in zip(row, widths, strict=True))
+        typer.echo("  ".join(line).rstrip())
+
+
+@keys_app.command("revoke")
+def revoke(name: NameArgument) -> None:
+    """Make the key, and what it was rotated from, invalid at once."""
+    from server.keys import KeyStore
+
+    count = _run(lambda database: KeyStore(database).revoke(name))
+    typer.echo(f"{name}: {count} revoked")
+
+
+@keys_app.command("rotate")
+def rotate(
+    name: NameArgument,
+    grace: Annotated[
+        float, typer.Option(min=0, help="Hours for which the old key stays valid.")
+    ] = 24.0,
+) -> None:
+    """Make a new key for the same credits and limits, and print it. It is shown this once."""
+    from server.keys import KeyStore
+
+    typer.echo(_run(lambda database: KeyStore(database).rotate(name, grace * 3600)))
+
+
+@credits_app.command("add")
+def add(
+    name: NameArgument,
+    amount: Annotated[
+        Any, typer.Argument(parser=_credits, metavar=CREDITS_METAVAR, help="Credits, such as 2.5.")
+    ],
+) -> None:
+    """Give credits to a key."""
+    from server.keys import KeyStore
+    from server.ledger import Ledger
+
+    async def work(database: Database) -> int:
+        account = await KeyStore(database).account(name)
+        return (await Ledger(database).grant(account.id, int(amount))).available
+
+    typer.echo(f"{name}: {credits_text(_run(work))}")
+
+
+@credits_app.command("audit")
+def audit_ledger() -> None:
+    """Check that balances, entries and reservations agree. Exits with 1 if they do not."""
+    from server.audit import audit
+
+    problems = _run(audit)
+    for problem in problems:
+        typer.echo(problem)
+    if problems:
+        raise typer.Exit(1)
+    typer.echo("the ledger agrees with itself")
+
+
+def _time(millis: int | None) -> str:
+    if millis is None:
+        return "-"
+    moment = datetime.datetime.fromtimestamp(millis / 1000, datetime.UTC)
+    return moment.strftime("%Y-%m-%d %H:%M")

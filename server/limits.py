@@ -1,0 +1,152 @@
+"""Rates by the `limits` library, and how many requests of one key run at the same time.
+
+Rates are counted in this process, or in Redis for several servers. While Redis is away each server
+counts for itself, so that requests neither fail nor run free of limits.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from limits import RateLimitItem, parse
+from limits.aio.storage import Storage
+from limits.aio.strategies import MovingWindowRateLimiter
+from limits.errors import ConfigurationError, StorageError
+from limits.storage import storage_from_string
+
+logger = logging.getLogger(__name__)
+
+RETRY_STORE_SECONDS = 5.0
+_MEMORY = "memory://"
+
+
+class LimitsProblem(ValueError):
+    """A rate or the store's URL cannot be used; the message says why."""
+
+
+def parse_rate(text: str) -> RateLimitItem:
+    """`30/minute` as the library's item. Raises LimitsProblem."""
+    try:
+        rate = parse(text)
+    except ValueError:
+        raise LimitsProblem(f"{text} is not a rate such as 30/minute, 5/second, 1000/day") from None
+    if rate.amount < 1 or any(separator in text for separator in ",;|"):
+        raise LimitsProblem(f"{text} is not one rate of at least 1")
+    return rate
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a rate allows now: `remaining` of `limit` in `seconds`; all again after `reset` s."""
+
+    allowed: bool
+    limit: int
+    seconds: int
+    remaining: int
+    reset: int
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The RateLimit fields of the IETF's draft, and the three older ones clients know."""
+        return {
+            "RateLimit-Policy": f'"key";q={self.limit};w={self.seconds}',
+            "RateLimit": f'"key";r={self.remaining};t={self.reset}',
+            "RateLimit-Limit": str(self.limit),
+            "RateLimit-Remaining": str(self.remaining),
+            "RateLimit-Reset": str(self.reset),
+        }
+
+
+class Rates:
+    """Counts events by name over moving windows."""
+
+    def __init__(self, url: str = _MEMORY) -> None:
+        """`url`: `memory://` or `redis://host:6379`. Raises LimitsProblem."""
+        self._own = MovingWindowRateLimiter(_storage(_MEMORY))
+        self._shared = self._own if url == _MEMORY else MovingWindowRateLimiter(_storage(url))
+        self._shared_again_at = 0.0
+
+    async def hit(self, rate: RateLimitItem, *names: str) -> Window:
+        """Count one event if the rate allows it."""
+        limiter = self._own if time.monotonic() < self._shared_again_at else self._shared
+        try:
+            return await _hit(limiter, rate, names)
+        except StorageError as error:
+            self._fall_back(error)
+            return await _hit(self._own, rate, names)
+
+    async def look(self, rate: RateLimitItem, *names: str) -> Window:
+        """Whether the rate would allow one more event; counts none."""
+        limiter = self._own if time.monotonic() < self._shared_again_at else self._shared
+        try:
+            return await _window(limiter, rate, names, await limiter.test(rate, *names))
+        except StorageError as error:
+            self._fall_back(error)
+            return await _window(self._own, rate, names, await self._own.test(rate, *names))
+
+    def _fall_back(self, error: StorageError) -> None:
+        self._shared_again_at = time.monotonic() + RETRY_STORE_SECONDS
+        logger.warning(
+            "the store of limits is away; counting in this process",
+            extra={"fields": {"error": type(error.storage_error).__name__}},
+        )
+
+
+def _storage(url: str) -> Storage:
+    options: dict[str, float | str | bool] = {}
+    if url.startswith("redis"):
+        options = {
+            "implementation": "redispy",
+            "wrap_exceptions": True,
+            "socket_timeout": 1.0,
+            "socket_connect_timeout": 1.0,
+        }
+    try:
+        storage = storage_from_string(f"async+{url}", **options)
+    except ConfigurationError as error:
+        reason = str(error) if "unknown storage scheme" not in str(error) else "unknown scheme"
+        raise LimitsProblem(f"the URL of the limits' store cannot be used: {reason}") from None
+    assert isinstance(storage, Storage)
+    return storage
+
+
+async def _hit(
+    limiter: MovingWindowRateLimiter, rate: RateLimitItem, names: tuple[str, ...]
+) -> Window:
+    return await _window(limiter, rate, names, await limiter.hit(rate, *names))
+
+
+async def _window(
+    limiter: MovingWindowRateLimiter, rate: RateLimitItem, names: tuple[str, ...], allowed: bool
+) -> Window:
+    stats = await limiter.get_window_stats(rate, *names)
+    reset = max(1, math.ceil(stats.reset_time - time.time()))
+    seconds = int(rate.get_expiry())
+    return Window(allowed, rate.amount, seconds, max(0, stats.remaining), min(reset, seconds))
+
+
+class Places:
+    """How many requests of one name are in this process at the same time."""
+
+    def __init__(self) -> None:
+        self._taken: Counter[str] = Counter()
+
+    @contextmanager
+    def take(self, name: str, limit: int | None) -> Iterator[bool]:
+        """True and a place until the block ends; False if `limit` places are taken."""
+        if limit is not None and self._taken[name] >= limit:
+            yield False
+            return
+        self._taken[name] += 1
+        try:
+            yield True
+        finally:
+            self._taken[name] -= 1
+            if not self._taken[name]:
+                del self._taken[name]

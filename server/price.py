@@ -1,0 +1,48 @@
+"""What a picture costs, and credits as text. Credits are whole numbers of tenths throughout."""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+
+from pipelines.request import MAX_SIDE, MAX_STEPS, MIN_SIDE, MIN_STEPS
+
+MIN_PRICE = 4
+MAX_PRICE = 20
+_MIN_WORK = MIN_SIDE * MIN_SIDE * MIN_STEPS
+_MAX_WORK = MAX_SIDE * MAX_SIDE * MAX_STEPS
+MAX_CREDITS = 10**12
+"""Tenths that one grant may hold, at most."""
+
+
+def price(width: int, height: int, steps: int) -> int:
+    """Tenths of a credit for one picture of width x height pixels in that many steps.
+
+    0.4 + 1.6 * (w - w_min) / (w_max - w_min) credits, w = width * height * steps over the
+    contract's own ranges, rounded to 0.1 (half up), in whole numbers. Raises ValueError beyond the
+    ranges.
+    """
+    sides_fit = MIN_SIDE <= width <= MAX_SIDE and MIN_SIDE <= height <= MAX_SIDE
+    if not (sides_fit and MIN_STEPS <= steps <= MAX_STEPS):
+        raise ValueError(f"{width} x {height} in {steps} steps has no price")
+    work, span = width * height * steps - _MIN_WORK, _MAX_WORK - _MIN_WORK
+    return MIN_PRICE + (2 * (MAX_PRICE - MIN_PRICE) * work + span) // (2 * span)
+
+
+def credits_text(tenths: int) -> str:
+    """`104` tenths as `10.4`."""
+    sign = "-" if tenths < 0 else ""
+    return f"{sign}{abs(tenths) // 10}.{abs(tenths) % 10}"
+
+
+def parse_credits(text: str) -> int:
+    """Tenths from `10` or `10.4`. Raises ValueError that says the rule."""
+    rule = f"{text} is not a number of credits from 0 to {MAX_CREDITS // 10} in steps of 0.1"
+    try:
+        tenths = Decimal(text.strip()) * 10
+    except InvalidOperation:
+        raise ValueError(rule) from None
+    if not tenths.is_finite() or tenths != tenths.to_integral_value():
+        raise ValueError(rule)
+    if not 0 <= tenths <= MAX_CREDITS:
+        raise ValueError(rule)
+    return int(tenths)

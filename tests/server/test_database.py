@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.engine import Connection
+
+from server.audit import audit
+from server.bookkeeping import Balance, DatabaseAway, DatabaseUnusable
+from server.database import (
+    MIGRATIONS,
+    Database,
+    alembic_config,
+)
+from server.key_text import digest_of, make_key
+from server.keys import KeyStore
+from server.ledger import Ledger
+from server.tables import metadata
+from tests.server.databases import new_postgres_database, sqlite_url
+from throwaway_postgres import Postgres
+
+REVISIONS = ["0001", "0002"]
+
+KEY = make_key()
+ROWS = {
+    "0001": [
+        "INSERT INTO accounts VALUES (7, 'alice', 90, 6, '9/hour', 3, 1000)",
+        "INSERT INTO keys VALUES "
+        f"(1, 7, '{digest_of(KEY)[:16]}', '{digest_of(KEY)}', 1000, NULL, NULL)",
+        "INSERT INTO reservations VALUES ('r', 7, 4, 'settled', 's', 'id', 9000, 1000, 2000)",
+        "INSERT INTO reservations VALUES ('q', 7, 6, 'open', 's', 'id', 9000, 1000, NULL)",
+        "INSERT INTO entries VALUES (1001, 7, NULL, 'grant', 'issued', 'available', 100, 1000)",
+        "INSERT INTO entries VALUES (1002, 7, 'r', 'reserve', 'available', 'held', 4, 1000)",
+        "INSERT INTO entries VALUES (1003, 7, 'r', 'settle', 'held', 'earned', 4, 2000)",
+        "INSERT INTO entries VALUES (1004, 7, 'q', 'reserve', 'available', 'held', 6, 2000)",
+    ],
+    "0002": ["INSERT INTO answers VALUES (7, 'k', 'f', 'r', 2000, 9000, 1, '1')"],
+}
+"""What a database of each revision holds beyond what the one before does."""
+
+
+def test_every_revision_is_tested() -> None:
+    found = ScriptDirectory(str(MIGRATIONS)).walk_revisions()
+    assert [revision.revision for revision in found][::-1] == REVISIONS
+
+
+@pytest.mark.parametrize("old", REVISIONS)
+def test_upgrade_from(old: str, database_url: str) -> None:
+    def make_old(connection: Connection) -> None:
+        command.upgrade(alembic_config(connection), old)
+        for revision in REVISIONS[: REVISIONS.index(old) + 1]:
+            for statement in ROWS[revision]:
+                connection.exec_driver_sql(statement)
+
+    def differences(connection: Connection) -> list[object]:
+        return list(compare_metadata(MigrationContext.configure(connection), metadata))
+
+    async def main() -> None:
+        database = Database(database_url)
+        if database.is_sqlite:
+            database._create_file()
+        await database.write(lambda c: c.run_sync(make_old))
+        await database.migrate()
+        assert await database.read(lambda c: c.run_sync(differences)) == []
+        assert await audit(database) == []
+        account = await KeyStore(database).find(KEY)
+        assert account is not None
+        assert (account.name, account.rate, account.concurrency) == ("alice", "9/hour", 3)
+        ledger = Ledger(database)
+        assert await ledger.balance(account.id) == Balance(90, 6)
+        assert await ledger.release_stale() == 1
+        assert await ledger.balance(account.id) == Balance(96, 0)
+        await database.close()
+
+    asyncio.run(main())
+
+
+def test_servers_that_start_together_upgrade_once(database_url: str) -> None:
+    async def main() -> None:
+        databases = [Database(database_url) for _ in range(5)]
+        await asyncio.gather(*(database.migrate() for database in databases))
+        await KeyStore(databases[0]).create("alice")
+        await asyncio.gather(*(database.migrate() for database in databases))
+        assert (await KeyStore(databases[4]).account("alice")).name == "alice"
+        for database in databases:
+            await database.close()
+
+    asyncio.run(main())
+
+
+def test_a_newer_schema_is_refused(database_url: str) -> None:
+    async def main() -> None:
+        database = Database(database_url)
+        await database.migrate()
+        change = sa.text("UPDATE alembic_version SET version_num = '9999'")
+        await database.write(lambda c: c.execute(change))
+        with pytest.raises(DatabaseUnusable, match="revision 9999, is newer than this server"):
+            await database.migrate()
+        await database.close()
+
+    asyncio.run(main())
+
+
+def test_a_transaction_outlives_its_caller(database_url: str) -> None:
+    async def main() -> None:
+        database = Database(database_url)
+        await database.migrate()
+        task = asyncio.ensure_future(KeyStore(database).create("alice"))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await database.close()
+        assert (await KeyStore(database).account("alice")).name == "alice"
+        await database.close()
+
+    asyncio.run(main())
+
+
+def test_the_sqlite_file(tmp_path: Path) -> None:
+    async def main() -> None:
+        database = Database(f"sqlite:///{tmp_path}/new/folder/a.db")
+        await database.migrate()
+        mode = (tmp_path / "new/folder/a.db").stat().st_mode
+        assert stat.S_IMODE(mode) == 0o600
+        for pragma, value in (("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1)):
+            row = await database.read(lambda c, p=pragma: c.execute(sa.text(f"PRAGMA {p}")))
+            assert row.scalar_one() == value
+        await database.close()
+
+    asyncio.run(main())
+
+
+def test_another_process_that_writes_is_waited_for_and_given_up_on(tmp_path: Path) -> None:
+    async def main() -> None:
+        url = sqlite_url(tmp_path)
+        database = Database(url, busy_seconds=0.1)
+        await database.migrate()
+        with sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(DatabaseAway):
+                await KeyStore(database).create("alice")
+            assert await KeyStore(database).list() == []  # reading goes on
+            other.execute("COMMIT")
+        other.close()
+        await KeyStore(database).create("alice")
+        await database.close()
+
+    asyncio.run(main())
+
+
+def test_postgresql_that_goes_away_and_comes_back(postgres: Postgres) -> None:
+    async def main(url: str) -> None:
+        database = Database(url)
+        await database.migrate()
+        store = KeyStore(database)
+        await store.create("alice")
+        postgres.stop()
+        for _ in range(2):
+            with pytest.raises(DatabaseAway):
+                await store.account("alice")
+            with pytest.raises(DatabaseAway):
+                await store.create("bob")
+        postgres.start()
+        assert (await store.account("alice")).name == "alice"
+        await database.close()
+
+    with new_postgres_database(postgres) as url:
+        asyncio.run(main(url))
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("nonsense", "cannot be read"),
+        ("mysql://a:secret@b/c", "mysql is not supported"),
+        ("sqlite://", "has to be a file"),
+        ("sqlite:///:memory:", "has to be a file"),
+    ],
+)
+def test_urls_that_cannot_be_used(url: str, said: str) -> None:
+    with pytest.raises(DatabaseUnusable, match=said) as caught:
+        asyncio.run(Database(url).migrate())
+    assert "secret" not in str(caught.value)
+
+
+def test_the_driver_is_chosen_and_the_password_hidden() -> None:
+    database = Database("postgresql://a:secret@b:1/c?sslmode=require")
+    assert database.url.drivername == "postgresql+asyncpg"
+    assert dict(database.url.query) == {"ssl": "require"}
+    assert database.name == "postgresql+asyncpg://a:***@b:1/c?ssl=require"

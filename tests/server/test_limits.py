@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from server.limits import LimitsProblem, Places, Rates, parse_rate
+from server.settings import Settings
+from tests.server.server_process import free_port
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "seconds"),
+    [
+        ("30/minute", 30, 60),
+        ("5/second", 5, 1),
+        ("1000 per day", 1000, 86400),
+        ("2/5minutes", 2, 300),
+    ],
+)
+def test_rates_are_read(text: str, amount: int, seconds: int) -> None:
+    rate = parse_rate(text)
+    assert (rate.amount, rate.get_expiry()) == (amount, seconds)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "fast", "0/minute", "5/fortnight", "1/second;5/minute", "-1/s"]
+)
+def test_what_is_no_rate(text: str) -> None:
+    with pytest.raises(LimitsProblem):
+        parse_rate(text)
+
+
+def test_a_window() -> None:
+    async def main() -> None:
+        rates, rate = Rates(), parse_rate("2/hour")
+        assert (await rates.look(rate, "a")).remaining == 2
+        windows = [await rates.hit(rate, "a") for _ in range(3)]
+        assert [window.allowed for window in windows] == [True, True, False]
+        assert [window.remaining for window in windows] == [1, 0, 0]
+        assert all(3590 <= window.reset <= 3600 for window in windows)
+        assert not (await rates.look(rate, "a")).allowed
+        assert (await rates.hit(rate, "b")).allowed
+
+    asyncio.run(main())
+
+
+def test_while_redis_is_away_each_server_counts_for_itself(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        rates = Rates(f"redis://127.0.0.1:{free_port()}/0")
+        assert "Redis" in type(rates._shared.storage).__name__
+        rate = parse_rate("2/hour")
+        assert [(await rates.hit(rate, "a")).allowed for _ in range(3)] == [True, True, False]
+        assert not (await rates.look(rate, "a")).allowed
+        assert "the store of limits is away" in caplog.text
+
+    asyncio.run(main())
+
+
+def test_redis_is_asked_where_the_url_says() -> None:
+    """No Redis runs here: what a listener hears on its port is Redis's protocol."""
+
+    async def main() -> bytes:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.setblocking(False)
+            rates = Rates(f"redis://127.0.0.1:{listener.getsockname()[1]}/3")
+            asking = asyncio.ensure_future(rates.hit(parse_rate("2/hour"), "a"))
+            loop = asyncio.get_running_loop()
+            connection, _ = await loop.sock_accept(listener)
+            with connection:
+                connection.setblocking(False)
+                heard = await loop.sock_recv(connection, 1024)
+            await asking
+            return heard
+
+    assert asyncio.run(main()).startswith(b"*")
+
+
+@pytest.mark.parametrize("url", ["nonsense://x", "memory", ""])
+def test_stores_that_cannot_be_used(url: str) -> None:
+    with pytest.raises(LimitsProblem, match="cannot be used"):
+        Rates(url)
+
+
+def test_places() -> None:
+    places = Places()
+    with places.take("a", 2) as first, places.take("a", 2) as second:
+        assert first
+        assert second
+        with places.take("a", 2) as third, places.take("b", 2) as other:
+            assert not third
+            assert other
+        with places.take("a", 2) as again:  # a refused one frees no place
+            assert not again
+        with places.take("a", None) as unlimited:
+            assert unlimited
+    with pytest.raises(RuntimeError), places.take("a", 1):
+        raise RuntimeError
+    with places.take("a", 1) as last:
+        assert last
+
+
+def test_a_setting_that_is_no_rate_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a rate such as 30/minute"):
+        Settings(rate="often")
+    with pytest.raises(ValueError, match="auth_failures"):
+        Settings(auth_failures="1/blink")
