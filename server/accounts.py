@@ -44,6 +44,7 @@ class Accounts:
         self.lease_seconds = settings.request_timeout + LEASE_MARGIN_SECONDS
         # No two servers listen on one port of a host: what this name left open, a dead one did.
         self.server_name = f"{socket.gethostname()}:{settings.port}"
+        self.failure: DatabaseUnusable | None = None
         self._open = False
         self._unsettled: set[str] = set()
         self._keeper: asyncio.Task[None] | None = None
@@ -54,10 +55,15 @@ class Accounts:
         return self._open
 
     async def start(self) -> None:
-        """Open the database if it is there, and go on looking after it. Raises DatabaseUnusable."""
-        with suppress(DatabaseAway, TimeoutError):
+        """Open the database if it is there, and go on looking after it; or set `failure`."""
+        try:
             async with asyncio.timeout(OPENING_SECONDS):
                 await self._try_to_open()
+        except DatabaseUnusable as error:
+            self.failure = error
+            return
+        except (DatabaseAway, TimeoutError):
+            pass
         self._keeper = asyncio.create_task(self._look_after())
 
     async def stop(self) -> None:

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 
 from server.access import Access, Caller
 from server.answer_headers import answer_headers
@@ -66,12 +66,18 @@ logger = logging.getLogger(__name__)
 class Admission:
     """A request that may go on. Without an account, nothing is reserved or kept."""
 
-    def __init__(self, request: Request, caller: Caller, accounts: Accounts | None) -> None:
+    def __init__(
+        self,
+        request: Request,
+        caller: Caller,
+        accounts: Accounts | None,
+        idempotency_key: str | None = None,
+    ) -> None:
         self._accounts = accounts if caller.account is not None else None
         self._account_id = 0 if caller.account is None else caller.account.id
         self._concurrency = caller.concurrency
         self._headers = answer_headers(request.scope)
-        self._idempotency_key = _idempotency_key(request)
+        self._idempotency_key = idempotency_key
         self._idempotency: Idempotency | None = None
         self._order: Order | None = None
         self._settled = False
@@ -198,8 +204,7 @@ def fingerprint(parts: Mapping[str, Part]) -> str:
     return digest.hexdigest()
 
 
-def _idempotency_key(request: Request) -> str | None:
-    key = request.headers.get(IDEMPOTENCY_HEADER)
+def _checked(key: str | None) -> str | None:
     if key is not None and not _SANE_IDEMPOTENCY_KEY.fullmatch(key):
         raise BadRequest(f"{IDEMPOTENCY_HEADER}: is not 1 to 255 printable ASCII characters")
     return key
@@ -214,7 +219,16 @@ def too_many_at_once(limit: int | None) -> TooManyRequests:
 
 
 async def admit(
-    request: Request, caller: Annotated[Caller, Depends(require_key)]
+    request: Request,
+    caller: Annotated[Caller, Depends(require_key)],
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            alias=IDEMPOTENCY_HEADER,
+            description="The same request with the same key gets the first answer again, at no "
+            "charge. An addition to the hosted service's headers.",
+        ),
+    ] = None,
 ) -> AsyncIterator[Admission]:
     """Admit a request within its key's limits, before its body is read."""
     access: Access = request.app.state.access
@@ -226,7 +240,9 @@ async def admit(
             answer_headers(request.scope).update(window.headers)
             if not window.allowed:
                 raise TooManyRequests(f"this key may ask {caller.rate}", window.reset)
-        admission = Admission(request, caller, request.app.state.accounts)
+        admission = Admission(
+            request, caller, request.app.state.accounts, _checked(idempotency_key)
+        )
         try:
             yield admission
         finally:

@@ -74,7 +74,7 @@ def create_app(
     on_start_failure: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """The application under `settings`. `starter` makes the engine; `on_start_failure` is called,
-    in another thread, if it cannot. Raises ConfigurationError."""
+    perhaps in another thread, if it or the accounts cannot be opened. Raises ConfigurationError."""
     problem = settings.exposure_problem()
     if problem is not None:
         raise ConfigurationError(problem)
@@ -91,6 +91,8 @@ def create_app(
         host.start(on_start_failure)
         if accounts is not None:
             await accounts.start()
+            if accounts.failure is not None:
+                on_start_failure()
         yield
         await host.drain(settings.grace_period)
         if accounts is not None:

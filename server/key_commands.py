@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from server.limits import LimitsProblem, parse_rate
-from server.price import credits_text, parse_credits
+from server.price import credits_text, parse_credits, price_table
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 keys_app = typer.Typer(help="API keys: create, list, revoke, rotate.", no_args_is_help=True)
-credits_app = typer.Typer(help="Credits of keys: add, audit.", no_args_is_help=True)
+credits_app = typer.Typer(help="Credits of keys: add, audit, prices.", no_args_is_help=True)
 ReadSettings = Callable[..., Settings]
 
 NameArgument = Annotated[str, typer.Argument(help="The key's name.")]
@@ -173,6 +173,12 @@ def audit_ledger() -> None:
     if problems:
         raise typer.Exit(1)
     typer.echo("the ledger agrees with itself")
+
+
+@credits_app.command("prices")
+def prices() -> None:
+    """Print what pictures cost, by size and steps."""
+    typer.echo(price_table())
 
 
 def _time(millis: int | None) -> str:

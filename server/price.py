@@ -28,6 +28,17 @@ def price(width: int, height: int, steps: int) -> int:
     return MIN_PRICE + (2 * (MAX_PRICE - MIN_PRICE) * work + span) // (2 * span)
 
 
+def price_table() -> str:
+    """Prices of some sizes and steps, in credits, as Markdown."""
+    steps = (10, 20, 30, 40, 50)
+    sizes = ((320, 320), (512, 512), (768, 512), (768, 768), (1024, 1024), (1536, 1024))
+    lines = [f"| steps | {' | '.join(map(str, steps))} |", "|---|---|---|---|---|---|"]
+    for width, height in (*sizes, (1536, 1536)):
+        cells = (credits_text(price(width, height, count)) for count in steps)
+        lines.append(f"| {width} x {height} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def credits_text(tenths: int) -> str:
     """`104` tenths as `10.4`."""
     sign = "-" if tenths < 0 else ""

@@ -69,6 +69,8 @@ def serve(settings: Settings, starter: ModelStarter = load_model) -> str | None:
         logger.warning("API keys are set, but no_auth lets every request in")
     server.run()
     reason = app.state.engine_host.failure
+    if app.state.accounts is not None and app.state.accounts.failure is not None:
+        reason = app.state.accounts.failure
     return None if reason is None else str(reason) or repr(reason)
 
 

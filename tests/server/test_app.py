@@ -277,7 +277,10 @@ def test_openapi_describes_the_form_and_the_answers(client: TestClient) -> None:
         "default": 0.35,
         "description": "",
     }
-    assert set(operation["responses"]) == {"200", "400", "401", "413", "415", "500", "503", "504"}
+    failures = ["400", "401", "402", "408", "409", "413", "415", "429", "500", "503", "504"]
+    assert set(operation["responses"]) == {"200", *failures}
+    headers = [parameter["name"] for parameter in operation["parameters"]]
+    assert headers == ["Idempotency-Key"]
     for status, answer in operation["responses"].items():
         if status != "200":
             example = answer["content"]["application/json"]["example"]

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.price import MAX_PRICE, MIN_PRICE, credits_text, parse_credits, price
+from server.price import MAX_PRICE, MIN_PRICE, credits_text, parse_credits, price, price_table
 
 SIDES = st.integers(5, 24).map(lambda n: n * 64)
 STEPS = st.integers(10, 50)
@@ -70,6 +71,11 @@ def test_credits_are_read(text: str, tenths: int) -> None:
 def test_what_is_no_number_of_credits_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"in steps of 0\.1"):
         parse_credits(text)
+
+
+def test_the_table_in_the_documents_is_that_of_the_code() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "credits.md"
+    assert price_table() in page.read_text(encoding="utf-8")
 
 
 def test_negative_amounts_are_shown_as_such() -> None:

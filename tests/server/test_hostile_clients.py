@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from tests.server.conftest import PATH
 from tests.server.pictures import file_of, gradient
@@ -138,6 +139,15 @@ def test_who_is_quick_enough_is_served_more_than_once_on_a_connection(
             connection.sendall(b"GET /health/ready HTTP/1.1\r\nHost: a\r\n\r\n")
             assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
             time.sleep(0.7)  # idle between requests longer in all than headers may take
+
+
+def test_a_newer_schema_ends_the_server(tmp_path: Path) -> None:
+    team = Team(f"sqlite:///{tmp_path}/accounts.db")
+    change = sa.text("UPDATE alembic_version SET version_num = '9999'")
+    team.do(lambda database: database.write(lambda c: c.execute(change)))
+    with running_server("tests.server.stub_server", tmp_path, database_url=team.url) as server:
+        assert server.exit_status() == 1
+        assert "revision 9999, is newer than this server" in server.log
 
 
 def test_a_client_that_leaves_pays_nothing(tmp_path: Path) -> None:
