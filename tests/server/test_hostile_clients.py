@@ -99,11 +99,13 @@ def test_an_upload_that_stalls(server: ServerProcess) -> None:
 def test_a_chunked_upload_that_drips(server: ServerProcess) -> None:
     with connect(server) as connection:
         connection.sendall(f"{HEAD}Transfer-Encoding: chunked\r\n\r\n".encode())
+        part = b'--x\r\nContent-Disposition: form-data; name="init_image"; filename="a"\r\n\r\n'
+        connection.sendall(b"%x\r\n%s\r\n" % (len(part), part))
         connection.settimeout(0.2)
         began, received = time.monotonic(), b""
         while not received:
             assert time.monotonic() - began < 30
-            connection.sendall(b"1\r\n-\r\n")
+            connection.sendall(b"1\r\nz\r\n")
             try:
                 received = connection.recv(65536)
             except TimeoutError:
