@@ -171,10 +171,12 @@ class Denoiser:
         integers = self._upload(
             [[e.position for e in evaluations], first, second, rows, text], np.int64
         )
-        index, first_row, second_row, row_index, text_index = integers.split(
-            [count, count, count, len(rows), len(rows)]
+        index, first_row, second_row, row_index, text_index = torch.split_with_sizes(
+            integers, [count, count, count, len(rows), len(rows)]
         )
-        c_in, scale, row_timestep, coefficients = floats.split([count, count, len(rows), mix.size])
+        c_in, scale, row_timestep, coefficients = torch.split_with_sizes(
+            floats, [count, count, len(rows), mix.size]
+        )
         return _Batch(
             index=index,
             c_in=c_in[:, None, None, None],

@@ -213,9 +213,9 @@ def pull(
     try:
         typer.echo(pull_model(settings, named=model is not None))
     except ValueError as error:
-        raise _stop(str(error), USAGE_ERROR) from None
+        raise stop(str(error), USAGE_ERROR) from None
     except RuntimeError as error:
-        raise _stop(str(error), FAILURE) from None
+        raise stop(str(error), FAILURE) from None
 
 
 def main() -> None:
