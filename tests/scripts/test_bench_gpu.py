@@ -89,7 +89,7 @@ def ours(good: bool) -> dict[str, Any]:
         "checks": [check],
         "latency": 0.1,
         "concurrency": {"1": {"images_per_second": 12.0, "p50": 0.1, "worst": 0.2}},
-        "ticks": {"2": {"tick": 0.010, "unet": 0.009}},
+        "ticks": {"2": {"tick": 0.010, "unet": 0.009, "rows": 2.0}},
     }
 
 
@@ -102,7 +102,7 @@ def test_a_part_that_ran_out_of_time_is_reported_as_far_as_it_came(tmp_path: Pat
     assert "all good" in report
     assert "| unloaded latency, ms | 500 | not run | 100 |" in report
     assert "ours makes 6.00 times as many" in report
-    assert "| 2 | 10.00 | 9.00 | 10.0 % |" in report
+    assert "| 2 | 2.0 | 10.00 | 9.00 | 10.0 % |" in report
     assert "| warm | not run |" in report
     if not torch.cuda.is_available():
         assert "| unloaded p50, ms | at most 180, then 120 | not run on CUDA |" in report
