@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from models.clip import ClipModel
+
 
 @dataclass(eq=False)
 class ModelBundle:
@@ -15,9 +17,10 @@ class ModelBundle:
 
     ``unet`` is a diffusers UNet2DConditionModel, ``vae`` an AutoencoderKL or AutoencoderTiny,
     ``text_encoder`` a transformers CLIPTextModel and ``tokenizer`` its CLIPTokenizer.
-    ``scheduler_config`` is what the model says of the noise schedule it was trained with.
-    ``embeddings`` are textual inversions: a name in a prompt to the rows of the text encoder's
-    table that stand for it. ``facts`` say in words where the parts came from.
+    ``scheduler_config`` is what the model says of the noise schedule it was trained with. ``clip``
+    judges pictures, for CLIP guidance; None where there is none. ``embeddings`` are textual
+    inversions: a name in a prompt to the rows of the text encoder's table that stand for it.
+    ``facts`` say in words where the parts came from.
     """
 
     name: str
@@ -29,6 +32,7 @@ class ModelBundle:
     device: torch.device
     dtype: torch.dtype
     path: Path | None = None
+    clip: ClipModel | None = None
     extras: dict[str, Any] = field(default_factory=dict)
     embeddings: dict[str, tuple[int, ...]] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from models import checkpoint
 from models.autoencoder import downscale, load_autoencoder
 from models.bundle import ModelBundle
 from models.checkpoint import SD15_FOLDER
+from models.clip import load_beside
 from models.device import choose_device, choose_dtype
 from models.errors import ModelLoadError
 from models.folder import check_layout, part_files
@@ -220,6 +221,8 @@ def load_folder(
         | _vae_facts(autoencoder, vae or ""),
     )
     _check_architecture(bundle)
+    if (folder / "clip").is_dir():
+        bundle.clip = load_beside(folder / "clip", device, dtype, bundle.tokenizer)
     return bundle
 
 

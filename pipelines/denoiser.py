@@ -20,6 +20,8 @@ import torch
 from models.bundle import ModelBundle
 from models.padding import circular_padding
 from pipelines.batching import GroupKey, guidance_rows, pad_rows
+from pipelines.errors import GenerationFailed
+from pipelines.guidance import ClipGuide, Correction, GuidanceRun
 from pipelines.samplers import SLOTS, Row
 
 UNCOND, COND = 0, 1
@@ -35,6 +37,7 @@ class Evaluation:
     slots: int
     noise: torch.Tensor | None  # (4, h, w) float32, on the CPU
     predict: bool = False  # whether the predicted latents are wanted
+    guidance: GuidanceRun | None = None  # CLIP guidance, where it was asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +126,7 @@ class Denoiser:
     def __init__(self, bundle: ModelBundle, row_buckets: Sequence[int] = ()) -> None:
         self._bundle = bundle
         self._row_buckets = tuple(sorted(row_buckets))
+        self._guide = None if bundle.clip is None else ClipGuide(bundle, bundle.clip)
 
     def tick(self, pool: LatentPool, evaluations: Sequence[Evaluation]) -> Tick:
         """Advance each evaluation's request by one.
@@ -131,12 +135,19 @@ class Denoiser:
         """
         batch = self._assemble(evaluations)
         eps = self.denoise(pool, batch)
+        corrections = self.guide(pool, evaluations, eps)
+        for b, correction in corrections.items():
+            eps[b] += correction.output
         predicted = {
             e.position: e.row.x0[0] * pool.state[e.position, 0] + e.row.x0[1] * eps[b]
             for b, e in enumerate(evaluations)
             if e.predict
         }
         self.mix(pool, batch, eps)
+        for b, evaluation in enumerate(evaluations):
+            if evaluation.guidance is not None:
+                made = corrections.get(b)
+                evaluation.guidance.commit(None if made is None else made.loss)
         return Tick(len(batch.rows), predicted)
 
     def _assemble(self, evaluations: Sequence[Evaluation]) -> _Batch:
@@ -223,6 +234,28 @@ class Denoiser:
         # uncond + scale * (cond - uncond), in place; where a request has one row, both are that
         # row and the scale does nothing.
         return eps.sub_(uncond).mul_(batch.scale).add_(uncond)
+
+    def guide(
+        self, pool: LatentPool, evaluations: Sequence[Evaluation], eps: torch.Tensor
+    ) -> dict[int, Correction]:
+        """CLIP guidance's corrections of ``eps`` (B, 4, h, w), by index into ``evaluations``.
+
+        One request at a time: what a request is guided by depends on nobody else in the tick.
+        """
+        corrections: dict[int, Correction] = {}
+        for b, evaluation in enumerate(evaluations):
+            run = evaluation.guidance
+            if run is None or not run.due:
+                continue
+            if self._guide is None:
+                raise GenerationFailed("there is no CLIP model to guide with")
+            place = evaluation.position
+            correction = self._guide.correction(
+                run, evaluation.row, pool.state[place, 0], eps[b], pool.text[place], pool.key.tile
+            )
+            if correction is not None:
+                corrections[b] = correction
+        return corrections
 
     def mix(self, pool: LatentPool, batch: _Batch, eps: torch.Tensor) -> None:
         """Apply the coefficients in float32, one multiply-add a column, and scatter."""

@@ -8,6 +8,7 @@ import torch
 
 from pipelines.batching import GroupKey
 from pipelines.denoiser import Evaluation
+from pipelines.guidance import GuidanceRun
 from pipelines.handle import GenerationHandle
 from pipelines.request import GenerationRequest, Pixels
 from pipelines.samplers import Table
@@ -46,6 +47,10 @@ class Job:
     preview: Pixels | None = None
     image: Pixels | None = None
     timings: dict[str, float] = field(default_factory=dict)
+    guidance: GuidanceRun | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.guidance = GuidanceRun.of(self.request)
 
     @property
     def request(self) -> GenerationRequest:
@@ -68,5 +73,11 @@ def evaluation_of(job: Job) -> Evaluation:
     assert noise is not None
     draw = None if row.noise is None else noise.steps[row.noise]
     return Evaluation(
-        job.position, row, job.request.cfg_scale, table.slots, draw, job.request.previews
+        job.position,
+        row,
+        job.request.cfg_scale,
+        table.slots,
+        draw,
+        job.request.previews,
+        job.guidance,
     )

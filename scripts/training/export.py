@@ -12,7 +12,7 @@ import torch
 from diffusers import PNDMScheduler
 from safetensors.torch import load_file
 
-from training.clip import WithHeads, finished_clip, make_clip, make_tokenizer
+from training.clip import IMAGE_SIDE, WithHeads, finished_clip, make_clip, make_tokenizer
 from training.unet import make_unet
 from training.vae import finished_vae
 
@@ -28,6 +28,20 @@ INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
+
+CLIP_PIXELS = {
+    "image_processor_type": "CLIPImageProcessor",
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "resample": 2,
+    "size": {"height": IMAGE_SIDE, "width": IMAGE_SIDE},
+    "do_center_crop": False,
+    "do_rescale": True,
+    "do_normalize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+"""How CLIP's image tower wants its pixels: squashed to a square, in -1..1."""
 
 
 def export(training: Path, output: Path) -> None:
@@ -71,6 +85,8 @@ def export(training: Path, output: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, target.with_suffix(".new"))
                 target.with_suffix(".new").rename(target)
+    pixels = json.dumps(CLIP_PIXELS, indent=2) + "\n"
+    (output / "clip" / "preprocessor_config.json").write_text(pixels)
     (output / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
     # What from_pretrained reads of a tokenizer; the folder of training has it in CLIP's own files.
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):

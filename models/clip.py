@@ -1,0 +1,130 @@
+"""A CLIP model, text and image tower, that says how well a picture fits a text.
+
+Not the text encoder that the U-Net reads: this one judges, for CLIP guidance. The embedded model
+ships its own; Stable Diffusion 1.x is steered by OpenAI's ViT-L/14, whose text tower it reads too.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from models.errors import ModelLoadError
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+"""How OpenAI's models want their pixels, where a folder does not say (Radford et al. 2021)."""
+
+
+@dataclass(eq=False)
+class ClipModel:
+    """A transformers CLIPModel, its tokenizer, and how it wants its pixels.
+
+    ``mean`` and ``std`` are (3,), of pixels in 0..1.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    @property
+    def side(self) -> int:
+        """The side of the pictures it reads, in pixels."""
+        return int(self.model.config.vision_config.image_size)
+
+    def embed_text(self, text: str) -> torch.Tensor:
+        """The unit embedding of a text, (D,) float32.
+
+        A text of more than 75 tokens is read in chunks, whose embeddings are averaged.
+        """
+        tokenizer = self.tokenizer
+        room = int(self.model.config.text_config.max_position_embeddings) - 2
+        ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        chunks = [ids[i : i + room] for i in range(0, len(ids), room)] or [[]]
+        embeddings = []
+        for chunk in chunks:
+            batch = [[tokenizer.bos_token_id, *chunk, tokenizer.eos_token_id]]
+            tokens = torch.tensor(batch, device=self.mean.device)
+            pooled = self.model.text_model(tokens).pooler_output
+            embeddings.append(F.normalize(self.model.text_projection(pooled)[0].float(), dim=-1))
+        return F.normalize(torch.stack(embeddings).mean(dim=0), dim=-1)
+
+    def embed_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Unit embeddings (N, D) float32 of pictures (N, 3, side, side) in 0..1.
+
+        Differentiable.
+        """
+        scaled = (pictures - self.mean[:, None, None]) / self.std[:, None, None]
+        pooled = self.model.vision_model(scaled.to(self.model.dtype)).pooler_output
+        return F.normalize(self.model.visual_projection(pooled).float(), dim=-1)
+
+    def resized(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Pictures (N, 3, H, W) as (N, 3, side, side), whatever their shape."""
+        return F.interpolate(
+            pictures, (self.side, self.side), mode="bilinear", antialias=True, align_corners=False
+        )
+
+
+def load_clip(
+    folder: Path, *, name: str, device: torch.device, dtype: torch.dtype, tokenizer: Any = None
+) -> ClipModel:
+    """Load a folder in transformers' layout, safetensors only.
+
+    ``tokenizer`` is used where the folder has none. Raises what transformers raises, OSError and
+    ValueError mostly; ValueError too where no tokenizer fits.
+    """
+    from transformers import CLIPModel, CLIPTokenizer
+
+    model = CLIPModel.from_pretrained(
+        folder, use_safetensors=True, local_files_only=True, dtype=dtype
+    )
+    if (folder / "vocab.json").is_file() or (folder / "tokenizer.json").is_file():
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    if tokenizer is None:
+        raise ValueError("it has no tokenizer")
+    if len(tokenizer) > model.config.text_config.vocab_size:
+        raise ValueError(
+            f"its tokenizer knows {len(tokenizer)} tokens, its text tower "
+            f"{model.config.text_config.vocab_size}"
+        )
+    mean, std = _normalisation(folder)
+    return ClipModel(
+        name=name,
+        model=model.to(device).eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        mean=torch.tensor(mean, device=device),
+        std=torch.tensor(std, device=device),
+    )
+
+
+def load_beside(
+    folder: Path, device: torch.device, dtype: torch.dtype, tokenizer: Any = None, name: str = ""
+) -> ClipModel:
+    """A CLIP folder for a model that runs in ``dtype``. Raises ModelLoadError.
+
+    float32 on the CPU whatever the model runs in: it is small beside the U-Net, and what it
+    gives is a gradient.
+    """
+    precision = torch.float32 if device.type == "cpu" else dtype
+    try:
+        return load_clip(
+            folder, name=name or folder.name, device=device, dtype=precision, tokenizer=tokenizer
+        )
+    except Exception as error:  # whatever a library makes of a bad file
+        raise ModelLoadError(f"{folder} is not a CLIP model that loads: {error}") from error
+
+
+def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    file = folder / "preprocessor_config.json"
+    config = json.loads(file.read_text()) if file.is_file() else {}
+    return (
+        tuple(config.get("image_mean", OPENAI_MEAN)),
+        tuple(config.get("image_std", OPENAI_STD)),
+    )
