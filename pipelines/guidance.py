@@ -16,7 +16,7 @@ push is a share of what is undecided, so it fades by itself, and one strength su
 size and sampler. Scaling g to unit RMS makes it independent of the loss's scale, in half precision
 as well.
 
-Guidance ends for a request when the loss of the whole picture no longer falls.
+Guidance ends for a request when the loss of the whole picture no longer changes.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from pipelines.prompt_weights import without_weights
 from pipelines.request import ClipGuidancePreset, GenerationRequest, Sampler
 from pipelines.samplers import Row
 
-PATIENCE = 4
-"""Guided evaluations without progress after which guidance ends."""
-PROGRESS = 0.005
-"""The share by which the loss must fall to count as progress."""
+FLAT_WINDOW = 5
+"""Guided evaluations over which the loss must be flat for guidance to end."""
+FLAT = 0.005
+"""How much the loss may still change over the window, as a share of itself, and be flat."""
 SMALLEST_CUTOUT = 0.4
 """The side of the smallest cutout, in shares of the picture's shorter side."""
 
@@ -76,12 +76,12 @@ class Preset:
 
 
 PRESETS: dict[ClipGuidancePreset, Preset] = {
-    ClipGuidancePreset.FAST_BLUE: Preset(False, 4, 2, 0.10),
-    ClipGuidancePreset.FAST_GREEN: Preset(False, 4, 2, 0.14),
+    ClipGuidancePreset.FAST_BLUE: Preset(False, 4, 2, 0.08),
+    ClipGuidancePreset.FAST_GREEN: Preset(False, 4, 2, 0.15),
     ClipGuidancePreset.SIMPLE: Preset(False, 4, 1, 0.14),
-    ClipGuidancePreset.SLOW: Preset(True, 4, 1, 0.14),
-    ClipGuidancePreset.SLOWER: Preset(True, 12, 1, 0.18),
-    ClipGuidancePreset.SLOWEST: Preset(True, 12, 1, 0.22, through_unet=True),
+    ClipGuidancePreset.SLOW: Preset(True, 4, 1, 0.16),
+    ClipGuidancePreset.SLOWER: Preset(True, 8, 1, 0.19),
+    ClipGuidancePreset.SLOWEST: Preset(True, 8, 1, 0.22, through_unet=True),
 }
 """Every preset but NONE, from the cheapest to the dearest."""
 
@@ -117,14 +117,12 @@ class GuidanceRun:
 
     @property
     def ended(self) -> bool:
-        """Whether the loss has flattened: its last fall lies `PATIENCE` guided evaluations back."""
-        best, since = math.inf, 0
-        for loss in self.losses:
-            if loss < best * (1 - PROGRESS):
-                best, since = loss, 0
-            else:
-                since += 1
-        return since >= PATIENCE
+        """Whether the loss has flattened.
+
+        A loss that rises is not flat: while a picture forms, it rises for reasons of its own.
+        """
+        window = self.losses[-FLAT_WINDOW:]
+        return len(window) == FLAT_WINDOW and max(window) - min(window) <= FLAT * max(window)
 
     @property
     def due(self) -> bool:
@@ -210,7 +208,7 @@ class ClipGuide:
             return None
         undecided = row.sigma / math.sqrt(row.sigma**2 + 1)
         push = -run.preset.strength * undecided * gradient / rms
-        return Correction(push / b, float(losses[0]))
+        return Correction(push / b, losses[0].item())
 
     def losses(self, run: GuidanceRun, x0: torch.Tensor, tile: bool) -> torch.Tensor:
         """The distances of the whole picture and of each cutout, (cutouts,) float32.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from models.bundle import ModelBundle
 from pipelines.request import Pixels
 from tests.server.databases import KINDS, new_postgres_database, sqlite_url
-from tests.tiny_model import tiny_bundle, write_tiny_model
+from tests.tiny_model import tiny_bundle, tiny_clip, write_tiny_clip, write_tiny_model
 from throwaway_postgres import NoPostgres, Postgres, throwaway_postgres
 
 
@@ -24,6 +25,18 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> ModelBundle:
     return tiny_bundle(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in transformers' layout with a tiny CLIP of random weights."""
+    return write_tiny_clip(tmp_path_factory.mktemp("clip") / "clip")
+
+
+@pytest.fixture(scope="session")
+def guided(tiny: ModelBundle, tiny_clip_folder: Path) -> ModelBundle:
+    """The tiny model with a CLIP model beside it."""
+    return replace(tiny, clip=tiny_clip(tiny_clip_folder, tiny))
 
 
 @pytest.fixture

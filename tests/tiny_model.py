@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from models.bundle import ModelBundle
+from models.clip import ClipModel, load_clip
 from models.loader import load_folder
 
 TEXT_WIDTH = 32
@@ -107,3 +108,38 @@ def write_tiny_model(folder: Path, seed: int = 0, prediction_type: str = "epsilo
 def tiny_bundle(folder: Path) -> ModelBundle:
     """The tiny model, loaded in float32 on the CPU."""
     return load_folder(folder, name="tiny", device=torch.device("cpu"), dtype=torch.float32)
+
+
+def write_tiny_clip(folder: Path, seed: int = 1) -> Path:
+    """A CLIP of random weights with the tiny model's vocabulary, for 32-pixel pictures."""
+    torch.manual_seed(seed)
+    tower = {
+        "hidden_size": TEXT_WIDTH,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "projection_dim": TEXT_WIDTH,
+    }
+    text = {
+        **tower,
+        "vocab_size": 514,
+        "max_position_embeddings": 77,
+        "bos_token_id": 512,
+        "eos_token_id": 513,
+        "pad_token_id": 513,
+    }
+    vision = {**tower, "image_size": 32, "patch_size": 8}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=TEXT_WIDTH)
+    CLIPModel(config).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def tiny_clip(folder: Path, bundle: ModelBundle) -> ClipModel:
+    """The tiny CLIP, loaded in float32 on the CPU."""
+    return load_clip(
+        folder,
+        name="tiny-clip",
+        device=bundle.device,
+        dtype=torch.float32,
+        tokenizer=bundle.tokenizer,
+    )
