@@ -1,6 +1,6 @@
 """Models that stand beside Stable Diffusion, and where they come from when the operator says so.
 
-CLIP steers pictures towards the prompt.
+CLIP steers pictures towards the prompt; the safety checker says which are to be held back.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from pathlib import Path
 from models.bundle import ModelBundle
 from models.clip import ClipModel, load_beside
 from models.errors import ModelLoadError
+from models.hub import PINNED_REVISIONS as MODEL_REVISIONS
 from models.hub import is_hub_id
+from models.safety import SafetyModel, load_safety
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ _CLIP_FILES = [
     "tokenizer_config.json",
     "special_tokens_map.json",
 ]
+_SAFETY_FOLDER = "safety_checker"
+_SAFETY_FILES = ["config.json", "preprocessor_config.json", "model.safetensors"]
 
 
 def choose_clip(bundle: ModelBundle, choice: str = AUTO) -> ClipModel | None:
@@ -63,12 +67,56 @@ def choose_clip(bundle: ModelBundle, choice: str = AUTO) -> ClipModel | None:
     return load_beside(folder, bundle.device, bundle.dtype, bundle.tokenizer, choice)
 
 
-def fetch(model: str, files: list[str], *, local_only: bool = False) -> Path:
+def choose_safety(
+    bundle: ModelBundle, choice: str = AUTO, revision: str | None = None
+) -> SafetyModel:
+    """The safety checker that ``choice`` names: ``auto``, a folder or a hub id.
+
+    ``auto`` is the one that the model ships, ``revision`` the model's own. Raises ModelLoadError
+    where there is none: a check that was asked for is never left out silently.
+    """
+    if choice == AUTO:
+        own = shipped_checker(bundle.path)
+        if own is None and is_hub_id(bundle.name):
+            files = [f"{_SAFETY_FOLDER}/{file}" for file in _SAFETY_FILES]
+            files.append("feature_extractor/preprocessor_config.json")
+            revision = revision or MODEL_REVISIONS.get(bundle.name)
+            own = shipped_checker(fetch(bundle.name, files, revision=revision))
+        if own is None:
+            raise ModelLoadError(f"the model {bundle.name!r} ships no safety checker")
+        return _load_checker(own, bundle, f"{bundle.name}'s own")
+    path = Path(choice).expanduser()
+    if path.is_dir():
+        return _load_checker(path, bundle, path.name)
+    if not is_hub_id(choice):
+        raise ModelLoadError(
+            f"safety checker {choice!r} is neither 'auto', nor a folder that exists, "
+            "nor a hub id such as 'CompVis/stable-diffusion-safety-checker'"
+        )
+    return _load_checker(fetch(choice, _SAFETY_FILES), bundle, choice)
+
+
+def shipped_checker(folder: Path | None) -> Path | None:
+    """The safety checker's folder in a model's, None where it ships none."""
+    own = None if folder is None else folder / _SAFETY_FOLDER
+    return own if own is not None and any(own.glob("*.safetensors")) else None
+
+
+def _load_checker(folder: Path, bundle: ModelBundle, name: str) -> SafetyModel:
+    try:
+        return load_safety(folder, name=name, device=bundle.device, dtype=bundle.dtype)
+    except Exception as error:  # whatever a library makes of a bad file
+        raise ModelLoadError(f"{folder} is not a safety checker that loads: {error}") from error
+
+
+def fetch(
+    model: str, files: list[str], *, revision: str | None = None, local_only: bool = False
+) -> Path:
     """The local folder of a hub id's ``files``, downloaded if need be. Raises ModelLoadError."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    revision = PINNED_REVISIONS.get(model)
+    revision = revision or PINNED_REVISIONS.get(model)
 
     def snapshot(local: bool) -> Path:
         return Path(

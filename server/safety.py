@@ -1,0 +1,69 @@
+"""What happens to a finished picture that the safety checker finds near its concepts."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from pipelines.request import Pixels
+
+logger = logging.getLogger(__name__)
+
+BLUR_SHARE = 1 / 12
+"""The blur's radius as a share of the longer side: shapes are gone, the colours remain."""
+
+
+class Scorer(Protocol):
+    """What is needed of `pipelines.safety.SafetyCheck`."""
+
+    def score(self, picture: Pixels) -> float: ...
+
+
+class PictureWithheld(Exception):
+    """The picture is not handed out; the message goes to the client."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the safety check held the picture back; another prompt, picture or seed may pass"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class SafetyPolicy:
+    """``mode`` is for pictures whose score is above ``threshold``."""
+
+    mode: Literal["blur", "block"]
+    threshold: float
+    scorer: Scorer
+
+    def review(self, picture: Pixels, request_id: str) -> tuple[Pixels, bool]:
+        """The picture to hand out, and whether it was blurred. Blocks; logs the score.
+
+        Raises PictureWithheld.
+        """
+        score = self.scorer.score(picture)
+        found = score > self.threshold
+        done = self.mode if found else "passed"
+        fields = {
+            "request_id": request_id,
+            "score": score,
+            "threshold": self.threshold,
+            "outcome": done,
+        }
+        logger.info("safety", extra={"fields": fields})
+        if not found:
+            return picture, False
+        if self.mode == "block":
+            raise PictureWithheld
+        return blurred(picture), True
+
+
+def blurred(picture: Pixels) -> Pixels:
+    """The picture, of the same size, so blurred that nothing in it can be made out."""
+    radius = max(picture.shape) * BLUR_SHARE
+    image = Image.fromarray(picture).filter(ImageFilter.GaussianBlur(radius))
+    return np.asarray(image, dtype=np.uint8)
