@@ -303,7 +303,9 @@ class Engine:
         undisturbed, last = True, False
         if isinstance(work, Tick):
             members = [self._jobs[ident] for ident in work.idents]
-            undisturbed = self._tick(members)
+            # What CLIP guidance adds is not what a tick of so many rows costs.
+            plain = all(job.guidance is None for job in members)
+            undisturbed = self._tick(members) and plain
         elif isinstance(work, Encode):
             last = self._encode(self._jobs[work.ident], work, started)
         else:

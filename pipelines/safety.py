@@ -64,7 +64,7 @@ class SafetyCheck:
         device = self.model.mean.device
         if device.type != "cuda":
             return nullcontext()
-        return torch.cuda.stream(torch.cuda.Stream(device))
+        return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
 
     def _score(self, batch: list[_Waiting]) -> None:
         self.batches += 1

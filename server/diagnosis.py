@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from server import __version__
+from server.deny_list import DenyList, DenyListError
 from server.settings import Settings, unknown_variables
+
+if TYPE_CHECKING:
+    from models.bundle import ModelBundle
 
 
 @dataclass
@@ -22,6 +27,7 @@ def diagnose(settings: Settings) -> Diagnosis:
     """Load the model as the server would, without starting the engine."""
     import torch
 
+    from models.companions import choose_clip
     from models.device import attention_backends
     from models.loader import ModelLoadError, load_model
     from server.images import FORMATS
@@ -49,6 +55,17 @@ def diagnose(settings: Settings) -> Diagnosis:
         facts["dtype"] = str(bundle.dtype).removeprefix("torch.")
         facts["memory"] = _memory_in_words(bundle.weight_bytes, bundle.device)
         facts["attention"] = attention_backends(bundle.head_sizes, bundle.device, bundle.dtype)
+        try:
+            clip = choose_clip(bundle, settings.clip_model)
+            facts["guidance"] = "none" if clip is None else f"by CLIP, {clip.name}"
+            facts["safety"] = _safety_in_words(bundle, settings)
+        except ModelLoadError as error:
+            diagnosis.problems.append(str(error))
+    try:
+        phrases = DenyList.read(settings.prompt_deny_list).phrases
+        facts["deny list"] = f"{len(phrases)} phrases"
+    except DenyListError as error:
+        diagnosis.problems.append(str(error))
     if problem := settings.exposure_problem():
         diagnosis.problems.append(problem)
     diagnosis.problems.extend(unknown_variables())
@@ -80,6 +97,17 @@ def _accounts_in_words(settings: Settings, problems: list[str]) -> str:
     except DatabaseUnusable as error:
         problems.append(str(error))
         return "unusable"
+
+
+def _safety_in_words(bundle: ModelBundle, settings: Settings) -> str:
+    """What checks pictures. Raises ModelLoadError where a checker is asked for and missing."""
+    from models.companions import choose_safety, shipped_checker
+
+    if settings.safety == "off":
+        shipped = shipped_checker(bundle.path) is not None
+        return f"off (the model ships {'a' if shipped else 'no'} checker)"
+    checker = choose_safety(bundle, settings.safety_checker, settings.model_revision)
+    return f"{settings.safety} above {settings.safety_threshold:g}, by {checker.name}"
 
 
 def _device_in_words(device: object) -> str:

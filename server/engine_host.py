@@ -13,10 +13,14 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pipelines.request import GenerationRequest, GenerationResult, Progress
+from server.safety import SafetyPolicy
 from server.settings import Settings
+
+if TYPE_CHECKING:
+    from models.bundle import ModelBundle
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +59,10 @@ class LoadedModel:
     name: str
     device: str
     dtype: str
+    clip: str | None = None
+    """The CLIP model that guides; None refuses every preset but NONE."""
+    safety: SafetyPolicy | None = None
+    """What checks finished pictures; None hands them out unchecked."""
 
 
 class StartError(Exception):
@@ -70,6 +78,7 @@ def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
     import torch
 
     from models import loader
+    from models.companions import choose_clip
     from pipelines.engine import Engine, EngineConfig
 
     if settings.threads:
@@ -78,6 +87,8 @@ def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
         bundle = loader.load_model(
             settings.model_spec, device=settings.device, dtype=settings.dtype
         )
+        bundle.clip = choose_clip(bundle, settings.clip_model)
+        safety = _safety_policy(bundle, settings)
     except loader.ModelLoadError as error:
         raise StartError(str(error)) from error
     logger.info("loaded", extra={"fields": {"model": bundle.name, **bundle.facts}})
@@ -92,7 +103,20 @@ def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
         name=bundle.name,
         device=str(bundle.device),
         dtype=str(bundle.dtype).removeprefix("torch."),
+        clip=None if bundle.clip is None else bundle.clip.name,
+        safety=safety,
     )
+
+
+def _safety_policy(bundle: ModelBundle, settings: Settings) -> SafetyPolicy | None:
+    """Raises ModelLoadError where a check is asked for and there is no checker."""
+    if settings.safety == "off":
+        return None
+    from models.companions import choose_safety
+    from pipelines.safety import SafetyCheck
+
+    model = choose_safety(bundle, settings.safety_checker, settings.model_revision)
+    return SafetyPolicy(settings.safety, settings.safety_threshold, SafetyCheck(model))
 
 
 class State(Enum):

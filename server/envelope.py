@@ -138,10 +138,14 @@ def success(data: Mapping[str, Any]) -> Response:
     return _json(json.dumps(body, separators=(",", ":")).encode(), 200, {})
 
 
-def picture_body(image_base64: bytes, seed: int) -> bytes:
-    """A finished picture as a JSON body, without a JSON encoder's walk over the base64 text."""
+def picture_body(image_base64: bytes, seed: int, filtered: bool = False) -> bytes:
+    """A finished picture as a JSON body, without a JSON encoder's walk over the base64 text.
+
+    `filtered` is said only where it is true: otherwise data is exactly the contract's.
+    """
     head = b'{"code":0,"message":"success","data":{"image":"'
-    return b"".join((head, image_base64, b'","seed":%d}}' % seed))
+    tail = b',"filtered":true}}' if filtered else b"}}"
+    return b"".join((head, image_base64, b'","seed":%d' % seed, tail))
 
 
 def picture_response(body: bytes) -> Response:

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from pipelines.request import GenerationRequest, Pixels
+from pipelines.request import ClipGuidancePreset, GenerationRequest, Pixels
 from pipelines.styles import apply_style
+from server.deny_list import DenyList
+from server.engine_host import LoadedModel
 from server.schemas import ImageToImageForm
 from server.telemetry import current_request_id
 
 
-def generation_request(form: ImageToImageForm, picture: Pixels) -> GenerationRequest:
-    """The request with its style applied, its sampler and its seed chosen."""
+def refusals(form: ImageToImageForm, model: LoadedModel, deny_list: DenyList) -> list[str]:
+    """A line for each field that is right in itself, but that this server does not take."""
+    lines = []
+    if (phrase := deny_list.find(form.prompt)) is not None:
+        lines.append(f"prompt: {phrase!r} is not taken by this server")
+    preset = form.clip_guidance_preset
+    if preset is not ClipGuidancePreset.NONE and model.clip is None:
+        lines.append(
+            f"clip_guidance_preset: {preset} needs a CLIP model, and this server has none; "
+            "NONE is taken"
+        )
+    return lines
+
+
+def generation_request(
+    form: ImageToImageForm, picture: Pixels, *, previews: bool = True
+) -> GenerationRequest:
+    """The request with its style applied, its sampler and its seed chosen.
+
+    Without ``previews`` none are made, whatever the form asks.
+    """
     styled = apply_style(form.style_preset, form.prompt, form.negative_prompt)
     return GenerationRequest(
         image=picture,
@@ -22,6 +43,6 @@ def generation_request(form: ImageToImageForm, picture: Pixels) -> GenerationReq
         seed=form.chosen_seed(),
         clip_guidance=form.clip_guidance_preset,
         tile=styled.tile,
-        previews=form.previews,
+        previews=form.previews and previews,
         request_id=current_request_id(),
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from server import parameters_text
+from server.deny_list import DenyList, DenyListError
 from server.engine_host import load_model
-from server.generation import generation_request
-from server.images import PictureError, encode_png, prepare_picture
+from server.finishing import finish
+from server.generation import generation_request, refusals
+from server.images import PictureError, prepare_picture
+from server.safety import PictureWithheld
 from server.schemas import parse_form
 from server.settings import Settings
 
@@ -30,12 +32,21 @@ async def make_picture(
         picture = prepare_picture(upload, form.width, form.height, form.resize_mode)
     except PictureError as error:
         raise InvalidInput(str(error)) from None
-    generation = generation_request(form, picture)
+    try:
+        deny_list = DenyList.read(settings.prompt_deny_list)
+    except DenyListError as error:
+        raise InvalidInput(str(error)) from None
     model = load_model(settings, warm_up=False)
+    if problems := refusals(form, model, deny_list):
+        raise InvalidInput("\n".join(problems))
+    generation = generation_request(form, picture)
     model.engine.start()
     try:
         result = await model.engine.submit(generation).result()
     finally:
         model.engine.drain(0.0)
-    text = {parameters_text.KEY: parameters_text.parameters_text(generation, model.name)}
-    return encode_png(result.image, text), result.seed
+    try:
+        finished = finish(result, generation, model)
+    except PictureWithheld as error:
+        raise InvalidInput(str(error)) from None
+    return finished.png, finished.seed

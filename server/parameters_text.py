@@ -24,7 +24,26 @@ _SAMPLER_NAMES = {
 """The names by which A1111 knows the samplers."""
 
 
-def parameters_text(request: GenerationRequest, model_name: str) -> str:
+SOFTWARE_KEY = "Software"
+SOURCE_KEY = "DigitalSourceType"
+TRAINED_MEDIA = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+COMPOSITE_MEDIA = (
+    "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
+)
+"""IPTC's words for a picture that a model made, and for one that it made of another picture."""
+
+
+def text_chunks(
+    request: GenerationRequest, model_name: str, filtered: bool = False
+) -> dict[str, str]:
+    """Every text chunk of an answer: that it was generated, by what, and with what settings."""
+    software = f"img2img-server {__version__}"
+    source = TRAINED_MEDIA if request.image_strength <= 0 else COMPOSITE_MEDIA
+    text = parameters_text(request, model_name, filtered)
+    return {KEY: text, SOFTWARE_KEY: software, SOURCE_KEY: source}
+
+
+def parameters_text(request: GenerationRequest, model_name: str, filtered: bool = False) -> str:
     """The prompt, the negative prompt if there is one, and a line of settings."""
     settings = {
         "Steps": str(request.steps),
@@ -39,6 +58,8 @@ def parameters_text(request: GenerationRequest, model_name: str) -> str:
         settings["CLIP guidance"] = request.clip_guidance.value
     if request.tile:
         settings["Tiling"] = "True"
+    if filtered:
+        settings["Filtered"] = "True"
     settings["Version"] = f"img2img-server {__version__}"
     lines = [request.prompt]
     if request.negative_prompt:

@@ -212,6 +212,11 @@ class PictureData(BaseModel):
 
     image: str = Field(description="The picture: a PNG file, base64 encoded.")
     seed: int = Field(description="The seed; sent again, it gives the same picture.")
+    filtered: bool = Field(
+        False,
+        description="True where the safety check had the picture blurred; else left out.",
+        exclude_if=lambda filtered: not filtered,
+    )
 
 
 class PictureAnswer(BaseModel):

@@ -159,6 +159,13 @@ class Settings(BaseSettings):
     dtype: str = Field(
         "auto", description="`auto`, `float32`, `float16` or `bfloat16`; auto takes the fastest."
     )
+    clip_model: str = Field(
+        "auto",
+        min_length=1,
+        description="CLIP model for `clip_guidance_preset`: `auto`, `none`, a folder or a hub id. "
+        "`auto` is the model's own if it ships one, else `openai/clip-vit-large-patch14`: "
+        "downloaded for a hub model, only if cached already for a local one.",
+    )
     threads: int = Field(0, ge=0, description="CPU threads a tensor operation uses; 0: torch's.")
 
     max_queue: int = Field(
@@ -202,6 +209,28 @@ class Settings(BaseSettings):
     )
     picture_threads: int = Field(
         4, ge=1, le=64, description="Threads that decode uploads and encode answers."
+    )
+
+    safety: Literal["off", "blur", "block"] = Field(
+        "off",
+        description="What happens to pictures that the safety checker finds unsafe: `off` (no "
+        "check), `blur`, or `block` (answered with code -1).",
+    )
+    safety_checker: str = Field(
+        "auto",
+        min_length=1,
+        description="Safety checker: `auto` (the one that the model ships), a folder or a hub id.",
+    )
+    safety_threshold: float = Field(
+        0.0,
+        ge=-1,
+        le=1,
+        description="Score above which a picture is unsafe; higher lets more pass. Every score is "
+        "in the log.",
+    )
+    prompt_deny_list: Path | None = Field(
+        None,
+        description="File of words and phrases, one a line, that prompts may not hold.",
     )
 
     cors_origins: StringList = Field(
@@ -262,7 +291,7 @@ class Settings(BaseSettings):
             raise ValueError("does not start with /")
         return path
 
-    @field_validator("log_level", "log_format", "prediction", mode="before")
+    @field_validator("log_level", "log_format", "prediction", "safety", mode="before")
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from models.bundle import ModelBundle
@@ -143,3 +144,25 @@ def tiny_clip(folder: Path, bundle: ModelBundle) -> ClipModel:
         dtype=torch.float32,
         tokenizer=bundle.tokenizer,
     )
+
+
+def write_tiny_checker(folder: Path, seed: int = 2) -> Path:
+    """A safety checker of random weights for 32-pixel pictures, whose concepts nothing is near.
+
+    A test plants its own concepts: `concept_embeds` and their thresholds.
+    """
+    torch.manual_seed(seed)
+    vision = {
+        "hidden_size": TEXT_WIDTH,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    config = CLIPConfig(vision_config=vision, projection_dim=TEXT_WIDTH)
+    checker = StableDiffusionSafetyChecker(config)
+    checker.concept_embeds.data = torch.randn(17, TEXT_WIDTH)
+    checker.special_care_embeds.data = torch.randn(3, TEXT_WIDTH)
+    checker.save_pretrained(folder, safe_serialization=True)
+    return folder

@@ -23,8 +23,8 @@ from pipelines.errors import (
     GenerationFailed,
 )
 from pipelines.request import GenerationRequest, GenerationResult, Pixels
-from server import parameters_text
 from server.admission import Admitted
+from server.deny_list import DenyList
 from server.engine_host import EngineHost, Handle, LoadedModel
 from server.envelope import (
     BadRequest,
@@ -35,10 +35,12 @@ from server.envelope import (
     picture_response,
 )
 from server.event_stream import stream_answer, stream_response, wants_events
-from server.generation import generation_request
-from server.images import PictureError, decode_picture, encode_png, prepare_picture
+from server.finishing import finish
+from server.generation import generation_request, refusals
+from server.images import PictureError, decode_picture, prepare_picture
 from server.multipart import Part, read_form
 from server.price import price
+from server.safety import PictureWithheld
 from server.schemas import (
     FORM_FIELDS,
     IMAGE_FIELD,
@@ -78,8 +80,9 @@ async def image_to_image(request: Request, admission: Admitted) -> Response:
     parts = await _read_parts(request, settings)
     if (kept := await admission.kept_answer(parts)) is not None:
         return _replayed(request, kept)
-    form, picture = await _check_parts(request, parts)
-    generation = generation_request(form, picture)
+    form, picture = await _check_parts(request, parts, model)
+    # A preview is not checked, so where pictures are, none is shown.
+    generation = generation_request(form, picture, previews=model.safety is None)
     cost = price(generation.width, generation.height, form.steps)
     if (kept := await admission.reserve(cost)) is not None:
         return _replayed(request, kept)
@@ -87,7 +90,10 @@ async def image_to_image(request: Request, admission: Admitted) -> Response:
 
     async def answer() -> bytes:
         result = await _result(handle, settings.request_timeout)
-        return await _in_thread(request, lambda: _encode_answer(result, generation, model.name))
+        try:
+            return await _in_thread(request, lambda: _encode_answer(result, generation, model))
+        except PictureWithheld as error:
+            raise BadRequest(str(error)) from None
 
     async def settled_answer() -> bytes:
         body = await answer()
@@ -130,7 +136,7 @@ async def _read_parts(request: Request, settings: Settings) -> dict[str, Part]:
 
 
 async def _check_parts(
-    request: Request, parts: Mapping[str, Part]
+    request: Request, parts: Mapping[str, Part], model: LoadedModel
 ) -> tuple[ImageToImageForm, Pixels]:
     """The form and the picture at the size to make, or BadRequest with all that is wrong."""
     misplaced = [name for name in TEXT_FIELDS if name in parts and parts[name].is_file]
@@ -138,6 +144,9 @@ async def _check_parts(
         name: parts[name].text for name in TEXT_FIELDS if name in parts and name not in misplaced
     }
     form, problems = parse_form(texts)
+    if form is not None:
+        deny_list: DenyList = request.app.state.deny_list
+        problems = refusals(form, model, deny_list)
     if misplaced:
         # A field that came as a file is not also reported as missing.
         problems = [line for line in problems if line.split(":")[0] not in misplaced]
@@ -216,10 +225,10 @@ async def _client_gone(request: Request) -> None:
 
 
 def _encode_answer(
-    result: GenerationResult, generation: GenerationRequest, model_name: str
+    result: GenerationResult, generation: GenerationRequest, model: LoadedModel
 ) -> bytes:
-    text = {parameters_text.KEY: parameters_text.parameters_text(generation, model_name)}
-    return picture_body(base64.b64encode(encode_png(result.image, text)), result.seed)
+    finished = finish(result, generation, model)
+    return picture_body(base64.b64encode(finished.png), finished.seed, finished.filtered)
 
 
 async def _in_thread(request: Request, work: Callable[[], T]) -> T:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pipelines.errors import EngineDraining, GenerationCancelled, GenerationError
 from pipelines.request import GenerationRequest, GenerationResult, Progress
 from server.engine_host import LoadedModel, ModelStarter
+from server.safety import SafetyPolicy
 from server.settings import Settings
 
 
@@ -45,6 +46,8 @@ class StubEngine:
         self.handles: list[StubHandle] = []
         self.timeouts: list[float | None] = []
         self.drained_with: list[float] = []
+        self.clip: str | None = "stub-clip"
+        self.safety: SafetyPolicy | None = None
 
     def start(self) -> None:
         self.ready = self.alive = True
@@ -69,6 +72,13 @@ class StubEngine:
 
     def starter(self) -> ModelStarter:
         def start(_: Settings) -> LoadedModel:
-            return LoadedModel(engine=self, name="stub", device="cpu", dtype="float32")
+            return LoadedModel(
+                engine=self,
+                name="stub",
+                device="cpu",
+                dtype="float32",
+                clip=self.clip,
+                safety=self.safety,
+            )
 
         return start

@@ -1,0 +1,58 @@
+"""The safety check's thread: many callers, batches, failures that reach the right caller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.bundle import ModelBundle
+from models.companions import choose_safety
+from models.safety import SafetyModel
+from pipelines.request import Pixels
+from pipelines.safety import MAX_BATCH, SafetyCheck
+from tests.tiny_model import write_tiny_checker
+
+
+@pytest.fixture(scope="module")
+def model(tiny: ModelBundle, tmp_path_factory: pytest.TempPathFactory) -> SafetyModel:
+    folder: Path = tmp_path_factory.mktemp("checker") / "checker"
+    return choose_safety(tiny, str(write_tiny_checker(folder)))
+
+
+@pytest.fixture
+def check(model: SafetyModel) -> Iterator[SafetyCheck]:
+    running = SafetyCheck(model)
+    yield running
+    running.close()
+
+
+def pictures(count: int) -> list[Pixels]:
+    rng = np.random.default_rng(3)
+    return [rng.integers(0, 256, (48, 64, 3)).astype(np.uint8) for _ in range(count)]
+
+
+def test_every_caller_gets_the_score_of_its_own_picture(
+    check: SafetyCheck, model: SafetyModel
+) -> None:
+    asked = pictures(3 * MAX_BATCH)
+    futures = [check.submit(picture) for picture in asked]
+    got = [future.result(30) for future in futures]
+    assert got == pytest.approx([model.scores([p])[0] for p in asked], abs=1e-3)
+    assert len(set(got)) > 1
+    assert check.batches <= len(asked)
+
+
+def test_a_failure_reaches_the_caller_and_the_next_is_scored(check: SafetyCheck) -> None:
+    with pytest.raises(Exception, match=r"."):
+        check.score(np.zeros((4,), dtype=np.uint8))
+    assert check.score(pictures(1)[0]) < 0
+
+
+def test_close_scores_what_waits(model: SafetyModel) -> None:
+    check = SafetyCheck(model)
+    futures = [check.submit(picture) for picture in pictures(5)]
+    check.close()
+    assert all(future.done() for future in futures)
