@@ -222,7 +222,9 @@ def load_folder(
     )
     _check_architecture(bundle)
     if (folder / "clip").is_dir():
-        bundle.clip = load_beside(folder / "clip", device, dtype, bundle.tokenizer)
+        bundle.clip = load_beside(
+            folder / "clip", device, dtype, bundle.tokenizer, f"{name}'s own"
+        )
     return bundle
 
 

@@ -139,3 +139,17 @@ def test_a_database_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None
         assert result.exit_code in (1, 2)
         assert "mysql is not supported" in result.output
         assert "secret" not in result.output
+
+
+def test_doctor_says_what_guides_and_what_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = runner.invoke(app, ["doctor", "--device", "cpu"]).output
+    assert "guidance   by CLIP, embedded's own" in output
+    assert "safety     off (the model ships no checker)" in output
+    monkeypatch.setenv("IMG2IMG_SAFETY", "block")
+    monkeypatch.setenv("IMG2IMG_CLIP_MODEL", "none")
+    monkeypatch.setenv("IMG2IMG_PROMPT_DENY_LIST", "/nothing/here")
+    result = runner.invoke(app, ["doctor", "--device", "cpu"])
+    assert result.exit_code == 1
+    assert "guidance   none" in result.output
+    assert "problem    the model 'embedded' ships no safety checker" in result.output
+    assert "problem    the deny list /nothing/here cannot be read" in result.output

@@ -18,7 +18,9 @@ from models.companions import choose_safety
 from pipelines.request import Pixels
 from pipelines.safety import SafetyCheck
 from server.deny_list import DenyList, DenyListError
+from server.engine_host import StartError, load_model
 from server.safety import SafetyPolicy, blurred
+from server.settings import Settings
 from tests.server.conftest import PATH, MakeClient
 from tests.server.failures import assert_failure
 from tests.server.pictures import file_of
@@ -206,3 +208,18 @@ def test_guidance_needs_a_clip_model(
     assert message.startswith(f"clip_guidance_preset: {preset} needs a CLIP model")
     assert engine.handles == []
     assert post(clip_guidance_preset="NONE").json()["code"] == 0
+
+
+def test_a_check_without_a_checker_does_not_start(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="'embedded' ships no safety checker"):
+        load_model(Settings(safety="block", device="cpu"), warm_up=False)
+    folder = write_tiny_checker(tmp_path / "checker")
+    settings = Settings(
+        safety="blur", safety_checker=str(folder), safety_threshold=0.1, clip_model="none"
+    )
+    model = load_model(settings, warm_up=False)
+    assert model.clip is None
+    assert model.safety is not None
+    assert (model.safety.mode, model.safety.threshold) == ("blur", 0.1)
+    score = model.safety.scorer.score(np.asarray(SAFE))
+    assert -2 <= score < 0
