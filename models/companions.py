@@ -5,6 +5,7 @@ CLIP steers pictures towards the prompt; the safety checker says which are to be
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -112,7 +113,10 @@ def _load_checker(folder: Path, bundle: ModelBundle, name: str) -> SafetyModel:
 def fetch(
     model: str, files: list[str], *, revision: str | None = None, local_only: bool = False
 ) -> Path:
-    """The local folder of a hub id's ``files``, downloaded if need be. Raises ModelLoadError."""
+    """The local folder of a hub id's ``files``, downloaded if need be. Raises ModelLoadError.
+
+    What is in the cache at a pinned revision is taken without asking the hub.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -125,7 +129,13 @@ def fetch(
             )
         )
 
+    weights = [file for file in files if file.endswith(".safetensors")]
     try:
+        if revision is not None and not local_only:
+            with contextlib.suppress(OSError, LocalEntryNotFoundError):
+                kept = snapshot(True)
+                if all((kept / file).is_file() for file in weights):
+                    return kept
         return snapshot(local_only)
     except HfHubHTTPError as error:
         raise ModelLoadError(f"the hub does not give {model!r}: {error}") from error

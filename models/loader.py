@@ -222,9 +222,7 @@ def load_folder(
     )
     _check_architecture(bundle)
     if (folder / "clip").is_dir():
-        bundle.clip = load_beside(
-            folder / "clip", device, dtype, bundle.tokenizer, f"{name}'s own"
-        )
+        bundle.clip = load_beside(folder / "clip", device, dtype, bundle.tokenizer, f"{name}'s own")
     return bundle
 
 
