@@ -17,7 +17,6 @@ from server.admission import EXPOSED_HEADERS, IDEMPOTENCY_HEADER
 from server.answer_headers import AnswerHeaders
 from server.body_limit import FORM_ALLOWANCE, BodyLimit
 from server.bookkeeping import DatabaseUnusable
-from server.deny_list import DenyList, DenyListError
 from server.engine_host import EngineHost, ModelStarter, load_model
 from server.envelope import EnvelopedCors, ErrorsAs200, FailureGuard, add_failure_handlers
 from server.limits import LimitsProblem
@@ -55,13 +54,13 @@ class RootPath:
 
 
 class Application(FastAPI):
-    """FastAPI, whose description keeps the null in the examples of failures, and has no 422."""
+    """FastAPI, whose description keeps the null in the examples of failures."""
 
     def openapi(self) -> dict[str, Any]:
         description = super().openapi()
         for path in description["paths"].values():
             for operation in path.values():
-                # FastAPI's own for a wrong parameter; here that is a 400 in the envelope.
+                # What FastAPI would answer with 422 is answered with 400 here.
                 operation["responses"].pop("422", None)
                 for response in operation["responses"].values():
                     for content in response.get("content", {}).values():
@@ -81,10 +80,6 @@ def create_app(
     problem = settings.exposure_problem()
     if problem is not None:
         raise ConfigurationError(problem)
-    try:
-        deny_list = DenyList.read(settings.prompt_deny_list)
-    except DenyListError as error:
-        raise ConfigurationError(str(error)) from None
 
     host = EngineHost(settings, starter)
     accounts = _open_accounts(settings)
@@ -119,7 +114,6 @@ def create_app(
     app.state.engine_host = host
     app.state.accounts = accounts
     app.state.access = access
-    app.state.deny_list = deny_list
     app.state.picture_limiter = anyio.CapacityLimiter(settings.picture_threads)
     add_failure_handlers(app)
     app.include_router(image_to_image.router)

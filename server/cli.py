@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
-from pydantic_settings import SettingsError
 
 from server import __version__
+from server.command_line import FAILURE, USAGE_ERROR, read_settings, stop
 from server.key_commands import credits_app, keys_app
-from server.settings import Settings, environment_name
 
 app = typer.Typer(
     name="img2img",
@@ -27,9 +25,6 @@ app.add_typer(models_app, name="models")
 app.add_typer(keys_app, name="keys")
 app.add_typer(credits_app, name="credits")
 
-USAGE_ERROR = 2
-FAILURE = 1
-
 ModelOption = Annotated[
     str | None,
     typer.Option(help="embedded, a folder in diffusers' layout, a .safetensors file, or a hub id."),
@@ -37,26 +32,6 @@ ModelOption = Annotated[
 RevisionOption = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 DtypeOption = Annotated[str | None, typer.Option(help="auto, float32, float16 or bfloat16.")]
-
-
-def stop(message: str, status: int) -> typer.Exit:
-    typer.echo(message, err=True)
-    return typer.Exit(status)
-
-
-def read_settings(**overrides: Any) -> Settings:
-    """The environment's settings with the command line's on top; exits with 2 on a bad one."""
-    given = {name: value for name, value in overrides.items() if value is not None}
-    try:
-        return Settings(**given)
-    except SettingsError as error:
-        raise stop(str(error), USAGE_ERROR) from None
-    except ValidationError as error:
-        lines = [
-            f"{environment_name(str(item['loc'][0]))}: {item['msg']}"
-            for item in error.errors(include_input=False)
-        ]
-        raise stop("\n".join(lines), USAGE_ERROR) from None
 
 
 def _show_version(asked: bool) -> None:

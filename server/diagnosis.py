@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server import __version__
@@ -77,6 +78,8 @@ def _accounts_in_words(settings: Settings, problems: list[str]) -> str:
         return "none"
     import asyncio
 
+    from sqlalchemy.exc import ProgrammingError
+
     from server.bookkeeping import DatabaseAway, DatabaseUnusable
     from server.database import Database
     from server.keys import KeyStore
@@ -84,8 +87,11 @@ def _accounts_in_words(settings: Settings, problems: list[str]) -> str:
     async def look() -> str:
         database = Database(settings.accounts_url)
         try:
-            await database.migrate()
+            if database.is_sqlite and not Path(str(database.url.database)).exists():
+                return f"{database.name}, made at the first start"
             return f"{len(await KeyStore(database).list())} keys in {database.name}"
+        except ProgrammingError:
+            return f"{database.name}, without tables: they are made at the first start"
         except DatabaseAway as error:
             problems.append(f"the database cannot be reached: {error.__cause__}")
             return database.name

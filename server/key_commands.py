@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from server.command_line import FAILURE, read_settings, stop
 from server.limits import LimitsProblem, parse_rate
 from server.price import credits_text, parse_credits, price_table
-from server.settings import Settings
 
 if TYPE_CHECKING:
     from server.database import Database
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 keys_app = typer.Typer(help="API keys: create, list, revoke, rotate.", no_args_is_help=True)
 credits_app = typer.Typer(help="Credits of keys: add, audit, prices.", no_args_is_help=True)
-ReadSettings = Callable[..., Settings]
-
 NameArgument = Annotated[str, typer.Argument(help="The key's name.")]
 
 
@@ -45,7 +43,6 @@ CREDITS_METAVAR = "CREDITS"
 def _run(work: Callable[[Database], Awaitable[T]], *, make: bool = False) -> T:
     """Do it on the settings' database; exits with 1 if it cannot be done."""
     from server.bookkeeping import DatabaseAway, DatabaseUnusable
-    from server.cli import FAILURE, read_settings, stop
     from server.database import Database
     from server.keys import KeyProblem
 

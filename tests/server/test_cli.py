@@ -88,6 +88,18 @@ def test_doctor_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "threads" in result.output
 
 
+def test_doctor_counts_keys_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ["doctor", "--model", str(tmp_path / "nothing")]
+    assert "accounts   none" in runner.invoke(app, model).output
+    monkeypatch.setenv("IMG2IMG_DATABASE_URL", f"sqlite:///{tmp_path}/a.db")
+    assert "made at the first start" in runner.invoke(app, model).output
+    assert not (tmp_path / "a.db").exists()
+    runner.invoke(app, ["keys", "create", "alice"])
+    assert "accounts   1 keys in sqlite" in runner.invoke(app, model).output
+
+
 def test_keys_and_credits_from_the_command_line() -> None:
     nobody = runner.invoke(app, ["keys", "list"])
     assert nobody.exit_code == 1

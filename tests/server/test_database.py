@@ -177,6 +177,30 @@ def test_postgresql_that_goes_away_and_comes_back(postgres: Postgres) -> None:
         asyncio.run(main(url))
 
 
+def test_postgresql_that_does_not_answer(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.database.STATEMENT_SECONDS", 0.5)
+    monkeypatch.setattr("server.database.CONNECT_SECONDS", 0.5)
+
+    async def main(url: str) -> None:
+        database = Database(url)
+        await database.migrate()
+        store = KeyStore(database)
+        await store.create("alice")
+        postgres.freeze(True)
+        try:
+            with pytest.raises(DatabaseAway):
+                await store.account("alice")
+        finally:
+            postgres.freeze(False)
+        assert (await store.account("alice")).name == "alice"
+        await database.close()
+
+    with new_postgres_database(postgres) as url:
+        asyncio.run(main(url))
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [

@@ -1,0 +1,35 @@
+"""What every command shares: the settings, and how it ends when something is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
+from server.settings import Settings, environment_name
+
+USAGE_ERROR = 2
+FAILURE = 1
+
+
+def stop(message: str, status: int) -> typer.Exit:
+    """What to raise, once the message is out."""
+    typer.echo(message, err=True)
+    return typer.Exit(status)
+
+
+def read_settings(**overrides: Any) -> Settings:
+    """The environment's settings with the command line's on top; exits with 2 on a bad one."""
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)
+    except SettingsError as error:
+        raise stop(str(error), USAGE_ERROR) from None
+    except ValidationError as error:
+        lines = [
+            f"{environment_name(str(item['loc'][0]))}: {item['msg']}"
+            for item in error.errors(include_input=False)
+        ]
+        raise stop("\n".join(lines), USAGE_ERROR) from None
