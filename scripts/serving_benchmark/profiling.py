@@ -24,7 +24,7 @@ from pipelines.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Sampler
 from pipelines.stages import Decoding, Encoding
 from serving_benchmark.processes import ROOT
-from serving_benchmark.ticks import hollow_engine, run_crowd
+from serving_benchmark.ticks import NoOpUnet, hollow_engine, run_crowd
 from serving_benchmark.traces import MIXED, Call, make_calls
 
 _SAMPLE_SECONDS = 0.0005
@@ -196,9 +196,11 @@ class Samples:
     def _run(self) -> None:
         while not self._stop.wait(_SAMPLE_SECONDS):
             frame = sys._current_frames().get(self._thread())
+            if _outside_ticks(frame):
+                continue
             while frame is not None and not frame.f_code.co_filename.startswith(_OURS):
                 frame = frame.f_back
-            if frame is not None and not _outside_ticks(frame):
+            if frame is not None:
                 self.functions[_function_of(frame)] += 1
                 self.by_line[f"{_function_of(frame)}:{frame.f_lineno}"] += 1
 
@@ -214,9 +216,12 @@ class Samples:
 
 
 def _outside_ticks(frame: FrameType | None) -> bool:
-    """Whether a stack waits for work, or encodes or decodes."""
+    """Whether a stack waits for work or for the U-Net, or encodes or decodes."""
     while frame is not None:
-        if frame.f_code.co_name == "_receive" or Path(frame.f_code.co_filename).stem in _STAGES:
+        code = frame.f_code
+        if code.co_name == "_receive" or code is NoOpUnet.__call__.__code__:
+            return True
+        if Path(code.co_filename).stem in _STAGES:
             return True
         frame = frame.f_back
     return False

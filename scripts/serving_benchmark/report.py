@@ -196,7 +196,7 @@ def _tick_lines(ticks: Mapping[int, Sequence[TickCost]]) -> list[str]:
         "## A tick outside the U-Net",
         "",
         "The engine in this process, its U-Net replaced by one that does nothing: milliseconds "
-        "from one call of it to the next, so planning, gathering, guidance, the sampler's mix and "
+        "from its answer to its next call, so planning, gathering, guidance, the sampler's mix and "
         "progress are all in. On a CPU the arithmetic on the latents is a part of it that a GPU "
         "does aside; it grows with the picture.",
         "",

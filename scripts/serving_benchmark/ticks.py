@@ -1,6 +1,6 @@
 """What a tick costs outside the U-Net: the real engine with a U-Net that does nothing.
 
-Ticks are timed from one call of the U-Net to the next while all requests of a crowd run, so every
+Timed is from one answer of the U-Net to its next call while all requests of a crowd run, so every
 part of the engine's loop is in it, whatever its inside looks like.
 """
 
@@ -39,16 +39,32 @@ class TickCost:
     p90: float
 
 
+@dataclass(frozen=True)
+class UnetCall:
+    """When the U-Net was called and when it answered, in seconds, and on how many rows."""
+
+    entered: float
+    left: float
+    rows: int
+
+
 @dataclass
 class NoOpUnet:
-    """Stands in for the U-Net's forward: gives its input back, and notes when it was called."""
+    """Stands in for the U-Net's forward: waits a little and gives its input back.
 
-    calls: list[tuple[float, int]] = field(default_factory=list)
+    It waits as long for many rows as for one, as a device would that is far from full: otherwise
+    the scheduling policy would find that sharing a tick gains nothing, and not share.
+    """
+
+    seconds: float = 0.004
+    calls: list[UnetCall] = field(default_factory=list)
     thread: int = 0
 
     def __call__(self, sample: torch.Tensor, *_: object, **__: object) -> tuple[torch.Tensor]:
-        self.calls.append((time.perf_counter(), len(sample)))
+        entered = time.perf_counter()
         self.thread = threading.get_ident()
+        time.sleep(self.seconds)
+        self.calls.append(UnetCall(entered, time.perf_counter(), len(sample)))
         return (sample,)
 
 
@@ -91,7 +107,9 @@ def run_crowd(
         handle.wait(120)
     full = 2 * requests
     pairs = zip(unet.calls, unet.calls[1:], strict=False)
-    ticks = [after[0] - at for (at, rows), after in pairs if rows == after[1] == full]
+    ticks = [
+        after.entered - before.left for before, after in pairs if before.rows == after.rows == full
+    ]
     return ticks[_SKIPPED:]
 
 
