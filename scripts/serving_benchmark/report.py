@@ -118,6 +118,8 @@ def _size_lines(result: SizeResult) -> list[str]:
                 if name in result.points
             ],
         )
+        late = max(point.late for points in result.points.values() for point in points)
+        lines += [f"The load generator sent no request more than {1e3 * late:.0f} ms late.", ""]
     return lines
 
 
