@@ -81,7 +81,10 @@ def load_clip(
     ValueError mostly; ValueError too where no tokenizer fits.
     """
     from transformers import CLIPModel, CLIPTokenizer
+    from transformers.utils import logging as transformers_logging
 
+    # Its progress bar would land in the middle of a server's log lines.
+    transformers_logging.disable_progress_bar()
     model = CLIPModel.from_pretrained(
         folder, use_safetensors=True, local_files_only=True, dtype=dtype
     )

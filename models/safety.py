@@ -78,7 +78,10 @@ def load_safety(
     Raises what transformers raises, OSError and ValueError mostly.
     """
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers.utils import logging as transformers_logging
 
+    # Its progress bar would land in the middle of a server's log lines.
+    transformers_logging.disable_progress_bar()
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
     if not any(".fp16." not in file.name for file in folder.glob("*.safetensors")):
         options["variant"] = "fp16"
