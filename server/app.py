@@ -17,6 +17,7 @@ from server.admission import EXPOSED_HEADERS, IDEMPOTENCY_HEADER
 from server.answer_headers import AnswerHeaders
 from server.body_limit import FORM_ALLOWANCE, BodyLimit
 from server.bookkeeping import DatabaseUnusable
+from server.deny_list import DenyList, DenyListError
 from server.engine_host import EngineHost, ModelStarter, load_model
 from server.envelope import EnvelopedCors, ErrorsAs200, FailureGuard, add_failure_handlers
 from server.limits import LimitsProblem
@@ -80,6 +81,10 @@ def create_app(
     problem = settings.exposure_problem()
     if problem is not None:
         raise ConfigurationError(problem)
+    try:
+        deny_list = DenyList.read(settings.prompt_deny_list)
+    except DenyListError as error:
+        raise ConfigurationError(str(error)) from None
 
     host = EngineHost(settings, starter)
     accounts = _open_accounts(settings)
@@ -114,6 +119,7 @@ def create_app(
     app.state.engine_host = host
     app.state.accounts = accounts
     app.state.access = access
+    app.state.deny_list = deny_list
     app.state.picture_limiter = anyio.CapacityLimiter(settings.picture_threads)
     add_failure_handlers(app)
     app.include_router(image_to_image.router)
