@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +50,9 @@ def _root(
         ),
     ] = False,
 ) -> None:
-    pass
+    # Read when torch is imported. Threads of an operation that wait for each other would spin, and
+    # on a machine that also does something else each small operation then takes many times longer.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @app.command()
