@@ -80,8 +80,8 @@ PRESETS: dict[ClipGuidancePreset, Preset] = {
     ClipGuidancePreset.FAST_GREEN: Preset(False, 4, 2, 0.15),
     ClipGuidancePreset.SIMPLE: Preset(False, 4, 1, 0.14),
     ClipGuidancePreset.SLOW: Preset(True, 4, 1, 0.16),
-    ClipGuidancePreset.SLOWER: Preset(True, 8, 1, 0.21),
-    ClipGuidancePreset.SLOWEST: Preset(True, 8, 1, 0.25, through_unet=True),
+    ClipGuidancePreset.SLOWER: Preset(True, 8, 1, 0.17),
+    ClipGuidancePreset.SLOWEST: Preset(True, 8, 1, 0.1, through_unet=True),
 }
 """Every preset but NONE, from the cheapest to the dearest."""
 
