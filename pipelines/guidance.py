@@ -81,7 +81,7 @@ PRESETS: dict[ClipGuidancePreset, Preset] = {
     ClipGuidancePreset.SIMPLE: Preset(False, 4, 1, 0.14),
     ClipGuidancePreset.SLOW: Preset(True, 4, 1, 0.16),
     ClipGuidancePreset.SLOWER: Preset(True, 8, 1, 0.17),
-    ClipGuidancePreset.SLOWEST: Preset(True, 8, 1, 0.1, through_unet=True),
+    ClipGuidancePreset.SLOWEST: Preset(True, 8, 1, 0.03, through_unet=True),
 }
 """Every preset but NONE, from the cheapest to the dearest."""
 
