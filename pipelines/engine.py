@@ -120,6 +120,7 @@ class Engine:
         self._draining = threading.Event()
         self._stop = threading.Event()
         self._dead = False
+        self._ended = False  # with the lock: no job that comes now would be failed or done
 
     # From any thread
 
@@ -188,6 +189,9 @@ class Engine:
             prepared=False,
         )
         with self._lock:
+            if self._ended:
+                # Between the checks above and here: nobody would ever look at it.
+                raise EngineDead("the engine is not running", retry_after=30.0)
             refusal = self._scheduler.offer(task, now)
             if refusal is not None:
                 raise EngineBusy(refusal.reason, retry_after=max(1, math.ceil(refusal.retry_after)))
@@ -392,6 +396,7 @@ class Engine:
 
     def _fail_all(self, error: GenerationError) -> None:
         with self._lock:
+            self._ended = True
             jobs, self._jobs = list(self._jobs.values()), {}
         for job in jobs:
             job.handle.fail(error)

@@ -324,6 +324,23 @@ def test_a_dead_thread_fails_every_waiting_request(
     assert not engine.ready
 
 
+def test_a_request_that_comes_as_the_engine_ends_is_refused(
+    tiny: ModelBundle, picture: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(tiny, EngineConfig(warm_up=False))
+    engine.start()
+    key = engine._key
+
+    def ending(request: GenerationRequest) -> Any:
+        # After `submit` has seen a living engine, and before it hands the request over.
+        engine.drain(grace=0.0)
+        return key(request)
+
+    monkeypatch.setattr(engine, "_key", ending)
+    with pytest.raises(EngineDead):
+        engine.submit(slow_request(picture))
+
+
 @pytest.mark.parametrize("sampler", list(Sampler))
 def test_exact_lane_gives_the_same_bytes_alone_and_in_any_crowd(
     exact_engine: Engine, picture: Pixels, sampler: Sampler
