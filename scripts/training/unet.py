@@ -21,6 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from embedded.captions import caption, dropped_caption
 from embedded.layers import Layers
 from embedded.world import Scene, draw, sample_scene
+from models.device import choose_dtype
 from training.data import Size, sheet, to_model
 from training.tokenizer import encode
 from training.trainer import Plan, Run
@@ -202,6 +203,9 @@ def train_unet(
     rng = np.random.default_rng([17, run.step])
     generator = torch.Generator().manual_seed(run.step)
     shares = np.array([len(s.scenes) for s in sets], dtype=float)
+    # Weights stay float32. At small latents the casts cost a CPU more than they save.
+    small = phase.name == "small"
+    mixed = choose_dtype("auto", device) != torch.float32 and not (device.type == "cpu" and small)
 
     def step(_: int) -> dict[str, torch.Tensor]:
         chosen_set = sets[int(rng.choice(len(sets), p=shares / shares.sum()))]
@@ -226,8 +230,9 @@ def train_unet(
             ids = torch.tensor(encode(tokenizer, texts), device=device)
             text = text_encoder(ids)[0]
         noisy = noisy.to(device).contiguous(memory_format=torch.channels_last)
-        out = unet(noisy, t.to(device), encoder_hidden_states=text, return_dict=False)[0]
-        error = (out - noise.to(device)).pow(2).mean(dim=(1, 2, 3))
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+            out = unet(noisy, t.to(device), encoder_hidden_states=text, return_dict=False)[0]
+        error = (out.float() - noise.to(device)).pow(2).mean(dim=(1, 2, 3))
         return {"loss": (error * weights[t].to(device)).mean(), "mse": error.mean()}
 
     def report(step: int) -> dict[str, float]:
