@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from models.clip import ClipModel
+from models.compiled import CompiledParts
 
 
 @dataclass(eq=False)
@@ -36,6 +37,7 @@ class ModelBundle:
     extras: dict[str, Any] = field(default_factory=dict)
     embeddings: dict[str, tuple[int, ...]] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
+    compiled: CompiledParts | None = None
 
     @property
     def latent_channels(self) -> int:
@@ -78,3 +80,10 @@ class ModelBundle:
     def latent_size(self, width: int, height: int) -> tuple[int, int]:
         """(h, w) of the latents of a picture."""
         return height // self.downscale, width // self.downscale
+
+    def unet_for(self, rows: int, height: int, width: int, tokens: int, tile: bool) -> Any:
+        """The U-Net for such a forward: compiled where there is a compiled form for it."""
+        compiled = self.compiled
+        if compiled is not None and compiled.covers_tick(rows, height, width, tokens, tile):
+            return compiled.unet
+        return self.unet

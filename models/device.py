@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
@@ -80,3 +82,17 @@ def _runs(kernel: SDPBackend, head_size: int, device: torch.device, dtype: torch
     except RuntimeError:
         return False
     return True
+
+
+def upload(array: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
+    """A small array on ``device``; to CUDA from pinned memory, so that the host need not wait."""
+    return host_tensor(array, device).to(device, non_blocking=True)
+
+
+def host_tensor(array: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
+    """An array as a tensor on the host, pinned if it is to go to CUDA.
+
+    torch keeps pinned blocks, and hands one out again only when its copies are done.
+    """
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory() if device.type == "cuda" else tensor

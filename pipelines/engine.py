@@ -36,7 +36,7 @@ from pipelines.errors import (
     GenerationFailed,
     as_failure,
 )
-from pipelines.execution import Executor
+from pipelines.fast_path import FastPath
 from pipelines.handle import GenerationHandle
 from pipelines.job import Job, TickCounts, table_of
 from pipelines.request import GenerationRequest, GenerationResult, Progress
@@ -57,8 +57,9 @@ class EngineConfig:
     """How much the engine takes on.
 
     ``max_queue`` requests wait or run at most; ``max_batch`` run at a time. ``row_buckets`` are the
-    numbers of U-Net rows that a tick is padded to; empty means none. ``exact`` runs every tick in
-    one fixed bucket of ``exact_rows``, so that a picture's bytes do not depend on the crowd.
+    numbers of U-Net rows that a tick is padded to; empty means those of the fast path, if any.
+    ``exact`` runs every tick in one fixed bucket of ``exact_rows``, so that a picture's bytes do
+    not depend on the crowd.
     """
 
     max_queue: int = 64
@@ -68,6 +69,7 @@ class EngineConfig:
     exact: bool = False
     exact_rows: int = 8
     warm_up: bool = True
+    fast: FastPath = field(default_factory=FastPath)
 
     @property
     def tick_limits(self) -> TickLimits:
@@ -78,7 +80,7 @@ class EngineConfig:
 
     @property
     def tick_buckets(self) -> Sequence[int]:
-        return (self.exact_rows,) if self.exact else self.row_buckets
+        return (self.exact_rows,) if self.exact else self.row_buckets or self.fast.buckets
 
     @property
     def policy(self) -> PolicyConfig:
@@ -106,7 +108,9 @@ class Engine:
         self.bundle = bundle
         self.config = config or EngineConfig()
         self._noise_schedule = NoiseSchedule.from_config(bundle.scheduler_config)
-        self._executor = Executor(bundle, self.config.tick_buckets, self.config.max_batch)
+        self._executor = self.config.fast.executor(
+            bundle, self.config.tick_buckets, self.config.max_batch
+        )
         self._measures = costs is None and self.config.warm_up
         self._scheduler = Scheduler(costs or guessed_costs(), self.config.policy)
         self._jobs: dict[int, Job] = {}  # by ident: all that wait or run
@@ -248,6 +252,8 @@ class Engine:
     def _main(self) -> None:
         try:
             with torch.inference_mode():
+                if self.config.warm_up:
+                    self.config.fast.warm_up(self._executor, self.config.tick_limits)
                 if self._measures:
                     self._measure()
                 self._measured.set()

@@ -5,16 +5,18 @@ Knows tensors and no clock, no queue and no deadline: those are the engine's and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from models.bundle import ModelBundle
+from models.graphs import Capturer
 from pipelines.batching import GroupKey
 from pipelines.cache import CacheCounts
-from pipelines.denoiser import Denoiser, LatentPool
+from pipelines.denoiser import Denoiser
 from pipelines.job import Job, TickCounts, evaluation_of, table_of
+from pipelines.pool import LatentPool, PoolShelf
 from pipelines.preview import LatentToRgb
 from pipelines.prompt import PromptEncoder
 from pipelines.request import Pixels
@@ -23,25 +25,33 @@ from pipelines.stages import Decoding, PictureEncoder, start_latents
 
 @dataclass(eq=False)
 class Executor:
-    """Encodes, ticks and decodes jobs of one model; at most ``capacity`` a pool at a time."""
+    """Encodes, ticks and decodes jobs of one model; at most ``capacity`` a pool at a time.
+
+    With a ``capturer`` ticks are captured: of the ``hot`` keys at their first, see `PoolShelf`.
+    """
 
     bundle: ModelBundle
     row_buckets: Sequence[int]
     capacity: int
+    capturer: Capturer | None = None
+    hot: Collection[GroupKey] = ()
 
     def __post_init__(self) -> None:
         self.prompts = PromptEncoder(self.bundle)
-        self.denoiser = Denoiser(self.bundle, self.row_buckets)
+        self.denoiser = Denoiser(self.bundle, self.row_buckets, self.capturer)
         self.ticks = TickCounts()
         self._pictures = PictureEncoder(self.bundle)
         self._latent_to_rgb: LatentToRgb | None = None
-        self._pools: dict[GroupKey, LatentPool] = {}
-        self._members: dict[GroupKey, set[Job]] = {}
+        self.pools = PoolShelf(self._make_pool, captures=self.capturer is not None, hot=self.hot)
+        self._members: set[Job] = set()
 
     @property
     def cache_counts(self) -> dict[str, CacheCounts]:
         """Hits and misses of each cache."""
         return {"prompts": self.prompts.counts, "pictures": self._pictures.counts}
+
+    def _make_pool(self, key: GroupKey, patience: int | None) -> LatentPool:
+        return LatentPool(self.bundle, key, self.capacity, patience)
 
     def encode(self, job: Job, parts: int) -> bool:
         """The next of ``parts`` parts; True once the job has its place in a pool."""
@@ -57,11 +67,13 @@ class Executor:
         latents = start_latents(
             moments, job.noise, table_of(job), request.image_strength, self.bundle.scaling_factor
         )
-        pool = self._pools.get(job.key)
-        if pool is None:
-            pool = self._pools[job.key] = LatentPool(self.bundle, job.key, self.capacity)
-        job.position = pool.admit(latents, job.text)
-        self._members.setdefault(job.key, set()).add(job)
+        pool = self.pools.enter(job.key)
+        try:
+            job.position = pool.admit(latents, job.text)
+        except Exception:
+            self.pools.leave(job.key)
+            raise
+        self._members.add(job)
         job.encoding = job.text = None
         return True
 
@@ -70,7 +82,7 @@ class Executor:
 
         Raises whatever torch does; after an out-of-memory error its memory is free again.
         """
-        pool = self._pools[members[0].key]
+        pool = self.pools[members[0].key]
         try:
             tick = self.denoiser.tick(pool, [evaluation_of(job) for job in members])
         except torch.OutOfMemoryError as error:
@@ -87,21 +99,17 @@ class Executor:
     def decode(self, job: Job, parts: int) -> Pixels | None:
         """The next of ``parts`` parts; the picture after the last one."""
         if job.decoding is None:
-            latents = self._pools[job.key].latents(job.position)
+            latents = self.pools[job.key].latents(job.position)
             job.decoding = Decoding(self.bundle, latents, job.request.tile, parts)
         return job.decoding.advance()
 
     def release(self, job: Job) -> None:
         """Give a job's place free, if it has one."""
         job.encoding = job.decoding = job.text = None
-        members = self._members.get(job.key, set())
-        if job not in members:
-            return
-        members.remove(job)
-        self._pools[job.key].release(job.position)
-        if not members:
-            # 400 sizes are possible: a pool lives only as long as its requests.
-            del self._pools[job.key], self._members[job.key]
+        if job in self._members:
+            self._members.remove(job)
+            self.pools[job.key].release(job.position)
+            self.pools.leave(job.key)
 
     def _preview(self, predicted: torch.Tensor | None) -> Pixels | None:
         if predicted is None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import torch
 
 from pipelines.batching import GroupKey
-from pipelines.denoiser import Evaluation
 from pipelines.guidance import GuidanceRun
 from pipelines.handle import GenerationHandle
 from pipelines.request import GenerationRequest, Pixels
 from pipelines.samplers import Table
 from pipelines.stages import Decoding, Encoding, RequestNoise
+from pipelines.tick_batch import Evaluation
 
 
 @dataclass

@@ -117,7 +117,9 @@ class PromptEncoder:
         ids = [tokenizer.bos_token_id, *chunk.ids, tokenizer.eos_token_id]
         ids += [tokenizer.pad_token_id] * (length - len(ids))
         batch = torch.tensor([ids], device=self._bundle.device)
-        states: torch.Tensor = self._bundle.text_encoder(batch)[0][0]  # (77, D)
+        compiled = self._bundle.compiled
+        encoder = self._bundle.text_encoder if compiled is None else compiled.text_encoder
+        states: torch.Tensor = encoder(batch)[0][0]  # (77, D)
         if all(weight == 1.0 for weight in chunk.weights):
             return states
         return weighted(states, chunk.weights)

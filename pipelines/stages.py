@@ -16,7 +16,7 @@ from models.bundle import ModelBundle
 from pipelines.cache import ByteCache, CacheCounts
 from pipelines.request import Pixels
 from pipelines.samplers import Table
-from pipelines.vae_passes import VaePass, decoder_layers, encoder_layers
+from pipelines.vae_passes import Layer, VaePass, decoder_layers, encoder_layers
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,12 @@ def encode_picture(bundle: ModelBundle, image: Pixels, tile: bool) -> Moments:
 def _encode_pass(bundle: ModelBundle, image: Pixels, tile: bool, parts: int) -> VaePass:
     pixels = torch.from_numpy(image.astype(np.float32) / 255.0).permute(2, 0, 1)[None]
     pixels = (2.0 * pixels - 1.0).to(bundle.device, bundle.dtype)  # (1, 3, H, W)
-    return VaePass(bundle.vae, encoder_layers(bundle.vae), pixels, parts, tile=tile)
+    compiled, size = bundle.compiled, bundle.latent_size(image.shape[1], image.shape[0])
+    if parts == 1 and compiled is not None and compiled.covers(*size, tile):
+        layers = [Layer(compiled.encode, 1.0)]
+    else:
+        layers = encoder_layers(bundle.vae)
+    return VaePass(bundle.vae, layers, pixels, parts, tile=tile)
 
 
 def _moments(encoded: torch.Tensor | None, channels: int) -> Moments:
@@ -176,7 +181,14 @@ class Decoding:
             raise FloatingPointError("the latents are not finite")
         self._bundle, self._tile = bundle, tile
         self._latents = latents[None] / bundle.scaling_factor
-        self._pass = _decode_pass(bundle.vae, self._latents.to(bundle.dtype), tile, parts)
+        compiled = bundle.compiled
+        _, height, width = latents.shape
+        if parts == 1 and compiled is not None and compiled.covers(height, width, tile):
+            layers = [Layer(compiled.decode, 1.0)]
+        else:
+            layers = decoder_layers(bundle.vae)
+        halves = self._latents.to(bundle.dtype)
+        self._pass = VaePass(bundle.vae, layers, halves, parts, tile=tile)
 
     def advance(self) -> Pixels | None:
         """Run the next part. The picture after the last one.
@@ -190,16 +202,13 @@ class Decoding:
             logger.warning("a decoded picture is not finite: decoded once more in float32")
             # A copy for the once: the weights in use, and graphs over them, stay as they are.
             vae = deepcopy(self._bundle.vae).float()
-            decoded = _decode_pass(vae, self._latents.float(), self._tile, 1).advance()
+            layers = decoder_layers(vae)
+            decoded = VaePass(vae, layers, self._latents.float(), 1, tile=self._tile).advance()
             assert decoded is not None
         if not torch.isfinite(decoded).all():
             raise FloatingPointError("the decoded picture is not finite")
         pixels = (decoded[0].float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
         return np.ascontiguousarray((pixels * 255).round().astype(np.uint8))
-
-
-def _decode_pass(vae: torch.nn.Module, latents: torch.Tensor, tile: bool, parts: int) -> VaePass:
-    return VaePass(vae, decoder_layers(vae), latents, parts, tile=tile)
 
 
 def decode_latents(bundle: ModelBundle, latents: torch.Tensor, tile: bool) -> Pixels:

@@ -10,12 +10,14 @@ from PIL import Image
 
 from models.bundle import ModelBundle
 from pipelines.batching import GroupKey
-from pipelines.denoiser import Denoiser, Evaluation, LatentPool
+from pipelines.denoiser import Denoiser
+from pipelines.pool import LatentPool
 from pipelines.prompt import PromptEncoder
 from pipelines.request import Pixels, Sampler
 from pipelines.samplers import Table, make_table
 from pipelines.schedules import make_scheduler
 from pipelines.stages import RequestNoise, encode_picture, start_latents
+from pipelines.tick_batch import Evaluation
 
 RIGHT_IN_DIFFUSERS = [s for s in Sampler if s not in (Sampler.K_DPMPP_2S_ANCESTRAL, Sampler.K_LMS)]
 

@@ -11,10 +11,10 @@ import torch
 
 from models.bundle import ModelBundle
 from pipelines.calibration import guessed_costs
-from pipelines.denoiser import LatentPool
 from pipelines.engine import Engine, EngineConfig
 from pipelines.errors import GenerationFailed
 from pipelines.handle import GenerationHandle
+from pipelines.pool import LatentPool
 from pipelines.request import GenerationRequest, Pixels, Sampler
 
 CROWD = 5

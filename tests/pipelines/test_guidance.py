@@ -13,15 +13,17 @@ import torch.nn.functional as F
 
 from models.bundle import ModelBundle
 from pipelines.batching import GroupKey
-from pipelines.denoiser import Denoiser, Evaluation, LatentPool
+from pipelines.denoiser import Denoiser
 from pipelines.engine import Engine, EngineConfig
 from pipelines.errors import GenerationFailed
 from pipelines.guidance import FLAT_WINDOW, PRESETS, ClipGuide, GuidanceRun, spherical_distance
+from pipelines.pool import LatentPool
 from pipelines.preview import LatentToRgb
 from pipelines.request import ClipGuidancePreset, GenerationRequest, Pixels, Sampler
 from pipelines.samplers import make_table
 from pipelines.schedules import NoiseSchedule
 from pipelines.stages import RequestNoise
+from pipelines.tick_batch import Evaluation
 
 Guidance = ClipGuidancePreset
 GUIDED = list(PRESETS)

@@ -1,0 +1,90 @@
+"""A tick as two captured graphs, *denoise* and *mix*, and when it pays to capture one.
+
+CLIP guidance acts between the two. There are 400 sizes and several buckets of rows: only the
+configured sizes are captured at start, others once they have been used a few times, and only
+while few are kept (`pipelines/pool.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from models.graphs import Capturer
+from pipelines.tick_batch import Batch, Evaluation, StaticBatch
+
+if TYPE_CHECKING:
+    from pipelines.pool import LatentPool
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 4
+"""Ticks of a bucket before it is captured, in a size that nobody configured: a capture costs
+about four ticks (`models.graphs.WARM_UP_RUNS` and the recording)."""
+
+
+class CapturedTick:
+    """The tick of one pool and one bucket of ``rows``, over tensors that stay in place."""
+
+    def __init__(
+        self,
+        pool: LatentPool,
+        rows: int,
+        denoise: Callable[[LatentPool, Batch], torch.Tensor],
+        mix: Callable[[LatentPool, Batch, torch.Tensor], None],
+        capturer: Capturer,
+    ) -> None:
+        latent = pool.state.shape[2:]
+        device = pool.state.device
+        self._static = StaticBatch(rows, latent, pool.scratch, device)
+        # Outside the graphs' memory, so that a later replay of another graph cannot touch it.
+        self._eps = torch.zeros(rows, *latent, device=device)
+        batch = self._static.batch
+        self._denoise = capturer.capture(lambda: self._eps.copy_(denoise(pool, batch)))
+        self._mix = capturer.capture(lambda: mix(pool, batch, self._eps))
+
+    def denoise(self, evaluations: Sequence[Evaluation]) -> torch.Tensor:
+        """The guided noise prediction, (rows, 4, h, w) float32; the first ones are theirs.
+
+        The tensor is the graphs' own: what is written into it is what `mix` takes.
+        """
+        self._static.write(evaluations)
+        self._denoise()
+        return self._eps
+
+    def mix(self) -> None:
+        """Advance the pool by what `denoise` predicted."""
+        self._mix()
+
+
+class CapturedTicks:
+    """The captured ticks of one pool, by their bucket of rows.
+
+    ``patience`` ticks of a bucket run as they come before one is captured; None: it never is.
+    """
+
+    def __init__(self, patience: int | None) -> None:
+        self.patience = patience
+        self._ticks: dict[int, CapturedTick | None] = {}  # None: it could not be captured
+        self._seen: dict[int, int] = {}
+
+    @property
+    def any(self) -> bool:
+        """Whether there is something to keep."""
+        return any(tick is not None for tick in self._ticks.values())
+
+    def get_or_capture(self, rows: int, capture: Callable[[], CapturedTick]) -> CapturedTick | None:
+        """The tick of a bucket; None while it runs as it comes. A failed capture is said once."""
+        if rows not in self._ticks:
+            seen = self._seen[rows] = self._seen.get(rows, 0) + 1
+            if self.patience is None or seen <= self.patience:
+                return None
+            try:
+                self._ticks[rows] = capture()
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
+                logger.warning("a tick of %d rows is not captured: %s", rows, error)
+                self._ticks[rows] = None
+        return self._ticks[rows]

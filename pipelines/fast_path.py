@@ -1,0 +1,114 @@
+"""The fast path of an engine: what is accelerated, for which sizes, and run before any request.
+
+`models.acceleration` decides what a device can do; here ticks are captured and compiled code is
+made for the *hot* sizes, those that an operator configured. Whatever fails there falls back to what
+works, and the log says why.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.acceleration import Acceleration, AccelerationMode, accelerate, make_capturer
+from models.bundle import ModelBundle
+from models.compiled import CompileCache
+from pipelines.batching import GroupKey, TickLimits
+from pipelines.execution import Executor
+from pipelines.request import Sampler
+from pipelines.samplers import make_table
+from pipelines.stages import decode_latents, encode_picture
+from pipelines.tick_batch import Evaluation
+
+logger = logging.getLogger(__name__)
+
+UNACCELERATED = Acceleration(AccelerationMode.OFF)
+ROW_BUCKETS = (1, 2, 4, 8, 16)
+"""What ticks are padded to where each number of rows needs a graph or a compilation of its own."""
+
+
+@dataclass(frozen=True)
+class FastPath:
+    """How an engine is accelerated. ``sizes`` are (width, height) of pictures, in pixels.
+
+    ``cache`` is the folder in which compiled code is kept; None keeps none.
+    """
+
+    acceleration: Acceleration = UNACCELERATED
+    sizes: Sequence[tuple[int, int]] = ()
+    cache: Path | None = None
+
+    @property
+    def buckets(self) -> Sequence[int]:
+        """The row buckets that it needs; empty for none."""
+        on = self.acceleration.graphs or self.acceleration.compiles
+        return ROW_BUCKETS if on else ()
+
+    def executor(self, bundle: ModelBundle, buckets: Sequence[int], capacity: int) -> Executor:
+        """Accelerate ``bundle`` in place, and what runs it; `warm_up` has to follow."""
+        sizes = [bundle.latent_size(width, height) for width, height in self.sizes]
+        accelerate(bundle, self.acceleration, sizes, buckets)
+        capturer = make_capturer(self.acceleration, bundle.device)
+        hot = [GroupKey(h, w, bundle.text_length, False) for h, w in sizes]
+        return Executor(bundle, buckets, capacity, capturer, hot)
+
+    def warm_up(self, executor: Executor, limits: TickLimits) -> None:
+        """Run the ticks of every hot key and bucket, and what else is compiled.
+
+        Where compiled code fails, the parts run as they are, and the log says why.
+        """
+        bundle = executor.bundle
+        if bundle.compiled is None:
+            if executor.capturer is not None:
+                _run_ticks(executor, limits)
+            return
+        cache = None
+        if self.cache is not None:
+            cache = CompileCache(self.cache, bundle, self.acceleration.asked)
+        known = cache is not None and cache.load()
+        try:
+            _run_ticks(executor, limits)
+            _run_compiled_parts(executor)
+        except Exception as error:  # whatever a compiler makes of the parts
+            logger.warning("compiled parts are not used, because one failed: %s", error)
+            bundle.compiled = None
+            bundle.facts["acceleration"] = f"not compiled: {str(error).splitlines()[0]}"
+            _run_ticks(executor, limits)
+        else:
+            if cache is not None and not known:
+                cache.save()
+
+
+def _run_ticks(executor: Executor, limits: TickLimits) -> None:
+    for key in executor.hot:
+        pool = executor.pools.enter(key)
+        try:
+            for rows in executor.row_buckets:
+                if rows <= limits.rows_for(key):
+                    executor.denoiser.tick(pool, dummy_evaluations(rows, pool.scratch))
+        finally:
+            executor.pools.leave(key)
+
+
+def dummy_evaluations(rows: int, place: int) -> list[Evaluation]:
+    """The evaluations of a tick of ``rows`` U-Net rows, all at one place."""
+    table = make_table(Sampler.K_EULER, 20, 0.5)
+    scales = [1.0] * (rows % 2) + [7.0] * (rows // 2)
+    return [Evaluation(place, table.rows[0], scale, table.slots, None) for scale in scales]
+
+
+def _run_compiled_parts(executor: Executor) -> None:
+    bundle = executor.bundle
+    assert bundle.compiled is not None
+    executor.prompts.encode_pair("a picture", "")
+    for height, width in sorted(bundle.compiled.sizes):
+        side = bundle.downscale
+        image = np.full((height * side, width * side, 3), 127, dtype=np.uint8)
+        encode_picture(bundle, image, tile=False)
+        latents = torch.zeros(bundle.latent_channels, height, width, device=bundle.device)
+        decode_latents(bundle, latents, tile=False)

@@ -1,0 +1,137 @@
+"""Where the running requests of a size keep their state, and how long such a place is kept."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+
+import torch
+
+from models.bundle import ModelBundle
+from pipelines.batching import GroupKey
+from pipelines.captured_tick import PATIENCE, CapturedTicks
+from pipelines.samplers import SLOTS
+
+
+class LatentPool:
+    """The state of the running requests of one group, on the device.
+
+    ``state`` is (capacity + 1, 4 slots, 4, h, w) float32, ``text`` (capacity + 1, 2, T, D) in the
+    model's dtype: the unconditional text states, then the conditional ones. The last place is
+    ``scratch``, where the padding of a captured tick reads and writes. ``patience`` says when its
+    ticks are captured, see `CapturedTicks`.
+    """
+
+    def __init__(
+        self, bundle: ModelBundle, key: GroupKey, capacity: int, patience: int | None = None
+    ) -> None:
+        self.key = key
+        self.scratch = capacity
+        self.captured = CapturedTicks(patience)
+        latent = (bundle.latent_channels, key.height, key.width)
+        self.state = torch.zeros(capacity + 1, SLOTS, *latent, device=bundle.device)
+        self.text = torch.zeros(
+            capacity + 1,
+            2,
+            key.text_tokens,
+            bundle.text_width,
+            device=bundle.device,
+            dtype=bundle.dtype,
+        )
+        self._free = list(range(capacity - 1, -1, -1))
+        self._gathered: tuple[tuple[int, ...], torch.Tensor] | None = None
+
+    @property
+    def full(self) -> bool:
+        return not self._free
+
+    def admit(self, latents: torch.Tensor, text: torch.Tensor) -> int:
+        """Take a place; the other slots are zeroed. Raises IndexError when the pool is full."""
+        position = self._free.pop()
+        self.state[position].zero_()
+        self.state[position, 0] = latents
+        self.text[position] = text
+        self._gathered = None
+        return position
+
+    def release(self, position: int) -> None:
+        self._free.append(position)
+
+    def text_rows(self, places: tuple[int, ...] | None, index: torch.Tensor) -> torch.Tensor:
+        """Text states of U-Net rows, (R, T, D); ``places`` are ``index``, into (places * 2).
+
+        They are kept for the next tick, which has the same rows unless a request came or left.
+        Without ``places`` they are gathered anew.
+        """
+        if places is None:
+            return self.text.flatten(0, 1).index_select(0, index)
+        if self._gathered is None or self._gathered[0] != places:
+            self._gathered = places, self.text.flatten(0, 1).index_select(0, index)
+        return self._gathered[1]
+
+    def latents(self, position: int) -> torch.Tensor:
+        """Slot 0 of a place, (4, h, w) float32, a copy."""
+        return self.state[position, 0].clone()
+
+
+class PoolShelf:
+    """The pools there are, by group. A pool lives as long as its requests, or its graphs.
+
+    Pools of the keys in ``hot`` are captured at once and always kept; of the others at most
+    ``keep`` are captured, and of those that nobody uses the one used longest ago goes first. With
+    ``captures`` false nothing is captured and nothing outlives its requests.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[GroupKey, int | None], LatentPool],
+        *,
+        captures: bool = False,
+        hot: Collection[GroupKey] = (),
+        keep: int = 8,
+    ) -> None:
+        self._make, self._captures, self._keep = make, captures, keep
+        self._hot = frozenset(hot)
+        self._pools: OrderedDict[GroupKey, LatentPool] = OrderedDict()
+        self._users: dict[GroupKey, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._pools)
+
+    def __contains__(self, key: GroupKey) -> bool:
+        return key in self._pools
+
+    def __getitem__(self, key: GroupKey) -> LatentPool:
+        return self._pools[key]
+
+    def enter(self, key: GroupKey) -> LatentPool:
+        """The pool of ``key`` for one more request, made if there is none."""
+        if key not in self._pools:
+            self._pools[key] = self._make(key, self._patience(key))
+        self._users[key] = self._users.get(key, 0) + 1
+        self._pools.move_to_end(key)
+        return self._pools[key]
+
+    def leave(self, key: GroupKey) -> None:
+        """A request that entered has gone. 400 sizes are possible: an empty pool rarely stays."""
+        self._users[key] -= 1
+        if self._users[key] == 0 and not self._pools[key].captured.any:
+            del self._pools[key], self._users[key]
+
+    def _patience(self, key: GroupKey) -> int | None:
+        if not self._captures:
+            return None
+        if key in self._hot:
+            return 0
+        kept = [k for k, pool in self._pools.items() if k not in self._hot and _may_capture(pool)]
+        idle = [k for k in kept if self._users[k] == 0]
+        if len(kept) < self._keep:
+            return PATIENCE
+        if idle:  # the first is the one used longest ago
+            del self._pools[idle[0]], self._users[idle[0]]
+            return PATIENCE
+        return None
+
+
+def _may_capture(pool: LatentPool) -> bool:
+    return pool.captured.patience is not None
