@@ -8,11 +8,9 @@ kernels, for minutes.
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
-from enum import StrEnum
 
 import torch
 
@@ -26,17 +24,7 @@ from models.attention import (
 from models.bundle import ModelBundle
 from models.compiled import compile_parts
 from models.graphs import Capturer, CudaCapturer
-
-logger = logging.getLogger(__name__)
-
-
-class AccelerationMode(StrEnum):
-    """The modes, from none to all."""
-
-    OFF = "off"
-    GRAPHS = "graphs"
-    COMPILE = "compile"
-    MAX = "max"
+from models.spec import AccelerationMode
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ def compile_parts(
     rows: Collection[int],
     *,
     autotune: bool,
+    backend: str = "inductor",
 ) -> CompiledParts:
     """Wrap the parts; each compiles when it is first called with a shape.
 
@@ -64,6 +65,10 @@ def compile_parts(
     CUDA graphs of its own: the tick is captured by us (`models/graphs.py`).
     """
     mode = "max-autotune-no-cudagraphs" if autotune else None
+
+    def compiled(part: Any) -> Any:
+        return torch.compile(part, fullgraph=True, dynamic=False, mode=mode, backend=backend)
+
     vae, text_encoder = bundle.vae, bundle.text_encoder
 
     def encode(picture: torch.Tensor) -> torch.Tensor:
@@ -86,10 +91,10 @@ def compile_parts(
         sizes=frozenset(sizes),
         rows=frozenset(rows),
         text_length=bundle.text_length,
-        unet=torch.compile(bundle.unet, fullgraph=True, dynamic=False, mode=mode),
-        encode=torch.compile(encode, fullgraph=True, dynamic=False, mode=mode),
-        decode=torch.compile(decode, fullgraph=True, dynamic=False, mode=mode),
-        text_encoder=torch.compile(text_encoder, fullgraph=True, dynamic=False, mode=mode),
+        unet=compiled(bundle.unet),
+        encode=compiled(encode),
+        decode=compiled(decode),
+        text_encoder=compiled(text_encoder),
     )
 
 

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Literal
 
 EMBEDDED = "embedded"
 PRODUCTION_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
+class AccelerationMode(StrEnum):
+    """How a model is made fast; each mode has all of the one before (`models/acceleration.py`)."""
+
+    OFF = "off"
+    GRAPHS = "graphs"
+    COMPILE = "compile"
+    MAX = "max"
+
 
 Prediction = Literal["auto", "epsilon", "v_prediction"]
 

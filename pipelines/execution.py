@@ -5,7 +5,7 @@ Knows tensors and no clock, no queue and no deadline: those are the engine's and
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +34,7 @@ class Executor:
     row_buckets: Sequence[int]
     capacity: int
     capturer: Capturer | None = None
-    hot: Collection[GroupKey] = ()
+    hot: Sequence[GroupKey] = ()
 
     def __post_init__(self) -> None:
         self.prompts = PromptEncoder(self.bundle)

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.acceleration import Acceleration, AccelerationMode, accelerate, make_capturer
+from models.acceleration import Acceleration, accelerate, make_capturer
 from models.bundle import ModelBundle
 from models.compiled import CompileCache
+from models.spec import AccelerationMode
 from pipelines.batching import GroupKey, TickLimits
 from pipelines.execution import Executor
 from pipelines.request import Sampler

@@ -28,6 +28,7 @@ def diagnose(settings: Settings) -> Diagnosis:
     """Load the model as the server would, without starting the engine."""
     import torch
 
+    from models.acceleration import choose_acceleration
     from models.companions import choose_clip
     from models.device import attention_backends
     from models.loader import ModelLoadError, load_model
@@ -55,6 +56,7 @@ def diagnose(settings: Settings) -> Diagnosis:
         facts["device"] = _device_in_words(bundle.device)
         facts["dtype"] = str(bundle.dtype).removeprefix("torch.")
         facts["memory"] = _memory_in_words(bundle.weight_bytes, bundle.device)
+        facts["acceleration"] = choose_acceleration(settings.acceleration, bundle.device).in_words
         facts["attention"] = attention_backends(bundle.head_sizes, bundle.device, bundle.dtype)
         try:
             clip = choose_clip(bundle, settings.clip_model)

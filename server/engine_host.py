@@ -78,8 +78,10 @@ def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
     import torch
 
     from models import loader
+    from models.acceleration import choose_acceleration
     from models.companions import choose_clip
     from pipelines.engine import Engine, EngineConfig
+    from pipelines.fast_path import FastPath
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -97,6 +99,11 @@ def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
         max_batch=settings.max_batch,
         exact=settings.exact,
         warm_up=warm_up,
+        fast=FastPath(
+            choose_acceleration(settings.acceleration, bundle.device),
+            settings.hot_picture_sizes,
+            settings.compile_folder,
+        ),
     )
     return LoadedModel(
         engine=Engine(bundle, config),

@@ -10,7 +10,7 @@ import io
 import math
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -68,11 +68,15 @@ class PictureError(ValueError):
 
 
 def prepare_picture(
-    data: bytes | bytearray, width: int | None, height: int | None, mode: ResizeMode
+    data: bytes | bytearray,
+    width: int | None,
+    height: int | None,
+    mode: ResizeMode,
+    auto_sizes: Sequence[tuple[int, int]] = (),
 ) -> Pixels:
     """The upload as pixels of the size to make, `(height, width, 3)` uint8. Raises PictureError."""
     picture, size = _decode(data)
-    target = fit_size(size, width, height)
+    target = fit_size(size, width, height, auto_sizes)
     # A copy, since tensors are not made of read-only arrays.
     return np.array(fit_picture(picture, *target, mode))
 
@@ -159,14 +163,26 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def fit_size(
-    picture_size: tuple[int, int], width: int | None, height: int | None
+    picture_size: tuple[int, int],
+    width: int | None,
+    height: int | None,
+    auto_sizes: Sequence[tuple[int, int]] = (),
 ) -> tuple[int, int]:
     """The size to make from a picture of `picture_size`, each side a multiple of 64 in 320..1536.
 
-    Neither side given: the picture's own times `min(max(1, 320 / shorter), 1536 / longer)`. One
+    Neither side given: the picture's own times `min(max(1, 320 / shorter), 1536 / longer)`, or of
+    `auto_sizes` the one of the nearest aspect ratio, and of those the one nearest in area. One
     given: the other by the picture's aspect ratio.
     """
     own_width, own_height = picture_size
+    if width is None and height is None and auto_sizes:
+
+        def distance(size: tuple[int, int]) -> tuple[float, float]:
+            ratio = size[0] * own_height / (size[1] * own_width)
+            area = size[0] * size[1] / (own_width * own_height)
+            return round(abs(math.log(ratio)), 9), abs(math.log(area))
+
+        return min(auto_sizes, key=distance)
     if width is not None and height is not None:
         return width, height
     if width is not None:

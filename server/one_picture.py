@@ -29,7 +29,9 @@ async def make_picture(
     if form is None:
         raise InvalidInput("\n".join(problems))
     try:
-        picture = prepare_picture(upload, form.width, form.height, form.resize_mode)
+        picture = prepare_picture(
+            upload, form.width, form.height, form.resize_mode, settings.auto_picture_sizes
+        )
     except PictureError as error:
         raise InvalidInput(str(error)) from None
     try:

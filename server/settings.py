@@ -17,11 +17,14 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from models.spec import ModelSpec
+from models.spec import AccelerationMode, ModelSpec
+from pipelines.request import MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE
 from server.limits import parse_rate
 
 ENV_PREFIX = "IMG2IMG_"
 MIB = 1024 * 1024
+SIDES = range(MIN_SIDE, MAX_SIDE + 1, SIDE_MULTIPLE)
+"""The sides that the form takes, in pixels."""
 
 
 def split_list(value: object) -> object:
@@ -52,6 +55,20 @@ def split_lora(text: str) -> tuple[str, float]:
     if not path or not math.isfinite(value):
         raise ValueError(f"{weight!r} behind the last colon is no weight, such as 0.8")
     return path, value
+
+
+def split_size(text: str) -> tuple[int, int]:
+    """`"512x768"` as width and height. Raises ValueError where the form would refuse them."""
+    width, _, height = text.lower().partition("x")
+    try:
+        size = int(width), int(height)
+    except ValueError:
+        raise ValueError(f"{text!r} is no size, such as 512x768") from None
+    if any(side not in SIDES for side in size):
+        raise ValueError(
+            f"{text!r}: a side is a multiple of {SIDES.step}, {SIDES[0]} to {SIDES[-1]}"
+        )
+    return size
 
 
 StringList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
@@ -166,6 +183,27 @@ class Settings(BaseSettings):
         "`auto` is the model's own if it ships one, else `openai/clip-vit-large-patch14`: "
         "downloaded for a hub model, only if cached already for a local one.",
     )
+    acceleration: AccelerationMode = Field(
+        AccelerationMode.GRAPHS,
+        description="`off`, `graphs` (CUDA graphs, fused attention), `compile` (and the parts "
+        "compiled for the hot sizes), or `max` (and kernels tried out, which takes minutes). What "
+        "the device cannot do is left out.",
+    )
+    hot_sizes: StringList = Field(
+        ("512x512",),
+        description="Sizes that are made ready at start, WIDTHxHEIGHT each; others are captured "
+        "once they are used often.",
+    )
+    auto_sizes: bool = Field(
+        False,
+        description="Give a request that names neither width nor height the hot size whose shape "
+        "is nearest to its picture's.",
+    )
+    compile_cache: Path | None = Field(
+        None,
+        description="Folder for compiled code, read at start and written after the first one; "
+        "blank: `compiled` in the data folder.",
+    )
     threads: int = Field(0, ge=0, description="CPU threads a tensor operation uses; 0: torch's.")
 
     max_queue: int = Field(
@@ -271,6 +309,13 @@ class Settings(BaseSettings):
             split_lora(text)
         return loras
 
+    @field_validator("hot_sizes")
+    @classmethod
+    def _sizes_of_the_contract(cls, sizes: tuple[str, ...]) -> tuple[str, ...]:
+        for text in sizes:
+            split_size(text)
+        return sizes
+
     @field_validator("rate", "auth_failures")
     @classmethod
     def _rate(cls, text: str) -> str:
@@ -291,7 +336,9 @@ class Settings(BaseSettings):
             raise ValueError("does not start with /")
         return path
 
-    @field_validator("log_level", "log_format", "prediction", "safety", mode="before")
+    @field_validator(
+        "log_level", "log_format", "prediction", "safety", "acceleration", mode="before"
+    )
     @classmethod
     def _lower(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
@@ -317,6 +364,21 @@ class Settings(BaseSettings):
     def has_database(self) -> bool:
         """Whether there is a database of keys: one that was named, or made by `img2img keys`."""
         return self.database_url is not None or self.accounts_file.exists()
+
+    @property
+    def hot_picture_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) of each hot size, in pixels."""
+        return tuple(split_size(text) for text in self.hot_sizes)
+
+    @property
+    def auto_picture_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) of the sizes to choose from for a request that names none; none: any."""
+        return self.hot_picture_sizes if self.auto_sizes else ()
+
+    @property
+    def compile_folder(self) -> Path:
+        """Where compiled code is kept."""
+        return (self.compile_cache or self.data_dir / "compiled").expanduser()
 
     @property
     def max_upload_bytes(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -158,8 +158,9 @@ async def _check_parts(
     elif not upload.is_file:
         problems.insert(0, f"{IMAGE_FIELD}: came as text; send it as a file, with a file name")
     else:
+        sizes = request.app.state.settings.auto_picture_sizes
         try:
-            picture = await _in_thread(request, lambda: _read_picture(upload.data, form))
+            picture = await _in_thread(request, lambda: _read_picture(upload.data, form, sizes))
         except PictureError as error:
             problems.insert(0, str(error))
     if problems or form is None or picture is None:
@@ -167,11 +168,13 @@ async def _check_parts(
     return form, picture
 
 
-def _read_picture(data: bytearray, form: ImageToImageForm | None) -> Pixels | None:
+def _read_picture(
+    data: bytearray, form: ImageToImageForm | None, auto_sizes: Sequence[tuple[int, int]]
+) -> Pixels | None:
     if form is None:
         decode_picture(data)  # Only to report what is wrong with it beside the rest.
         return None
-    return prepare_picture(data, form.width, form.height, form.resize_mode)
+    return prepare_picture(data, form.width, form.height, form.resize_mode, auto_sizes)
 
 
 def _submit(model: LoadedModel, generation: GenerationRequest, timeout: float) -> Handle:

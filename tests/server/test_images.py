@@ -215,6 +215,26 @@ def test_size_to_make(
     assert fit_size(picture, *asked) == expected
 
 
+HOT = ((512, 512), (512, 768), (768, 512), (1024, 1024))
+
+
+@pytest.mark.parametrize(
+    ("picture", "asked", "expected"),
+    [
+        ((600, 400), (None, None), (768, 512)),
+        ((3000, 4000), (None, None), (512, 768)),
+        ((500, 510), (None, None), (512, 512)),
+        ((2000, 2000), (None, None), (1024, 1024)),
+        ((600, 400), (320, None), (320, 320)),
+        ((600, 400), (640, 448), (640, 448)),
+    ],
+)
+def test_a_request_that_names_no_size_gets_the_hot_size_of_the_nearest_shape(
+    picture: tuple[int, int], asked: tuple[int | None, int | None], expected: tuple[int, int]
+) -> None:
+    assert fit_size(picture, *asked, HOT) == expected
+
+
 SIDES = st.sampled_from(range(320, 1537, 64)) | st.none()
 
 

@@ -174,6 +174,28 @@ def test_the_model_that_settings_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings(model="embedded", prediction="auto", ema=False).model_spec.model == "embedded"
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("512", "is no size"),
+        ("512x", "is no size"),
+        ("500x512", "a side is a multiple of 64, 320 to 1536"),
+        ("512x2048", "a side is a multiple of 64, 320 to 1536"),
+    ],
+)
+def test_a_hot_size_that_no_request_could_have(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Settings(hot_sizes=("512x512", text))
+
+
+def test_hot_sizes_are_for_requests_without_one_only_if_that_is_said() -> None:
+    settings = Settings(hot_sizes=("512x768", "768X512"))
+    assert settings.hot_picture_sizes == ((512, 768), (768, 512))
+    assert settings.auto_picture_sizes == ()
+    both = Settings(hot_sizes=("512x768",), auto_sizes=True)
+    assert both.auto_picture_sizes == ((512, 768),)
+
+
 def test_a_database_of_keys_asks_for_keys(tmp_path: Path) -> None:
     assert not Settings(data_dir=tmp_path).asks_for_key
     assert Settings(data_dir=tmp_path, host="0.0.0.0").exposure_problem() is not None

@@ -1,0 +1,156 @@
+"""What a device can do is decided and said; fused and compiled parts compute the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend
+
+from models import acceleration as module
+from models.acceleration import accelerate, choose_acceleration
+from models.attention import (
+    attention_shapes,
+    choose_kernels,
+    fastest_kernels,
+    fuse_projections,
+)
+from models.bundle import ModelBundle
+from models.compiled import CompileCache, compile_parts
+from models.spec import AccelerationMode
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def own(tiny: ModelBundle) -> ModelBundle:
+    """A copy of the tiny model that a test may change."""
+    return replace(tiny, unet=deepcopy(tiny.unet), facts={})
+
+
+@pytest.fixture(autouse=True)
+def forget_compiled() -> Iterator[None]:
+    yield
+    torch._dynamo.reset()
+
+
+def predicted(unet: torch.nn.Module, width: int, rows: int = 2) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    latents = torch.randn(rows, 4, 8, 8, generator=generator)
+    text = torch.randn(rows, 77, width, generator=generator)
+    with torch.inference_mode():
+        out: torch.Tensor = unet(
+            latents, torch.full((rows,), 500.0), encoder_hidden_states=text, return_dict=False
+        )[0]
+    return out
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "graphs", "compiles", "said"),
+    [
+        ("off", CUDA, False, False, "off"),
+        ("graphs", CUDA, True, False, "CUDA graphs"),
+        ("compile", CUDA, True, True, "CUDA graphs, compiled"),
+        ("max", CUDA, True, True, "CUDA graphs, compiled, autotuned"),
+        ("off", CPU, False, False, "off"),
+        ("graphs", CPU, False, False, "off (there are no CUDA graphs on cpu)"),
+        ("compile", CPU, False, True, "compiled (there are no CUDA graphs on cpu)"),
+    ],
+)
+def test_what_a_device_cannot_do_is_left_out_and_said(
+    asked: str, device: torch.device, graphs: bool, compiles: bool, said: str
+) -> None:
+    chosen = choose_acceleration(AccelerationMode(asked), device)
+    assert (chosen.graphs, chosen.compiles) == (graphs, compiles)
+    assert chosen.in_words == said
+
+
+def test_without_a_compiler_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.shutil, "which", lambda _: None)
+    chosen = choose_acceleration(AccelerationMode.MAX, CUDA)
+    assert not chosen.compiles
+    assert not chosen.autotunes
+    assert "install g++" in chosen.in_words
+
+
+def test_fused_projections_predict_the_same_from_no_more_weights(own: ModelBundle) -> None:
+    want, bytes_before = predicted(own.unet, own.text_width), own.weight_bytes
+    fuse_projections(own.unet)
+    fuse_projections(own.unet)  # a second time changes nothing
+    got = predicted(own.unet, own.text_width)
+    assert own.weight_bytes == bytes_before
+    assert (got - want).abs().max() / want.abs().max() < 1e-5
+
+
+def test_each_head_size_gets_a_kernel_that_runs_there(own: ModelBundle) -> None:
+    want = predicted(own.unet, own.text_width)
+    shapes = attention_shapes(own.unet, 8, 8)
+    assert shapes == {4: (8, 64), 8: (8, 16)}
+    kernels = fastest_kernels(shapes, CPU, torch.float32)
+    assert set(kernels) == set(shapes)
+    assert set(kernels.values()) <= {SDPBackend.FLASH_ATTENTION, SDPBackend.MATH}
+    fuse_projections(own.unet)
+    for kernel in (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH):
+        choose_kernels(own.unet, dict.fromkeys(shapes, kernel))
+        chosen = [p.kernel for p in own.unet.attn_processors.values()]
+        assert chosen == [kernel] * len(chosen)
+        got = predicted(own.unet, own.text_width)
+        assert (got - want).abs().max() / want.abs().max() < 1e-5
+
+
+def test_the_parts_can_be_compiled_without_a_break(own: ModelBundle) -> None:
+    # What a compiler's front end makes of them: the same for every backend, and this one is quick.
+    want = predicted(own.unet, own.text_width)
+    accelerate(own, choose_acceleration(AccelerationMode.COMPILE, CPU), [(8, 8)], [2])
+    parts = compile_parts(own, [(8, 8)], [2], autotune=False, backend="eager")
+    got = predicted(parts.unet, own.text_width)
+    assert (got - want).abs().max() / want.abs().max() < 1e-5
+    with torch.inference_mode():
+        latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        assert torch.allclose(
+            parts.decode(latents), own.vae.decode(latents, return_dict=False)[0], atol=1e-5
+        )
+        picture = torch.zeros(1, 3, 64, 64)
+        mean = own.vae.encode(picture).latent_dist.parameters
+        assert torch.allclose(parts.encode(picture), mean, atol=1e-5)
+        ids = torch.tensor([[512, *[5] * 75, 513]])
+        assert torch.allclose(parts.text_encoder(ids)[0], own.text_encoder(ids)[0], atol=1e-5)
+
+
+def test_compiled_parts_are_for_their_shapes_alone(own: ModelBundle) -> None:
+    own.compiled = compile_parts(own, [(8, 8)], [2, 4], autotune=False, backend="eager")
+    assert own.unet_for(2, 8, 8, 77, tile=False) is own.compiled.unet
+    for other in (
+        own.unet_for(3, 8, 8, 77, tile=False),
+        own.unet_for(2, 8, 16, 77, tile=False),
+        own.unet_for(2, 8, 8, 154, tile=False),
+        own.unet_for(2, 8, 8, 77, tile=True),
+    ):
+        assert other is own.unet
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+def test_compiled_code_is_kept_for_one_model_device_and_mode(
+    own: ModelBundle, tmp_path: Path
+) -> None:
+    cache = CompileCache(tmp_path / "compiled", own, "compile")
+    assert not cache.load()
+    torch.compile(torch.nn.Linear(4, 4))(torch.zeros(2, 4))
+    assert cache.save()
+    assert CompileCache(tmp_path / "compiled", own, "compile").load()
+    for other in (
+        CompileCache(tmp_path / "compiled", own, "max"),
+        CompileCache(tmp_path / "compiled", replace(own, dtype=torch.bfloat16), "compile"),
+    ):
+        assert not other.load()
+    assert cache.path.parent.stat().st_mode & 0o077 == 0
+
+
+def test_a_damaged_file_of_compiled_code_is_left_aside(own: ModelBundle, tmp_path: Path) -> None:
+    cache = CompileCache(tmp_path, own, "compile")
+    cache.path.write_bytes(b"not what torch wrote")
+    assert not cache.load()

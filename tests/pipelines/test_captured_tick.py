@@ -1,0 +1,193 @@
+"""Captured ticks on the CPU: an eager stand-in for graphs shows everything but the recording."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from models.acceleration import Acceleration
+from models.bundle import ModelBundle
+from models.graphs import Capturer, EagerCapturer
+from models.spec import AccelerationMode
+from pipelines import fast_path
+from pipelines.batching import GroupKey
+from pipelines.calibration import guessed_costs
+from pipelines.captured_tick import PATIENCE
+from pipelines.denoiser import Denoiser
+from pipelines.engine import Engine, EngineConfig
+from pipelines.fast_path import FastPath
+from pipelines.pool import LatentPool, PoolShelf
+from pipelines.request import GenerationRequest, Pixels, Sampler
+from pipelines.samplers import Table, make_table
+from pipelines.stages import RequestNoise
+from pipelines.tick_batch import Evaluation
+
+BUCKETS = (1, 2, 4, 8, 16)
+KEY = GroupKey(8, 8, 77, False)
+SCALES = (7.0, 1.0, 0.0, 4.0, 7.0, 1.0, 3.0, 7.0, 0.0, 9.0)
+
+
+@pytest.fixture(autouse=True)
+def no_grad() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+class Crowd:
+    """Ten requests, one of each sampler, that join and leave at chance, in a pool of their own."""
+
+    def __init__(self, tiny: ModelBundle, patience: int | None) -> None:
+        self.pool = LatentPool(tiny, KEY, len(Sampler), patience)
+        self.tables: list[Table] = [make_table(sampler, 10, 0.5) for sampler in Sampler]
+        self.noise = [RequestNoise.draw(i, (4, 8, 8), t.draws) for i, t in enumerate(self.tables)]
+        text = torch.randn(10, 2, 77, tiny.text_width, generator=torch.Generator().manual_seed(1))
+        self.places = [
+            self.pool.admit(noise.start * table.rows[0].sigma, text[i])
+            for i, (table, noise) in enumerate(zip(self.tables, self.noise, strict=True))
+        ]
+        self.done = [0] * len(self.tables)
+
+    def run(self, denoiser: Denoiser) -> torch.Tensor:
+        """To the end of every table, some of them a tick; the final latents, (10, 4, 8, 8)."""
+        rng = np.random.default_rng(4)
+        while unfinished := [i for i, t in enumerate(self.tables) if self.done[i] < len(t)]:
+            chosen = rng.permutation(unfinished)[: rng.integers(1, 8)]
+            denoiser.tick(self.pool, [self._evaluation(int(i)) for i in chosen])
+            for i in chosen:
+                self.done[i] += 1
+        return torch.stack([self.pool.latents(place) for place in self.places])
+
+    def _evaluation(self, i: int) -> Evaluation:
+        row = self.tables[i].rows[self.done[i]]
+        draw = None if row.noise is None else self.noise[i].steps[row.noise]
+        return Evaluation(self.places[i], row, SCALES[i], self.tables[i].slots, draw)
+
+
+def test_captured_ticks_give_the_bits_of_ticks_as_they_come(tiny: ModelBundle) -> None:
+    capturer = EagerCapturer()
+    want = Crowd(tiny, None).run(Denoiser(tiny, BUCKETS))
+    got = Crowd(tiny, 0).run(Denoiser(tiny, BUCKETS, capturer))
+    assert capturer.captures >= 6  # a pair of graphs for three buckets at least
+    assert torch.equal(got, want)
+
+
+def test_nan_in_one_request_stays_there_in_captured_ticks(tiny: ModelBundle) -> None:
+    clean, poisoned = Crowd(tiny, 0), Crowd(tiny, 0)
+    poisoned.pool.state[poisoned.places[3]] = float("nan")
+    want = clean.run(Denoiser(tiny, BUCKETS, EagerCapturer()))
+    got = poisoned.run(Denoiser(tiny, BUCKETS, EagerCapturer()))
+    assert torch.isnan(got[3]).all()
+    neighbours = [i for i in range(10) if i != 3]
+    assert torch.equal(got[neighbours], want[neighbours])
+
+
+class Refusing:
+    """A capturer that cannot capture."""
+
+    def __init__(self) -> None:
+        self.tries = 0
+
+    def capture(self, run: Callable[[], object]) -> Callable[[], None]:
+        self.tries += 1
+        raise RuntimeError("no graphs today")
+
+
+def test_a_failed_capture_is_said_once_and_ticks_go_on(
+    tiny: ModelBundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    refusing = Refusing()
+    want = Crowd(tiny, None).run(Denoiser(tiny, (16,)))
+    got = Crowd(tiny, 0).run(Denoiser(tiny, (16,), refusing))
+    assert torch.equal(got, want)
+    assert refusing.tries == 1
+    assert [r.getMessage() for r in caplog.records] == [
+        "a tick of 16 rows is not captured: no graphs today"
+    ]
+
+
+def test_a_size_that_nobody_configured_is_captured_after_some_ticks(tiny: ModelBundle) -> None:
+    capturer = EagerCapturer()
+    crowd, denoiser = Crowd(tiny, PATIENCE), Denoiser(tiny, (16,), capturer)
+    captures = []
+    for _ in range(PATIENCE + 2):
+        denoiser.tick(crowd.pool, [crowd._evaluation(0)])
+        captures.append(capturer.captures)
+    assert captures == [0] * PATIENCE + [2, 2]
+
+
+def shelf(tiny: ModelBundle, hot: tuple[GroupKey, ...], keep: int, captures: bool) -> PoolShelf:
+    def make(key: GroupKey, patience: int | None) -> LatentPool:
+        return LatentPool(tiny, key, 2, patience)
+
+    return PoolShelf(make, captures=captures, hot=hot, keep=keep)
+
+
+def use(pools: PoolShelf, key: GroupKey, denoiser: Denoiser) -> None:
+    """A request that enters, ticks long enough to be captured, and leaves."""
+    pool = pools.enter(key)
+    row = make_table(Sampler.K_EULER, 10, 0.5).rows[0]
+    for _ in range(PATIENCE + 1):
+        denoiser.tick(pool, [Evaluation(pool.scratch, row, 1.0, 1, None)])
+    pools.leave(key)
+
+
+def test_pools_that_are_captured_outlive_their_requests_and_are_few(tiny: ModelBundle) -> None:
+    denoiser = Denoiser(tiny, (1,), EagerCapturer())
+    keys = [GroupKey(8, 8 + 2 * i, 77, False) for i in range(5)]
+    pools = shelf(tiny, hot=(keys[0],), keep=2, captures=True)
+    for key in keys[:3]:
+        use(pools, key, denoiser)
+    assert all(key in pools for key in keys[:3])
+    use(pools, keys[1], denoiser)  # now the second one is the latest
+    use(pools, keys[3], denoiser)
+    assert [key in pools for key in keys] == [True, True, False, True, False]
+    # With all places in use, a further size runs as it comes and is let go.
+    pools.enter(keys[1])
+    pools.enter(keys[3])
+    use(pools, keys[4], denoiser)
+    assert [key in pools for key in keys] == [True, True, False, True, False]
+
+
+def test_without_captures_no_pool_outlives_its_requests(tiny: ModelBundle) -> None:
+    pools = shelf(tiny, hot=(KEY,), keep=2, captures=False)
+    first = pools.enter(KEY)
+    assert pools.enter(KEY) is first
+    pools.leave(KEY)
+    assert KEY in pools
+    pools.leave(KEY)
+    assert len(pools) == 0
+
+
+def test_an_engine_that_captures_makes_the_same_pictures(
+    tiny: ModelBundle, picture: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capturer = EagerCapturer()
+
+    def make(acceleration: Acceleration, device: torch.device) -> Capturer | None:
+        return capturer if acceleration.graphs else None
+
+    monkeypatch.setattr(fast_path, "make_capturer", make)
+    # Only what captures: fused projections are held to their own test.
+    monkeypatch.setattr(fast_path, "accelerate", lambda *_: None)
+    pictures = []
+    for graphs in (False, True):
+        fast = FastPath(Acceleration(AccelerationMode.GRAPHS, graphs=graphs), [(320, 320)])
+        config = EngineConfig(row_buckets=(2, 4, 8), fast=fast)
+        engine = Engine(tiny, config, guessed_costs())
+        engine.start()
+        handles = [
+            engine.submit(
+                GenerationRequest(
+                    picture, "a cat", cfg_scale=5.0, sampler=sampler, steps=10, seed=9
+                )
+            )
+            for sampler in (Sampler.K_EULER, Sampler.K_LMS, Sampler.K_EULER_ANCESTRAL)
+        ]
+        pictures.append([handle.wait(120).image for handle in handles])
+        engine.drain()
+    assert capturer.captures == 6  # the hot size, in its three buckets, at start
+    for plain, captured in zip(*pictures, strict=True):
+        assert np.abs(plain.astype(int) - captured).max() <= 1
