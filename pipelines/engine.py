@@ -16,16 +16,17 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from models.bundle import ModelBundle
-from pipelines.batching import GroupKey, TickLimits, guidance_rows
+from pipelines.batching import GroupKey, guidance_rows
 from pipelines.cache import CacheCounts
-from pipelines.calibration import guessed_costs, measure_costs, synchronize
+from pipelines.calibration import guessed_costs, measure_costs
 from pipelines.cost import CostTable
+from pipelines.engine_config import EngineConfig
 from pipelines.errors import (
     DeadlineExceeded,
     EngineBusy,
@@ -36,15 +37,17 @@ from pipelines.errors import (
     GenerationFailed,
     as_failure,
 )
-from pipelines.fast_path import FastPath
 from pipelines.handle import GenerationHandle
 from pipelines.job import Job, TickCounts, table_of
 from pipelines.request import GenerationRequest, GenerationResult, Progress
 from pipelines.samplers import evaluation_count, make_table
 from pipelines.schedules import NoiseSchedule
-from pipelines.scheduling import PolicyConfig, Scheduler
+from pipelines.scheduling import Scheduler
 from pipelines.stages import RequestNoise
+from pipelines.stopwatch import Elapsed, make_stopwatch
 from pipelines.tasks import Decode, Encode, Task, Tick, Work
+
+__all__ = ["Engine", "EngineConfig"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,44 +56,12 @@ _IDLE_WAIT = 0.25
 
 
 @dataclass(frozen=True)
-class EngineConfig:
-    """How much the engine takes on.
+class _Launched:
+    """A unit of work that may still be running; whether its time ``teaches`` the cost table."""
 
-    ``max_queue`` requests wait or run at most; ``max_batch`` run at a time. ``row_buckets`` are the
-    numbers of U-Net rows that a tick is padded to; empty means those of the fast path, if any.
-    ``exact`` runs every tick in one fixed bucket of ``exact_rows``, so that a picture's bytes do
-    not depend on the crowd.
-    """
-
-    max_queue: int = 64
-    max_batch: int = 16
-    limits: TickLimits = field(default_factory=TickLimits)
-    row_buckets: Sequence[int] = ()
-    exact: bool = False
-    exact_rows: int = 8
-    warm_up: bool = True
-    fast: FastPath = field(default_factory=FastPath)
-
-    @property
-    def tick_limits(self) -> TickLimits:
-        """The limits in force: in the exact lane no tick is larger than its bucket."""
-        if not self.exact:
-            return self.limits
-        return replace(self.limits, max_rows=min(self.limits.max_rows, self.exact_rows))
-
-    @property
-    def tick_buckets(self) -> Sequence[int]:
-        return (self.exact_rows,) if self.exact else self.row_buckets or self.fast.buckets
-
-    @property
-    def policy(self) -> PolicyConfig:
-        """The scheduler's part of this."""
-        return PolicyConfig(
-            max_queue=self.max_queue,
-            max_places=self.max_batch,
-            limits=self.tick_limits,
-            row_buckets=self.tick_buckets,
-        )
+    work: Work
+    elapsed: Elapsed
+    teaches: bool
 
 
 class Engine:
@@ -111,6 +82,8 @@ class Engine:
         self._executor = self.config.fast.executor(
             bundle, self.config.tick_buckets, self.config.max_batch
         )
+        self._stopwatch = make_stopwatch(bundle.device)
+        self._launched: _Launched | None = None
         self._measures = costs is None and self.config.warm_up
         self._scheduler = Scheduler(costs or guessed_costs(), self.config.policy)
         self._jobs: dict[int, Job] = {}  # by ident: all that wait or run
@@ -259,6 +232,8 @@ class Engine:
                 self._measured.set()
                 work: Work | None = None
                 while not self._stop.is_set():
+                    if work is None:
+                        self._settle()
                     self._receive(block=work is None)
                     self._drop_lost()
                     with self._lock:
@@ -308,8 +283,9 @@ class Engine:
             self._finish(job, DeadlineExceeded("the request took longer than it may"))
 
     def _do(self, work: Work) -> None:
-        """Do a unit of work and account for it."""
+        """Launch a unit of work and account for it, as soon as its time is known."""
         started = time.monotonic()
+        self._stopwatch.start()
         undisturbed, last = True, False
         if isinstance(work, Tick):
             members = [self._jobs[ident] for ident in work.idents]
@@ -320,14 +296,28 @@ class Engine:
             last = self._encode(self._jobs[work.ident], work, started)
         else:
             last = self._decode(self._jobs[work.ident], work)
-        synchronize(self.bundle)
-        seconds = time.monotonic() - started
         # What was remembered, failed or was tried again says nothing of what such a unit costs.
         early = not isinstance(work, Tick) and last and work.part + 1 < work.parts
+        launched = _Launched(work, self._stopwatch.stop(), undisturbed and not early)
         with self._lock:
-            self._scheduler.complete(
-                work, seconds if undisturbed and not early else None, last=last
-            )
+            self._scheduler.complete(work, last=last)
+        self._settle()
+        self._launched = launched
+        if not self._stopwatch.runs_ahead or isinstance(work, Decode):
+            self._settle()
+
+    def _settle(self) -> None:
+        """Account for the unit that was launched last, if that is not done yet; wait for its end.
+
+        A tick of a card is settled when the next unit is launched: the card never waits.
+        """
+        launched, self._launched = self._launched, None
+        if launched is None:
+            return
+        work, seconds = launched.work, launched.elapsed()
+        if launched.teaches:
+            with self._lock:
+                self._scheduler.learn(work, seconds)
         stage = {Tick: "denoise", Encode: "prepare", Decode: "decode"}[type(work)]
         for ident in work.idents if isinstance(work, Tick) else (work.ident,):
             if ident in self._jobs:

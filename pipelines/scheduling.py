@@ -170,8 +170,8 @@ class Scheduler:
         """Account for a done unit; gives the requests that are finished, which are forgotten.
 
         ``last`` says that no further part of an encode or a decode is needed: it was remembered.
-        ``seconds`` is what it took and teaches the cost table; None teaches nothing. Requests
-        that were removed while the unit ran are passed over.
+        ``seconds`` is what it took and teaches the cost table; None teaches nothing, or not yet
+        (`learn`). Requests that were removed while the unit ran are passed over.
         """
         group = self._groups.get(work.key)
         if group is not None:
@@ -185,7 +185,7 @@ class Scheduler:
                 task.encode_parts_done += 1
                 task.encoded = last or task.encode_parts_done >= work.parts
         if seconds is not None:
-            self._learn(work, seconds)
+            self.learn(work, seconds)
         if not isinstance(work, Decode):
             return []
         finished = []
@@ -301,7 +301,8 @@ class Scheduler:
     def _present(self, idents: Iterable[int]) -> list[Task]:
         return [self._tasks[ident] for ident in idents if ident in self._tasks]
 
-    def _learn(self, work: Work, seconds: float) -> None:
+    def learn(self, work: Work, seconds: float) -> None:
+        """Correct the cost table by what a unit took, in seconds."""
         pixels = work.key.latent_pixels
         if isinstance(work, Tick):
             self.table.observe_tick(pixels, work.padded, seconds)

@@ -1,0 +1,51 @@
+"""How much an engine takes on, and how it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from pipelines.batching import TickLimits
+from pipelines.fast_path import FastPath
+from pipelines.scheduling import PolicyConfig
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How much the engine takes on.
+
+    ``max_queue`` requests wait or run at most; ``max_batch`` run at a time. ``row_buckets`` are the
+    numbers of U-Net rows that a tick is padded to; empty means those of the fast path, if any.
+    ``exact`` runs every tick in one fixed bucket of ``exact_rows``, so that a picture's bytes do
+    not depend on the crowd.
+    """
+
+    max_queue: int = 64
+    max_batch: int = 16
+    limits: TickLimits = field(default_factory=TickLimits)
+    row_buckets: Sequence[int] = ()
+    exact: bool = False
+    exact_rows: int = 8
+    warm_up: bool = True
+    fast: FastPath = field(default_factory=FastPath)
+
+    @property
+    def tick_limits(self) -> TickLimits:
+        """The limits in force: in the exact lane no tick is larger than its bucket."""
+        if not self.exact:
+            return self.limits
+        return replace(self.limits, max_rows=min(self.limits.max_rows, self.exact_rows))
+
+    @property
+    def tick_buckets(self) -> Sequence[int]:
+        return (self.exact_rows,) if self.exact else self.row_buckets or self.fast.buckets
+
+    @property
+    def policy(self) -> PolicyConfig:
+        """The scheduler's part of this."""
+        return PolicyConfig(
+            max_queue=self.max_queue,
+            max_places=self.max_batch,
+            limits=self.tick_limits,
+            row_buckets=self.tick_buckets,
+        )
