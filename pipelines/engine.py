@@ -210,7 +210,8 @@ class Engine:
                 request.sampler, request.steps, request.image_strength, self._noise_schedule
             )
             shape = (self.bundle.latent_channels, job.key.height, job.key.width)
-            job.noise = RequestNoise.draw(request.seed, shape, job.table.draws)
+            noise = RequestNoise.draw(request.seed, shape, job.table.draws)
+            job.noise = noise.for_device(self.bundle.device)
         except Exception as error:
             logger.exception("request %s could not be prepared", job.request.request_id)
             self._finish(job, as_failure(error))

@@ -46,6 +46,12 @@ class RequestNoise:
         steps = [one() for _ in range(draws)]
         return cls(posterior, start, torch.stack(steps) if steps else torch.empty(0, *shape))
 
+    def for_device(self, device: torch.device) -> RequestNoise:
+        """The same in memory that ``device`` reads without the host waiting: pinned for CUDA."""
+        if device.type != "cuda":
+            return self
+        return RequestNoise(*(x.pin_memory() for x in (self.posterior, self.start, self.steps)))
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:

@@ -106,6 +106,7 @@ def test_the_parts_can_be_compiled_without_a_break(own: ModelBundle) -> None:
     # What a compiler's front end makes of them: the same for every backend, and this one is quick.
     want = predicted(own.unet, own.text_width)
     accelerate(own, choose_acceleration(AccelerationMode.COMPILE, CPU), [(8, 8)], [2])
+    choose_kernels(own.unet, {4: SDPBackend.FLASH_ATTENTION, 8: SDPBackend.MATH})
     parts = compile_parts(own, [(8, 8)], [2], autotune=False, backend="eager")
     got = predicted(parts.unet, own.text_width)
     assert (got - want).abs().max() / want.abs().max() < 1e-5
