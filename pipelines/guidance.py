@@ -196,13 +196,11 @@ class ClipGuide:
         with _gradients():
             latents, output = latents.clone(), output.clone()
             a, b = row.x0
-            if run.preset.through_unet:
-                wanted = latents.requires_grad_()
-                x0 = a * wanted + b * self._predict(wanted, row, text.clone(), run.cfg_scale, tile)
-            else:
-                wanted = x0 = (a * latents + b * output).requires_grad_()
+            x0 = (a * latents + b * output).requires_grad_()
             losses = self.losses(run, x0, tile)
-            (gradient,) = torch.autograd.grad(losses.mean() * _LOSS_SCALE, wanted)
+            (gradient,) = torch.autograd.grad(losses.mean() * _LOSS_SCALE, x0)
+            if run.preset.through_unet:
+                gradient = self._through_unet(run, row, latents, gradient, text.clone(), tile)
         rms = gradient.square().mean().sqrt()
         if not torch.isfinite(rms) or rms == 0:
             return None
@@ -245,17 +243,38 @@ class ClipGuide:
             decoded: torch.Tensor = vae.decode(scaled, return_dict=False)[0][0]
         return decoded.float() / 2 + 0.5
 
-    def _predict(
-        self, latents: torch.Tensor, row: Row, text: torch.Tensor, cfg_scale: float, tile: bool
+    def _through_unet(
+        self,
+        run: GuidanceRun,
+        row: Row,
+        latents: torch.Tensor,
+        gradient: torch.Tensor,
+        text: torch.Tensor,
+        tile: bool,
     ) -> torch.Tensor:
-        """The request's own guided model output (4, h, w), as the tick computes it."""
+        """``gradient`` with respect to x0, carried to the latents: J^T g, (4, h, w) float32.
+
+        J is that of the one prediction the prompt makes, without classifier-free guidance. It is
+        then a posterior covariance over sigma^2 (Tweedie, second order): symmetric, no negative
+        eigenvalue, so what comes out is never against g. That of the guided prediction is
+        cfg * J_cond - (cfg - 1) * J_uncond, which has no such property and at cfg 7 did mislead.
+        """
         unet = self._bundle.unet
-        batch = (latents * row.c_in).to(self._bundle.dtype).expand(2, -1, -1, -1)
-        timestep = torch.full((2,), row.timestep, device=latents.device)
+        a, b = row.x0
+        wanted = latents.requires_grad_()
+        side = text[:1] if run.cfg_scale == 0.0 else text[1:]
+        timestep = torch.full((1,), row.timestep, device=latents.device)
         with circular_padding(tile, unet):
-            out = unet(batch, timestep, encoder_hidden_states=text, return_dict=False)[0].float()
-        guided: torch.Tensor = out[0] + cfg_scale * (out[1] - out[0])
-        return guided
+            out = unet(
+                (wanted * row.c_in).to(self._bundle.dtype)[None],
+                timestep,
+                encoder_hidden_states=side,
+                return_dict=False,
+            )[0][0].float()
+        # Unit RMS before it goes through half precision.
+        scaled = gradient / gradient.square().mean().sqrt().clamp(min=1e-30)
+        (carried,) = torch.autograd.grad(a * wanted + b * out, wanted, scaled)
+        return carried
 
 
 @contextmanager

@@ -64,17 +64,15 @@ def direct_gradient(
     tokens = torch.tensor([[512, *bundle.tokenizer(PROMPT).input_ids[1:-1], 513]])
     wanted_text = clip.model.get_text_features(tokens).pooler_output[0]
     wanted_text = wanted_text / wanted_text.norm()
+    variable = (latents - sigma * output).clone().requires_grad_()
+    x0 = variable
     if run.preset.through_unet:
+        # The value is the guided prediction's, the slope that of the prompt's own.
         variable = latents.clone().requires_grad_()
-        out = [
-            bundle.unet(
-                variable[None] / math.sqrt(sigma**2 + 1), timestep, encoder_hidden_states=side[None]
-            ).sample[0]
-            for side in text
-        ]
-        x0 = variable - sigma * (out[0] + 7.0 * (out[1] - out[0]))
-    else:
-        x0 = variable = (latents - sigma * output).clone().requires_grad_()
+        scaled = variable[None] / math.sqrt(sigma**2 + 1)
+        out = bundle.unet(scaled, timestep, encoder_hidden_states=text[1:]).sample[0]
+        own = variable - sigma * out
+        x0 = own + (x0 - own).detach()
     if run.preset.decoded:
         picture = bundle.vae.decode(x0[None] / bundle.scaling_factor).sample[0] / 2 + 0.5
     else:
