@@ -14,6 +14,9 @@ from models.identify import Contents, identify
 from models.parts import diffusers_vae_names, fill, make_vae
 from models.weights_file import WeightsFile, refuse_pickle
 
+TILE_SIDE = 512
+"""Pixels to a side of a tile, where a picture is encoded and decoded in tiles."""
+
 
 def load_autoencoder(
     where: str, configuration: Path, *, device: torch.device, dtype: torch.dtype

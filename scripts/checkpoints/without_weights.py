@@ -1,0 +1,37 @@
+"""Stable Diffusion 1.5 of full size without its weights: for counting, not for computing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import CLIPTokenizer
+
+from models.bundle import ModelBundle
+from models.checkpoint import SD15_FOLDER
+from models.parts import make_text_encoder, make_unet, make_vae
+
+
+def bundle_without_weights(
+    dtype: torch.dtype = torch.float16, device: str = "cuda", vae: Path = SD15_FOLDER / "vae"
+) -> ModelBundle:
+    """All parts on the meta device, the bundle saying that it is on ``device``, which need not be.
+
+    ``vae`` is the folder of the autoencoder's configuration.
+    """
+    parts = [
+        make_unet(SD15_FOLDER / "unet"),
+        make_vae(vae),
+        make_text_encoder(SD15_FOLDER / "text_encoder"),
+    ]
+    for part in parts:
+        for parameter in part.parameters():
+            parameter.data = parameter.data.to(dtype)
+    return ModelBundle(
+        "Stable Diffusion 1.5 without weights",
+        *parts,
+        tokenizer=CLIPTokenizer.from_pretrained(SD15_FOLDER / "tokenizer", local_files_only=True),
+        scheduler_config={},
+        device=torch.device(device),
+        dtype=dtype,
+    )
