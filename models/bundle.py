@@ -21,7 +21,8 @@ class ModelBundle:
     ``scheduler_config`` is what the model says of the noise schedule it was trained with. ``clip``
     judges pictures, for CLIP guidance; None where there is none. ``embeddings`` are textual
     inversions: a name in a prompt to the rows of the text encoder's table that stand for it.
-    ``facts`` say in words where the parts came from.
+    ``facts`` say in words where the parts came from. Pictures of more than ``vae_tile_above``
+    pixels go through the VAE in tiles; None: none do.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ModelBundle:
     embeddings: dict[str, tuple[int, ...]] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     compiled: CompiledParts | None = None
+    vae_tile_above: int | None = None
 
     @property
     def latent_channels(self) -> int:

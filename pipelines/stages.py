@@ -12,11 +12,19 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
+from models.autoencoder import TILE_SIDE
 from models.bundle import ModelBundle
 from pipelines.cache import ByteCache, CacheCounts
 from pipelines.request import Pixels
 from pipelines.samplers import Table
-from pipelines.vae_passes import Layer, VaePass, decoder_layers, encoder_layers
+from pipelines.vae_passes import (
+    Layer,
+    VaePass,
+    decoder_layers,
+    encoder_layers,
+    tiled_decoder,
+    tiled_encoder,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -79,11 +87,32 @@ def encode_picture(bundle: ModelBundle, image: Pixels, tile: bool) -> Moments:
     return _moments(encoded, bundle.latent_channels)
 
 
+def goes_in_tiles(
+    bundle: ModelBundle, height: int, width: int, tile: bool, share: float = 1.0
+) -> bool:
+    """Whether the VAE takes a picture in tiles, with ``share`` of the pixels that go in whole.
+
+    Never one that is no larger than a tile, and never one whose opposite edges are to meet
+    (``tile``): its tiles would each meet themselves.
+    """
+    above = bundle.vae_tile_above
+    if tile or above is None or max(height, width) <= TILE_SIDE:
+        return False
+    return height * width > share * above
+
+
 def _encode_pass(bundle: ModelBundle, image: Pixels, tile: bool, parts: int) -> VaePass:
     pixels = torch.from_numpy(image.astype(np.float32) / 255.0).permute(2, 0, 1)[None]
     pixels = (2.0 * pixels - 1.0).to(bundle.device, bundle.dtype)  # (1, 3, H, W)
-    compiled, size = bundle.compiled, bundle.latent_size(image.shape[1], image.shape[0])
-    if parts == 1 and compiled is not None and compiled.covers(*size, tile):
+    height, width = image.shape[:2]
+    compiled = bundle.compiled
+    if goes_in_tiles(bundle, height, width, tile):
+        layers = tiled_encoder(bundle.vae)
+    elif (
+        parts == 1
+        and compiled is not None
+        and compiled.covers(*bundle.latent_size(width, height), tile)
+    ):
         layers = [Layer(compiled.encode, 1.0)]
     else:
         layers = encoder_layers(bundle.vae)
@@ -189,12 +218,18 @@ class Decoding:
         self._latents = latents[None] / bundle.scaling_factor
         compiled = bundle.compiled
         _, height, width = latents.shape
-        if parts == 1 and compiled is not None and compiled.covers(height, width, tile):
+        if self._in_tiles():
+            layers = tiled_decoder(bundle.vae)
+        elif parts == 1 and compiled is not None and compiled.covers(height, width, tile):
             layers = [Layer(compiled.decode, 1.0)]
         else:
             layers = decoder_layers(bundle.vae)
         halves = self._latents.to(bundle.dtype)
         self._pass = VaePass(bundle.vae, layers, halves, parts, tile=tile)
+
+    def _in_tiles(self, share: float = 1.0) -> bool:
+        height, width = (side * self._bundle.downscale for side in self._latents.shape[-2:])
+        return goes_in_tiles(self._bundle, height, width, self._tile, share)
 
     def advance(self) -> Pixels | None:
         """Run the next part. The picture after the last one.
@@ -208,7 +243,8 @@ class Decoding:
             logger.warning("a decoded picture is not finite: decoded once more in float32")
             # A copy for the once: the weights in use, and graphs over them, stay as they are.
             vae = deepcopy(self._bundle.vae).float()
-            layers = decoder_layers(vae)
+            # Float32 takes twice the memory.
+            layers = tiled_decoder(vae) if self._in_tiles(share=0.5) else decoder_layers(vae)
             decoded = VaePass(vae, layers, self._latents.float(), 1, tile=self._tile).advance()
             assert decoded is not None
         if not torch.isfinite(decoded).all():

@@ -4,6 +4,9 @@ A large picture's decode takes many ticks' time. Cut into tiles it would show se
 group norms and its attention see the whole picture; so it is cut between layers instead. The same
 layers run in the same order on the same tensors as in `AutoencoderKL.encode` and `decode`: not a
 bit of the picture differs.
+
+Where a whole pass does not fit into the device's memory it runs in tiles all the same, diffusers'
+own: they overlap and are blended, but each has its own group norms and attention.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
+from models.autoencoder import TILE_SIDE, downscale
 from models.padding import circular_padding
 
 Tensor = torch.Tensor
@@ -66,6 +70,29 @@ def decoder_layers(vae: Any) -> list[Layer]:
             layers.append(_layer(up, scale))
     layers.append(_head(decoder, scale))
     return layers
+
+
+def tiled_encoder(vae: Any) -> list[Layer]:
+    """As `encoder_layers`, in tiles: one layer, which cannot be put down on the way."""
+    _set_tiles(vae)
+    return [Layer(vae._tiled_encode, 1.0)]
+
+
+def tiled_decoder(vae: Any) -> list[Layer]:
+    """As `decoder_layers`, in tiles: one layer, which cannot be put down on the way."""
+    _set_tiles(vae)
+    if isinstance(vae, AutoencoderKL):
+        return [Layer(lambda z: vae.tiled_decode(z, return_dict=False)[0], 1.0)]
+    return [Layer(vae._tiled_decode, 1.0)]
+
+
+def _set_tiles(vae: Any) -> None:
+    """Tiles of one size for every model: diffusers takes it from ``sample_size``, 32 if unsaid.
+
+    The two numbers are read by the tiled passes alone.
+    """
+    vae.tile_sample_min_size = TILE_SIDE
+    vae.tile_latent_min_size = TILE_SIDE // downscale(vae)
 
 
 def _layer(module: torch.nn.Module, scale: float, **options: Any) -> Layer:
