@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from server import __version__
 from server.deny_list import DenyList, DenyListError
+from server.memory import memory_policy
 from server.settings import Settings, unknown_variables
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def diagnose(settings: Settings) -> Diagnosis:
             clip = choose_clip(bundle, settings.clip_model)
             facts["guidance"] = "none" if clip is None else f"by CLIP, {clip.name}"
             facts["safety"] = _safety_in_words(bundle, settings)
+            facts["plan"] = memory_policy(bundle, settings).in_words(bundle.downscale)
         except ModelLoadError as error:
             diagnosis.problems.append(str(error))
     try:

@@ -82,6 +82,7 @@ def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
     from models.companions import choose_clip
     from pipelines.engine import Engine, EngineConfig
     from pipelines.fast_path import FastPath
+    from server.memory import memory_policy
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -94,7 +95,12 @@ def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
     except loader.ModelLoadError as error:
         raise StartError(str(error)) from error
     logger.info("loaded", extra={"fields": {"model": bundle.name, **bundle.facts}})
+    memory = memory_policy(bundle, settings)
+    bundle.vae_tile_above = memory.tile_above
+    logger.info("memory", extra={"fields": {"plan": memory.in_words(bundle.downscale)}})
     config = EngineConfig(
+        limits=memory.limits,
+        exact_rows=memory.exact_rows,
         max_queue=settings.max_queue,
         max_batch=settings.max_batch,
         exact=settings.exact,

@@ -205,6 +205,18 @@ class Settings(BaseSettings):
         "blank: `compiled` in the data folder.",
     )
     threads: int = Field(0, ge=0, description="CPU threads a tensor operation uses; 0: torch's.")
+    memory_limit_mib: int = Field(
+        0,
+        ge=0,
+        description="MiB that the model and its work are planned for, weights included; 0: what "
+        "is free on a CUDA device, any on a CPU.",
+    )
+    vae_tile_above: float = Field(
+        0.0,
+        ge=0,
+        description="Megapixels above which pictures are encoded and decoded in tiles; 0: where "
+        "a whole one would not fit into the memory.",
+    )
 
     max_queue: int = Field(
         64,
