@@ -159,8 +159,12 @@ class MemoryPlan:
 
     @property
     def max_pixels(self) -> int:
-        """Latent pixels over all rows of a tick that fit beside the most expensive VAE pass."""
-        left = self.usable - self._worst_vae
+        """Latent pixels over all rows of a tick that fit beside the most expensive VAE pass.
+
+        At most half of what is usable: captured ticks keep the memory of the largest of them,
+        and a tick that is not captured needs its own beside that.
+        """
+        left = min(self.usable - self._worst_vae, self.usable / 2)
         return max(0, int(left / self.footprint.row_pixel))
 
     def fits(self, pixels: int) -> bool:

@@ -30,14 +30,20 @@ class GroupKey:
 
 @dataclass(frozen=True)
 class TickLimits:
-    """How much one tick may hold: U-Net rows, and latent pixels over all rows."""
+    """How much one tick may hold: U-Net rows, and latent pixels over all rows.
+
+    Where the pixels are those that the memory has, padding counts as well: ``buckets`` are then
+    what ticks are padded to, and a tick holds no more rows than one of them.
+    """
 
     max_rows: int = 16
     max_pixels: int = 16 * 64 * 64
+    buckets: Sequence[int] = ()
 
     def rows_for(self, key: GroupKey) -> int:
         """The rows a tick of this group may hold; always enough for one request."""
-        return max(2, min(self.max_rows, self.max_pixels // key.latent_pixels))
+        rows = max(2, min(self.max_rows, self.max_pixels // key.latent_pixels))
+        return max((b for b in self.buckets if 2 <= b <= rows), default=rows)
 
 
 def guidance_rows(cfg_scale: float) -> int:

@@ -64,10 +64,13 @@ def memory_policy(bundle: ModelBundle, settings: Settings, free: int | None = No
         above = None if asked is None or asked >= LARGEST else asked
         return MemoryPolicy(TickLimits(), above)
 
+    from models.acceleration import choose_acceleration
     from models.memory import MemoryPlan, measure_footprint
+    from pipelines.fast_path import FastPath
 
+    buckets = FastPath(choose_acceleration(settings.acceleration, bundle.device)).buckets
     plan = MemoryPlan(measure_footprint(bundle), available, settings.max_batch, LARGEST, asked)
-    limits = TickLimits(max_rows=plan.max_rows, max_pixels=plan.max_pixels)
+    limits = TickLimits(plan.max_rows, plan.max_pixels, buckets)
     # Every exact tick is padded to the one bucket, whatever its size.
     exact_rows = min(EXACT_ROWS, limits.rows_for(_key(MAX_SIDE, bundle.downscale)))
     return MemoryPolicy(limits, plan.tile_above, exact_rows, plan)

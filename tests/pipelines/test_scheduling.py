@@ -409,3 +409,13 @@ def test_nobody_starves(
         scheduler.complete(work)
         assert clock <= bound
     assert math.isfinite(clock)
+
+
+@pytest.mark.parametrize(
+    ("max_pixels", "rows"), [(16, 16), (15, 8), (7, 4), (2, 2), (1, 2), (0, 2)]
+)
+def test_padding_counts_where_memory_is_what_limits(max_pixels: int, rows: int) -> None:
+    key = GroupKey(8, 8, 77, False)
+    limits = TickLimits(max_rows=32, max_pixels=max_pixels * 64, buckets=(1, 2, 4, 8, 16))
+    assert limits.rows_for(key) == rows
+    assert TickLimits(32, 7 * 64).rows_for(key) == 7

@@ -68,7 +68,8 @@ def test_a_limit_on_the_cpu_is_of_weights_and_work(embedded: ModelBundle) -> Non
 def test_stable_diffusion_on_a_card_of_8_gib(full_size: ModelBundle) -> None:
     policy = memory_policy(full_size, Settings(), free=8 * GIB - full_size.weight_bytes)
     assert not policy.too_small
-    assert rows(policy.limits, 512) >= 8
+    assert rows(policy.limits, 512) in (8, 16)
+    assert rows(policy.limits, 768) == 4  # 7 would fit, and would be padded to 8
     assert rows(policy.limits, 1536) >= 2
     assert policy.tile_above is not None
     assert 1024**2 < policy.tile_above < LARGEST
@@ -84,7 +85,8 @@ def test_stable_diffusion_on_other_cards(full_size: ModelBundle) -> None:
     large = memory_policy(full_size, Settings(), free=70 * GIB)
     assert large.tile_above is None
     assert large.exact_rows == EXACT_ROWS
-    assert rows(large.limits, 1536) == 2 * Settings().max_batch
+    # No more than the largest tick that is captured.
+    assert rows(large.limits, 1536) == rows(large.limits, 512) == 16
     # Asked for where it is not needed.
     assert memory_policy(full_size, Settings(vae_tile_above=1), 70 * GIB).tile_above == 1_000_000
 
