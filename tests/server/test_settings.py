@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from models.spec import ModelSpec
-from server.settings import Settings, environment_name, is_loopback, unknown_variables
+from server.setting_values import is_loopback
+from server.settings import Settings, environment_name, unknown_variables
 
 
 def keys_of(settings: Settings) -> list[str]:
