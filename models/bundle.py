@@ -10,6 +10,7 @@ import torch
 
 from models.clip import ClipModel
 from models.compiled import CompiledParts
+from models.quantization import stored_bytes
 
 
 @dataclass(eq=False)
@@ -77,7 +78,7 @@ class ModelBundle:
     def weight_bytes(self) -> int:
         """Bytes that the parameters of the U-Net, VAE and text encoder take on the device."""
         parts = (self.unet, self.vae, self.text_encoder)
-        return sum(int(p.nbytes) for part in parts for p in part.parameters())
+        return sum(stored_bytes(p) for part in parts for p in part.parameters())
 
     def latent_size(self, width: int, height: int) -> tuple[int, int]:
         """(h, w) of the latents of a picture."""

@@ -31,6 +31,7 @@ from models.parts import (
     make_vae,
     transformers_text_names,
 )
+from models.quantization import check_quantization, quantize_unet
 from models.spec import EMBEDDED, ModelSpec
 from models.textual_inversion import add_embeddings
 from models.weights_file import WeightsFile, refuse_pickle
@@ -77,6 +78,7 @@ def load_model(
     """
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
+    check_quantization(spec.quantize, chosen_device, chosen_dtype)
     name, path = resolve_model(spec.model, spec.revision, chosen_dtype)
     try:
         if path.is_dir():
@@ -100,6 +102,9 @@ def load_model(
         if spec.embeddings:
             bundle = replace(bundle, embeddings=add_embeddings(bundle, Path(spec.embeddings)))
             bundle.facts["embeddings"] = ", ".join(bundle.embeddings) or "none in the folder"
+        if spec.quantize != "off":
+            # Last: LoRAs add to weights, which quantised ones cannot be.
+            bundle.facts["quantized"] = quantize_unet(bundle.unet, spec.quantize, bundle.device)
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(
             f"{name} does not fit into the memory of {chosen_device}: free some, "

@@ -20,6 +20,7 @@ class AccelerationMode(StrEnum):
 
 
 Prediction = Literal["auto", "epsilon", "v_prediction"]
+Quantization = Literal["off", "int8", "fp8"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class ModelSpec:
     the folder or the file's metadata, else epsilon. ``ema`` takes the averaged U-Net of a
     checkpoint that carries both. ``vae`` is a folder or a file that replaces the autoencoder,
     ``loras`` are files with the weights at which they are fused, in this order, and
-    ``embeddings`` is a folder of textual inversions.
+    ``embeddings`` is a folder of textual inversions. ``quantize`` is the number format of linear
+    layers of the U-Net (see `models.quantization`).
     """
 
     model: str = EMBEDDED
@@ -41,3 +43,4 @@ class ModelSpec:
     vae: str | None = None
     loras: tuple[tuple[str, float], ...] = ()
     embeddings: str | None = None
+    quantize: Quantization = "off"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from models.bundle import ModelBundle
+from models.loader import ModelSpec, load_model
 from pipelines.calibration import guessed_costs
 from pipelines.engine import Engine, EngineConfig
 from pipelines.errors import GenerationFailed
@@ -170,3 +172,19 @@ def test_caches_count_their_hits(engine: Engine, picture: Pixels) -> None:
     assert np.array_equal(first, again)
     assert after["pictures"] == before["pictures"] + 1
     assert after["prompts"] >= before["prompts"] + 2
+
+
+def test_the_exact_lane_is_exact_with_quantised_layers(tiny_folder: Path, picture: Pixels) -> None:
+    pytest.importorskip("torchao")
+    spec = ModelSpec(str(tiny_folder), quantize="int8")
+    bundle = load_model(spec, device="cpu", dtype="float32")
+    engine = Engine(bundle, EngineConfig(exact=True, warm_up=False), guessed_costs())
+    engine.start()
+    request = GenerationRequest(picture, "a cat", "dark", 0.6, 6.0, steps=14, seed=9)
+    alone = engine.submit(request).wait(60).image
+    rng = np.random.default_rng(1)
+    strangers = [engine.submit(stranger(picture, rng)) for _ in range(3)]
+    assert np.array_equal(engine.submit(request).wait(120).image, alone)
+    for handle in strangers:
+        handle.wait(120)
+    engine.drain()

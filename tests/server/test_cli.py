@@ -165,3 +165,17 @@ def test_doctor_says_what_guides_and_what_checks(monkeypatch: pytest.MonkeyPatch
     assert "guidance   none" in result.output
     assert "problem    the model 'embedded' ships no safety checker" in result.output
     assert "problem    the deny list /nothing/here cannot be read" in result.output
+
+
+def test_doctor_says_why_there_is_no_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMG2IMG_QUANTIZE", "fp8")
+    result = runner.invoke(app, ["doctor", "--device", "cpu"])
+    assert result.exit_code == 1
+    assert "problem    IMG2IMG_QUANTIZE=fp8 needs a CUDA device" in result.output
+
+
+def test_doctor_says_what_is_quantised(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchao")
+    monkeypatch.setenv("IMG2IMG_QUANTIZE", "int8")
+    output = runner.invoke(app, ["doctor", "--device", "cpu"]).output
+    assert "quantized  int8, " in output

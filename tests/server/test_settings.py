@@ -164,6 +164,7 @@ def test_the_model_that_settings_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMG2IMG_VAE", "/models/taesd")
     monkeypatch.setenv("IMG2IMG_LORAS", "/l/a.safetensors:0.5, /l/b.safetensors")
     monkeypatch.setenv("IMG2IMG_EMBEDDINGS", "/models/embeddings")
+    monkeypatch.setenv("IMG2IMG_QUANTIZE", "INT8")
     assert Settings().model_spec == ModelSpec(
         model="/models/a.safetensors",
         prediction="v_prediction",
@@ -171,6 +172,7 @@ def test_the_model_that_settings_name(monkeypatch: pytest.MonkeyPatch) -> None:
         vae="/models/taesd",
         loras=(("/l/a.safetensors", 0.5), ("/l/b.safetensors", 1.0)),
         embeddings="/models/embeddings",
+        quantize="int8",
     )
     assert Settings(model="embedded", prediction="auto", ema=False).model_spec.model == "embedded"
 
