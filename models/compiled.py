@@ -146,6 +146,7 @@ def _fingerprint(bundle: ModelBundle, mode: str) -> str:
     else:
         hardware = str(torch.backends.cpu.get_cpu_capability())
     configs = [dict(part.config) for part in (bundle.unet, bundle.vae)]
-    facts = [torch.__version__, hardware, str(bundle.dtype), mode, configs]
+    quantized = bundle.facts.get("quantized", "off")
+    facts = [torch.__version__, hardware, str(bundle.dtype), quantized, mode, configs]
     text = json.dumps(facts, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()

@@ -146,6 +146,7 @@ def test_compiled_code_is_kept_for_one_model_device_and_mode(
     for other in (
         CompileCache(tmp_path / "compiled", own, "max"),
         CompileCache(tmp_path / "compiled", replace(own, dtype=torch.bfloat16), "compile"),
+        CompileCache(tmp_path / "compiled", replace(own, facts={"quantized": "int8"}), "compile"),
     ):
         assert not other.load()
     assert cache.path.parent.stat().st_mode & 0o077 == 0
