@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,10 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPTokenizer
 
-from pipelines.engine import EngineConfig
 from pipelines.samplers import make_table
+from tests.tiny_model import tiny_bundle
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_gpu"
 
@@ -39,29 +40,28 @@ def parameters(module: torch.nn.Module) -> int:
 
 
 def test_the_full_model_has_the_size_of_stable_diffusion_1_5() -> None:
-    tokenizer = CLIPTokenizer.from_pretrained(bench.tokenizer_folder())
     with torch.device("meta"):
-        parts = bench.make_parts(narrow=False, tokenizer=tokenizer)
+        parts = bench.make_parts(narrow=False)
     assert parameters(parts["unet"]) == 859_520_964
     assert parameters(parts["vae"]) == 83_653_863
     assert parameters(parts["text_encoder"]) == 123_060_480
 
 
 def test_the_default_request_has_nineteen_evaluations() -> None:
-    request = bench.ask(512, 512)
-    table = make_table(request.sampler, request.steps, request.image_strength)
-    assert len(table) == bench.EVALUATIONS
+    for scale in (bench.FULL, bench.NARROW):
+        request = bench.ask(scale, 512, 512)
+        table = make_table(request.sampler, request.steps, request.image_strength)
+        assert len(table) == scale.evaluations
+    assert bench.FULL.evaluations == 19
 
 
-def test_options_reach_the_engine_s_configuration() -> None:
-    config = bench.engine_config(bench.FULL, ["exact=true", "limits.max_rows=12"])
-    assert isinstance(config, EngineConfig)
-    assert config.exact
-    assert config.limits.max_rows == 12
-    assert config.max_batch == max(bench.FULL.concurrency)
-    assert bench.parse_pairs(["a=1", "b=max", "c=null"]) == {"a": 1, "b": "max", "c": None}
-    with pytest.raises(SystemExit, match="NAME=VALUE"):
-        bench.parse_pairs(["exact"])
+@pytest.mark.parametrize("mode", ["off", "graphs", "compile"])
+def test_a_mode_reaches_the_engine(tiny_folder: Path, tmp_path: Path, mode: str) -> None:
+    # A bundle of its own: a mode changes it.
+    engine = bench.make_engine(tiny_bundle(tiny_folder), mode, bench.NARROW, tmp_path)
+    assert engine.config.fast.acceleration.asked == mode
+    assert engine.config.limits.max_rows == bench.buckets_of(bench.NARROW, mode)[-1]
+    assert engine.config.max_batch >= bench.NARROW.mixed
 
 
 def test_the_mixed_trace_is_mixed() -> None:
@@ -70,6 +70,7 @@ def test_the_mixed_trace_is_mixed() -> None:
     assert len({r.sampler for r in requests}) == 4
     assert len({r.steps for r in requests}) == 3
     assert len({r.cfg_scale for r in requests}) > 1
+    assert all(10 <= r.steps <= 50 for r in requests)
 
 
 def test_evaluations_are_timed_by_a_difference() -> None:
@@ -82,52 +83,103 @@ def test_psnr_tells_near_from_far() -> None:
     assert bench.psnr(image, 255 - image) < 15 < bench.psnr(image, image ^ 1)
 
 
+def test_what_does_not_fit_into_the_time_is_skipped(tmp_path: Path) -> None:
+    ledger = bench.Ledger(tmp_path / "part.json", until=time.time() + 100)
+    assert ledger.measure("short", lambda: 1.5, 10)
+    assert not ledger.measure("long", lambda: pytest.fail("was run"), 1000)
+    assert json.loads((tmp_path / "part.json").read_text()) == {
+        "short": 1.5,
+        "long": bench.SKIPPED,
+    }
+    assert bench.cell(ledger, "long", scale=1e3) == bench.SKIPPED
+
+
+def test_parts_share_the_time_and_the_last_ones_may_get_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts that take all they may: what was not used comes to the next ones, and no more."""
+    now, ran = [1000.0], []
+
+    def run_child(part: str, work: Path, until: float, deadline: float) -> dict[str, Any]:
+        assert until <= deadline <= 1000 + 8 * 60 + 1e-6
+        ran.append((part, until - now[0]))
+        now[0] = until if part == "ours graphs" else now[0] + 1
+        if part == "compiled":
+            now[0] = 1000 + 8 * 60
+        return {"unet_parameters": 1}
+
+    monkeypatch.setattr(bench, "run_child", run_child)
+    monkeypatch.setattr(bench.time, "time", lambda: now[0])
+    parts = ["build", "diffusers", "ours graphs", "ours compile", "compiled", "warm graphs"]
+    results = bench.run_all(parts, tmp_path, 8)
+    assert [part for part, _ in ran] == parts[:-1]
+    assert results["warm graphs"] == {"ended": bench.SKIPPED}
+    shares = dict(ran)
+    assert shares["ours graphs"] == pytest.approx(478 * 4 / 12)
+    assert shares["ours compile"] == pytest.approx(478 * 8 / 12 * 4 / 8)
+
+
 def ours(good: bool) -> dict[str, Any]:
     check = {"sampler": "DDIM", "psnr": 50.0, "control": 10.0, "worst": 1, "good": good}
     return {
-        "start": {"imports": 1.0, "load": 1.0, "engine": 1.0, "first_picture": 1.0, "whole": 4.0},
+        "accelerated": "CUDA graphs",
+        "start": {"imports": 1.0, "load": 1.0, "engine": 1.0, "first picture": 1.0, "whole": 4.0},
         "checks": [check],
         "latency": 0.1,
-        "concurrency": {"1": {"images_per_second": 12.0, "p50": 0.1, "worst": 0.2}},
-        "ticks": {"2": {"tick": 0.010, "unet": 0.009, "rows": 2.0}},
+        "saturated": 12.0,
+        "outstanding 1": {"rate": 12.0, "p50": 0.1, "worst": 0.2},
+        "outstanding 2": bench.SKIPPED,
+        "tick 2": {"tick": 0.010, "unet": 0.009, "rows": 2.0},
+        "tick 32": {"tick": 0.100, "unet": 0.098, "rows": 32.0},
     }
 
 
-def test_a_part_that_ran_out_of_time_is_reported_as_far_as_it_came(tmp_path: Path) -> None:
-    ledger = bench.Ledger(tmp_path / "ours.json")
-    for name, value in ours(good=True).items():
-        ledger[name] = value
-    results = dict.fromkeys(bench.PARTS) | {"ours": ledger, "diffusers": {"latency": 0.5}}
-    report = bench.make_report(results, bench.FULL, ["head"])
+def test_a_part_that_ran_out_of_time_is_reported_as_far_as_it_came() -> None:
+    results = {
+        "diffusers": {"latency": 0.5, "saturated": 2.0},
+        "ours graphs": ours(good=True),
+        "ours compile": {"ended": bench.SKIPPED},
+    }
+    report = bench.make_report(results, ["graphs", "compile"], bench.FULL, ["head"])
+    skipped = bench.SKIPPED
+    lines = report.splitlines()
     assert "all good" in report
-    assert "| unloaded latency, ms | 500 | not run | 100 |" in report
-    assert "ours makes 6.00 times as many" in report
-    assert "| 2 | 2.0 | 10.00 | 9.00 | 10.0 % |" in report
-    assert "| warm | not run |" in report
-    if not torch.cuda.is_available():
-        assert "| unloaded p50, ms | at most 180, then 120 | not run on CUDA |" in report
-    assert (tmp_path / "ours.json").read_text().startswith("{")
+    latency = f"at most 180, then 120 | 500 | not run | 100 | {skipped} |"
+    assert f"| unloaded latency, p50, ms | {latency}" in lines
+    assert "at least 4 |  | not run | 6.00 |" in report
+    assert "outside the U-Net | at most 3 |  | not run | 2.0 |" in report
+    assert f"| 2 | {skipped} | {skipped} | {skipped} |" in lines
+    assert "| 2 | 2.0 | 10.00 | 9.00 | 10.0 % |" in lines
+    assert "| graphs, cold | 1.0 | 1.0 | 1.0 | 1.0 | 4.0 |" in lines
+    assert "| graphs, warm | not run |" in report
+    assert ("Not run on CUDA" in report) is not torch.cuda.is_available()
 
 
 def test_figures_of_a_wrong_computation_are_marked() -> None:
-    results = dict.fromkeys(bench.PARTS) | {"ours": ours(good=False)}
-    assert "WRONG" in bench.make_report(results, bench.FULL, [])
-    nothing = bench.make_report(dict.fromkeys(bench.PARTS), bench.FULL, [])
-    assert "Correctness: not run" in nothing
+    results = {"ours graphs": ours(good=True), "ours compile": ours(good=False)}
+    assert "WRONG" in bench.make_report(results, ["graphs", "compile"], bench.FULL, [])
+    assert "Correctness: not run" in bench.make_report({}, ["graphs"], bench.FULL, [])
+
+
+def run(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="only where there is no CUDA")
 def test_without_cuda_the_full_benchmark_is_refused() -> None:
-    done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True)
+    done = run()
     assert done.returncode == 2
     assert "--narrow" in done.stderr
+    assert "fast is not off" in run("--acceleration", "off,fast").stderr
 
 
 @pytest.mark.slow
 def test_the_narrow_benchmark_runs_from_end_to_end(tmp_path: Path) -> None:
     out = tmp_path / "gpu.md"
-    command = [sys.executable, str(SCRIPT), "--narrow", "--profile", "--out", str(out)]
-    subprocess.run(command, check=True, timeout=600)
+    done = run("--narrow", "--profile", "--out", str(out))
+    assert done.returncode == 0, done.stderr
     report = out.read_text()
     assert "all good" in report
-    assert "| warm |" in report
+    assert bench.SKIPPED not in report
+    assert "| graphs, warm |" in report
