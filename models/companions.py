@@ -79,10 +79,7 @@ def choose_safety(
     if choice == AUTO:
         own = shipped_checker(bundle.path)
         if own is None and is_hub_id(bundle.name):
-            files = [f"{_SAFETY_FOLDER}/{file}" for file in _SAFETY_FILES]
-            files.append("feature_extractor/preprocessor_config.json")
-            revision = revision or MODEL_REVISIONS.get(bundle.name)
-            own = shipped_checker(fetch(bundle.name, files, revision=revision))
+            own = shipped_checker(_fetch_own_checker(bundle.name, revision))
         if own is None:
             raise ModelLoadError(f"the model {bundle.name!r} ships no safety checker")
         return _load_checker(own, bundle, f"{bundle.name}'s own")
@@ -95,6 +92,40 @@ def choose_safety(
             "nor a hub id such as 'CompVis/stable-diffusion-safety-checker'"
         )
     return _load_checker(fetch(choice, _SAFETY_FILES), bundle, choice)
+
+
+def pull_clip(choice: str = AUTO) -> str | None:
+    """Fetch the CLIP model that a hub model would be guided by; its name, None for a local one.
+
+    Raises ModelLoadError.
+    """
+    model = DEFAULT_CLIP if choice == AUTO else choice
+    if choice == NONE or Path(choice).expanduser().is_dir() or not is_hub_id(model):
+        return None
+    fetch(model, _CLIP_FILES)
+    return model
+
+
+def pull_checker(model: str, choice: str = AUTO, revision: str | None = None) -> str | None:
+    """Fetch the safety checker of the hub id ``model``, or the one that ``choice`` names.
+
+    Its hub id; None for a local one. Raises ModelLoadError, also where the model ships none.
+    """
+    if choice == AUTO:
+        if shipped_checker(_fetch_own_checker(model, revision)) is None:
+            raise ModelLoadError(f"the model {model!r} ships no safety checker")
+        return model
+    if Path(choice).expanduser().is_dir() or not is_hub_id(choice):
+        return None
+    fetch(choice, _SAFETY_FILES)
+    return choice
+
+
+def _fetch_own_checker(model: str, revision: str | None) -> Path:
+    """The folder of a hub model with the safety checker that it ships, if it does."""
+    files = [f"{_SAFETY_FOLDER}/{file}" for file in _SAFETY_FILES]
+    files.append("feature_extractor/preprocessor_config.json")
+    return fetch(model, files, revision=revision or MODEL_REVISIONS.get(model))
 
 
 def shipped_checker(folder: Path | None) -> Path | None:

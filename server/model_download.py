@@ -1,4 +1,8 @@
-"""What `img2img models pull` does: a hub model into the local cache, ahead of serving."""
+"""What `img2img models pull` does: a hub model into the local cache, ahead of serving.
+
+With it comes what stands beside it by these settings: the CLIP model that guides, and the safety
+checker where pictures are to be checked. The server then needs no network.
+"""
 
 from __future__ import annotations
 
@@ -38,5 +42,28 @@ def pull_model(settings: Settings, *, named: bool) -> str:
     except ModelLoadError as error:
         raise RuntimeError(str(error)) from error
     revision = settings.model_revision or PINNED_REVISIONS.get(model) or "main"
+    beside = _pull_companions(settings, model)
     size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
-    return f"{model} at {revision}: {size / 2**30:.1f} GiB of weights in {folder}"
+    return f"{model} at {revision}: {size / 2**30:.1f} GiB of weights in {folder}{beside}"
+
+
+def _pull_companions(settings: Settings, model: str) -> str:
+    """Fetch what stands beside the model; in words. Raises RuntimeError for what must be there."""
+    from models.companions import AUTO, pull_checker, pull_clip
+    from models.errors import ModelLoadError
+
+    lines = []
+    try:
+        if settings.safety != "off":
+            checker = pull_checker(model, settings.safety_checker, settings.model_revision)
+            lines.append(f"safety checker: {checker or 'a local one'}")
+    except ModelLoadError as error:
+        raise RuntimeError(str(error)) from error
+    try:
+        clip = pull_clip(settings.clip_model)
+        lines.append(f"CLIP guidance: {clip or 'nothing to fetch'}")
+    except ModelLoadError as error:
+        if settings.clip_model != AUTO:
+            raise RuntimeError(str(error)) from error
+        lines.append(f"without CLIP guidance: {error}")
+    return "".join(f"\n{line}" for line in lines)

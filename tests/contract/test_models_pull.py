@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.models.hub_server import REPOSITORY, REVISION, running_hub
 from tests.server.server_process import ROOT
+from tests.tiny_model import write_tiny_checker, write_tiny_clip
 
 
 def run(environment: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]:
@@ -36,6 +37,11 @@ def repository(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     for file in list(folder.rglob("*.safetensors")):
         halved = {k: v.half() if v.is_floating_point() else v for k, v in load_file(file).items()}
         save_file(halved, file.with_suffix(".fp16.safetensors"), metadata={"format": "pt"})
+    # Beside it, as no real repository has it but as both are asked for: a CLIP and a checker.
+    write_tiny_clip(folder.parent / "clip")
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(folder.parent / "clip" / file, folder / file)
+    write_tiny_checker(folder / "safety_checker")
     (folder / "v1-5-pruned.ckpt").write_bytes(bytes(100))
     (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(bytes(100))
     return folder
@@ -55,6 +61,7 @@ def test_pulled_once_and_offline_afterwards(repository: Path, tmp_path: Path) ->
             "vae/diffusion_pytorch_model.fp16.safetensors",
             "text_encoder/model.fp16.safetensors",
         }
+        assert "without CLIP guidance: the hub does not give 'openai/clip" in pulled.stdout
         fetched = len(hub.fetched)
         again = run(environment, "models", "pull", REPOSITORY, *at_revision, "--dtype", "float16")
         assert again.returncode == 0, again.stderr
@@ -62,6 +69,12 @@ def test_pulled_once_and_offline_afterwards(repository: Path, tmp_path: Path) ->
         wrong = run(environment, "models", "pull", REPOSITORY, "--revision", "f" * 40)
         assert wrong.returncode == 1
         assert f"{REPOSITORY!r} at revision 'ffff" in wrong.stderr
+        beside = {"IMG2IMG_CLIP_MODEL": REPOSITORY, "IMG2IMG_SAFETY": "block"}
+        all_of_it = run(environment | beside, "models", "pull", REPOSITORY, *at_revision)
+        assert all_of_it.returncode == 0, all_of_it.stderr
+        assert f"CLIP guidance: {REPOSITORY}" in all_of_it.stdout
+        assert f"safety checker: {REPOSITORY}" in all_of_it.stdout
+        assert {"model.safetensors", "safety_checker/model.safetensors"} <= set(hub.fetched)
     # The hub is gone.
     doctor = run(environment, "doctor", "--model", REPOSITORY, "--model-revision", REVISION)
     assert doctor.returncode == 0, doctor.stdout + doctor.stderr
