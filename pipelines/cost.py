@@ -68,6 +68,7 @@ class CostTable:
     _rows: list[int] = field(init=False, repr=False)
     _seconds: list[list[float]] = field(init=False, repr=False)  # [pixels][rows]
     _cache: dict[tuple[int, int], float] = field(init=False, repr=False, default_factory=dict)
+    _raised: list[list[float]] | None = field(init=False, repr=False, default=None)  # `_monotone`
 
     def __post_init__(self) -> None:
         self.points = tuple(self.points)
@@ -88,9 +89,9 @@ class CostTable:
         """Predicted seconds of one denoise tick, its overhead included; both at least 1."""
         seconds = self._cache.get((pixels, rows))
         if seconds is None:
-            column = list(
-                accumulate((_over_rows(self._rows, c, rows) for c in self._monotone()), max)
-            )
+            if self._raised is None:
+                self._raised = self._monotone()
+            column = list(accumulate((_over_rows(self._rows, c, rows) for c in self._raised), max))
             seconds = self.tick_overhead + _over_pixels(self._pixels, column, pixels)
             self._cache[pixels, rows] = seconds
         return seconds
@@ -130,6 +131,7 @@ class CostTable:
             for j, along in _weights(self._rows, rows):
                 self._seconds[i][j] *= 1.0 + self.smoothing * across * along * error
         self._cache.clear()
+        self._raised = None
 
     def observe_encode(self, pixels: int, seconds: float) -> None:
         self.encode = _scaled(self.encode, pixels, seconds, self.smoothing)

@@ -1,7 +1,9 @@
 """Stage 4: the U-Net, on epsilon, over latents that were encoded once.
 
 Prompt dropout of 10 % for classifier-free guidance, min-SNR weights (Hang et al. 2023, gamma 5),
-averaged weights. Mostly small latents first, because there a step is cheap and colours, kinds and
+averaged weights. The weight of the picture's error has a floor too: an error of the picture is
+divided by sigma in epsilon, so that at the highest noise, where shapes are decided, a U-Net on
+epsilon would learn next to nothing of them. Mostly small latents first, because there a step is cheap and colours, kinds and
 words can be learnt; then latents of 40 x 40 and its neighbours, the sizes that are served.
 """
 
@@ -28,6 +30,7 @@ from training.trainer import Plan, Run
 
 TRAIN_TIMESTEPS = 1000
 GAMMA = 5.0
+FLOOR = 0.3
 DROPOUT = 0.1
 THING_OFFSET, BACKGROUND_OFFSET = 0.8, 0.4
 OUTLINE_TIMESTEP = 650
@@ -199,7 +202,7 @@ def train_unet(
     text_encoder = text_encoder.to(device).eval().requires_grad_(False)
     abar = alphas_cumprod()
     snr = abar / (1 - abar)
-    weights = (torch.clamp(snr, max=GAMMA) / snr).float()
+    weights = (torch.clamp(snr, min=FLOOR, max=GAMMA) / snr).float()
     rng = np.random.default_rng([17, run.step])
     generator = torch.Generator().manual_seed(run.step)
     shares = np.array([len(s.scenes) for s in sets], dtype=float)

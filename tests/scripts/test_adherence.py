@@ -33,7 +33,7 @@ REPAINTS = (("red", "blue"), ("green", "red"), ("red", "green"), ("blue", "red")
 
 @pytest.fixture(scope="module")
 def bundle() -> ModelBundle:
-    return load_bundle(device="cpu", dtype="float32")
+    return load_bundle(device="cpu")
 
 
 @pytest.fixture(scope="module")
