@@ -3,8 +3,9 @@
 Prompt dropout of 10 % for classifier-free guidance, min-SNR weights (Hang et al. 2023, gamma 5),
 averaged weights. The weight of the picture's error has a floor too: an error of the picture is
 divided by sigma in epsilon, so that at the highest noise, where shapes are decided, a U-Net on
-epsilon would learn next to nothing of them. Mostly small latents first, because there a step is cheap and colours, kinds and
-words can be learnt; then latents of 40 x 40 and its neighbours, the sizes that are served.
+epsilon would learn next to nothing of them. Mostly small latents first, because there a step is
+cheap and colours, kinds and words can be learnt; then latents of 40 x 40 and its neighbours, the
+sizes that are served.
 """
 
 from __future__ import annotations
