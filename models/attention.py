@@ -47,14 +47,16 @@ def fuse_projections(unet: Any) -> None:
 
 
 class KernelProcessor:
-    """Fused attention through one chosen kernel; where that cannot run, plain mathematics."""
+    """Fused attention through one chosen kernel; where that cannot run, through what can."""
 
     def __init__(self, kernel: SDPBackend) -> None:
         self.kernel = kernel
+        others = (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+        self._order = [kernel, *(other for other in others if other is not kernel)]
         self._fused = FusedAttnProcessor2_0()
 
     def __call__(self, *args: Any, **options: Any) -> torch.Tensor:
-        with sdpa_kernel([self.kernel, SDPBackend.MATH]):
+        with sdpa_kernel(self._order, set_priority=True):
             states: torch.Tensor = self._fused(*args, **options)
         return states
 

@@ -84,6 +84,12 @@ def _runs(kernel: SDPBackend, head_size: int, device: torch.device, dtype: torch
     return True
 
 
+def make_current(device: torch.device) -> None:
+    """Make a card the calling thread's own: streams and events are otherwise the first card's."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
 def upload(array: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
     """A small array on ``device``; to CUDA from pinned memory, so that the host need not wait."""
     return host_tensor(array, device).to(device, non_blocking=True)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from models.bundle import ModelBundle
+from models.device import make_current
 from pipelines.batching import GroupKey, guidance_rows
 from pipelines.cache import CacheCounts
 from pipelines.calibration import guessed_costs, measure_costs
@@ -225,6 +226,7 @@ class Engine:
 
     def _main(self) -> None:
         try:
+            make_current(self.bundle.device)
             with torch.inference_mode():
                 if self.config.warm_up:
                     self.config.fast.warm_up(self._executor, self.config.tick_limits)
