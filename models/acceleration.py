@@ -94,7 +94,7 @@ def accelerate(
     if acceleration.graphs and sizes:
         # Where the attention's time goes: the largest of the sizes.
         height, width = max(sizes, key=lambda size: size[0] * size[1])
-        shapes = attention_shapes(bundle.unet, height, width)
+        shapes = attention_shapes(bundle, height, width)
         kernels = fastest_kernels(shapes, bundle.device, bundle.dtype)
         choose_kernels(bundle.unet, kernels)
         names = {kernel: name for name, kernel in KERNELS.items()}

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
+
+from models.device import synchronize
+
+if TYPE_CHECKING:
+    from models.bundle import ModelBundle
 
 KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -90,19 +95,35 @@ def fastest_kernels(
     return chosen
 
 
-def attention_shapes(unet: Any, height: int, width: int) -> dict[int, tuple[int, int]]:
+def attention_shapes(bundle: ModelBundle, height: int, width: int) -> dict[int, tuple[int, int]]:
     """(heads, tokens) of self-attention by head size, for latents of ``height`` x ``width``.
 
     Of levels with heads of one size the largest counts, where most of the time goes.
     """
-    widths = unet.config.block_out_channels
-    heads = unet.config.attention_head_dim  # the number of heads: see ModelBundle.head_sizes
-    counts = [heads] * len(widths) if isinstance(heads, int) else list(heads)
+    widths = bundle.unet.config.block_out_channels
     shapes: dict[int, tuple[int, int]] = {}
-    for level, (channels, count) in enumerate(zip(widths, counts, strict=True)):
+    for level, (channels, size) in enumerate(zip(widths, bundle.head_sizes, strict=True)):
         tokens = -(-height // 2**level) * -(-width // 2**level)
-        shapes.setdefault(channels // count, (count, tokens))
+        shapes.setdefault(size, (channels // size, tokens))
     return shapes
+
+
+def attention_backends(head_sizes: Sequence[int], device: torch.device, dtype: torch.dtype) -> str:
+    """Which kernels of scaled dot product attention run there for these head sizes, in words.
+
+    They are tried, in torch's order of preference: what is compiled in need not run on a card.
+    """
+
+    def runs(kernel: SDPBackend, size: int) -> bool:
+        return _seconds(kernel, size, 1, 64, device, dtype) is not None
+
+    by_size = {
+        size: ", ".join(name for name, kernel in KERNELS.items() if runs(kernel, size))
+        for size in sorted(set(head_sizes))
+    }
+    if len(set(by_size.values())) == 1:
+        return next(iter(by_size.values()))
+    return "; ".join(f"{size}: {names}" for size, names in by_size.items())
 
 
 def _seconds(
@@ -120,17 +141,12 @@ def _seconds(
         with warnings.catch_warnings(), sdpa_kernel(kernel), torch.inference_mode():
             warnings.simplefilter("ignore")  # torch warns of each reason why a kernel does not run
             for _ in range(_RUNS):
-                _wait(device)
+                synchronize(device)
                 started = time.perf_counter()
                 scaled_dot_product_attention(query, query, query)
-                _wait(device)
+                synchronize(device)
                 seconds = time.perf_counter() - started
                 best = seconds if best is None else min(best, seconds)
     except RuntimeError:
         return None
     return best
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,12 +102,21 @@ def compile_parts(
 class CompileCache:
     """Artefacts of torch.compile in one file, for a model on a device.
 
-    Its name says what it was compiled for: anything else that runs compiles anew. The file holds
-    code that will run: keep its folder as safe as the weights' (the server makes it for its own
+    Its name says what it was compiled for: anything else that runs compiles anew. The compiler's
+    own cache is kept beside it, because the file lacks what a C++ compiler made on a CPU, and
+    torch's own place for it, the folder for temporary files, does not outlive a restart. Both hold
+    code that will run: keep the folder as safe as the weights' (the server makes it for its own
     user alone).
     """
 
     def __init__(self, folder: Path, bundle: ModelBundle, mode: str) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            logger.warning("compiled code cannot be kept in %s: %s", folder, error)
+        else:
+            # The one way that torch offers to say where; an operator's own choice stays.
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
         self.path = folder / f"{_fingerprint(bundle, mode)}.torch-compile"
 
     def load(self) -> bool:
@@ -129,7 +139,6 @@ class CompileCache:
         artefacts, _ = made
         unfinished = self.path.with_suffix(".part")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             unfinished.write_bytes(artefacts)
             unfinished.replace(self.path)
         except OSError as error:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 
 from models.errors import ModelLoadError
 
@@ -53,35 +48,10 @@ def cpu_has_matrix_bfloat16() -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
-def attention_backends(head_sizes: Sequence[int], device: torch.device, dtype: torch.dtype) -> str:
-    """Which kernels of scaled dot product attention run there for these head sizes, in words.
-
-    They are tried, in torch's order of preference: what is compiled in need not run on a card.
-    """
-    kernels = {
-        "flash": SDPBackend.FLASH_ATTENTION,
-        "cudnn": SDPBackend.CUDNN_ATTENTION,
-        "memory efficient": SDPBackend.EFFICIENT_ATTENTION,
-        "math": SDPBackend.MATH,
-    }
-    by_size = {
-        size: ", ".join(name for name, k in kernels.items() if _runs(k, size, device, dtype))
-        for size in sorted(set(head_sizes))
-    }
-    if len(set(by_size.values())) == 1:
-        return next(iter(by_size.values()))
-    return "; ".join(f"{size}: {names}" for size, names in by_size.items())
-
-
-def _runs(kernel: SDPBackend, head_size: int, device: torch.device, dtype: torch.dtype) -> bool:
-    query = torch.zeros(1, 1, 64, head_size, device=device, dtype=dtype)
-    try:
-        with warnings.catch_warnings(), sdpa_kernel(kernel), torch.inference_mode():
-            warnings.simplefilter("ignore")  # torch warns of each reason why a kernel does not run
-            scaled_dot_product_attention(query, query, query)
-    except RuntimeError:
-        return False
-    return True
+def synchronize(device: torch.device) -> None:
+    """Wait for the device: on CUDA a call returns before its work is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def make_current(device: torch.device) -> None:

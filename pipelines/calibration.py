@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from models.bundle import ModelBundle
+from models.device import synchronize
 from pipelines.batching import GroupKey, TickLimits
 from pipelines.cost import CostTable, PictureCost, Provenance, TickPoint
 from pipelines.denoiser import Denoiser
@@ -99,7 +100,7 @@ class _TickTimer:
     def _once(self, evaluations: Sequence[Evaluation]) -> float:
         started = self._clock()
         self._denoiser.tick(self._pool, evaluations)
-        synchronize(self._bundle)
+        synchronize(self._bundle.device)
         return self._clock() - started
 
 
@@ -113,15 +114,9 @@ def _picture_seconds(
     for _ in range(2):
         started = clock()
         encode_picture(bundle, image, tile=False)
-        synchronize(bundle)
+        synchronize(bundle.device)
         middle = clock()
         decode_latents(bundle, latents.to(bundle.device), tile=False)
         encodes.append(middle - started)
         decodes.append(clock() - middle)
     return encodes[-1], decodes[-1]
-
-
-def synchronize(bundle: ModelBundle) -> None:
-    """Wait for the device: on CUDA a call returns before its work is done."""
-    if bundle.device.type == "cuda":
-        torch.cuda.synchronize(bundle.device)

@@ -30,8 +30,8 @@ def diagnose(settings: Settings) -> Diagnosis:
     import torch
 
     from models.acceleration import choose_acceleration
+    from models.attention import attention_backends
     from models.companions import choose_clip
-    from models.device import attention_backends
     from models.loader import ModelLoadError, load_model
     from server.images import FORMATS
 

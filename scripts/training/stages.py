@@ -11,7 +11,7 @@ from training.clip import finished_clip, make_tokenizer, train_clip
 from training.data import draw_scenes
 from training.export import export, unpack
 from training.trainer import Plan
-from training.unet import PHASES, Phase, encode_phase, pictures_of, train_unet
+from training.unet import PHASES, Phase, encode_phase, train_unet
 from training.vae import finished_vae, train_vae
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,9 +19,9 @@ STAGES = (
     "vae",  # the autoencoder
     "sharpen",  # its decoder alone, on latents that stay as they are
     "clip",  # tokenizer, text and image tower
-    "pictures",  # draw a phase's scenes
-    "latents",  # encode them
+    "latents",  # draw and encode a phase's scenes
     "unet",  # train a phase
+    "soften",  # its last steps, which make it answer well at cfg_scale 7
     "export",  # write models/embedded
     "unpack",  # make checkpoints from models/embedded
     "all",
@@ -81,10 +81,6 @@ def run_stage(stage: str, options: argparse.Namespace) -> None:
 
 def _unet(stage: str, phase: Phase, options: argparse.Namespace, device: torch.device) -> None:
     folder = options.folder
-    if stage == "pictures":
-        for index in range(len(phase.sets)):
-            pictures_of(phase, index, folder / "latents")
-        return
     vae = finished_vae(folder / "vae", device)
     sets = encode_phase(phase, vae, folder / "latents", device)
     if stage == "latents":
@@ -99,7 +95,10 @@ def _unet(stage: str, phase: Phase, options: argparse.Namespace, device: torch.d
         ema=options.ema,
         save_every=300,
     )
-    train_unet(folder / "unet", phase, sets, vae, text_encoder, tokenizer, plan, device)
+    soften = stage == "soften"
+    train_unet(
+        folder / "unet", phase, sets, vae, text_encoder, tokenizer, plan, device, soften=soften
+    )
 
 
 def text_tower(clip: torch.nn.Module) -> torch.nn.Module:

@@ -1,28 +1,27 @@
 """Stage 4: the U-Net, on epsilon, over latents that were encoded once.
 
-Prompt dropout of 10 % for classifier-free guidance, min-SNR weights (Hang et al. 2023, gamma 5),
-averaged weights. The weight of the picture's error has a floor too: an error of the picture is
-divided by sigma in epsilon, so that at the highest noise, where shapes are decided, a U-Net on
-epsilon would learn next to nothing of them. Mostly small latents first, because there a step is
-cheap and colours, kinds and words can be learnt; then latents of 40 x 40 and its neighbours, the
-sizes that are served.
+Half of the noise holds what an edit starts from: see `with_ghosts`. Prompt dropout of 10 % for
+classifier-free guidance, min-SNR weights (Hang et al. 2023, gamma 5), averaged weights. The weight
+of the picture's error has a floor too: an error of the picture is divided by sigma in epsilon, so
+that at the highest noise, where shapes are decided, a U-Net on epsilon would learn next to nothing
+of them. Mostly small latents first, because there a step is cheap and colours, kinds and words can
+be learnt; then latents of 40 x 40 and its neighbours, the sizes that are served.
 """
 
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from embedded.captions import caption, dropped_caption
-from embedded.layers import Layers
+from embedded.edits import earlier_scene
 from embedded.world import Scene, draw, sample_scene
 from models.device import choose_dtype
 from training.data import Size, sheet, to_model
@@ -33,8 +32,11 @@ TRAIN_TIMESTEPS = 1000
 GAMMA = 5.0
 FLOOR = 0.3
 DROPOUT = 0.1
-THING_OFFSET, BACKGROUND_OFFSET = 0.8, 0.4
-OUTLINE_TIMESTEP = 650
+# Shares of samples that start from the scene before the edit, and from any other picture, with the
+# lowest timestep at which such a start lies; below it a picture is to be kept.
+EDIT_SHARE, EDIT_TIMESTEP = 0.55, 400
+OTHER_SHARE, OTHER_TIMESTEP = 0.1, 600
+SOFTENED = 0.45
 
 
 @dataclass(frozen=True)
@@ -82,108 +84,91 @@ def alphas_cumprod() -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Scenes of one size with their scaled latents, (N, 4, h, w) float16.
-
-    ``things`` is the share of each latent's pixels that are of a thing, (N, 1, h, w) float16.
-    """
+    """Scenes of one size with their scaled latents, (N, 4, h, w) float16; and of each scene the one
+    that it may be an edit of."""
 
     scenes: list[Scene]
     latents: torch.Tensor
-    things: torch.Tensor
+    earlier: list[Scene]
+    earlier_latents: torch.Tensor
 
 
-def scenes_of(phase: Phase, index: int) -> list[Scene]:
-    """The scenes of one set of a phase: a program and a seed, so never stored."""
+def scenes_of(phase: Phase, index: int) -> tuple[list[Scene], list[Scene]]:
+    """The scenes of one set of a phase, and what each was before an edit: a program and a seed, so
+    never stored."""
     (size, count) = phase.sets[index]
     rng = np.random.default_rng([11, size[0], size[1]])
-    return [sample_scene(rng, *size, styled=0.5) for _ in range(count)]
+    scenes = [sample_scene(rng, *size, styled=0.5) for _ in range(count)]
+    rng = np.random.default_rng([12, size[0], size[1]])
+    return scenes, [earlier_scene(scene, rng) for scene in scenes]
 
 
-def pictures_of(phase: Phase, index: int, folder: Path) -> np.ndarray:
-    """The drawn scenes of one set, (N, height, width, 3) uint8; drawn once and kept as a file."""
-    (width, height), count = phase.sets[index]
-    path = folder / f"{width}x{height}.npy"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        shape = (count, height, width, 3)
-        unfinished = path.with_suffix(".part")
-        pictures = np.lib.format.open_memmap(unfinished, "w+", np.uint8, shape)
-        for i, scene in enumerate(scenes_of(phase, index)):
-            pictures[i] = draw(scene)
-        pictures.flush()
-        unfinished.rename(path)
-        print(f"drew {count} of {width} x {height}", flush=True)
-    return np.load(path, mmap_mode="r")
-
-
-@torch.no_grad()
 def encode_phase(
     phase: Phase, vae: AutoencoderKL, folder: Path, device: torch.device
 ) -> list[Encoded]:
     """Draw and encode the scenes of a phase, or read the latents that were kept."""
-    sets = []
-    factor = vae.config.scaling_factor
     # Twice as fast in bfloat16, and its error is a hundredth of a latent's spread.
     encoder = deepcopy(vae).to(torch.bfloat16, memory_format=torch.channels_last)
-    for index, ((width, height), count) in enumerate(phase.sets):
-        path = folder / f"{width}x{height}.pt"
-        if path.exists():
-            latents = torch.load(path, weights_only=True)
-        else:
-            pictures = pictures_of(phase, index, folder)
-            parts = []
-            for start in range(0, count, 32):
-                chosen = torch.from_numpy(pictures[start : start + 32].copy())
-                x = to_model(chosen.permute(0, 3, 1, 2)).to(device)
-                x = x.to(torch.bfloat16, memory_format=torch.channels_last)
-                parts.append((encoder.encode(x).latent_dist.mean * factor).half().cpu())
-            latents = torch.cat(parts)
-            torch.save(latents, path)
-            print(f"encoded {count} of {width} x {height}", flush=True)
-        scenes = scenes_of(phase, index)
-        sets.append(Encoded(scenes, latents, _thing_masks(scenes)))
+    sets = []
+    for index, ((width, height), _) in enumerate(phase.sets):
+        scenes, earlier = scenes_of(phase, index)
+        name = f"{width}x{height}"
+        latents = _encoded(scenes, folder / f"{name}.pt", encoder, device)
+        before = _encoded(earlier, folder / f"{name}-earlier.pt", encoder, device)
+        sets.append(Encoded(scenes, latents, earlier, before))
     return sets
 
 
-def _thing_masks(scenes: list[Scene]) -> torch.Tensor:
-    """Where the things of each scene are, at the size of its latents."""
-    masks = []
-    for scene in scenes:
-        small = (scene.width // 8, scene.height // 8)
-        # The unstyled drawing at the latents' own size: cheap, and near enough for every look.
-        drawn = Layers(replace(scene, style=None, width=small[0] * 2, height=small[1] * 2)).mask
-        masks.append(np.asarray(drawn.resize(small, Image.Resampling.BOX), dtype=np.float16) / 255)
-    return torch.from_numpy(np.stack(masks))[:, None]
-
-
-def regional_offsets(
-    things: torch.Tensor, t: torch.Tensor, generator: torch.Generator
+@torch.no_grad()
+def _encoded(
+    scenes: list[Scene], path: Path, encoder: AutoencoderKL, device: torch.device
 ) -> torch.Tensor:
-    """A constant per channel on the things and another on the background, (N, 4, h, w).
+    """The scaled latents of the drawn scenes, (N, 4, h, w) float16; kept at ``path``."""
+    if path.exists():
+        return torch.load(path, weights_only=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for start in range(0, len(scenes), 32):
+        drawn = np.stack([draw(scene) for scene in scenes[start : start + 32]])
+        x = to_model(torch.from_numpy(drawn).permute(0, 3, 1, 2)).to(device)
+        x = x.to(torch.bfloat16, memory_format=torch.channels_last)
+        factor = encoder.config.scaling_factor
+        parts.append((encoder.encode(x).latent_dist.mean * factor).half().cpu())
+    latents = torch.cat(parts)
+    torch.save(latents, path)
+    print(f"drew and encoded {len(scenes)}: {path.stem}", flush=True)
+    return latents
 
-    Offset noise by region. An image-to-image start has the old picture's colours in its noisy
-    latents, over areas so large that the noise averages out: without this, the model has learnt
-    to believe them and not the prompt. With it, the mean of an area says little, as in the picture
-    that an edit starts from. Less of it behind the things, where a prompt often names nothing and
-    the picture is what there is to go by.
 
-    The outline of the offset is the thing's own only at the noise levels ``t`` at which an edit
-    sees the old outline too. Above them it would give the shape away: the model then waits for an
-    outline in the noise instead of taking the shape from the prompt, and from noise alone makes
-    blobs. There a few samples have another scene's outline, the others none.
+def with_ghosts(
+    noise: torch.Tensor,
+    x0: torch.Tensor,
+    earlier: torch.Tensor,
+    t: torch.Tensor,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Noise of which a part leads from the picture before an edit, (N, 4, h, w).
+
+    An image-to-image run starts at a timestep s from sqrt(a_s) old + sqrt(1 - a_s) noise. For the
+    picture that was asked for to be its answer, its noise must have been
+    noise + sqrt(a_s / (1 - a_s)) (old - new), and on a deterministic sampler's path it stays that
+    at every t below s. Trained on plain noise alone a model takes the old picture, which it can
+    see, for the prompt's; trained on this it learns which words outweigh it.
     """
-    count = len(things)
-    shape = (count, 4, 1, 1)
+    count = len(x0)
+    abar = alphas_cumprod().float()
 
-    def chosen(share: float) -> torch.Tensor:
-        return torch.rand((count, 1, 1, 1), generator=generator) < share
+    def start(lowest: int) -> torch.Tensor:
+        least = t.clamp(min=lowest).float()
+        s = least + torch.rand(count, generator=generator) * (TRAIN_TIMESTEPS - least)
+        a = abar[s.long().clamp(max=TRAIN_TIMESTEPS - 1)]
+        return (a / (1 - a)).sqrt()[:, None, None, None]
 
-    early = (t >= OUTLINE_TIMESTEP)[:, None, None, None]
-    things = torch.where(early, things.roll(1, dims=0), things)
-    on_things = THING_OFFSET * torch.randn(shape, generator=generator)
-    behind = BACKGROUND_OFFSET * torch.randn(shape, generator=generator) * chosen(0.5)
-    applied = torch.where(early, chosen(0.2), chosen(0.7))
-    return applied * (things * on_things + (1 - things) * behind)
+    which = torch.rand((count, 1, 1, 1), generator=generator)
+    edit, other = start(EDIT_TIMESTEP), start(OTHER_TIMESTEP)
+    ghosts = torch.where(which < EDIT_SHARE, edit * (earlier - x0), torch.zeros_like(x0))
+    strange = (which >= EDIT_SHARE) & (which < EDIT_SHARE + OTHER_SHARE)
+    return noise + torch.where(strange, other * (x0.roll(1, dims=0) - x0), ghosts)
 
 
 def train_unet(
@@ -195,12 +180,28 @@ def train_unet(
     tokenizer: CLIPTokenizer,
     plan: Plan,
     device: torch.device,
+    *,
+    soften: bool = False,
 ) -> None:
-    """Train one phase; ``folder`` may hold the checkpoint of an earlier one."""
+    """Train one phase; ``folder`` may hold the checkpoint of an earlier one.
+
+    ``soften`` ends the training. The answer to a prompt is moved towards the answer to none, to
+    u + 0.45 (c - u) of what the model gave when the phase began (guidance distillation, Meng et al.
+    2023, the other way round). Our captions are never wrong, unlike those of pictures found
+    anywhere, so that the model follows them at once and cfg_scale 7, the contract's default, would
+    overshoot: pure colours and torn outlines.
+    """
     torch.manual_seed(5)
     unet = make_unet(text_encoder.config.hidden_size).to(device, memory_format=torch.channels_last)
     run = Run(folder, unet, plan)
+    teacher = make_unet(text_encoder.config.hidden_size).to(device).requires_grad_(False)
+    if soften:  # a student of its own averages
+        teacher.load_state_dict(run.averaged_weights())
+        unet.load_state_dict(run.averaged_weights())
     text_encoder = text_encoder.to(device).eval().requires_grad_(False)
+    with torch.no_grad():
+        ids = torch.tensor(encode(tokenizer, [""]), device=device)
+        no_text = text_encoder(ids)[0].repeat(phase.batch, 1, 1)
     abar = alphas_cumprod()
     snr = abar / (1 - abar)
     weights = (torch.clamp(snr, min=FLOOR, max=GAMMA) / snr).float()
@@ -214,29 +215,44 @@ def train_unet(
     def step(_: int) -> dict[str, torch.Tensor]:
         chosen_set = sets[int(rng.choice(len(sets), p=shares / shares.sum()))]
         chosen = rng.integers(len(chosen_set.scenes), size=phase.batch)
-        texts = [
-            dropped_caption(chosen_set.scenes[i], rng)
-            if rng.random() < DROPOUT
-            else caption(chosen_set.scenes[i], rng)
-            for i in chosen
+        # Both of a pair are pictures worth making.
+        swapped = torch.from_numpy(rng.random(phase.batch) < 0.5)
+        scenes = [
+            (chosen_set.earlier if swap else chosen_set.scenes)[i]
+            for i, swap in zip(chosen.tolist(), swapped.tolist(), strict=True)
         ]
-        things = chosen_set.things
-        x0 = chosen_set.latents[torch.from_numpy(chosen)].float()
+        dropped = [rng.random() < DROPOUT for _ in scenes]
+        texts = [
+            dropped_caption(scene, rng) if drop else caption(scene, rng)
+            for scene, drop in zip(scenes, dropped, strict=True)
+        ]
+        picked = torch.from_numpy(chosen)
+        pair = (chosen_set.latents[picked].float(), chosen_set.earlier_latents[picked].float())
+        swap = swapped[:, None, None, None]
+        x0, earlier = torch.where(swap, pair[1], pair[0]), torch.where(swap, pair[0], pair[1])
         # One timestep from each equal part of the range: less spread between steps.
         part = torch.rand(phase.batch, generator=generator) + torch.arange(phase.batch)
         t = (part * TRAIN_TIMESTEPS / phase.batch).long().clamp(max=TRAIN_TIMESTEPS - 1)
         noise = torch.randn(x0.shape, generator=generator)
-        outlines = things[torch.from_numpy(chosen)].float()
-        noise = noise + regional_offsets(outlines, t, generator)
+        noise = with_ghosts(noise, x0, earlier, t, generator)
         a = abar[t].float()[:, None, None, None]
         noisy = a.sqrt() * x0 + (1 - a).sqrt() * noise
         with torch.no_grad():
             ids = torch.tensor(encode(tokenizer, texts), device=device)
             text = text_encoder(ids)[0]
         noisy = noisy.to(device).contiguous(memory_format=torch.channels_last)
+        target = noise.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             out = unet(noisy, t.to(device), encoder_hidden_states=text, return_dict=False)[0]
-        error = (out.float() - noise.to(device)).pow(2).mean(dim=(1, 2, 3))
+            if soften:
+                without, given = (
+                    teacher(noisy, t.to(device), encoder_hidden_states=one, return_dict=False)[0]
+                    for one in (no_text, text)
+                )
+                share = torch.tensor([1.0 if drop else SOFTENED for drop in dropped])
+                share = share.to(device)[:, None, None, None]
+                target = without.float() + share * (given.float() - without.float())
+        error = (out.float() - target).pow(2).mean(dim=(1, 2, 3))
         return {"loss": (error * weights[t].to(device)).mean(), "mse": error.mean()}
 
     def report(step: int) -> dict[str, float]:

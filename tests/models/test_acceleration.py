@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -88,7 +89,7 @@ def test_fused_projections_predict_the_same_from_no_more_weights(own: ModelBundl
 
 def test_each_head_size_gets_a_kernel_that_runs_there(own: ModelBundle) -> None:
     want = predicted(own.unet, own.text_width)
-    shapes = attention_shapes(own.unet, 8, 8)
+    shapes = attention_shapes(own, 8, 8)
     assert shapes == {4: (8, 64), 8: (8, 16)}
     kernels = fastest_kernels(shapes, CPU, torch.float32)
     assert set(kernels) == set(shapes)
@@ -136,8 +137,11 @@ def test_compiled_parts_are_for_their_shapes_alone(own: ModelBundle) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
 def test_compiled_code_is_kept_for_one_model_device_and_mode(
-    own: ModelBundle, tmp_path: Path
+    own: ModelBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Set first, so that what the cache sets is undone after the test.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     cache = CompileCache(tmp_path / "compiled", own, "compile")
     assert not cache.load()
     torch.compile(torch.nn.Linear(4, 4))(torch.zeros(2, 4))
@@ -150,6 +154,21 @@ def test_compiled_code_is_kept_for_one_model_device_and_mode(
     ):
         assert not other.load()
     assert cache.path.parent.stat().st_mode & 0o077 == 0
+    assert (tmp_path / "compiled" / "inductor" / "fxgraph").is_dir()
+
+
+def test_a_folder_that_cannot_be_made_keeps_nothing(
+    own: ModelBundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    (tmp_path / "file").touch()
+    cache = CompileCache(tmp_path / "file" / "compiled", own, "compile")
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    assert not cache.load()
+    assert "cannot be kept" in caplog.text
 
 
 def test_a_damaged_file_of_compiled_code_is_left_aside(own: ModelBundle, tmp_path: Path) -> None:
