@@ -14,15 +14,26 @@ from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTokenizer
 
 from embedded.captions import caption
-from embedded.world import sample_scene
+from embedded.edits import earlier_scene
+from embedded.world import is_held_out, sample_scene
 from pipelines.styles import STYLES
 from tests.logged_warnings import no_logged_warnings
-from training.clip import WithHeads, embed_text, make_clip, make_tokenizer
+from training.clip import WithHeads, embed_text, finished_clip, make_clip, make_tokenizer
 from training.data import draw_scenes, to_model
 from training.export import export, unpack
+from training.stages import text_tower
 from training.tokenizer import encode, learn_merges
 from training.trainer import Plan, Run
-from training.unet import GAMMA, alphas_cumprod, make_unet
+from training.unet import (
+    EDIT_TIMESTEP,
+    GAMMA,
+    Phase,
+    alphas_cumprod,
+    encode_phase,
+    make_unet,
+    train_unet,
+    with_ghosts,
+)
 from training.vae import finished_vae, make_vae, psnr, train_vae
 
 CPU = torch.device("cpu")
@@ -132,6 +143,58 @@ def test_noise_is_added_on_stable_diffusions_schedule() -> None:
     )
     assert torch.allclose(alphas_cumprod().float(), scheduler.alphas_cumprod, atol=1e-5)
     assert GAMMA == 5.0
+
+
+def test_an_earlier_scene_differs_in_what_a_prompt_can_name() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        scene = sample_scene(rng, 128, 128)
+        before = earlier_scene(scene, rng)
+        assert before != scene
+        assert (before.width, before.height, before.seed) == (128, 128, scene.seed)
+        for thing, other in zip(scene.things, before.things, strict=True):
+            assert (thing.x, thing.y, thing.size) == (other.x, other.y, other.size)
+            assert not is_held_out(other.kind, other.colour, before.background)
+
+
+def test_a_ghost_is_what_an_image_to_image_start_holds_of_the_old_picture() -> None:
+    count = 400
+    generator = torch.Generator().manual_seed(0)
+    new = torch.randn(count, 4, 2, 2, generator=generator)
+    old = torch.randn(count, 4, 2, 2, generator=generator)
+    t = torch.arange(count) * 2
+    ghosts = with_ghosts(torch.zeros_like(new), new, old, t, generator)
+    # How much of (old - new) each one holds; -1 where it is another picture's.
+    way = (old - new).flatten(1)
+    held = (ghosts.flatten(1) * way).sum(dim=1) / way.pow(2).sum(dim=1)
+    exact = (ghosts.flatten(1) - held[:, None] * way).abs().amax(dim=1) < 1e-5
+    edited = exact & (held > 0)
+    assert 0.45 < float(edited.float().mean()) < 0.65
+    assert 0.25 < float((exact & (held == 0)).float().mean()) < 0.45
+    a = alphas_cumprod().float()[t.clamp(min=EDIT_TIMESTEP)]
+    # Never more than at a start at t itself: sqrt(a) new + sqrt(1 - a) ghost is sqrt(a) old there.
+    share = held[edited] / (a / (1 - a)).sqrt()[edited]
+    assert 0.97 < float(share.max()) <= 1 + 1e-5
+
+
+def test_the_denoiser_trains_on_a_drawn_phase_and_is_softened(
+    training_folder: Path, tokenizer: CLIPTokenizer, tmp_path: Path
+) -> None:
+    phase = Phase("small", (((64, 64), 6),), 4)
+    vae = finished_vae(training_folder / "vae", CPU)
+    (first,) = encode_phase(phase, vae, tmp_path / "latents", CPU)
+    (again,) = encode_phase(phase, vae, tmp_path / "latents", CPU)
+    assert torch.equal(first.latents, again.latents)
+    assert first.latents.shape == first.earlier_latents.shape == (6, 4, 8, 8)
+    assert not torch.equal(first.latents, first.earlier_latents)
+    text_encoder = text_tower(finished_clip(training_folder / "clip", tokenizer))
+    folder = tmp_path / "unet"
+    for steps, soften in ((2, False), (3, True)):
+        plan = Plan(steps, 1e-3, warm_up=1, ema=0.5)
+        train_unet(folder, phase, [first], vae, text_encoder, tokenizer, plan, CPU, soften=soften)
+        kept = torch.load(folder / "checkpoint.pt", weights_only=True)
+        assert kept["step"] == steps
+        assert all(torch.isfinite(value).all() for value in kept["averages"].values())
 
 
 def run_of(folder: Path, steps: int, stop: int) -> torch.Tensor:
