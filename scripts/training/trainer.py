@@ -47,6 +47,7 @@ class Run:
             lr=plan.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=plan.weight_decay,
+            fused=True,
         )
         self.step = 0
         self.averages: dict[str, torch.Tensor] = {}
@@ -63,6 +64,8 @@ class Run:
         self.model.load_state_dict(saved["model"])
         if saved["optimiser"] is not None:
             self.optimiser.load_state_dict(saved["optimiser"])
+            for group in self.optimiser.param_groups:
+                group["fused"] = True  # what was saved may not have been
         self.step = saved["step"]
         if self.averages:
             kept = saved["averages"] or dict(self._floats())
