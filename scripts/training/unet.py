@@ -37,7 +37,10 @@ DROPOUT = 0.1
 # lowest timestep at which such a start lies; below it a picture is to be kept.
 EDIT_SHARE, EDIT_TIMESTEP = 0.55, 400
 OTHER_SHARE, OTHER_TIMESTEP = 0.1, 600
-SOFTENED = 0.65
+# What is left of the way from no prompt's answer to the prompt's: at the lowest noise so little that
+# cfg_scale 7 adds nothing, as guidance there only harms (Kynkaanniemi et al. 2024).
+SOFTENED, SOFTENED_LOW = 0.65, 0.15
+SOFTENED_TIMESTEPS = (150, 400)
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,12 @@ def with_ghosts(
     return noise + torch.where(strange, other * (x0.roll(1, dims=0) - x0), ghosts)
 
 
+def kept_share(t: torch.Tensor) -> torch.Tensor:
+    """How much softening leaves of what a prompt changes, (N,), at the timesteps ``t``, (N,)."""
+    low, high = SOFTENED_TIMESTEPS
+    return SOFTENED_LOW + (SOFTENED - SOFTENED_LOW) * ((t - low) / (high - low)).clamp(0, 1)
+
+
 def train_unet(
     folder: Path,
     phase: Phase,
@@ -187,10 +196,10 @@ def train_unet(
     """Train one phase; ``folder`` may hold the checkpoint of an earlier one.
 
     ``soften`` ends the training. The answer to a prompt is moved towards the answer to none, to
-    u + 0.65 (c - u) of what the model gave when the phase began (guidance distillation, Meng et al.
-    2023, the other way round). Our captions are never wrong, unlike those of pictures found
-    anywhere, so that the model follows them at once and cfg_scale 7, the contract's default, would
-    overshoot: pure colours and torn outlines.
+    u + `kept_share` (c - u) of what the model gave when the phase began (guidance distillation,
+    Meng et al. 2023, the other way round). Our captions are never wrong, unlike those of pictures
+    found anywhere, so that the model follows them at once and cfg_scale 7, the contract's default,
+    would overshoot: pure colours and torn outlines.
     """
     torch.manual_seed(5)
     unet = make_unet(text_encoder.config.hidden_size).to(device, memory_format=torch.channels_last)
@@ -251,7 +260,7 @@ def train_unet(
                     teacher(noisy, t.to(device), encoder_hidden_states=one, return_dict=False)[0]
                     for one in (no_text, text)
                 )
-                share = torch.tensor([1.0 if drop else SOFTENED for drop in dropped])
+                share = torch.where(torch.tensor(dropped), 1.0, kept_share(t))
                 share = share.to(device)[:, None, None, None]
                 target = without.float() + share * (given.float() - without.float())
         error = (out.float() - target).pow(2).mean(dim=(1, 2, 3))

@@ -30,6 +30,7 @@ from training.unet import (
     Phase,
     alphas_cumprod,
     encode_phase,
+    kept_share,
     make_unet,
     train_unet,
     with_ghosts,
@@ -175,6 +176,13 @@ def test_a_ghost_is_what_an_image_to_image_start_holds_of_the_old_picture() -> N
     # Never more than at a start at t itself: sqrt(a) new + sqrt(1 - a) ghost is sqrt(a) old there.
     share = held[edited] / (a / (1 - a)).sqrt()[edited]
     assert 0.97 < float(share.max()) <= 1 + 1e-5
+
+
+def test_softening_leaves_a_prompt_little_at_the_lowest_noise() -> None:
+    kept = kept_share(torch.tensor([0, 150, 275, 400, 999]))
+    assert kept.tolist() == pytest.approx([0.15, 0.15, 0.4, 0.65, 0.65])
+    # At the contract's default cfg_scale it then comes to the answer that was there before.
+    assert 7 * float(kept[0]) == pytest.approx(1, abs=0.06)
 
 
 def test_the_denoiser_trains_on_a_drawn_phase_and_is_softened(
