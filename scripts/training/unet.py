@@ -37,8 +37,8 @@ DROPOUT = 0.1
 # lowest timestep at which such a start lies; below it a picture is to be kept.
 EDIT_SHARE, EDIT_TIMESTEP = 0.55, 400
 OTHER_SHARE, OTHER_TIMESTEP = 0.1, 600
-# What is left of the way from no prompt's answer to the prompt's: at the lowest noise so little that
-# cfg_scale 7 adds nothing, as guidance there only harms (Kynkaanniemi et al. 2024).
+# What is left of the way from no prompt's answer to the prompt's; at the lowest noise as little as
+# makes cfg_scale 7 add nothing: guidance there only harms (Kynkaanniemi et al. 2024).
 SOFTENED, SOFTENED_LOW = 0.65, 0.15
 SOFTENED_TIMESTEPS = (150, 400)
 
