@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from embedded.captions import caption
 from embedded.edits import earlier_scene
-from embedded.world import is_held_out, sample_scene
+from embedded.world import Scene, Thing, is_held_out, sample_scene
 from pipelines.styles import STYLES
 from tests.logged_warnings import no_logged_warnings
 from training.clip import WithHeads, embed_text, finished_clip, make_clip, make_tokenizer
@@ -27,11 +28,15 @@ from training.trainer import Plan, Run
 from training.unet import (
     EDIT_TIMESTEP,
     GAMMA,
+    KIND_TIMES,
+    PLAIN_TIMES,
+    Encoded,
     Phase,
     alphas_cumprod,
     encode_phase,
     kept_share,
     make_unet,
+    pick_shares,
     train_unet,
     with_ghosts,
 )
@@ -164,7 +169,8 @@ def test_a_ghost_is_what_an_image_to_image_start_holds_of_the_old_picture() -> N
     new = torch.randn(count, 4, 2, 2, generator=generator)
     old = torch.randn(count, 4, 2, 2, generator=generator)
     t = torch.arange(count) * 2
-    ghosts = with_ghosts(torch.zeros_like(new), new, old, t, generator)
+    no_noise, none = torch.zeros_like(new), torch.zeros(count, dtype=torch.bool)
+    ghosts = with_ghosts(no_noise, new, old, t, none, generator)
     # How much of (old - new) each one holds; -1 where it is another picture's.
     way = (old - new).flatten(1)
     held = (ghosts.flatten(1) * way).sum(dim=1) / way.pow(2).sum(dim=1)
@@ -176,6 +182,25 @@ def test_a_ghost_is_what_an_image_to_image_start_holds_of_the_old_picture() -> N
     # Never more than at a start at t itself: sqrt(a) new + sqrt(1 - a) ghost is sqrt(a) old there.
     share = held[edited] / (a / (1 - a)).sqrt()[edited]
     assert 0.97 < float(share.max()) <= 1 + 1e-5
+    # Without a prompt there is always one.
+    ghosts = with_ghosts(no_noise, new, old, t, ~none, generator)
+    assert bool((ghosts.flatten(1).abs().amax(dim=1) > 0).all())
+
+
+def test_lone_plain_things_and_new_kinds_are_picked_more_often() -> None:
+    square = Thing("square", "red", 0.5, 0.5, 0.5)
+    plain = Scene((square,), "grass", None, 64, 64, 1)
+    pairs = {
+        "colour": (plain, replace(plain, things=(replace(square, colour="blue"),))),
+        "kind": (plain, replace(plain, things=(replace(square, kind="circle"),))),
+        "style": (plain, replace(plain, style="anime")),
+    }
+    scenes, earlier = ([pair[i] for pair in pairs.values()] for i in (0, 1))
+    none = torch.zeros(len(scenes), 4, 8, 8)
+    shares = dict(zip(pairs, pick_shares(Encoded(scenes, none, earlier, none)), strict=True))
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["colour"] == pytest.approx(PLAIN_TIMES * shares["style"])
+    assert shares["kind"] == pytest.approx(KIND_TIMES * shares["colour"])
 
 
 def test_softening_leaves_a_prompt_little_at_the_lowest_noise() -> None:
