@@ -40,10 +40,22 @@ OTHER_SHARE, OTHER_TIMESTEP = 0.1, 600
 # How many times as often as the others: a lone thing without a style, from which kinds are learnt
 # soonest; and a pair of pictures whose kinds of thing differ, as few edits of four do.
 PLAIN_TIMES, KIND_TIMES = 3.0, 2.0
-# What is left of the way from no prompt's answer to the prompt's; at the lowest noise as little as
-# makes cfg_scale 7 add nothing: guidance there only harms (Kynkaanniemi et al. 2024).
-SOFTENED, SOFTENED_LOW = 0.65, 0.15
-SOFTENED_TIMESTEPS = (150, 400)
+
+
+@dataclass(frozen=True)
+class Softening:
+    """What is left of the way from no prompt's answer to the prompt's: ``low`` up to the first of
+    the timesteps, ``high`` from the second."""
+
+    low: float
+    high: float
+    timesteps: tuple[int, int]
+
+
+# At low noise as little as makes cfg_scale 7 add nothing: guidance there only harms (Kynkaanniemi
+# et al. 2024), and samplers of high order diverge. A look is made at low noise, and needs more.
+PLAIN = Softening(0.15, 0.55, (300, 700))
+STYLED = Softening(0.3, 0.5, (200, 500))
 
 
 @dataclass(frozen=True)
@@ -194,10 +206,16 @@ def pick_shares(encoded: Encoded) -> np.ndarray:
     return times / times.sum()
 
 
-def kept_share(t: torch.Tensor) -> torch.Tensor:
-    """How much softening leaves of what a prompt changes, (N,), at the timesteps ``t``, (N,)."""
-    low, high = SOFTENED_TIMESTEPS
-    return SOFTENED_LOW + (SOFTENED - SOFTENED_LOW) * ((t - low) / (high - low)).clamp(0, 1)
+def kept_share(t: torch.Tensor, styled: torch.Tensor) -> torch.Tensor:
+    """How much softening leaves of what a prompt changes, (N,), at the timesteps ``t``, (N,), of
+    scenes that have a style or have none, (N,) bool."""
+
+    def of(softening: Softening) -> torch.Tensor:
+        first, last = softening.timesteps
+        way = ((t - first) / (last - first)).clamp(0, 1)
+        return softening.low + (softening.high - softening.low) * way
+
+    return torch.where(styled, of(STYLED), of(PLAIN))
 
 
 def train_unet(
@@ -227,7 +245,13 @@ def train_unet(
         unet.set_attn_processor(AttnProcessor())
     run = Run(folder, unet, plan)
     teacher = make_unet(text_encoder.config.hidden_size).to(device).requires_grad_(False)
-    if soften:  # a student of its own averages
+    taught = folder / "before-softening.pt"
+    if not soften:
+        taught.unlink(missing_ok=True)
+    elif taught.exists():  # softening that was ended early goes on towards the same answers
+        teacher.load_state_dict(torch.load(taught, weights_only=True))
+    else:  # a student of its own averages
+        torch.save(run.averaged_weights(), taught)
         teacher.load_state_dict(run.averaged_weights())
         unet.load_state_dict(run.averaged_weights())
     text_encoder = text_encoder.to(device).eval().requires_grad_(False)
@@ -281,7 +305,8 @@ def train_unet(
                     teacher(noisy, t.to(device), encoder_hidden_states=one, return_dict=False)[0]
                     for one in (no_text, text)
                 )
-                share = torch.where(torch.tensor(dropped), 1.0, kept_share(t))
+                styled = torch.tensor([scene.style is not None for scene in scenes])
+                share = torch.where(torch.tensor(dropped), 1.0, kept_share(t, styled))
                 share = share.to(device)[:, None, None, None]
                 target = without.float() + share * (given.float() - without.float())
         error = (out.float() - target).pow(2).mean(dim=(1, 2, 3))

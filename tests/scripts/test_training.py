@@ -204,10 +204,13 @@ def test_lone_plain_things_and_new_kinds_are_picked_more_often() -> None:
 
 
 def test_softening_leaves_a_prompt_little_at_the_lowest_noise() -> None:
-    kept = kept_share(torch.tensor([0, 150, 275, 400, 999]))
-    assert kept.tolist() == pytest.approx([0.15, 0.15, 0.4, 0.65, 0.65])
+    t = torch.tensor([0, 300, 500, 700, 999])
+    kept = kept_share(t, torch.zeros(5, dtype=torch.bool))
+    assert kept.tolist() == pytest.approx([0.15, 0.15, 0.35, 0.55, 0.55])
     # At the contract's default cfg_scale it then comes to the answer that was there before.
     assert 7 * float(kept[0]) == pytest.approx(1, abs=0.06)
+    styled = kept_share(t, torch.ones(5, dtype=torch.bool))
+    assert styled.tolist() == pytest.approx([0.3, 0.3 + 0.2 / 3, 0.5, 0.5, 0.5])
 
 
 def test_the_denoiser_trains_on_a_drawn_phase_and_is_softened(
@@ -222,12 +225,19 @@ def test_the_denoiser_trains_on_a_drawn_phase_and_is_softened(
     assert not torch.equal(first.latents, first.earlier_latents)
     text_encoder = text_tower(finished_clip(training_folder / "clip", tokenizer))
     folder = tmp_path / "unet"
-    for steps, soften in ((2, False), (3, True)):
+    teachers = []
+    for steps, soften in ((2, False), (3, True), (4, True), (5, False)):
         plan = Plan(steps, 1e-3, warm_up=1, ema=0.5)
         train_unet(folder, phase, [first], vae, text_encoder, tokenizer, plan, CPU, soften=soften)
         kept = torch.load(folder / "checkpoint.pt", weights_only=True)
         assert kept["step"] == steps
         assert all(torch.isfinite(value).all() for value in kept["averages"].values())
+        taught = folder / "before-softening.pt"
+        teachers.append(torch.load(taught, weights_only=True) if taught.exists() else None)
+    # Softening goes on towards what was there before its first step, until training goes on.
+    assert teachers[0] is teachers[3] is None
+    first_one, second = (t["conv_in.weight"] for t in teachers if t is not None)
+    assert torch.equal(first_one, second)
 
 
 def run_of(folder: Path, steps: int, stop: int) -> torch.Tensor:
