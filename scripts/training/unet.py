@@ -32,6 +32,9 @@ from training.trainer import Plan, Run
 TRAIN_TIMESTEPS = 1000
 GAMMA = 5.0
 FLOOR = 1.0
+# The least weight of an error of epsilon. Without it the lowest noise is hardly trained at all, and
+# K_DPM_2_ANCESTRAL and K_LMS, which take long steps by what they see there, leave grain.
+EPSILON_FLOOR = 0.3
 DROPOUT = 0.1
 # Shares of samples that start from the scene before the edit, and from any other picture, with the
 # lowest timestep at which such a start lies; below it a picture is to be kept.
@@ -56,6 +59,8 @@ class Softening:
 # et al. 2024), and samplers of high order diverge. A look is made at low noise, and needs more.
 PLAIN = Softening(0.15, 0.55, (300, 700))
 STYLED = Softening(0.3, 0.5, (200, 500))
+# Below it softening learns from the noise itself, shifted, rather than from what was learnt of it.
+SHIFTED_TIMESTEP = 200
 
 
 @dataclass(frozen=True)
@@ -260,7 +265,7 @@ def train_unet(
         no_text = text_encoder(ids)[0].repeat(phase.batch, 1, 1)
     abar = alphas_cumprod()
     snr = abar / (1 - abar)
-    weights = (torch.clamp(snr, min=FLOOR, max=GAMMA) / snr).float()
+    weights = (torch.clamp(snr, min=FLOOR, max=GAMMA) / snr).clamp(min=EPSILON_FLOOR).float()
     rng = np.random.default_rng([17, run.step])
     generator = torch.Generator().manual_seed(run.step)
     shares = np.array([len(s.scenes) for s in sets], dtype=float)
@@ -288,7 +293,8 @@ def train_unet(
         x0, earlier = torch.where(swap, pair[1], pair[0]), torch.where(swap, pair[0], pair[1])
         # One timestep from each equal part of the range: less spread between steps.
         part = torch.rand(phase.batch, generator=generator) + torch.arange(phase.batch)
-        t = (part * TRAIN_TIMESTEPS / phase.batch).long().clamp(max=TRAIN_TIMESTEPS - 1)
+        part = (part / phase.batch) ** (2 if soften else 1)  # softening sees half of it below 250
+        t = (part * TRAIN_TIMESTEPS).long().clamp(max=TRAIN_TIMESTEPS - 1)
         noise = torch.randn(x0.shape, generator=generator)
         noise = with_ghosts(noise, x0, earlier, t, torch.tensor(dropped), generator)
         a = abar[t].float()[:, None, None, None]
@@ -308,7 +314,9 @@ def train_unet(
                 styled = torch.tensor([scene.style is not None for scene in scenes])
                 share = torch.where(torch.tensor(dropped), 1.0, kept_share(t, styled))
                 share = share.to(device)[:, None, None, None]
-                target = without.float() + share * (given.float() - without.float())
+                moved = (1 - share) * (given.float() - without.float())
+                low = (t < SHIFTED_TIMESTEP).to(device)[:, None, None, None]
+                target = torch.where(low, target, given.float()) - moved
         error = (out.float() - target).pow(2).mean(dim=(1, 2, 3))
         return {"loss": (error * weights[t].to(device)).mean(), "mse": error.mean()}
 
