@@ -76,12 +76,12 @@ class Preset:
 
 
 PRESETS: dict[ClipGuidancePreset, Preset] = {
-    ClipGuidancePreset.FAST_BLUE: Preset(False, 4, 2, 0.08),
-    ClipGuidancePreset.FAST_GREEN: Preset(False, 4, 2, 0.15),
-    ClipGuidancePreset.SIMPLE: Preset(False, 4, 1, 0.14),
-    ClipGuidancePreset.SLOW: Preset(True, 4, 1, 0.16),
-    ClipGuidancePreset.SLOWER: Preset(True, 8, 1, 0.17),
-    ClipGuidancePreset.SLOWEST: Preset(True, 8, 1, 0.03, through_unet=True),
+    ClipGuidancePreset.FAST_BLUE: Preset(False, 4, 2, 0.05),
+    ClipGuidancePreset.FAST_GREEN: Preset(False, 4, 2, 0.08),
+    ClipGuidancePreset.SIMPLE: Preset(False, 4, 1, 0.08),
+    ClipGuidancePreset.SLOW: Preset(True, 4, 1, 0.09),
+    ClipGuidancePreset.SLOWER: Preset(True, 8, 1, 0.1),
+    ClipGuidancePreset.SLOWEST: Preset(True, 8, 1, 0.09, through_unet=True),
 }
 """Every preset but NONE, from the cheapest to the dearest."""
 
