@@ -79,7 +79,7 @@ PRESETS: dict[ClipGuidancePreset, Preset] = {
     ClipGuidancePreset.FAST_BLUE: Preset(False, 4, 2, 0.05),
     ClipGuidancePreset.FAST_GREEN: Preset(False, 4, 2, 0.08),
     ClipGuidancePreset.SIMPLE: Preset(False, 4, 1, 0.08),
-    ClipGuidancePreset.SLOW: Preset(True, 4, 1, 0.09),
+    ClipGuidancePreset.SLOW: Preset(True, 4, 1, 0.07),
     ClipGuidancePreset.SLOWER: Preset(True, 8, 1, 0.1),
     ClipGuidancePreset.SLOWEST: Preset(True, 8, 1, 0.09, through_unet=True),
 }
