@@ -8,8 +8,11 @@ tries anew, so nothing needs a restart.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import sqlite3
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +34,7 @@ Work = Callable[[AsyncConnection], Awaitable[T]]
 MIGRATIONS = Path(__file__).parent / "migrations"
 CONNECT_SECONDS = 5.0
 STATEMENT_SECONDS = 10.0
+_SWITCH_RETRY_SECONDS = 0.02
 _MIGRATION_LOCK = 0x1312_1312
 """Number of the PostgreSQL advisory lock that one server holds while it upgrades the schema."""
 
@@ -70,7 +74,7 @@ class Database:
     async def migrate(self) -> None:
         """Bring the schema to this server's revision. Raises DatabaseAway or DatabaseUnusable."""
         if self.is_sqlite:
-            self._create_file()
+            await asyncio.to_thread(self._prepare_file)
         await self.write(lambda connection: connection.run_sync(_upgrade))
 
     async def close(self) -> None:
@@ -102,10 +106,7 @@ class Database:
             raise
         except (exc.DBAPIError, exc.TimeoutError, OSError, TimeoutError) as error:
             cause = error.orig if isinstance(error, exc.DBAPIError) else error
-            logger.warning(
-                "the database is away",
-                extra={"fields": {"error": type(cause).__name__, "reason": str(cause)[:200]}},
-            )
+            _log_away(cause)
             raise DatabaseAway from error
 
     def _make_engine(self) -> AsyncEngine:
@@ -131,14 +132,42 @@ class Database:
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
         return engine
 
-    def _create_file(self) -> None:
-        """The file is its owner's alone; SQLite gives its side files the same rights."""
+    def _prepare_file(self) -> None:
+        """Create the file, its owner's alone (so are SQLite's side files), and switch it to WAL."""
         path = Path(str(self.url.database))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        except OSError as error:
+            # Only where there is none: closing a file drops the locks this process has on it.
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            with contextlib.closing(sqlite3.connect(path, timeout=0)) as connection:
+                self._switch_to_wal(connection)
+        except (OSError, sqlite3.Error) as error:
+            _log_away(error)
             raise DatabaseAway from error
+
+    def _switch_to_wal(self, connection: sqlite3.Connection) -> None:
+        """The file keeps the mode, so that later connections find it.
+
+        Tried in a loop: of two that switch together SQLite refuses one at once, timeout or not.
+        """
+        deadline = time.monotonic() + self._busy_seconds
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                busy = error.sqlite_errorcode == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() > deadline:
+                    raise
+                time.sleep(_SWITCH_RETRY_SECONDS)
+
+
+def _log_away(cause: BaseException | None) -> None:
+    logger.warning(
+        "the database is away",
+        extra={"fields": {"error": type(cause).__name__, "reason": str(cause)[:200]}},
+    )
 
 
 def _driver_url(text: str) -> URL:
@@ -164,7 +193,6 @@ def _set_up_sqlite(connection: Any, _: object) -> None:
     # The driver's own BEGIN would come too late, and never IMMEDIATE.
     connection.isolation_level = None
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")
     # FULL: a settled credit survives a power cut, not only a crash.
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")

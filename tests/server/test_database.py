@@ -66,7 +66,7 @@ def test_upgrade_from(old: str, database_url: str) -> None:
     async def main() -> None:
         database = Database(database_url)
         if database.is_sqlite:
-            database._create_file()
+            database._prepare_file()
         await database.write(lambda c: c.run_sync(make_old))
         await database.migrate()
         assert await database.read(lambda c: c.run_sync(differences)) == []
@@ -153,6 +153,32 @@ def test_another_process_that_writes_is_waited_for_and_given_up_on(tmp_path: Pat
         other.close()
         await KeyStore(database).create("alice")
         await database.close()
+
+    asyncio.run(main())
+
+
+def test_a_new_file_that_another_process_sets_up_is_waited_for_and_given_up_on(
+    tmp_path: Path,
+) -> None:
+    async def main() -> None:
+        url = sqlite_url(tmp_path)
+        with sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None) as other:
+            other.execute("CREATE TABLE held (a)")
+            other.execute("BEGIN")
+            other.execute("SELECT * FROM held").fetchall()  # A reader alone forbids the switch.
+            impatient = Database(url, busy_seconds=0.1)
+            with pytest.raises(DatabaseAway):
+                await impatient.migrate()
+            await impatient.close()
+            patient = Database(url)
+            migration = asyncio.create_task(patient.migrate())
+            await asyncio.sleep(0.2)
+            assert not migration.done()
+            other.execute("COMMIT")
+            await migration
+        other.close()
+        await KeyStore(patient).create("alice")
+        await patient.close()
 
     asyncio.run(main())
 
