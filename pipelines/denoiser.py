@@ -87,8 +87,7 @@ class Denoiser:
         mix()
         for b, evaluation in enumerate(evaluations):
             if evaluation.guidance is not None:
-                made = corrections.get(b)
-                evaluation.guidance.commit(None if made is None else made.loss)
+                evaluation.guidance.commit(corrections.get(b))
         return Tick(rows, predicted)
 
     def _captured(self, pool: LatentPool, rows: int) -> CapturedTick | None:
@@ -132,13 +131,17 @@ class Denoiser:
         corrections: dict[int, Correction] = {}
         for b, evaluation in enumerate(evaluations):
             run = evaluation.guidance
-            if run is None or not run.due:
+            if run is None:
                 continue
             if self._guide is None:
                 raise GenerationFailed("there is no CLIP model to guide with")
-            place = evaluation.position
-            correction = self._guide.correction(
-                run, evaluation.row, pool.state[place, 0], eps[b], pool.text[place], pool.key.tile
+            place, row, tile = evaluation.position, evaluation.row, pool.key.tile
+            correction = (
+                self._guide.correction(
+                    run, row, pool.state[place, 0], eps[b], pool.text[place], tile
+                )
+                if run.due
+                else run.repeated(row)
             )
             if correction is not None:
                 corrections[b] = correction

@@ -16,6 +16,10 @@ push is a share of what is undecided, so it fades by itself, and one strength su
 size and sampler. Scaling g to unit RMS makes it independent of the loss's scale, in half precision
 as well.
 
+Where only every second step computes a gradient, the step between is pushed along the last one: a
+push at every other step alone is half undone by samplers that go on from the step before (on
+K_DPMPP_2M a stronger one even led away from the prompt).
+
 Guidance ends for a request when the loss of the whole picture no longer changes.
 """
 
@@ -65,7 +69,7 @@ class Preset:
 
     ``decoded``: CLIP sees the picture that the VAE decodes; else a linear map of the latents, a
     pixel a latent. ``cutouts``: how many, the whole picture being the first. ``every``: one step
-    in so many is guided. ``through_unet``: the gradient goes through the U-Net as well.
+    in so many computes a gradient. ``through_unet``: the gradient goes through the U-Net as well.
     """
 
     decoded: bool
@@ -100,6 +104,7 @@ class GuidanceRun:
     cfg_scale: float = 7.0
     evaluation: int = 0
     losses: list[float] = field(default_factory=list)
+    direction: torch.Tensor | None = None
 
     @classmethod
     def of(cls, request: GenerationRequest) -> GuidanceRun | None:
@@ -126,7 +131,7 @@ class GuidanceRun:
 
     @property
     def due(self) -> bool:
-        """Whether the next evaluation is guided."""
+        """Whether the next evaluation computes a gradient."""
         step = self.evaluation // self.stages
         return step % self.preset.every == 0 and not self.ended
 
@@ -147,19 +152,37 @@ class GuidanceRun:
             found.append((top, left, side))
         return found
 
-    def commit(self, loss: float | None) -> None:
-        """Note that an evaluation was made, and the whole picture's loss if it was guided."""
+    def pushed(self, row: Row, direction: torch.Tensor, loss: float | None) -> Correction:
+        """The correction that pushes x0 against ``direction``, (4, h, w) of unit RMS."""
+        undecided = row.sigma / math.sqrt(row.sigma**2 + 1)
+        push = -self.preset.strength * undecided * direction
+        return Correction(push / row.x0[1], direction, loss)
+
+    def repeated(self, row: Row) -> Correction | None:
+        """The last push once more, for an evaluation that is not due; None where guidance is over
+        or there was none."""
+        if self.ended or self.direction is None:
+            return None
+        return self.pushed(row, self.direction, None)
+
+    def commit(self, made: Correction | None) -> None:
+        """Note that an evaluation was made, and how it was corrected."""
         self.evaluation += 1
-        if loss is not None:
-            self.losses.append(loss)
+        if made is None:
+            return
+        self.direction = made.direction
+        if made.loss is not None:
+            self.losses.append(made.loss)
 
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """What is added to a request's model output, (4, h, w) float32, and the loss before it."""
+    """What is added to a request's model output, (4, h, w) float32; the gradient, scaled to unit
+    RMS, that it follows; and the whole picture's loss before it, if that was computed."""
 
     output: torch.Tensor
-    loss: float
+    direction: torch.Tensor
+    loss: float | None
 
 
 def spherical_distance(pictures: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
@@ -204,9 +227,7 @@ class ClipGuide:
         rms = gradient.square().mean().sqrt()
         if not torch.isfinite(rms) or rms == 0:
             return None
-        undecided = row.sigma / math.sqrt(row.sigma**2 + 1)
-        push = -run.preset.strength * undecided * gradient / rms
-        return Correction(push / b, losses[0].item())
+        return run.pushed(row, gradient / rms, losses[0].item())
 
     def losses(self, run: GuidanceRun, x0: torch.Tensor, tile: bool) -> torch.Tensor:
         """The distances of the whole picture and of each cutout, (cutouts,) float32.

@@ -41,8 +41,9 @@ DROPOUT = 0.1
 EDIT_SHARE, EDIT_TIMESTEP = 0.55, 400
 OTHER_SHARE, OTHER_TIMESTEP = 0.1, 600
 # How many times as often as the others: a lone thing without a style, from which kinds are learnt
-# soonest; and a pair of pictures whose kinds of thing differ, as few edits of four do.
-PLAIN_TIMES, KIND_TIMES = 3.0, 2.0
+# soonest (when softening they come no more often: styles need it most); and a pair of pictures
+# whose kinds of thing differ, as few edits of four do.
+PLAIN_TIMES, KIND_TIMES = 3.0, 4.0
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ PHASES = {
 
 
 def make_unet(text_width: int) -> UNet2DConditionModel:
-    """About 8.3 M parameters. Attention at half and a quarter of the latent's side, none at full
+    """7.5 M parameters. Attention at half and a quarter of the latent's side, none at full
     size, where most of the time would go. Residual branches start at zero."""
     unet = UNet2DConditionModel(
         sample_size=40,
@@ -199,12 +200,13 @@ def with_ghosts(
     return noise + torch.where(strange, other * (x0.roll(1, dims=0) - x0), ghosts)
 
 
-def pick_shares(encoded: Encoded) -> np.ndarray:
-    """The probability of each pair of pictures in a batch, (N,), in sum 1."""
+def pick_shares(encoded: Encoded, plain_times: float) -> np.ndarray:
+    """The probability of each pair of pictures in a batch, (N,), in sum 1; lone plain things come
+    ``plain_times`` as often as others."""
     times = np.ones(len(encoded.scenes))
     for index, pair in enumerate(zip(encoded.scenes, encoded.earlier, strict=True)):
         if all(len(scene.things) == 1 and scene.style is None for scene in pair):
-            times[index] *= PLAIN_TIMES
+            times[index] *= plain_times
         kinds = [[thing.kind for thing in scene.things] for scene in pair]
         if kinds[0] != kinds[1]:
             times[index] *= KIND_TIMES
@@ -269,7 +271,7 @@ def train_unet(
     rng = np.random.default_rng([17, run.step])
     generator = torch.Generator().manual_seed(run.step)
     shares = np.array([len(s.scenes) for s in sets], dtype=float)
-    picks = [pick_shares(s) for s in sets]
+    picks = [pick_shares(s, 1.0 if soften else PLAIN_TIMES) for s in sets]
     mixed = choose_dtype("auto", device) != torch.float32  # the weights stay float32
 
     def step(_: int) -> dict[str, torch.Tensor]:

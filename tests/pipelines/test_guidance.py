@@ -16,7 +16,14 @@ from pipelines.batching import GroupKey
 from pipelines.denoiser import Denoiser
 from pipelines.engine import Engine, EngineConfig
 from pipelines.errors import GenerationFailed
-from pipelines.guidance import FLAT_WINDOW, PRESETS, ClipGuide, GuidanceRun, spherical_distance
+from pipelines.guidance import (
+    FLAT_WINDOW,
+    PRESETS,
+    ClipGuide,
+    Correction,
+    GuidanceRun,
+    spherical_distance,
+)
 from pipelines.pool import LatentPool
 from pipelines.preview import LatentToRgb
 from pipelines.request import ClipGuidancePreset, GenerationRequest, Pixels, Sampler
@@ -28,6 +35,7 @@ from pipelines.tick_batch import Evaluation
 Guidance = ClipGuidancePreset
 GUIDED = list(PRESETS)
 PROMPT = "a red cat"
+ROW = make_table(Sampler.K_EULER, 10, 0.3).rows[2]
 
 
 @pytest.fixture
@@ -43,6 +51,10 @@ def run_of(preset: ClipGuidancePreset, **changes: object) -> GuidanceRun:
     run = GuidanceRun.of(GenerationRequest(**fields))  # type: ignore[arg-type]
     assert run is not None
     return run
+
+
+def made(loss: float | None) -> Correction:
+    return Correction(torch.zeros(4, 8, 8), torch.ones(4, 8, 8), loss)
 
 
 def random(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -98,7 +110,7 @@ def direct_gradient(
 @pytest.mark.parametrize("preset", GUIDED)
 def test_agrees_with_autograd_written_out(guided: ModelBundle, preset: Guidance) -> None:
     assert guided.clip is not None
-    row = make_table(Sampler.K_EULER, 10, 0.3).rows[2]
+    row = ROW
     latents, output = random(4, 8, 8) * 3, random(4, 8, 8, seed=2)
     text = random(2, 77, guided.text_width, seed=3)
     run = run_of(preset)
@@ -232,7 +244,7 @@ def test_a_tick_that_raised_leaves_the_run_as_it_was(
             denoiser, "mix", lambda *_: (_ for _ in ()).throw(RuntimeError("out of luck"))
         )
         denoiser.tick(pool, [evaluation])
-    assert (run.evaluation, run.losses) == (0, [])
+    assert (run.evaluation, run.losses, run.direction) == (0, [], None)
     denoiser.tick(pool, [evaluation])
     assert run.evaluation == 1
     assert len(run.losses) == 1
@@ -261,22 +273,58 @@ def test_cutouts_depend_on_seed_and_evaluation_and_stay_inside() -> None:
     ("sampler", "want"),
     [(Sampler.K_EULER, [1, 0, 1, 0, 1, 0]), (Sampler.K_HEUN, [1, 1, 0, 0, 1, 1])],
 )
-def test_fast_presets_guide_every_second_step(sampler: Sampler, want: list[int]) -> None:
+def test_fast_presets_compute_every_second_gradient(sampler: Sampler, want: list[int]) -> None:
     run, due = run_of(Guidance.FAST_BLUE, sampler=sampler), []
     for _ in want:
         due.append(int(run.due))
-        run.commit(None)
+        run.commit(made(0.9 - 0.1 * run.evaluation) if run.due else run.repeated(ROW))
     assert due == want
+
+
+def test_a_step_without_a_gradient_is_pushed_along_the_last_one() -> None:
+    run, direction = run_of(Guidance.FAST_GREEN), random(4, 8, 8)
+    assert run.repeated(ROW) is None
+    run.commit(run.pushed(ROW, direction, 0.9))
+    again = run.repeated(ROW)
+    assert again is not None
+    undecided = ROW.sigma / math.sqrt(ROW.sigma**2 + 1)
+    moved = ROW.x0[1] * again.output
+    assert torch.allclose(moved, -run.preset.strength * undecided * direction, atol=1e-6)
+    run.commit(again)
+    assert run.losses == [0.9]
+    for _ in range(FLAT_WINDOW - 1):
+        run.commit(made(0.9))
+    assert run.ended
+    assert run.repeated(ROW) is None
+
+
+def test_the_denoiser_pushes_at_every_step_of_a_fast_preset(
+    guided: ModelBundle, inference: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    compute = ClipGuide.correction
+
+    def counted(guide: ClipGuide, run: GuidanceRun, *rest: object) -> Correction | None:
+        computed.append(run.evaluation)
+        return compute(guide, run, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ClipGuide, "correction", counted)
+    run = run_of(Guidance.FAST_BLUE, sampler=Sampler.K_DPMPP_2M)
+    pushed = ticks(guided, Sampler.K_DPMPP_2M, [run])[0]
+    assert computed == list(range(0, run.evaluation, 2))
+    monkeypatch.setattr(GuidanceRun, "repeated", lambda *_: None)
+    once = run_of(Guidance.FAST_BLUE, sampler=Sampler.K_DPMPP_2M)
+    assert not torch.equal(ticks(guided, Sampler.K_DPMPP_2M, [once])[0], pushed)
 
 
 def test_guidance_ends_when_the_loss_flattens() -> None:
     run = run_of(Guidance.SIMPLE)
     for loss in (0.9, 0.8, 0.7, 0.75, 0.8, 0.9, 0.85, 0.8):
         assert run.due
-        run.commit(loss)
+        run.commit(made(loss))
     for _ in range(FLAT_WINDOW - 1):
         assert run.due
-        run.commit(run.losses[-1] * 0.9999)
+        run.commit(made(run.losses[-1] * 0.9999))
     assert run.ended
     assert not run.due
 

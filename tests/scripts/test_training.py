@@ -29,7 +29,6 @@ from training.unet import (
     EDIT_TIMESTEP,
     GAMMA,
     KIND_TIMES,
-    PLAIN_TIMES,
     Encoded,
     Phase,
     alphas_cumprod,
@@ -197,9 +196,9 @@ def test_lone_plain_things_and_new_kinds_are_picked_more_often() -> None:
     }
     scenes, earlier = ([pair[i] for pair in pairs.values()] for i in (0, 1))
     none = torch.zeros(len(scenes), 4, 8, 8)
-    shares = dict(zip(pairs, pick_shares(Encoded(scenes, none, earlier, none)), strict=True))
+    shares = dict(zip(pairs, pick_shares(Encoded(scenes, none, earlier, none), 5.0), strict=True))
     assert sum(shares.values()) == pytest.approx(1)
-    assert shares["colour"] == pytest.approx(PLAIN_TIMES * shares["style"])
+    assert shares["colour"] == pytest.approx(5 * shares["style"])
     assert shares["kind"] == pytest.approx(KIND_TIMES * shares["colour"])
 
 
