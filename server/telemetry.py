@@ -14,6 +14,8 @@ from typing import Any, Literal
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.deadline import stamp_arrival
+
 REQUEST_ID_HEADER = "X-Request-Id"
 CLIENT_GONE = 499
 """What the log says of a request whose client left; nobody receives it."""
@@ -90,6 +92,7 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        stamp_arrival(scope)
         request_id = _accept_or_make_id(Headers(scope=scope).get(REQUEST_ID_HEADER))
         token = _request_id.set(request_id)
         started = time.perf_counter()
