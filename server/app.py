@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from models.demo import demo_notice
 from server import __version__
 from server.access import Access
 from server.admission import EXPOSED_HEADERS, IDEMPOTENCY_HEADER
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Image-to-image generation with Stable Diffusion 1.x. Every answer, failures too, is
 `{"code", "message", "data"}`: code 0 for success, -1 for failure."""
+
+
+def _description(settings: Settings) -> str:
+    notice = demo_notice(settings.model)
+    return _DESCRIPTION if notice is None else f"{_DESCRIPTION}\n\n**Note:** {notice}."
 
 
 class ConfigurationError(Exception):
@@ -108,7 +114,7 @@ def create_app(
     app = Application(
         title="img2img-server",
         version=__version__,
-        description=_DESCRIPTION,
+        description=_description(settings),
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,

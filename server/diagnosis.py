@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.demo import demo_notice
 from server import __version__
 from server.deny_list import DenyList, DenyListError
 from server.memory import memory_policy
@@ -58,6 +59,7 @@ def diagnose(settings: Settings) -> Diagnosis:
         facts["dtype"] = str(bundle.dtype).removeprefix("torch.")
         facts["memory"] = _memory_in_words(bundle.weight_bytes, bundle.device)
         facts["acceleration"] = choose_acceleration(settings.acceleration, bundle.device).in_words
+        diagnosis.problems.extend(_sampler_problems(bundle))
         facts["attention"] = attention_backends(bundle.head_sizes, bundle.device, bundle.dtype)
         try:
             clip = choose_clip(bundle, settings.clip_model)
@@ -71,10 +73,27 @@ def diagnose(settings: Settings) -> Diagnosis:
         facts["deny list"] = f"{len(phrases)} phrases"
     except DenyListError as error:
         diagnosis.problems.append(str(error))
+    if notice := demo_notice(settings.model):
+        facts["note"] = notice
     if problem := settings.exposure_problem():
         diagnosis.problems.append(problem)
     diagnosis.problems.extend(unknown_variables())
     return diagnosis
+
+
+def _sampler_problems(bundle: ModelBundle) -> list[str]:
+    """Return a line for each sampler of the contract that cannot run on this model here."""
+    from pipelines.request import Sampler
+    from pipelines.samplers import make_table
+    from pipelines.schedules import NoiseSchedule
+
+    problems = []
+    for sampler in Sampler:
+        try:
+            make_table(sampler, 30, 0.35, NoiseSchedule.from_config(bundle.scheduler_config))
+        except Exception as error:  # of whatever library a scheduler needs
+            problems.append(f"sampler {sampler} fails: {error}")
+    return problems
 
 
 def _accounts_in_words(settings: Settings, problems: list[str]) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
+from models.demo import demo_notice
 from pipelines.request import GenerationRequest, GenerationResult, Progress
 from server.safety import SafetyPolicy
 from server.settings import Settings
@@ -95,6 +96,8 @@ def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
     except loader.ModelLoadError as error:
         raise StartError(str(error)) from error
     logger.info("loaded", extra={"fields": {"model": bundle.name, **bundle.facts}})
+    if notice := demo_notice(settings.model):
+        logger.warning(notice)
     memory = memory_policy(bundle, settings)
     bundle.vae_tile_above = memory.tile_above
     logger.info("memory", extra={"fields": {"plan": memory.in_words(bundle.downscale)}})

@@ -231,7 +231,7 @@ def _encode_answer(
     result: GenerationResult, generation: GenerationRequest, model: LoadedModel
 ) -> bytes:
     finished = finish(result, generation, model)
-    return picture_body(base64.b64encode(finished.png), finished.seed, finished.filtered)
+    return picture_body(base64.b64encode(finished.file), finished.seed, finished.filtered)
 
 
 async def _in_thread(request: Request, work: Callable[[], T]) -> T:

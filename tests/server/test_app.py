@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -298,3 +299,12 @@ def test_docs_ask_nothing_of_another_host(client: TestClient) -> None:
     assert "https://" not in page
     for name in ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png", "LICENSE"):
         assert client.get(f"/static/swagger/{name}").status_code == 200
+
+
+def test_the_description_says_that_the_embedded_model_is_a_demo(tmp_path: Path) -> None:
+    def described(model: str) -> str:
+        settings = Settings(model=model, data_dir=tmp_path)
+        return str(create_app(settings).openapi()["info"]["description"])
+
+    assert "this is a demo model: it knows 14 things (circle, " in described("embedded")
+    assert "demo" not in described("someone/else")
