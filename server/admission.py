@@ -227,6 +227,7 @@ async def admit(
             alias=IDEMPOTENCY_HEADER,
             description="The same request with the same key gets the first answer again, at no "
             "charge. An addition to the hosted service's headers.",
+            json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
         ),
     ] = None,
 ) -> AsyncIterator[Admission]:
