@@ -13,7 +13,8 @@ part of a decode. After each, `Scheduler.plan` names the next. What it goes by:
 - **Width.** The leader's group mates share its tick as far as the cost table says that sharing
   gains. Where cost is linear in rows it never does, and requests run one by one to their end.
 - **Trials.** What would take longer alone than it is allowed is refused for good. Once in a while
-  one such request is let through, because units alone correct a cost table that is wrong.
+  one such request is let through, because units alone correct a cost table that is wrong. It is
+  most likely lost, so it goes behind all that is not, whatever its deadline.
 - **Solitude.** While fewer requests than one in twenty (with a margin) would have to wait under
   one-at-a-time service, its 95th percentile is that of an idle device, which no policy can beat,
   and any sharing can only harm. Then requests are served one at a time as they came.
@@ -82,10 +83,6 @@ def _order(task: Task) -> tuple[float, float, int]:
     return task.due, task.arrived, task.ident
 
 
-def _arrival_order(task: Task) -> tuple[float, int]:
-    return task.arrived, task.ident
-
-
 class Scheduler:
     """Takes requests, hands out units of work. Not thread-safe: it belongs to the engine's thread.
 
@@ -116,9 +113,9 @@ class Scheduler:
         deadline cannot be met."""
         seconds = self.alone_seconds(task)
         task.due = task.arrived + self.config.slack_seconds + self.config.slack_factor * seconds
-        if task.deadline is not None:
-            task.due = min(task.due, task.deadline)
         trial = task.allowed is not None and seconds > task.allowed
+        if task.deadline is not None and not trial:
+            task.due = min(task.due, task.deadline)
         if trial and not self._may_try(task, now):
             return TooLong(seconds, task.allowed or 0.0)
         if len(self._tasks) >= self.config.max_queue:
@@ -194,7 +191,7 @@ class Scheduler:
         if not self._tasks:
             return None
         if self.crowding.share < self.config.crowd_share:
-            first = min(self._able(self._tasks.values()), key=_arrival_order, default=None)
+            first = min(self._able(self._tasks.values()), key=self._arrival_order, default=None)
             return None if first is None else self._unit(first, [first])
         group = self._next_group()
         if group is None:
@@ -234,6 +231,9 @@ class Scheduler:
                 finished.append(task.ident)
                 self.remove(task.ident)
         return finished
+
+    def _arrival_order(self, task: Task) -> tuple[bool, float, int]:
+        return task.ident == self._trial, task.arrived, task.ident
 
     # Predicting
 
