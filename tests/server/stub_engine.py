@@ -31,6 +31,8 @@ class StubHandle:
 
     async def progress(self) -> AsyncIterator[Progress]:
         yield Progress(1, 1)
+        while self.engine.silent and not self.cancelled:
+            await asyncio.sleep(0.005)
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -42,6 +44,7 @@ class StubEngine:
         self.alive = False
         self.obstacle: str | None = None
         self.holding = False
+        self.silent = False
         self.refusal: GenerationError | None = None
         self.outcome: BaseException | None = None
         self.handles: list[StubHandle] = []
