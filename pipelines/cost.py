@@ -120,7 +120,8 @@ class CostTable:
         """Move the surrounding lattice points towards one observed tick.
 
         Each point takes a share of the relative error that is its weight in the interpolation, so
-        that one size's ticks teach the sizes near it.
+        that one size's ticks teach the sizes near it. Points of less work that say more are lowered
+        to it: they would hold up what is read there, and a table too high never came down.
         """
         seconds -= self.tick_overhead
         predicted = self.tick_seconds(pixels, rows) - self.tick_overhead
@@ -130,8 +131,14 @@ class CostTable:
         for i, across in _weights(self._pixels, pixels):
             for j, along in _weights(self._rows, rows):
                 self._seconds[i][j] *= 1.0 + self.smoothing * across * along * error
+                if across * along > 0.0 and error < 0.0:
+                    self._lower_to(i, j)
         self._cache.clear()
         self._raised = None
+
+    def _lower_to(self, i: int, j: int) -> None:
+        for column in self._seconds[: i + 1]:
+            column[: j + 1] = [min(value, self._seconds[i][j]) for value in column[: j + 1]]
 
     def observe_encode(self, pixels: int, seconds: float) -> None:
         self.encode = _scaled(self.encode, pixels, seconds, self.smoothing)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pipelines.batching import TickLimits
 from pipelines.fast_path import FastPath
 from pipelines.scheduling import PolicyConfig
+from pipelines.watch import Patience
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class EngineConfig:
     ``max_queue`` requests wait or run at most; ``max_batch`` run at a time. ``row_buckets`` are the
     numbers of U-Net rows that a tick is padded to; empty means those of the fast path, if any.
     ``exact`` runs every tick in one fixed bucket of ``exact_rows``, so that a picture's bytes do
-    not depend on the crowd.
+    not depend on the crowd. ``patience`` says when work is taken to hang.
     """
 
     max_queue: int = 64
@@ -28,6 +29,7 @@ class EngineConfig:
     exact_rows: int = 8
     warm_up: bool = True
     fast: FastPath = field(default_factory=FastPath)
+    patience: Patience = field(default_factory=Patience)
 
     @property
     def tick_limits(self) -> TickLimits:

@@ -80,6 +80,7 @@ class Admission:
         self._idempotency_key = idempotency_key
         self._idempotency: Idempotency | None = None
         self._order: Order | None = None
+        self._reserving: asyncio.Future[bytes | None] | None = None
         self._settled = False
 
     async def kept_answer(self, parts: Mapping[str, Part]) -> bytes | None:
@@ -119,7 +120,8 @@ class Admission:
             idempotency=self._idempotency,
         )
         try:
-            kept = await accounts.ledger.reserve(order)
+            self._reserving = asyncio.ensure_future(accounts.ledger.reserve(order))
+            kept = await asyncio.shield(self._reserving)
         except InsufficientCredits as error:
             self._headers[REMAINING_HEADER] = credits_text(error.available)
             raise PaymentRequired(
@@ -167,7 +169,13 @@ class Admission:
         """Release what was not settled."""
         if self._accounts is not None and self._order is not None and not self._settled:
             self._settled = True
-            await asyncio.shield(asyncio.ensure_future(self._accounts.release(self._order.id)))
+            await asyncio.shield(asyncio.ensure_future(self._release(self._accounts, self._order)))
+
+    async def _release(self, accounts: Accounts, order: Order) -> None:
+        if self._reserving is not None:
+            # One that was left (its client has gone) still runs: releasing must not overtake it.
+            await asyncio.wait((self._reserving,))
+        await accounts.release(order.id)
 
     async def _replay(self, accounts: Accounts, kept: bytes) -> bytes:
         self._order = None

@@ -86,6 +86,7 @@ def serve(
         log_level=log_level,
     )
     from server.app import ConfigurationError
+    from server.serving import leave_hung_threads
     from server.serving import serve as run_server
     from server.telemetry import configure_logging
 
@@ -96,6 +97,7 @@ def serve(
         raise stop(str(error), USAGE_ERROR) from None
     if failure is not None:
         raise stop(failure, FAILURE)
+    leave_hung_threads(FAILURE)
 
 
 app.command()(generate)

@@ -17,6 +17,7 @@ from pipelines.request import Progress
 from server.engine_host import Handle
 from server.envelope import ApiError, failure
 from server.images import encode_png
+from server.waiting import TimeLimit
 
 EVENT_STREAM = "text/event-stream"
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -45,18 +46,22 @@ def progress_event(progress: Progress) -> bytes:
     return event("progress", json.dumps(data, separators=(",", ":")).encode())
 
 
-def stream_response(handle: Handle, answer: Callable[[], Awaitable[bytes]]) -> StreamingResponse:
+def stream_response(
+    handle: Handle, answer: Callable[[], Awaitable[bytes]], limit: TimeLimit
+) -> StreamingResponse:
     """Stream a request's progress and its answer.
 
     `answer` awaits the success's body, or raises ApiError. A client that leaves withdraws the
-    request.
+    request, and so does the end of its time.
     """
 
     async def events() -> AsyncIterator[bytes]:
         try:
-            async for progress in handle.progress():
-                yield progress_event(progress)
             try:
+                # The limit is on each wait: the time while an event is sent is the client's.
+                updates = handle.progress()
+                while (progress := await limit.apply(anext(updates, None))) is not None:
+                    yield progress_event(progress)
                 body = await answer()
             except ApiError as error:
                 body = bytes(failure(error.status, error.message).body)

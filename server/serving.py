@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
+import threading
+import time
 from types import FrameType
 
 import uvicorn
@@ -22,6 +25,9 @@ KEEP_ALIVE_SECONDS = 75
 
 SEND_SECONDS = 10
 """What finished answers get to reach their clients once the engine has drained."""
+
+THREAD_SECONDS = 2.0
+"""What threads get to end by themselves once nothing is served any more."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -72,6 +78,27 @@ def serve(settings: Settings, starter: ModelStarter = load_model) -> str | None:
     if app.state.accounts is not None and app.state.accounts.failure is not None:
         reason = app.state.accounts.failure
     return None if reason is None else str(reason) or repr(reason)
+
+
+def leave_hung_threads(status: int) -> None:
+    """End the process with `status` at once, if there are threads that would keep or crash it.
+
+    Call after `serve`. The interpreter waits for such threads, and where one is inside the device's
+    library, tearing that down under it aborts the process.
+    """
+    give_up = time.monotonic() + THREAD_SECONDS
+    working = [
+        thread
+        for thread in threading.enumerate()
+        if thread is not threading.current_thread()
+        and (not thread.daemon or thread.name in ("img2img-engine", "img2img-prepare"))
+    ]
+    for thread in working:
+        thread.join(max(0.0, give_up - time.monotonic()))
+    if hung := [thread.name for thread in working if thread.is_alive()]:
+        logger.critical("ended without waiting for what hangs", extra={"fields": {"threads": hung}})
+        logging.shutdown()
+        os._exit(status)
 
 
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Request
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from pipelines.errors import (
@@ -21,6 +21,7 @@ from pipelines.errors import (
     EngineRefused,
     GenerationCancelled,
     GenerationFailed,
+    RequestTooLong,
 )
 from pipelines.request import GenerationRequest, GenerationResult, Pixels
 from server.admission import Admitted
@@ -52,6 +53,7 @@ from server.schemas import (
     parse_form,
 )
 from server.settings import Settings
+from server.waiting import TimeLimit, within
 
 PATH = "/api/generate/basic/imageToImage"
 _NOT_READY_RETRY_AFTER = 5.0
@@ -59,6 +61,14 @@ _NOT_READY_RETRY_AFTER = 5.0
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["image to image"])
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Running:
+    """What the engine was asked, and the handle of it."""
+
+    generation: GenerationRequest
+    handle: Handle
 
 
 @router.post(
@@ -77,35 +87,57 @@ async def image_to_image(request: Request, admission: Admitted) -> Response:
     settings: Settings = request.app.state.settings
     # Before the body is read: a server that cannot serve should not take an upload.
     model = _model_in_service(request.app.state.engine_host)
-    parts = await _read_parts(request, settings)
+    limit = TimeLimit.of(request.scope, settings.request_timeout)
+    parts = await _read_parts(request, settings, limit)
+    begun = await within(request, limit, _begin(request, admission, model, parts, limit))
+    if not isinstance(begun, _Running):
+        return _replayed(request, begun)
+    running = begun
+
+    async def settled_answer() -> bytes:
+        body = await limit.apply(_answer(request, model, running, limit))
+        await admission.settle(body)
+        return body
+
+    if wants_events(request):
+        return stream_response(running.handle, settled_answer, limit)
+    try:
+        body = await within(request, limit, _answer(request, model, running, limit))
+    except BaseException:
+        running.handle.cancel()
+        raise
+    # Not before: from here on the picture is paid for, and the client may have left a moment ago.
+    await admission.settle(body)
+    return picture_response(body)
+
+
+async def _begin(
+    request: Request,
+    admission: Admitted,
+    model: LoadedModel,
+    parts: Mapping[str, Part],
+    limit: TimeLimit,
+) -> _Running | bytes:
+    """Check the form, reserve its price and hand it to the engine; or the kept answer to it."""
     if (kept := await admission.kept_answer(parts)) is not None:
-        return _replayed(request, kept)
+        return kept
     form, picture = await _check_parts(request, parts, model)
     # A preview is not checked, so where pictures are, none is shown.
     generation = generation_request(form, picture, previews=model.safety is None)
     cost = price(generation.width, generation.height, form.steps)
     if (kept := await admission.reserve(cost)) is not None:
-        return _replayed(request, kept)
-    handle = _submit(model, generation, settings.request_timeout)
+        return kept
+    return _Running(generation, _submit(model, generation, limit))
 
-    async def answer() -> bytes:
-        result = await _result(handle, settings.request_timeout)
-        try:
-            return await _in_thread(request, lambda: _encode_answer(result, generation, model))
-        except PictureWithheld as error:
-            raise BadRequest(str(error)) from None
 
-    async def settled_answer() -> bytes:
-        body = await answer()
-        await admission.settle(body)
-        return body
-
-    if wants_events(request):
-        return stream_response(handle, settled_answer)
-    body = await _answer_unless_client_leaves(request, handle, answer)
-    # Not before: from here on the picture is paid for, and the client may have left a moment ago.
-    await admission.settle(body)
-    return picture_response(body)
+async def _answer(
+    request: Request, model: LoadedModel, running: _Running, limit: TimeLimit
+) -> bytes:
+    result = await _result(running.handle, limit)
+    try:
+        return await _in_thread(request, lambda: _encode_answer(result, running.generation, model))
+    except PictureWithheld as error:
+        raise BadRequest(str(error)) from None
 
 
 def _replayed(request: Request, body: bytes) -> Response:
@@ -119,9 +151,9 @@ def _model_in_service(host: EngineHost) -> LoadedModel:
     return model
 
 
-async def _read_parts(request: Request, settings: Settings) -> dict[str, Part]:
+async def _read_parts(request: Request, settings: Settings, limit: TimeLimit) -> dict[str, Part]:
     try:
-        async with asyncio.timeout(settings.request_timeout):
+        async with asyncio.timeout(limit.remaining):
             async with aclosing(request.stream()) as stream:
                 return await read_form(
                     request.headers.get("content-type"),
@@ -131,8 +163,7 @@ async def _read_parts(request: Request, settings: Settings) -> dict[str, Part]:
                     max_file_bytes=settings.max_upload_bytes,
                 )
     except TimeoutError:
-        seconds = f"{settings.request_timeout:g}"
-        raise DeadlineExpired(f"the upload was not complete within {seconds} s") from None
+        raise DeadlineExpired(f"the upload was not complete within {limit.seconds:g} s") from None
 
 
 async def _check_parts(
@@ -177,33 +208,18 @@ def _read_picture(
     return prepare_picture(data, form.width, form.height, form.resize_mode, auto_sizes)
 
 
-def _submit(model: LoadedModel, generation: GenerationRequest, timeout: float) -> Handle:
+def _submit(model: LoadedModel, generation: GenerationRequest, limit: TimeLimit) -> Handle:
     try:
-        return model.engine.submit(generation, timeout=timeout)
+        return model.engine.submit(generation, timeout=limit.seconds, arrived=limit.arrived)
+    except RequestTooLong as error:
+        raise BadRequest(
+            f"width, height, steps: {error}; a smaller picture or fewer steps take less"
+        ) from None
     except EngineRefused as error:
         raise Unavailable(str(error), error.retry_after) from None
 
 
-async def _answer_unless_client_leaves(
-    request: Request, handle: Handle, answer: Callable[[], Coroutine[Any, Any, bytes]]
-) -> bytes:
-    """The answer. If the client leaves first, withdraws the work and raises ClientDisconnect."""
-    finished = asyncio.ensure_future(answer())
-    gone = asyncio.ensure_future(_client_gone(request))
-    try:
-        await asyncio.wait((finished, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not finished.done():
-            raise ClientDisconnect
-        return finished.result()
-    finally:
-        if not finished.done():
-            handle.cancel()
-        for task in (finished, gone):
-            task.cancel()
-        await asyncio.gather(finished, gone, return_exceptions=True)
-
-
-async def _result(handle: Handle, timeout: float) -> GenerationResult:
+async def _result(handle: Handle, limit: TimeLimit) -> GenerationResult:
     """The picture, or the ApiError that says why there is none."""
     try:
         return await handle.result()
@@ -213,18 +229,12 @@ async def _result(handle: Handle, timeout: float) -> GenerationResult:
     except EngineRefused as error:
         raise Unavailable(str(error), error.retry_after) from None
     except DeadlineExceeded:
-        raise DeadlineExpired(f"the picture was not finished within {timeout:g} s") from None
+        raise limit.expired() from None
     except GenerationCancelled:
         raise Unavailable("the request was withdrawn", _NOT_READY_RETRY_AFTER) from None
     except GenerationFailed:
         logger.exception("the generation failed")
         raise InternalError from None
-
-
-async def _client_gone(request: Request) -> None:
-    """Returns once the client has closed the connection. Call after the body has been read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _encode_answer(

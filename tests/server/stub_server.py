@@ -38,7 +38,12 @@ class WaitingEngine(StubEngine):
         self.running = 0
         self.stopped = False
 
-    def submit(self, request: GenerationRequest, timeout: float | None = None) -> StubHandle:
+    def submit(
+        self,
+        request: GenerationRequest,
+        timeout: float | None = None,
+        arrived: float | None = None,
+    ) -> StubHandle:
         self.running += 1
         return WaitingHandle(self, request)
 
