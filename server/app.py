@@ -103,13 +103,12 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         host.start(on_start_failure)
         if accounts is not None:
-            await accounts.start()
-            if accounts.failure is not None:
-                on_start_failure()
+            await accounts.start(on_start_failure)
         yield
         await host.drain(settings.grace_period)
         if accounts is not None:
             await accounts.stop()
+        await access.rates.close()
 
     app = Application(
         title="img2img-server",

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from server.app import create_app
 from server.engine_host import EngineHost, ModelStarter, load_model
 from server.http_protocol import limited_protocol
+from server.listening import BACKLOG, CannotListen, close, listen, url_of
 from server.settings import Settings, unknown_variables
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,11 @@ class DrainingServer(uvicorn.Server):
             self.force_exit = True
         self.should_exit = True
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        urls = ", ".join(map(url_of, sockets or []))
+        logger.info("listening", extra={"fields": {"url": urls}})
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         logger.info("draining", extra={"fields": {"grace_period": self._grace_period}})
         drain = asyncio.ensure_future(self._host.drain(self._grace_period))
@@ -56,7 +62,7 @@ class DrainingServer(uvicorn.Server):
 
 
 def serve(settings: Settings, starter: ModelStarter = load_model) -> str | None:
-    """Serve until told to stop; the reason if it ended because `starter` could not start.
+    """Serve until told to stop; the reason if it ended, or never began, for another one.
 
     Raises server.app.ConfigurationError.
     """
@@ -73,7 +79,15 @@ def serve(settings: Settings, starter: ModelStarter = load_model) -> str | None:
     stopping.append(server)
     if settings.no_auth and settings.api_keys:
         logger.warning("API keys are set, but no_auth lets every request in")
-    server.run()
+    try:
+        # Before the accounts are opened: who does not get the port must not touch them.
+        sockets = listen(settings.host, settings.port)
+    except CannotListen as error:
+        return str(error)
+    try:
+        server.run(sockets)
+    finally:
+        close(sockets)
     reason = app.state.engine_host.failure
     if app.state.accounts is not None and app.state.accounts.failure is not None:
         reason = app.state.accounts.failure
@@ -106,6 +120,7 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         app,
         host=settings.host,
         port=settings.port,
+        backlog=BACKLOG,
         http=limited_protocol(settings.max_header_kib * 1024, settings.header_timeout),
         lifespan="on",
         ws="none",

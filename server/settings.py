@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.spec import AccelerationMode, ModelSpec, Quantization
+from server.key_marker import keys_were_made, sqlite_identity
 from server.limits import parse_rate
 from server.setting_values import is_loopback, split_list, split_lora, split_size
 
@@ -294,7 +295,10 @@ class Settings(BaseSettings):
     @field_validator("data_dir")
     @classmethod
     def _home(cls, folder: Path) -> Path:
-        return folder.expanduser()
+        try:
+            return folder.expanduser()
+        except RuntimeError as error:  # A user who does not exist.
+            raise ValueError(str(error)) from None
 
     @field_validator("root_path")
     @classmethod
@@ -330,8 +334,17 @@ class Settings(BaseSettings):
 
     @property
     def has_database(self) -> bool:
-        """Whether there is a database of keys: one that was named, or made by `img2img keys`."""
-        return self.database_url is not None or self.accounts_file.exists()
+        """Whether there is a database of keys: one that was named, or made by `img2img keys`.
+
+        One that was made and has gone counts too, so that its keys are not done without.
+        """
+        if self.database_url is not None:
+            return True
+        try:
+            made = keys_were_made(self.data_dir, sqlite_identity(self.accounts_file))
+            return made or self.accounts_file.exists()
+        except OSError:
+            return True  # Closed, not open, where it cannot be told.
 
     @property
     def hot_picture_sizes(self) -> tuple[tuple[int, int], ...]:
