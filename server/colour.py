@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageChops, ImageCms
@@ -168,7 +169,7 @@ def _profile_conversion(mode: str, profile: bytes | None) -> ToRgb:
     return lambda image: image.convert("RGB")
 
 
-def _transform(mode: str, source: ImageCms.ImageCmsProfile | ImageCms.core.CmsProfile) -> ToRgb:
+def _transform(mode: str, source: Any) -> ToRgb:
     transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
 
     def apply(image: Image.Image) -> Image.Image:

@@ -13,10 +13,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import AvifImagePlugin, Image, PngImagePlugin, UnidentifiedImageError, features
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+    features,
+)
 
 from pipelines.request import MAX_SIDE, Pixels
-from server import jpeg_segments, png_chunks, tiff_samples, tiff_tags, webp_chunks
+from server import jpeg_segments, png_chunks, tiff_layout, tiff_samples, tiff_tags, webp_chunks
 from server.colour import Raster, to_srgb
 from server.fitting import IMAGE_FIELD, ResizeMode, fit_picture, fit_size
 from server.orientation import SIDEWAYS, orientation_of, turned_upright
@@ -51,6 +62,9 @@ FORMATS = (
     *(("HEIF",) if _HEIF_AVAILABLE else ()),
 )
 
+_PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, TiffImagePlugin, WebPImagePlugin)
+"""Imported by name, so that Pillow does not import all of its plugins."""
+
 _ENOUGH_SIDE = 2 * MAX_SIDE
 """A picture whose both sides are at least twice this is scaled down while it is converted."""
 
@@ -67,6 +81,7 @@ class PictureError(ValueError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"{IMAGE_FIELD}: {reason}")
+        self.reason = reason
 
 
 @dataclass
@@ -167,8 +182,11 @@ def _decode_file(file: _File, on_size: OnSize) -> tuple[Raster, tuple[int, int],
     exif = file.exif or opened.info.get("exif")
     orientation = orientation_of(exif, file.xmp or opened.info.get("xmp"))
     raster = Raster(opened, key=file.key, profile=profile)
-    box = opened.tile[0].extents if opened.format == "GIF" and opened.tile else None
-    _load(opened)
+    box = opened.tile[0].extents if isinstance(opened, GifImagePlugin.GifImageFile) else None
+    if opened.format == "WEBP":
+        raster.image = _load_webp(opened)
+    else:
+        _load(opened)
     if opened.format == "PNG" and file.key_bits == 16 and len(file.key or ()) == 3:
         raster.low_bytes = _low_bytes(file.data)
     elif opened.format == "BMP" and opened.mode == "RGBA":
@@ -176,7 +194,7 @@ def _decode_file(file: _File, on_size: OnSize) -> tuple[Raster, tuple[int, int],
             # The format has a mask for alpha and the writer left it empty.
             raster.image = opened.convert("RGB")
     elif opened.format == "WEBP":
-        raster.image = _on_canvas(opened, size, file.offset)
+        raster.image = _on_canvas(raster.image, size, file.offset)
     elif box is not None and box != (0, 0, *size):
         raster.image = _on_canvas(opened.crop(box).convert("RGBA"), size, box[:2])
     return raster, size, orientation
@@ -185,7 +203,7 @@ def _decode_file(file: _File, on_size: OnSize) -> tuple[Raster, tuple[int, int],
 def _decode_tiff(data: bytes, on_size: OnSize) -> tuple[Raster, tuple[int, int], int]:
     try:
         tags = tiff_tags.read_tags(data)
-        layout = tiff_samples.layout_of(tags)
+        layout = tiff_layout.layout_of(tags)
         _check_size(tags.size)
         on_size(tags.size[0] * tags.size[1])
         orientation = tags.number(tiff_tags.ORIENTATION, 0) or orientation_of(None, tags.xmp)
@@ -249,8 +267,22 @@ def _load(opened: Image.Image) -> None:
     vars(opened).pop("_decoder", None)
 
 
+def _load_webp(opened: Image.Image) -> Image.Image:
+    """Return the pixels of the only frame. Raises PictureError.
+
+    Pillow would keep three copies of them at a time beside the one that it returns.
+    """
+    decoder = vars(opened).pop("_decoder")
+    frame = decoder.get_next()
+    if frame is None:
+        raise PictureError(_CORRUPT)
+    del decoder
+    mode = "RGBA" if opened.mode == "RGBA" else "RGBX"
+    return Image.frombuffer(mode, opened.size, frame[0], "raw", mode, 0, 1)
+
+
 def _rare_samples(
-    data: bytes, tags: tiff_tags.Tags, layout: tiff_samples.Layout
+    data: bytes, tags: tiff_tags.Tags, layout: tiff_layout.Layout
 ) -> tuple[Image.Image, Image.Image | None]:
     try:
         return tiff_samples.read_samples(data, tags, layout)

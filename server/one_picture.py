@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from server.decoder_limits import DecoderLimits
+from server.decoders import DecoderPool, DecodersBusy, Fit
 from server.deny_list import DenyList, DenyListError
 from server.engine_host import load_model
 from server.finishing import finish
 from server.generation import generation_request, refusals
-from server.images import PictureError, prepare_picture
+from server.images import PictureError
 from server.safety import PictureWithheld
 from server.schemas import parse_form
 from server.settings import Settings
@@ -28,12 +30,16 @@ async def make_picture(
     form, problems = parse_form(texts)
     if form is None:
         raise InvalidInput("\n".join(problems))
+    limits = DecoderLimits(settings.picture_cpu_seconds, settings.picture_memory_mib)
+    decoders = DecoderPool(1, limits)
+    fit = Fit(form.width, form.height, form.resize_mode, settings.auto_picture_sizes)
     try:
-        picture = prepare_picture(
-            upload, form.width, form.height, form.resize_mode, settings.auto_picture_sizes
-        )
-    except PictureError as error:
+        picture = await decoders.decode(upload, fit)
+    except (PictureError, DecodersBusy) as error:
         raise InvalidInput(str(error)) from None
+    finally:
+        decoders.close()
+    assert picture is not None
     try:
         deny_list = DenyList.read(settings.prompt_deny_list)
     except DenyListError as error:

@@ -33,7 +33,7 @@ def orientation_of(exif: bytes | None, xmp: bytes | None = None) -> int:
     found = _in_exif(exif) if exif else None
     if found is None and xmp and (match := _XMP.search(xmp)):
         found = int(match[1])
-    return found if found in range(1, 9) else 1
+    return found if found is not None and 1 <= found <= 8 else 1
 
 
 def turned_upright(image: Image.Image, orientation: int) -> Image.Image:

@@ -146,7 +146,7 @@ def _is_sound(data: bytes, place: int, length: int) -> bool:
     end = place + 8 + length
     if end + 4 > len(data):
         return False
-    (checksum,) = struct.unpack_from(">I", data, end)
+    checksum = int.from_bytes(data[end : end + 4])
     return zlib.crc32(memoryview(data)[place + 4 : end]) == checksum
 
 

@@ -9,134 +9,24 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from server import tiff_layout as layouts
 from server import tiff_tags as tags_of
+from server.tiff_layout import COLOURS, FLOAT, ICC_LAB, LAB, SIGNED, UNSIGNED, Layout
 from server.tiff_tags import Tags, TiffProblem, tiff_directory, tiff_head
 
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB, _ICC_LAB = (
-    *(0, 1, 2, 3, 5, 6, 8, 9),
-)
-_COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _CMYK: 4, _LAB: 3, _ICC_LAB: 3}
 _MODES = {1: "L", 3: "RGB", 4: "CMYK"}
-_NAMES = {
-    _WHITE_IS_ZERO: "grey", _BLACK_IS_ZERO: "grey", _RGB: "RGB", _PALETTE: "palette",
-    _CMYK: "CMYK", _YCBCR: "YCbCr", _LAB: "Lab", _ICC_LAB: "Lab", 10: "Lab",
-    4: "mask", 32803: "camera raw", 34892: "camera raw", 32844: "LogL", 32845: "LogLuv",
-}
-_UNCOMPRESSED = 1
-_COMPRESSIONS = {
-    _UNCOMPRESSED: "no", 2: "CCITT", 3: "CCITT", 4: "CCITT", 5: "LZW", 6: "old JPEG",
-    7: "JPEG", 8: "deflate", 32773: "PackBits", 32946: "deflate", 34712: "JPEG 2000",
-    34887: "LERC", 34925: "LZMA", 50000: "Zstandard", 50001: "WebP", 52546: "JPEG XL",
-}
-_LOSSLESS = (_UNCOMPRESSED, 5, 8, 32773, 32946, 34925, 50000)
-_PREDICTING = (5, 8, 32946, 34925, 50000)
-_UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
-_FORMATS = {_UNSIGNED: "", _SIGNED: "signed ", _FLOAT: "floating-point "}
-_ALPHA_KINDS = _ASSOCIATED, _STRAIGHT = 1, 2
-_SEPARATE = 2
 _GROUP_BYTES = 1 << 20
-_MOST_SAMPLES = 32
-
-Samples = npt.NDArray[np.generic]
-"""(rows, width, samples) of the file's own type."""
+"""Bytes of short strips that are unpacked at a time."""
 
 _BACKWARDS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
-
-@dataclass(frozen=True)
-class Layout:
-    """How the samples of a TIFF are stored."""
-
-    order: str
-    width: int
-    height: int
-    bits: int
-    samples: int
-    photometric: int
-    compression: int
-    predictor: int
-    sample_format: int
-    extra: tuple[int, ...]
-    separate: bool
-    backwards: bool
-    mixed: bool
-
-    @property
-    def in_words(self) -> str:
-        """The kind of TIFF, for a message."""
-        colour = _NAMES.get(self.photometric, f"photometric {self.photometric}")
-        depth = f"{self.bits}-bit {_FORMATS.get(self.sample_format, 'complex ')}{colour}"
-        extra = " with alpha" if set(self.extra) & set(_ALPHA_KINDS) else ""
-        packed = ""
-        if self.compression != _UNCOMPRESSED:
-            name = _COMPRESSIONS.get(self.compression, f"unknown ({self.compression})")
-            packed = f" under {name} compression"
-        return f"{'mixed ' if self.mixed else ''}{depth} TIFF{extra}{packed}"
-
-    @property
-    def is_rare(self) -> bool:
-        """Whether the samples are read here, not by Pillow."""
-        if self.photometric in (_LAB, _ICC_LAB) or self.sample_format not in (1, 2, 4):
-            return True
-        odd_alpha = bool(self.extra) and self.photometric != _RGB
-        narrow = self.bits < 8 and self.samples > 1
-        return self.bits > 8 or odd_alpha or narrow or len(self.extra) > 1
-
-    def check_readable(self) -> None:
-        """Raise TiffProblem, naming the kind, if the samples cannot be read here."""
-        colours = _COLOURS.get(self.photometric, 0)
-        depths = {
-            _UNSIGNED: (*range(1, 17), 32),
-            _SIGNED: (8, 16, 32),
-            _FLOAT: (16, 32, 64),
-        }.get(self.sample_format, ())
-        if self.photometric in (_LAB, _ICC_LAB):
-            depths = (8, 16) if self.sample_format == _UNSIGNED else ()
-        predictors = (1, 3) if self.sample_format == _FLOAT else (1, 2)
-        if (
-            self.mixed
-            or not colours <= self.samples <= _MOST_SAMPLES
-            or not colours
-            or self.bits not in depths
-            or self.compression not in _LOSSLESS
-            or self.predictor not in predictors
-            or (self.predictor == 2 and self.bits not in (8, 16, 32))
-        ):
-            raise TiffProblem(f"{self.in_words} is not supported")
-
-
-def layout_of(tags: Tags) -> Layout:
-    """Return how the samples are stored. Raises TiffProblem where the file says no size."""
-    width, height = tags.size
-    samples = tags.number(tags_of.SAMPLES, 1)
-    photometric = tags.number(tags_of.PHOTOMETRIC, 0)
-    bits = tags.numbers.get(tags_of.BITS, (1,))
-    formats = tags.numbers.get(tags_of.SAMPLE_FORMAT, (1,))
-    extra = tags.numbers.get(tags_of.EXTRA_SAMPLES, ())
-    compression = tags.number(tags_of.COMPRESSION, _UNCOMPRESSED)
-    return Layout(
-        order=tags.order,
-        width=width,
-        height=height,
-        bits=bits[0],
-        samples=samples,
-        photometric=photometric,
-        compression=compression,
-        # Only these know predictors.
-        predictor=tags.number(tags_of.PREDICTOR, 1) if compression in _PREDICTING else 1,
-        # Without a format samples are whole numbers.
-        sample_format=_UNSIGNED if formats[0] == 4 else formats[0],
-        extra=extra,
-        separate=tags.number(tags_of.PLANAR, 1) == _SEPARATE and samples > 1,
-        backwards=tags.number(tags_of.FILL_ORDER, 1) == 2,
-        mixed=len(set(bits[:samples])) > 1 or len(set(formats[:samples])) > 1,
-    )
+Samples = npt.NDArray[np.generic]
+"""(rows, width, samples) of the file's own type."""
 
 
 def read_samples(data: bytes, tags: Tags, layout: Layout) -> tuple[Image.Image, Image.Image | None]:
@@ -145,11 +35,11 @@ def read_samples(data: bytes, tags: Tags, layout: Layout) -> tuple[Image.Image, 
     Raises TiffProblem, or OSError where the pixels are damaged.
     """
     layout.check_readable()
-    colours = _COLOURS[layout.photometric]
-    lab = layout.photometric in (_LAB, _ICC_LAB)
+    colours = COLOURS[layout.photometric]
+    lab = layout.photometric in (LAB, ICC_LAB)
     image = Image.new("LAB" if lab else _MODES[colours], (layout.width, layout.height))
-    alpha_at = next((i for i, kind in enumerate(layout.extra) if kind in _ALPHA_KINDS), None)
-    premultiplied = alpha_at is not None and layout.extra[alpha_at] == _ASSOCIATED
+    alpha_at = next((i for i, kind in enumerate(layout.extra) if kind in layouts.ALPHA_KINDS), None)
+    premultiplied = alpha_at is not None and layout.extra[alpha_at] == layouts.ASSOCIATED
     alpha = None
     if alpha_at is not None and colours + alpha_at < layout.samples:
         alpha = Image.new("L", image.size)
@@ -162,9 +52,9 @@ def read_samples(data: bytes, tags: Tags, layout: Layout) -> tuple[Image.Image, 
             alpha.paste(Image.fromarray(opacity[:, :, 0]), (0, top))
             if premultiplied:
                 values = _straight(values, opacity)
-        if layout.photometric == _WHITE_IS_ZERO:
+        if layout.photometric == layouts.WHITE_IS_ZERO:
             values = 255 - values
-        if layout.photometric == _LAB:
+        if layout.photometric == LAB:
             # a and b are signed; Pillow keeps them with an offset of 128.
             values = values ^ np.array([0, 128, 128], np.uint8)
         image.paste(_as_image(values, image.mode), (0, top))
@@ -190,19 +80,19 @@ def _straight(
 
 def _scaling(data: bytes, tags: Tags, layout: Layout) -> Callable[[Samples], npt.NDArray[np.uint8]]:
     """Return what makes 8 bits of samples, by the value that is white."""
-    if layout.photometric in (_LAB, _ICC_LAB) and layout.bits == 16:
+    if layout.photometric in (LAB, ICC_LAB) and layout.bits == 16:
         return lambda samples: (samples.astype(np.uint16) >> 8).astype(np.uint8)
-    if layout.sample_format == _UNSIGNED and layout.bits <= 16:
+    if layout.sample_format == UNSIGNED and layout.bits <= 16:
         table = np.rint(np.arange(1 << layout.bits) * (255 / ((1 << layout.bits) - 1)))
         levels = table.astype(np.uint8)
         return lambda samples: levels[samples.astype(np.uint16)]
     white = float((1 << (layout.bits - 1)) - 1)
-    if layout.sample_format == _FLOAT or layout.bits == 32:
+    if layout.sample_format == FLOAT or layout.bits == 32:
         # Such files do not say what is white: the least usual range that fits.
         ranges = {
-            _FLOAT: (1.0, 255.0, 65535.0),
-            _SIGNED: (65535.0, 2.0**31 - 1),
-            _UNSIGNED: (65535.0, 2.0**32 - 1),
+            FLOAT: (1.0, 255.0, 65535.0),
+            SIGNED: (65535.0, 2.0**31 - 1),
+            UNSIGNED: (65535.0, 2.0**32 - 1),
         }[layout.sample_format]
         brightest = max(
             float(np.max(samples, initial=0, where=np.isfinite(samples)))
@@ -269,7 +159,7 @@ def _unpack(
     packed: list[bytes], layout: Layout, row_bytes: int, rows: int, height: int
 ) -> npt.NDArray[np.uint8]:
     """Return `(height, row_bytes)` bytes of the strips or tiles, one below another."""
-    if layout.compression == _UNCOMPRESSED:
+    if layout.compression == layouts.UNCOMPRESSED:
         raw = b"".join(part[: row_bytes * rows] for part in packed)[: height * row_bytes]
         if len(raw) < height * row_bytes:
             raise OSError("the file ends before its pixels")
@@ -284,7 +174,7 @@ def _unpack(
         tags_of.HEIGHT: (height,),
         tags_of.BITS: (8,),
         tags_of.COMPRESSION: (layout.compression,),
-        tags_of.PHOTOMETRIC: (_BLACK_IS_ZERO,),
+        tags_of.PHOTOMETRIC: (layouts.BLACK_IS_ZERO,),
         tags_of.FILL_ORDER: (2 if layout.backwards else 1,),
         tags_of.STRIP_OFFSETS: tuple(offsets),
         tags_of.SAMPLES: (1,),
@@ -314,7 +204,7 @@ def _as_samples(rows: npt.NDArray[np.uint8], layout: Layout, width: int, channel
     if layout.bits not in (8, 16, 32, 64):
         return _unpack_bits(rows, layout.bits, width * channels).reshape(height, width, channels)
     size = layout.bits // 8
-    kind = {_UNSIGNED: "u", _SIGNED: "i", _FLOAT: "f"}[layout.sample_format]
+    kind = {UNSIGNED: "u", SIGNED: "i", FLOAT: "f"}[layout.sample_format]
     order = layout.order
     if layout.predictor == 3:
         # Differences of bytes; then first all the highest bytes of a row, down to the lowest.

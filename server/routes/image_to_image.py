@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -23,7 +23,9 @@ from pipelines.errors import (
     GenerationFailed,
 )
 from pipelines.request import GenerationRequest, GenerationResult, Pixels
-from server.admission import Admitted
+from server.admission import Admission, Admitted
+from server.deadline import deadline_of
+from server.decoders import DecoderPool, DecodersBusy, DecodeTimeout, Fit
 from server.deny_list import DenyList
 from server.engine_host import EngineHost, Handle, LoadedModel
 from server.envelope import (
@@ -37,7 +39,7 @@ from server.envelope import (
 from server.event_stream import stream_answer, stream_response, wants_events
 from server.finishing import finish
 from server.generation import generation_request, refusals
-from server.images import PictureError, decode_picture, prepare_picture
+from server.images import PictureError
 from server.multipart import Part, read_form
 from server.price import price
 from server.safety import PictureWithheld
@@ -55,6 +57,7 @@ from server.settings import Settings
 
 PATH = "/api/generate/basic/imageToImage"
 _NOT_READY_RETRY_AFTER = 5.0
+_BUSY_RETRY_AFTER = 2.0
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["image to image"])
@@ -80,7 +83,7 @@ async def image_to_image(request: Request, admission: Admitted) -> Response:
     parts = await _read_parts(request, settings)
     if (kept := await admission.kept_answer(parts)) is not None:
         return _replayed(request, kept)
-    form, picture = await _check_parts(request, parts, model)
+    form, picture = await _check_parts(request, admission, parts, model)
     # A preview is not checked, so where pictures are, none is shown.
     generation = generation_request(form, picture, previews=model.safety is None)
     cost = price(generation.width, generation.height, form.steps)
@@ -136,7 +139,7 @@ async def _read_parts(request: Request, settings: Settings) -> dict[str, Part]:
 
 
 async def _check_parts(
-    request: Request, parts: Mapping[str, Part], model: LoadedModel
+    request: Request, admission: Admission, parts: Mapping[str, Part], model: LoadedModel
 ) -> tuple[ImageToImageForm, Pixels]:
     """The form and the picture at the size to make, or BadRequest with all that is wrong."""
     misplaced = [name for name in TEXT_FIELDS if name in parts and parts[name].is_file]
@@ -158,9 +161,8 @@ async def _check_parts(
     elif not upload.is_file:
         problems.insert(0, f"{IMAGE_FIELD}: came as text; send it as a file, with a file name")
     else:
-        sizes = request.app.state.settings.auto_picture_sizes
         try:
-            picture = await _in_thread(request, lambda: _read_picture(upload.data, form, sizes))
+            picture = await _decode(request, admission, upload.data, form)
         except PictureError as error:
             problems.insert(0, str(error))
     if problems or form is None or picture is None:
@@ -168,13 +170,29 @@ async def _check_parts(
     return form, picture
 
 
-def _read_picture(
-    data: bytearray, form: ImageToImageForm | None, auto_sizes: Sequence[tuple[int, int]]
+async def _decode(
+    request: Request, admission: Admission, data: bytearray, form: ImageToImageForm | None
 ) -> Pixels | None:
-    if form is None:
-        decode_picture(data)  # Only to report what is wrong with it beside the rest.
-        return None
-    return prepare_picture(data, form.width, form.height, form.resize_mode, auto_sizes)
+    """The picture at the size to make; without a form None, if nothing is wrong with it."""
+    settings: Settings = request.app.state.settings
+    decoders: DecoderPool = request.app.state.decoders
+    fit = None
+    if form is not None:  # Without one, only to report what is wrong beside the rest.
+        fit = Fit(form.width, form.height, form.resize_mode, settings.auto_picture_sizes)
+    address = request.client.host if request.client else ""
+    decoding = decoders.decode(
+        data,
+        fit,
+        deadline=deadline_of(request.scope, settings.request_timeout),
+        client=f"{admission.identity} {address}",
+    )
+    try:
+        return await _unless_client_leaves(request, decoding)
+    except DecodeTimeout:
+        seconds = f"{settings.request_timeout:g}"
+        raise DeadlineExpired(f"the picture was not decoded within {seconds} s") from None
+    except DecodersBusy as error:
+        raise Unavailable(str(error), _BUSY_RETRY_AFTER) from None
 
 
 def _submit(model: LoadedModel, generation: GenerationRequest, timeout: float) -> Handle:
@@ -188,7 +206,19 @@ async def _answer_unless_client_leaves(
     request: Request, handle: Handle, answer: Callable[[], Coroutine[Any, Any, bytes]]
 ) -> bytes:
     """The answer. If the client leaves first, withdraws the work and raises ClientDisconnect."""
-    finished = asyncio.ensure_future(answer())
+    try:
+        return await _unless_client_leaves(request, answer())
+    except (ClientDisconnect, asyncio.CancelledError):
+        handle.cancel()
+        raise
+
+
+async def _unless_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What the work returns. If the client leaves first, cancels it and raises ClientDisconnect.
+
+    Call after the body has been read.
+    """
+    finished = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_client_gone(request))
     try:
         await asyncio.wait((finished, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -196,8 +226,6 @@ async def _answer_unless_client_leaves(
             raise ClientDisconnect
         return finished.result()
     finally:
-        if not finished.done():
-            handle.cancel()
         for task in (finished, gone):
             task.cancel()
         await asyncio.gather(finished, gone, return_exceptions=True)
