@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
+from itertools import islice
 
 _FRAME_HEADER = 16
 _MOST_CHUNKS = 5000
+_MOST_CANDIDATES = 64
+_NAME = re.compile(rb"[A-Za-z0-9][A-Za-z0-9 ]{3}")
 _KNOWN = re.compile(rb"VP8 |VP8L|ALPH|ANMF")
 _ALPHA_FLAG = 0x10
 
@@ -39,12 +42,10 @@ def read_webp(data: bytes) -> WebP | None:
         end = place + 8 + length + (length & 1)
         chunks += 1
         known = _KNOWN.fullmatch(kind)
-        if (end - (length & 1) > len(data) or chunks > _MOST_CHUNKS) and not known:
+        if not known and (chunks > _MOST_CHUNKS or not _leads_on(data, end)):
             # A damaged length, or chunks without end: search for the picture, unless it is there.
-            match = None if _has_pixels(found) else _KNOWN.search(data, place + 8)
-            if match is None:
+            if _has_pixels(found) or (place := _next_known(data, place + 8)) < 0:
                 break
-            place = match.start()
             continue
         payload = data[place + 8 : place + 8 + length]
         if known and len(payload) < length and not _has_pixels(found):
@@ -75,6 +76,20 @@ def read_webp(data: bytes) -> WebP | None:
         exif=found.get(b"EXIF"),
         xmp=found.get(b"XMP "),
     )
+
+
+def _leads_on(data: bytes, end: int) -> bool:
+    """Whether a chunk that ends there is followed by another one, or by nothing."""
+    return len(data) in (end - 1, end) or bool(_NAME.match(data, end))
+
+
+def _next_known(data: bytes, start: int) -> int:
+    """Return where the next chunk with pixels begins, -1 without one."""
+    for match in islice(_KNOWN.finditer(data, start), _MOST_CANDIDATES):
+        length = int.from_bytes(data[match.end() : match.end() + 4], "little")
+        if match.end() + 4 + length <= len(data):
+            return match.start()
+    return -1
 
 
 def _has_pixels(found: dict[bytes, bytes]) -> bool:
