@@ -75,6 +75,7 @@ class Admission:
     ) -> None:
         self._accounts = accounts if caller.account is not None else None
         self._account_id = 0 if caller.account is None else caller.account.id
+        self.identity = caller.identity
         self._concurrency = caller.concurrency
         self._headers = answer_headers(request.scope)
         self._idempotency_key = idempotency_key

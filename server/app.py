@@ -18,6 +18,8 @@ from server.admission import EXPOSED_HEADERS, IDEMPOTENCY_HEADER
 from server.answer_headers import AnswerHeaders
 from server.body_limit import FORM_ALLOWANCE, BodyLimit
 from server.bookkeeping import DatabaseUnusable
+from server.decoder_limits import DecoderLimits
+from server.decoders import DecoderPool
 from server.deny_list import DenyList, DenyListError
 from server.engine_host import EngineHost, ModelStarter, load_model
 from server.envelope import EnvelopedCors, ErrorsAs200, FailureGuard, add_failure_handlers
@@ -81,9 +83,11 @@ def create_app(
     *,
     starter: ModelStarter = load_model,
     on_start_failure: Callable[[], None] = lambda: None,
+    decoders: DecoderPool | None = None,
 ) -> FastAPI:
     """The application under `settings`. `starter` makes the engine; `on_start_failure` is called,
-    perhaps in another thread, if it or the accounts cannot be opened. Raises ConfigurationError."""
+    perhaps in another thread, if it or the accounts cannot be opened. `decoders` are shared with
+    others, instead of its own by the settings. Raises ConfigurationError."""
     problem = settings.exposure_problem()
     if problem is not None:
         raise ConfigurationError(problem)
@@ -99,13 +103,22 @@ def create_app(
     except LimitsProblem as error:
         raise ConfigurationError(str(error)) from None
 
+    own_decoders = DecoderPool(
+        settings.picture_threads,
+        DecoderLimits(settings.picture_cpu_seconds, settings.picture_memory_mib),
+        most_waiting=settings.max_queue,
+    )
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         host.start(on_start_failure)
+        if decoders is None:
+            own_decoders.start()
         if accounts is not None:
             await accounts.start(on_start_failure)
         yield
         await host.drain(settings.grace_period)
+        await anyio.to_thread.run_sync(own_decoders.close)
         if accounts is not None:
             await accounts.stop()
         await access.rates.close()
@@ -125,6 +138,7 @@ def create_app(
     app.state.accounts = accounts
     app.state.access = access
     app.state.deny_list = deny_list
+    app.state.decoders = decoders or own_decoders
     app.state.picture_limiter = anyio.CapacityLimiter(settings.picture_threads)
     add_failure_handlers(app)
     app.include_router(image_to_image.router)

@@ -34,6 +34,7 @@ def diagnose(settings: Settings) -> Diagnosis:
     from models.attention import attention_backends
     from models.companions import choose_clip
     from models.loader import ModelLoadError, load_model
+    from server.decoder_limits import limits_in_words
     from server.images import FORMATS
 
     diagnosis = Diagnosis()
@@ -44,6 +45,7 @@ def diagnose(settings: Settings) -> Diagnosis:
     facts["torch"] = torch.__version__
     facts["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} CPUs"
     facts["pictures"] = ", ".join(FORMATS)
+    facts["decoders"] = f"{settings.picture_threads}, {limits_in_words()}"
     facts["listens"] = f"{settings.host}:{settings.port}"
     facts["keys"] = f"{len(settings.api_keys)}" + (", not asked for" if settings.no_auth else "")
     facts["accounts"] = _accounts_in_words(settings, diagnosis.problems)

@@ -8,11 +8,13 @@ from typing import Protocol
 
 from pipelines.errors import GenerationError
 from pipelines.request import GenerationResult
+from server.decoder_limits import DecoderLimits
+from server.decoders import DecoderPool, DecodersBusy, Fit
 from server.deny_list import DenyList, DenyListError
 from server.engine_host import Handle, StartError, load_model
 from server.finishing import FinishedPicture, finish
 from server.generation import generation_request, refusals
-from server.images import PictureError, prepare_picture
+from server.images import PictureError
 from server.picture_formats import PictureFormat
 from server.safety import PictureWithheld
 from server.schemas import parse_form
@@ -48,12 +50,19 @@ async def make_picture(
     fields, problems = parse_form(texts)
     if fields is None:
         raise InvalidInput("\n".join(problems))
+    limits = DecoderLimits(settings.picture_cpu_seconds, settings.picture_memory_mib)
+    decoders = DecoderPool(1, limits)
+    fit = Fit(fields.width, fields.height, fields.resize_mode, settings.auto_picture_sizes)
     try:
-        picture = prepare_picture(
-            upload, fields.width, fields.height, fields.resize_mode, settings.auto_picture_sizes
-        )
+        picture = await decoders.decode(upload, fit)
+    except (PictureError, DecodersBusy) as error:
+        raise InvalidInput(str(error)) from None
+    finally:
+        decoders.close()
+    assert picture is not None
+    try:
         deny_list = DenyList.read(settings.prompt_deny_list)
-    except (PictureError, DenyListError) as error:
+    except DenyListError as error:
         raise InvalidInput(str(error)) from None
     observer.stage(f"loading {settings.model}")
     try:

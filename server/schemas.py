@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
@@ -22,6 +21,8 @@ from pipelines.request import (
     default_sampler,
 )
 from pipelines.styles import STYLES
+from server.fitting import IMAGE_FIELD as IMAGE_FIELD
+from server.fitting import ResizeMode as ResizeMode
 from server.form_fields import (
     choice,
     documented,
@@ -32,16 +33,7 @@ from server.form_fields import (
 )
 
 MAX_PROMPT_LENGTH = 2000
-IMAGE_FIELD = "init_image"
 STYLE_PRESETS = tuple(STYLES)
-
-
-class ResizeMode(StrEnum):
-    """How the picture is made to fit the size asked for."""
-
-    CROP = "crop"
-    STRETCH = "stretch"
-    PAD = "pad"
 
 
 def _side(description: str) -> WithJsonSchema:

@@ -215,7 +215,22 @@ class Settings(BaseSettings):
         15.0, gt=0, description="Seconds in which a request's headers have to come; then 408."
     )
     picture_threads: int = Field(
-        4, ge=1, le=64, description="Threads that decode uploads and encode answers."
+        4,
+        ge=1,
+        le=64,
+        description="Processes that decode uploads, and threads that encode answers.",
+    )
+    picture_cpu_seconds: float = Field(
+        2.0,
+        gt=0,
+        description="CPU seconds that the decoding of one upload may take, and 0.1 more for each "
+        "million pixels beyond 16; then it is answered 400.",
+    )
+    picture_memory_mib: int = Field(
+        600,
+        ge=16,
+        description="MiB that the decoding of one upload may take above an idle decoder's, and "
+        "11.4 more for each million pixels beyond 16; then it is answered 400.",
     )
 
     safety: Literal["off", "blur", "block"] = Field(

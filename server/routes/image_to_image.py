@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
@@ -24,7 +24,8 @@ from pipelines.errors import (
     RequestTooLong,
 )
 from pipelines.request import GenerationRequest, GenerationResult, Pixels
-from server.admission import Admitted
+from server.admission import Admission, Admitted
+from server.decoders import DecoderPool, DecodersBusy, DecodeTimeout, Fit
 from server.deny_list import DenyList
 from server.engine_host import EngineHost, Handle, LoadedModel
 from server.envelope import (
@@ -38,7 +39,7 @@ from server.envelope import (
 from server.event_stream import stream_answer, stream_response, wants_events
 from server.finishing import finish
 from server.generation import generation_request, refusals
-from server.images import PictureError, decode_picture, prepare_picture
+from server.images import PictureError
 from server.multipart import Part, read_form
 from server.price import price
 from server.safety import PictureWithheld
@@ -57,6 +58,7 @@ from server.waiting import TimeLimit, within
 
 PATH = "/api/generate/basic/imageToImage"
 _NOT_READY_RETRY_AFTER = 5.0
+_BUSY_RETRY_AFTER = 2.0
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["image to image"])
@@ -121,7 +123,7 @@ async def _begin(
     """Check the form, reserve its price and hand it to the engine; or the kept answer to it."""
     if (kept := await admission.kept_answer(parts)) is not None:
         return kept
-    form, picture = await _check_parts(request, parts, model)
+    form, picture = await _check_parts(request, admission, parts, model, limit)
     # A preview is not checked, so where pictures are, none is shown.
     generation = generation_request(form, picture, previews=model.safety is None)
     cost = price(generation.width, generation.height, form.steps)
@@ -167,7 +169,11 @@ async def _read_parts(request: Request, settings: Settings, limit: TimeLimit) ->
 
 
 async def _check_parts(
-    request: Request, parts: Mapping[str, Part], model: LoadedModel
+    request: Request,
+    admission: Admission,
+    parts: Mapping[str, Part],
+    model: LoadedModel,
+    limit: TimeLimit,
 ) -> tuple[ImageToImageForm, Pixels]:
     """The form and the picture at the size to make, or BadRequest with all that is wrong."""
     misplaced = [name for name in TEXT_FIELDS if name in parts and parts[name].is_file]
@@ -189,9 +195,8 @@ async def _check_parts(
     elif not upload.is_file:
         problems.insert(0, f"{IMAGE_FIELD}: came as text; send it as a file, with a file name")
     else:
-        sizes = request.app.state.settings.auto_picture_sizes
         try:
-            picture = await _in_thread(request, lambda: _read_picture(upload.data, form, sizes))
+            picture = await _decode(request, admission, upload.data, form, limit)
         except PictureError as error:
             problems.insert(0, str(error))
     if problems or form is None or picture is None:
@@ -199,13 +204,27 @@ async def _check_parts(
     return form, picture
 
 
-def _read_picture(
-    data: bytearray, form: ImageToImageForm | None, auto_sizes: Sequence[tuple[int, int]]
+async def _decode(
+    request: Request,
+    admission: Admission,
+    data: bytearray,
+    form: ImageToImageForm | None,
+    limit: TimeLimit,
 ) -> Pixels | None:
-    if form is None:
-        decode_picture(data)  # Only to report what is wrong with it beside the rest.
-        return None
-    return prepare_picture(data, form.width, form.height, form.resize_mode, auto_sizes)
+    """The picture at the size to make; without a form None, if nothing is wrong with it."""
+    settings: Settings = request.app.state.settings
+    decoders: DecoderPool = request.app.state.decoders
+    fit = None
+    if form is not None:  # Without one, only to report what is wrong beside the rest.
+        fit = Fit(form.width, form.height, form.resize_mode, settings.auto_picture_sizes)
+    address = request.client.host if request.client else ""
+    client = f"{admission.identity} {address}"
+    try:
+        return await decoders.decode(data, fit, deadline=limit.deadline, client=client)
+    except DecodeTimeout:
+        raise DeadlineExpired(f"the picture was not decoded within {limit.seconds:g} s") from None
+    except DecodersBusy as error:
+        raise Unavailable(str(error), _BUSY_RETRY_AFTER) from None
 
 
 def _submit(model: LoadedModel, generation: GenerationRequest, limit: TimeLimit) -> Handle:

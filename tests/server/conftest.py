@@ -11,6 +11,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from server.app import create_app
+from server.decoder_limits import DecoderLimits
+from server.decoders import DecoderPool
 from server.settings import ENV_PREFIX, Settings
 from tests.server.pictures import file_of, four_corners
 from tests.server.stub_engine import StubEngine
@@ -50,16 +52,24 @@ def engine() -> StubEngine:
     return StubEngine()
 
 
+@pytest.fixture(scope="session")
+def decoders() -> Iterator[DecoderPool]:
+    """Decoder processes that all applications of the tests share."""
+    pool = DecoderPool(2, DecoderLimits())
+    yield pool
+    pool.close()
+
+
 MakeClient = Callable[..., TestClient]
 
 
 @pytest.fixture
-def make_client(engine: StubEngine) -> Iterator[MakeClient]:
+def make_client(engine: StubEngine, decoders: DecoderPool) -> Iterator[MakeClient]:
     """Makes clients of an application with the given settings, whose engine is the stub."""
     with ExitStack() as stack:
 
         def make(**settings: Any) -> TestClient:
-            app = create_app(Settings(**settings), starter=engine.starter())
+            app = create_app(Settings(**settings), starter=engine.starter(), decoders=decoders)
             client = stack.enter_context(
                 TestClient(app, raise_server_exceptions=False, follow_redirects=False)
             )
