@@ -189,7 +189,8 @@ class Settings(BaseSettings):
     request_timeout: float = Field(
         300.0,
         gt=0,
-        description="Seconds a request may take, and its upload as well; then it is answered 504.",
+        description="Seconds a request may take from its arrival, its upload included; then it is "
+        "answered 504. One that would take longer alone is answered 400.",
     )
     grace_period: float = Field(
         30.0, ge=0, description="Seconds that running requests get to finish after SIGTERM."

@@ -6,6 +6,8 @@ import contextlib
 import json
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +20,7 @@ import requests
 
 from tests.server.conftest import PATH
 from tests.server.failures import assert_failure
-from tests.server.server_process import ServerProcess, running_server
+from tests.server.server_process import ROOT, ServerProcess, running_server
 
 
 @contextmanager
@@ -88,6 +90,22 @@ def test_a_stop_while_loading(tmp_path: Path) -> None:
         server.wait_for("/health/live")
         server.terminate()
         assert server.exit_status() == 0, server.log
+
+
+HUNG_THREAD = """
+import threading
+from server.serving import leave_hung_threads
+threading.Thread(target=threading.Event().wait).start()
+leave_hung_threads(3)
+"""
+
+
+def test_a_thread_that_hangs_does_not_keep_the_process() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", HUNG_THREAD], cwd=ROOT, capture_output=True, timeout=60, check=False
+    )
+    assert ended.returncode == 3
+    assert b"ended without waiting for what hangs" in ended.stderr
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_process(tmp_path: Path) -> None:
