@@ -24,6 +24,7 @@ from pipelines.errors import (
 )
 from pipelines.request import GenerationRequest, GenerationResult, Pixels
 from server.admission import Admitted
+from server.answer_headers import answer_headers
 from server.deny_list import DenyList
 from server.engine_host import EngineHost, Handle, LoadedModel
 from server.envelope import (
@@ -37,8 +38,9 @@ from server.envelope import (
 from server.event_stream import stream_answer, stream_response, wants_events
 from server.finishing import finish
 from server.generation import generation_request, refusals
+from server.ignored_fields import IgnoredFields
 from server.images import PictureError, decode_picture, prepare_picture
-from server.multipart import Part, read_form
+from server.multipart import Part, read_form, refuse_encoded_body
 from server.price import price
 from server.safety import PictureWithheld
 from server.schemas import (
@@ -120,6 +122,8 @@ def _model_in_service(host: EngineHost) -> LoadedModel:
 
 
 async def _read_parts(request: Request, settings: Settings) -> dict[str, Part]:
+    refuse_encoded_body(request.headers.getlist("content-encoding"))
+    ignored = IgnoredFields(answer_headers(request.scope))
     try:
         async with asyncio.timeout(settings.request_timeout):
             async with aclosing(request.stream()) as stream:
@@ -129,6 +133,7 @@ async def _read_parts(request: Request, settings: Settings) -> dict[str, Part]:
                     wanted=FORM_FIELDS,
                     file_fields=frozenset({IMAGE_FIELD}),
                     max_file_bytes=settings.max_upload_bytes,
+                    on_unknown=ignored.add,
                 )
     except TimeoutError:
         seconds = f"{settings.request_timeout:g}"
@@ -139,21 +144,27 @@ async def _check_parts(
     request: Request, parts: Mapping[str, Part], model: LoadedModel
 ) -> tuple[ImageToImageForm, Pixels]:
     """The form and the picture at the size to make, or BadRequest with all that is wrong."""
-    misplaced = [name for name in TEXT_FIELDS if name in parts and parts[name].is_file]
+    unreadable = {
+        name: "came as a file; send it as text" if part.is_file else part.problem
+        for name in TEXT_FIELDS
+        if (part := parts.get(name)) is not None and (part.is_file or part.problem)
+    }
     texts = {
-        name: parts[name].text for name in TEXT_FIELDS if name in parts and name not in misplaced
+        name: parts[name].text for name in TEXT_FIELDS if name in parts and name not in unreadable
     }
     form, problems = parse_form(texts)
     if form is not None:
         deny_list: DenyList = request.app.state.deny_list
         problems = refusals(form, model, deny_list)
-    if misplaced:
-        # A field that came as a file is not also reported as missing.
-        problems = [line for line in problems if line.split(":")[0] not in misplaced]
-        problems += [f"{name}: came as a file; send it as text" for name in misplaced]
+    if unreadable:
+        # A field that came, but cannot be read, is not also reported as missing.
+        problems = [line for line in problems if line.split(":")[0] not in unreadable]
+        problems += [f"{name}: {reason}" for name, reason in unreadable.items()]
     picture: Pixels | None = None
     upload = parts.get(IMAGE_FIELD)
-    if upload is None or upload.is_absent_file or not (upload.is_file or upload.text.strip()):
+    if upload is not None and upload.problem:
+        problems.insert(0, f"{IMAGE_FIELD}: {upload.problem}")
+    elif upload is None or upload.is_absent_file or not (upload.is_file or upload.data.strip()):
         problems.insert(0, f"{IMAGE_FIELD}: is required")
     elif not upload.is_file:
         problems.insert(0, f"{IMAGE_FIELD}: came as text; send it as a file, with a file name")

@@ -90,10 +90,6 @@ def test_text_that_is_typed_as_bytes_is_text() -> None:
     assert not read(body)["prompt"].is_file
 
 
-def test_text_that_is_not_utf8_is_latin1() -> None:
-    assert read(part('name="prompt"', b"caf\xe9") + END)["prompt"].text == "café"
-
-
 def test_file_input_with_nothing_chosen() -> None:
     body = part('name="init_image"; filename=""', b"", "Content-Type: application/octet-stream")
     assert read(body + END)["init_image"].is_absent_file
