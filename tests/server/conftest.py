@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 from server.app import create_app
 from server.settings import ENV_PREFIX, Settings
+from server.telemetry import OWN_PACKAGES
 from tests.server.pictures import file_of, four_corners
 from tests.server.stub_engine import StubEngine
 
@@ -33,10 +34,13 @@ def clean_environment(
 def restored_logging() -> Iterator[None]:
     """The command line sets up the process's logging."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers = root.handlers[:]
+    loggers = [root, *map(logging.getLogger, OWN_PACKAGES)]
+    levels = [logger.level for logger in loggers]
     yield
     root.handlers[:] = handlers
-    root.setLevel(level)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

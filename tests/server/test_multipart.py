@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import base64
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from email.mime.application import MIMEApplication
+from email.mime.multipart import MIMEMultipart
+from email.mime.text import MIMEText
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from server.envelope import ApiError, BadRequest, ContentTooLarge, UnsupportedMedia
-from server.multipart import MAX_FIELD_BYTES, MAX_PARTS, Part, read_form
+from server.multipart import MAX_FIELD_BYTES, MAX_PARTS, Part, read_form, refuse_encoded_body
+from server.part_headers import MAX_HEADER_BYTES, MAX_LOOKALIKES
 
 CONTENT_TYPE = "multipart/form-data; boundary=xyz"
 WANTED = frozenset({"prompt", "init_image"})
@@ -25,6 +31,8 @@ def read(
     *,
     chunk: int = 10_000,
     max_file_bytes: int = 1000,
+    wanted: frozenset[str] = WANTED,
+    on_unknown: Callable[[bytes], None] = lambda name: None,
 ) -> dict[str, Part]:
     async def stream() -> AsyncIterator[bytes]:
         for start in range(0, len(body), chunk):
@@ -34,9 +42,10 @@ def read(
         read_form(
             content_type,
             stream(),
-            wanted=WANTED,
+            wanted=wanted,
             file_fields=frozenset({"init_image"}),
             max_file_bytes=max_file_bytes,
+            on_unknown=on_unknown,
         )
     )
 
@@ -90,6 +99,95 @@ def test_text_that_is_typed_as_bytes_is_text() -> None:
     assert not read(body)["prompt"].is_file
 
 
+def test_the_charset_of_a_part_goes_before_the_forms() -> None:
+    body = (
+        part('name="prompt"', "蓝色圆".encode("gbk"), "Content-Type: text/plain; charset=GBK")
+        + part('name="negative"', "кот".encode("cp1251"))
+        + part('name="_charset_"', b"windows-1251\r\n")
+        + part('name="init_image"; filename="a.png"', b"\xff\xfe", "Content-Type: a/b; charset=x")
+        + END
+    )
+    for form_charset in ("", "; charset=koi8-r"):
+        parts = read(body, CONTENT_TYPE + form_charset, wanted=WANTED | {"negative"})
+        assert set(parts) == {"prompt", "negative", "init_image"}
+        assert (parts["prompt"].text, parts["negative"].text) == ("蓝色圆", "кот")
+        assert parts["init_image"].data == b"\xff\xfe"
+        assert not any(part.problem for part in parts.values())
+
+
+@pytest.mark.parametrize(
+    "type_", ["form-data; charset=gbk; boundary=xyz", 'form-data; boundary="xyz"; Charset="GBK"']
+)
+def test_the_charset_of_the_form(type_: str) -> None:
+    body = part('name="prompt"', "蓝色圆".encode("gbk"), "Content-Type: text/plain") + END
+    assert read(body, f"multipart/{type_}")["prompt"].text == "蓝色圆"
+
+
+def test_text_is_kept_as_utf8_without_a_byte_order_mark() -> None:
+    utf_16 = part(
+        'name="prompt"', "猫".encode("utf-16"), "Content-Type: text/plain; charset=UTF-16"
+    )
+    for body in (utf_16, part('name="prompt"', b"\xef\xbb\xbf" + "猫".encode())):
+        assert read(body + END)["prompt"].data == "猫".encode()
+
+
+def test_text_that_cannot_be_decoded_has_a_problem() -> None:
+    for data, declared, problem in (
+        (b"caf\xe9", "", "is not valid UTF-8; send it as UTF-8 or declare its charset"),
+        (b"caf\xe9", "; charset=utf-8", "is not valid utf-8, its declared charset"),
+        (b"a cat", "; charset=hex", "the charset hex is not known; send it as UTF-8"),
+    ):
+        body = part('name="prompt"', data, f"Content-Type: text/plain{declared}") + END
+        assert read(body)["prompt"].problem == problem
+
+
+@given(st.integers(1, 50), st.binary(max_size=200))
+def test_transfer_encodings(chunk: int, data: bytes) -> None:
+    lines = base64.encodebytes(data).replace(b"\n", b"\r\n")
+    parts = read(
+        part('name="prompt"', b"a=20c=\r\nat", "Content-Transfer-Encoding: Quoted-Printable")
+        + part('name="init_image"; filename="a"', lines, "content-transfer-encoding: BASE64 ")
+        + END,
+        chunk=chunk,
+    )
+    assert parts["prompt"].text == "a cat"
+    assert parts["init_image"].data == data
+
+
+def test_a_broken_transfer_encoding_is_a_problem_of_its_field() -> None:
+    for encoding, data, problem in (
+        ("base64", b"a blue circle!", "is not valid base64"),
+        ("base64", b"YWJ", "is cut short"),
+        ("x-uuencode", b"abc", "Content-Transfer-Encoding x-uuencode is not supported"),
+    ):
+        for place in ('name="prompt"', 'name="init_image"; filename="a"'):
+            body = part(place, data, f"Content-Transfer-Encoding: {encoding}") + END
+            (read_part,) = read(body).values()
+            assert read_part.problem.startswith(problem)
+    body = part('name="other"', b"!", "Content-Transfer-Encoding: gzip") + part(
+        'name="prompt"', b"a"
+    )
+    assert read(body + END)["prompt"].text == "a"
+
+
+def test_limits_hold_for_what_was_decoded() -> None:
+    lines = base64.encodebytes(b"x" * 1000)
+    encoded = "Content-Transfer-Encoding: base64"
+    body = part('name="init_image"; filename="a"', lines, encoded) + END
+    assert len(read(body)["init_image"].data) == 1000
+    with pytest.raises(ContentTooLarge, match="init_image: the file is over"):
+        read(body, max_file_bytes=999)
+
+
+def test_text_in_the_files_place_has_the_files_limit_and_is_not_held() -> None:
+    body = part('name="init_image"', b"x" * 300_000) + END
+    kept = read(body, max_file_bytes=300_000)["init_image"]
+    assert not kept.is_file
+    assert len(kept.data) == MAX_FIELD_BYTES
+    with pytest.raises(ContentTooLarge, match="init_image: the file is over"):
+        read(body, max_file_bytes=299_999)
+
+
 def test_file_input_with_nothing_chosen() -> None:
     body = part('name="init_image"; filename=""', b"", "Content-Type: application/octet-stream")
     assert read(body + END)["init_image"].is_absent_file
@@ -97,6 +195,127 @@ def test_file_input_with_nothing_chosen() -> None:
 
 def test_a_form_without_fields() -> None:
     assert read(END) == {}
+    assert read(b"\r\n" + END) == {}
+
+
+def folded(text: str) -> bytes:
+    head = 'Content-Disposition: form-data;\r\n name="init_image";\r\n\t filename="a.png"'
+    return f"--xyz\r\n{head}\r\n{text}\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 10_000])
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"",
+        b"\r\n",
+        b"\n",
+        b"\xef\xbb\xbf",
+        b"MIME-Version: 1.0\r\n\r\n",
+        b"MIME-Version: 1.0\r\n\xef\xbb\xbf",
+        b"no --xyz here, --xyz\r\n--xy\r\n--xyzz\r\n",
+        b"--xyz is not a delimiter\r\n",
+        b"x" * 500 + b"\r\n",
+    ],
+)
+def test_preamble_and_epilogue_say_nothing(before: bytes, chunk: int) -> None:
+    body = part('name="prompt"', b"a cat") + part('name="init_image"; filename="a"', b"\x89PNG")
+    after = part('name="prompt"', b"another") + END
+    parts = read(before + body + END + after, chunk=chunk)
+    assert parts["prompt"].text == "a cat"
+    assert parts["init_image"].data == b"\x89PNG"
+    assert read(before + END, chunk=chunk) == {}
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 10_000])
+def test_folded_headers_and_blanks_after_the_boundary(chunk: int) -> None:
+    type_ = "Content-Type:\r\n image/png"
+    body = folded(type_) + b"\x89P\r\n NG\r\n\r\n\r\n" + part('name="prompt"', b"a")
+    body = body.replace(b"--xyz\r\n", b"--xyz \t \r\n") + b"--xyz-- \r\n"
+    parts = read(body, chunk=chunk)
+    assert parts["init_image"].is_file
+    assert parts["init_image"].file_name == "a.png"
+    assert parts["init_image"].data == b"\x89P\r\n NG\r\n\r\n"
+    assert parts["prompt"].text == "a"
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 10_000])
+def test_a_form_whose_lines_end_in_lf_alone(chunk: int) -> None:
+    message = MIMEMultipart("form-data", "xyz")
+    for name, text in (("prompt", "蓝色圆"), ("other", "x")):
+        text_part = MIMEText(text, "plain", "utf-8")
+        text_part.add_header("Content-Disposition", "form-data", name=name)
+        message.attach(text_part)
+    image = MIMEApplication(b"\x89PNG\r\n\x1a\n", "png")
+    image.add_header("Content-Disposition", "form-data", name="init_image", filename="a" * 90)
+    message.attach(image)
+    body = message.as_bytes().split(b"\n\n", 1)[1]
+    for sent in (body, body.replace(b"\n", b"\r\n")):
+        parts = read(sent, chunk=chunk)
+        assert parts["prompt"].text == "蓝色圆"
+        assert parts["init_image"].data == b"\x89PNG\r\n\x1a\n"
+        assert parts["init_image"].file_name == "a" * 90
+
+
+@given(
+    st.integers(1, 20), st.lists(st.sampled_from([b"\r", b"\n", b"--", b"xyz", b"-", b" ", b"a"]))
+)
+def test_data_that_resembles_the_boundary(chunk: int, pieces: list[bytes]) -> None:
+    data = b"".join(pieces)
+    body = part('name="init_image"; filename="a"', data) + part('name="prompt"', b"a cat") + END
+    if b"\n--xyz" not in b"\n" + data:
+        parts = read(body, chunk=chunk)
+        assert parts["init_image"].data == data
+        assert parts["prompt"].text == "a cat"
+    whole = cut = None
+    with suppress(BadRequest):
+        whole = read(body)
+    with suppress(BadRequest):
+        cut = read(body, chunk=chunk)
+    assert whole == cut
+
+
+def test_any_number_of_headers_within_their_bytes() -> None:
+    many = [f"X-Header-{number}: {'v' * 20}" for number in range(1500)]
+    body = part('name="prompt"', b"a cat", *many) + END
+    assert read(body)["prompt"].text == "a cat"
+    shorter = part('name="prompt"', b"a cat", *many[:1000])
+    with pytest.raises(BadRequest, match=f"headers are over {MAX_HEADER_BYTES // 1024} KiB"):
+        read(shorter * 2 + END)
+
+
+@pytest.mark.parametrize(
+    ("disposition", "name"),
+    [
+        ("name=prompt", "prompt"),
+        ("NAME=prompt", "prompt"),
+        ('name = "prompt" ; x=y', "prompt"),
+        ("filename*=UTF-8''a.png; name=\"init_image\"", "init_image"),
+        ('name="init_image"; filename="a;b\\"c.png"', "init_image"),
+        ('name="init_image"; filename="猫.png"', "init_image"),
+    ],
+)
+def test_ways_to_write_a_name(disposition: str, name: str) -> None:
+    assert set(read(part(disposition, b"x") + END)) == {name}
+
+
+def test_unknown_fields_are_told_as_they_come() -> None:
+    told: list[bytes] = []
+    body = (
+        part('name="mask"; filename="a.png"', b"x")
+        + part('name="_charset_"', b"utf-8")
+        + part('name="Prompt"', b"x")
+        + part('name="a%22b%0D%0A"', b"x")
+        + part('name="gr\xf6\xdfe"', b"x")
+        + part('name="prompt"', b"x") * 2
+        + part('name="mask"', b"x")
+    )
+    read(body + END, on_unknown=told.append)
+    assert told == [b"mask", b"Prompt", b'a"b\r\n', "größe".encode(), b"mask"]
+    del told[:]
+    with pytest.raises(BadRequest, match="ends before"):
+        read(part('name="mask"', b"x") + b"--xyz\r\n", on_unknown=told.append)
+    assert told == [b"mask"]
 
 
 COMPLETE = (
@@ -128,11 +347,35 @@ def test_malformed_bodies(body: bytes) -> None:
         read(body)
 
 
+def test_a_body_with_another_boundary_says_so() -> None:
+    for body in (b"", b"--abc\r\n\r\nx\r\n--abc--\r\n", b"x--xyz\r\n"):
+        with pytest.raises(BadRequest, match="no line of it is the boundary"):
+            read(body)
+
+
+@pytest.mark.parametrize("line", [b"\r\n--xyzz", b"\r\n--xyz-", b"\r\n--xyz\r", b"\r\n--xyz x"])
+def test_a_flood_of_lines_that_resemble_the_boundary(line: bytes) -> None:
+    for start in (part('name="other"', b""), b""):
+        with pytest.raises(BadRequest, match="choose another"):
+            read(start + line * (MAX_LOOKALIKES + 2) + b"\r\n" + END)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "identity, br", "x" * 500])
+def test_an_encoded_body_is_refused_by_name(encoding: str) -> None:
+    named = encoding.split(", ")[-1][:100]
+    with pytest.raises(UnsupportedMedia, match=f"Content-Encoding: {named} is not supported"):
+        refuse_encoded_body(["identity", encoding])
+    refuse_encoded_body(["identity", "", " Identity ,"])
+    refuse_encoded_body([])
+
+
 def test_missing_and_oversized_boundary() -> None:
     with pytest.raises(BadRequest, match="has no boundary"):
         read(b"", "multipart/form-data")
     with pytest.raises(BadRequest, match="malformed"):
         read(b"", "multipart/form-data; boundary=" + "x" * 10_000)
+    with pytest.raises(BadRequest, match="malformed"):
+        read(b"", "multipart/form-data; boundary=" + "x" * 500)
 
 
 @pytest.mark.parametrize(
