@@ -84,6 +84,7 @@ class PartHeaders:
             if after is not None and self._is_delimiter(found, after["line"]):
                 # Before the first boundary, what shows that it starts a line is held too.
                 return (max(0, found - 4) if self.in_preamble else found), after
+            self._searched = 0
             self._lookalikes += 1
             if self._lookalikes > MAX_LOOKALIKES:
                 raise BadRequest(
