@@ -31,6 +31,7 @@ from server.bookkeeping import (
     TooManyAtOnce,
 )
 from server.envelope import BadRequest, Conflict, PaymentRequired, TooManyRequests, Unavailable
+from server.ignored_fields import IGNORED_FIELDS_HEADER
 from server.multipart import Part
 from server.price import credits_text
 from server.telemetry import current_request_id
@@ -46,6 +47,7 @@ EXPOSED_HEADERS = (
     CHARGED_HEADER,
     REMAINING_HEADER,
     REPLAYED_HEADER,
+    IGNORED_FIELDS_HEADER,
     "RateLimit",
     "RateLimit-Policy",
     "RateLimit-Limit",
@@ -208,8 +210,10 @@ def fingerprint(parts: Mapping[str, Part]) -> str:
     digest = hashlib.sha256()
     for name in sorted(parts):
         part = parts[name]
-        content = hashlib.sha256(part.data).digest()
-        digest.update(b"%s\0%d\0%s" % (name.encode(), part.is_file, content))
+        content = hashlib.sha256(part.data)
+        # What cannot be decoded is not the field that has the same bytes.
+        content.update(part.problem.encode())
+        digest.update(b"%s\0%d\0%s" % (name.encode(), part.is_file, content.digest()))
     return digest.hexdigest()
 
 

@@ -15,7 +15,7 @@ from models.demo import demo_notice
 from server import __version__
 from server.access import Access
 from server.admission import EXPOSED_HEADERS, IDEMPOTENCY_HEADER
-from server.answer_headers import AnswerHeaders
+from server.answer_headers import AnswerHeaders, SafeHeaders
 from server.body_limit import FORM_ALLOWANCE, BodyLimit
 from server.bookkeeping import DatabaseUnusable
 from server.decoder_limits import DecoderLimits
@@ -166,7 +166,7 @@ def _middleware(settings: Settings) -> list[Middleware]:
     stack = [Middleware(RootPath, root_path=settings.root_path)] if settings.root_path else []
     if settings.errors_as_200:
         stack.append(Middleware(ErrorsAs200))
-    stack.append(Middleware(RequestContext))
+    stack += [Middleware(RequestContext), Middleware(SafeHeaders)]
     if settings.cors_origins:
         stack.append(
             Middleware(

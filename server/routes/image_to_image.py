@@ -25,6 +25,7 @@ from pipelines.errors import (
 )
 from pipelines.request import GenerationRequest, GenerationResult, Pixels
 from server.admission import Admission, Admitted
+from server.answer_headers import answer_headers
 from server.decoders import DecoderPool, DecodersBusy, DecodeTimeout, Fit
 from server.deny_list import DenyList
 from server.engine_host import EngineHost, Handle, LoadedModel
@@ -39,8 +40,9 @@ from server.envelope import (
 from server.event_stream import stream_answer, stream_response, wants_events
 from server.finishing import finish
 from server.generation import generation_request, refusals
+from server.ignored_fields import IgnoredFields
 from server.images import PictureError
-from server.multipart import Part, read_form
+from server.multipart import Part, read_form, refuse_encoded_body
 from server.price import price
 from server.safety import PictureWithheld
 from server.schemas import (
@@ -154,6 +156,8 @@ def _model_in_service(host: EngineHost) -> LoadedModel:
 
 
 async def _read_parts(request: Request, settings: Settings, limit: TimeLimit) -> dict[str, Part]:
+    refuse_encoded_body(request.headers.getlist("content-encoding"))
+    ignored = IgnoredFields(answer_headers(request.scope))
     try:
         async with asyncio.timeout(limit.remaining):
             async with aclosing(request.stream()) as stream:
@@ -163,6 +167,7 @@ async def _read_parts(request: Request, settings: Settings, limit: TimeLimit) ->
                     wanted=FORM_FIELDS,
                     file_fields=frozenset({IMAGE_FIELD}),
                     max_file_bytes=settings.max_upload_bytes,
+                    on_unknown=ignored.add,
                 )
     except TimeoutError:
         raise DeadlineExpired(f"the upload was not complete within {limit.seconds:g} s") from None
@@ -176,21 +181,27 @@ async def _check_parts(
     limit: TimeLimit,
 ) -> tuple[ImageToImageForm, Pixels]:
     """The form and the picture at the size to make, or BadRequest with all that is wrong."""
-    misplaced = [name for name in TEXT_FIELDS if name in parts and parts[name].is_file]
+    unreadable = {
+        name: "came as a file; send it as text" if part.is_file else part.problem
+        for name in TEXT_FIELDS
+        if (part := parts.get(name)) is not None and (part.is_file or part.problem)
+    }
     texts = {
-        name: parts[name].text for name in TEXT_FIELDS if name in parts and name not in misplaced
+        name: parts[name].text for name in TEXT_FIELDS if name in parts and name not in unreadable
     }
     form, problems = parse_form(texts)
     if form is not None:
         deny_list: DenyList = request.app.state.deny_list
         problems = refusals(form, model, deny_list)
-    if misplaced:
-        # A field that came as a file is not also reported as missing.
-        problems = [line for line in problems if line.split(":")[0] not in misplaced]
-        problems += [f"{name}: came as a file; send it as text" for name in misplaced]
+    if unreadable:
+        # A field that came, but cannot be read, is not also reported as missing.
+        problems = [line for line in problems if line.split(":")[0] not in unreadable]
+        problems += [f"{name}: {reason}" for name, reason in unreadable.items()]
     picture: Pixels | None = None
     upload = parts.get(IMAGE_FIELD)
-    if upload is None or upload.is_absent_file or not (upload.is_file or upload.text.strip()):
+    if upload is not None and upload.problem:
+        problems.insert(0, f"{IMAGE_FIELD}: {upload.problem}")
+    elif upload is None or upload.is_absent_file or not (upload.is_file or upload.data.strip()):
         problems.insert(0, f"{IMAGE_FIELD}: is required")
     elif not upload.is_file:
         problems.insert(0, f"{IMAGE_FIELD}: came as text; send it as a file, with a file name")

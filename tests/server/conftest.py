@@ -14,6 +14,7 @@ from server.app import create_app
 from server.decoder_limits import DecoderLimits
 from server.decoders import DecoderPool
 from server.settings import ENV_PREFIX, Settings
+from server.telemetry import OWN_PACKAGES
 from tests.server.pictures import file_of, four_corners
 from tests.server.stub_engine import StubEngine
 
@@ -35,10 +36,13 @@ def clean_environment(
 def restored_logging() -> Iterator[None]:
     """The command line sets up the process's logging."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers = root.handlers[:]
+    loggers = [root, *map(logging.getLogger, OWN_PACKAGES)]
+    levels = [logger.level for logger in loggers]
     yield
     root.handlers[:] = handlers
-    root.setLevel(level)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

@@ -122,7 +122,9 @@ def test_cors_headers_are_on_failures_too(make_client: MakeClient, engine: StubE
         response = client.post(path, headers={"Origin": ORIGIN})
         assert_failure(response, status)
         assert response.headers["access-control-allow-origin"] == ORIGIN
-        assert "Retry-After" in response.headers["access-control-expose-headers"]
+        exposed = response.headers["access-control-expose-headers"]
+        assert "Retry-After" in exposed
+        assert "X-Ignored-Fields" in exposed
 
 
 def test_cors_for_everyone(make_client: MakeClient) -> None:
@@ -291,6 +293,53 @@ def test_openapi_describes_the_form_and_the_answers(client: TestClient) -> None:
     assert {scheme["name"] for scheme in schemes.values()} == {"Authentication", "Authorization"}
     assert operation["security"] == [{"Authentication": []}, {"Authorization": []}]
     assert "$ref" not in json.dumps(operation["requestBody"])
+
+
+# Headers that keep browsers safe
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/docs", "/openapi.json", "/health/live", "/static/docs.js", "/nothing", "/broken"],
+)
+def test_every_answer_tells_browsers_to_be_careful(make_client: MakeClient, path: str) -> None:
+    client = make_client(cors_origins=(ORIGIN,))
+    application: Any = client.app
+
+    @application.get("/broken")
+    def broken() -> None:
+        raise RuntimeError
+
+    for response in (
+        client.get(path),
+        client.head(path),
+        client.post(path),
+        preflight(client, "x"),
+    ):
+        headers = response.headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["x-frame-options"] == "DENY"
+        assert headers["referrer-policy"] == "no-referrer"
+        policy = headers.get_list("content-security-policy")
+        assert len(policy) == 1
+        assert "frame-ancestors 'none'" in policy[0]
+        assert "default-src 'none'" in policy[0]
+        assert "unsafe" not in policy[0]
+
+
+def test_the_page_holds_no_script_or_style_of_its_own(client: TestClient) -> None:
+    response = client.get("/docs")
+    assert "script-src 'self'; style-src 'self';" in response.headers["content-security-policy"]
+    assert "<style" not in response.text
+    assert response.text.count("<script") == response.text.count("></script>") == 2
+    script = client.get("/static/docs.js")
+    assert script.headers["content-type"].startswith("text/javascript")
+    assert "persistAuthorization: false" in script.text
+
+
+def test_a_prefix_cannot_break_out_of_the_page(make_client: MakeClient) -> None:
+    page = make_client(root_path='/a"><script>').get("/docs").text
+    assert "<script>" not in page
 
 
 def test_docs_ask_nothing_of_another_host(client: TestClient) -> None:

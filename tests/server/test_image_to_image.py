@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import io
 import json
 import logging
@@ -164,6 +165,107 @@ def test_problems_of_the_picture(
     message = assert_failure(send(files=files), 400)
     assert message.startswith(problem)
     assert not engine.handles
+
+
+@pytest.mark.parametrize("form", ["bytes", "data URL", "base64"])
+@pytest.mark.parametrize("size", [0, 300_000])
+def test_a_picture_as_text_of_any_size_is_told_the_same(
+    send: Send, picture_file: bytes, form: str, size: int
+) -> None:
+    data: str | bytes = picture_file + b"\0" * size
+    if form != "bytes":
+        data = base64.b64encode(picture_file + b"\0" * size).decode()
+        data = f"data:image/png;base64,{data}" if form == "data URL" else data
+    message = assert_failure(send(files={"init_image": (None, data)}), 400)
+    assert message == "init_image: came as text; send it as a file, with a file name"
+
+
+def raw_form(picture: bytes, prompt: bytes, *headers: str, encoding: str = "binary") -> bytes:
+    """A form with one text field and a picture, written by hand."""
+    lines = ['Content-Disposition: form-data; name="prompt"', *headers]
+    file_lines = [
+        'Content-Disposition: form-data; name="init_image"; filename="a.png"',
+        f"Content-Transfer-Encoding: {encoding}",
+    ]
+    return b"\r\n".join(
+        (
+            b"--B",
+            *(line.encode() for line in lines),
+            b"",
+            prompt,
+            b"--B",
+            *(line.encode() for line in file_lines),
+            b"",
+            picture,
+            b"--B--",
+            b"",
+        )
+    )
+
+
+FORM_B = {"Content-Type": "multipart/form-data; boundary=B"}
+
+
+def test_text_in_another_charset_is_read_as_it_was_meant(
+    client: TestClient, engine: StubEngine, picture_file: bytes
+) -> None:
+    for body in (
+        raw_form(
+            picture_file,
+            "синий круг".encode("cp1251"),
+            "Content-Type: text/plain; charset=windows-1251",
+        ),
+        raw_form(
+            picture_file,
+            base64.b64encode("синий круг".encode()),
+            "Content-Transfer-Encoding: base64",
+        ),
+        raw_form(base64.encodebytes(picture_file), "синий круг".encode(), encoding="base64"),
+    ):
+        assert client.post(PATH, content=body, headers=FORM_B).status_code == 200
+        assert engine.last_request.prompt == "синий круг"
+
+
+def test_what_cannot_be_decoded_is_named_beside_the_rest(
+    client: TestClient, engine: StubEngine, picture_file: bytes
+) -> None:
+    body = raw_form(picture_file, b"caf\xe9")
+    message = assert_failure(client.post(PATH, content=body, headers=FORM_B), 400)
+    assert message == "prompt: is not valid UTF-8; send it as UTF-8 or declare its charset"
+    body = raw_form(b"!", b"caf\xe9", "Content-Type: text/plain; charset=zip", encoding="base64")
+    body = body.replace(
+        b"--B--", b'--B\r\nContent-Disposition: form-data; name="steps"\r\n\r\n5\r\n--B--'
+    )
+    message = assert_failure(client.post(PATH, content=body, headers=FORM_B), 400)
+    assert message == (
+        "init_image: is cut short: its base64 ends within four characters; "
+        "steps: 5 is not in 10..50; prompt: the charset zip is not known; send it as UTF-8"
+    )
+    assert not engine.handles
+
+
+def test_an_encoded_body_is_refused_by_name(client: TestClient, picture_file: bytes) -> None:
+    response = client.post(
+        PATH,
+        content=gzip.compress(raw_form(picture_file, b"a")),
+        headers={**FORM_B, "Content-Encoding": "gzip"},
+    )
+    assert_failure(response, 415, "Content-Encoding: gzip is not supported; send the body as it is")
+    assert response.headers["accept-encoding"] == "identity"
+
+
+def test_unknown_fields_are_named_whatever_the_answer(send: Send, engine: StubEngine) -> None:
+    named = "guidance, init_image%5B%5D"
+    fields = {"guidance": "7", "init_image[]": "x"}
+    assert send(**fields).headers["x-ignored-fields"] == named
+    streamed = send(**fields, headers={"Accept": "text/event-stream"})
+    assert streamed.headers["content-type"].startswith("text/event-stream")
+    assert streamed.headers["x-ignored-fields"] == named
+    assert send(**fields, steps="5").headers["x-ignored-fields"] == named
+    engine.refusal = EngineBusy("busy", 3.0)
+    assert send(**fields).headers["x-ignored-fields"] == named
+    engine.refusal = None
+    assert "x-ignored-fields" not in send().headers
 
 
 def test_a_text_field_that_comes_as_a_file(send: Send, picture_file: bytes) -> None:
