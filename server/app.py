@@ -104,6 +104,7 @@ def create_app(
         await host.drain(settings.grace_period)
         if accounts is not None:
             await accounts.stop()
+        await access.rates.close()
 
     app = Application(
         title="img2img-server",

@@ -13,9 +13,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from limits import RateLimitItem, parse
-from limits.aio.storage import Storage
+from limits.aio.storage import RedisStorage, Storage
+from limits.aio.storage.redis.redispy import RedispyBridge
 from limits.aio.strategies import MovingWindowRateLimiter
 from limits.errors import ConfigurationError, StorageError
 from limits.storage import storage_from_string
@@ -89,6 +91,13 @@ class Rates:
         except StorageError as error:
             self._fall_back(error)
             return await _window(self._own, rate, names, await self._own.test(rate, *names))
+
+    async def close(self) -> None:
+        """Close the connections to the shared store."""
+        storage = self._shared.storage
+        if isinstance(storage, RedisStorage) and isinstance(storage.bridge, RedispyBridge):
+            connections: Any = storage.bridge.get_connection()
+            await connections.aclose()
 
     def _fall_back(self, error: StorageError) -> None:
         self._shared_again_at = time.monotonic() + RETRY_STORE_SECONDS
