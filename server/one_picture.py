@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from server.deny_list import DenyList, DenyListError
 from server.engine_host import load_model
+from server.extras import missing_extras
 from server.finishing import finish
 from server.generation import generation_request, refusals
 from server.images import PictureError, prepare_picture
@@ -38,6 +39,8 @@ async def make_picture(
         deny_list = DenyList.read(settings.prompt_deny_list)
     except DenyListError as error:
         raise InvalidInput(str(error)) from None
+    if missing := missing_extras(settings):
+        raise InvalidInput("\n".join(missing))
     model = load_model(settings, warm_up=False)
     if problems := refusals(form, model, deny_list):
         raise InvalidInput("\n".join(problems))
