@@ -23,6 +23,7 @@ from server.decoders import DecoderPool
 from server.deny_list import DenyList, DenyListError
 from server.engine_host import EngineHost, ModelStarter, load_model
 from server.envelope import EnvelopedCors, ErrorsAs200, FailureGuard, add_failure_handlers
+from server.extras import missing_extras
 from server.limits import LimitsProblem
 from server.routes import account, health, image_to_image, pages
 from server.settings import Settings
@@ -91,6 +92,8 @@ def create_app(
     problem = settings.exposure_problem()
     if problem is not None:
         raise ConfigurationError(problem)
+    if missing := missing_extras(settings):
+        raise ConfigurationError("\n".join(missing))
     try:
         deny_list = DenyList.read(settings.prompt_deny_list)
     except DenyListError as error:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from models.demo import demo_notice
 from server import __version__
 from server.deny_list import DenyList, DenyListError
+from server.extras import missing_extras, missing_requirements
 from server.memory import memory_policy
 from server.settings import Settings, unknown_variables
 
@@ -39,6 +40,8 @@ def diagnose(settings: Settings) -> Diagnosis:
 
     diagnosis = Diagnosis()
     facts = diagnosis.facts
+    missing = missing_extras(settings)
+    diagnosis.problems += missing_requirements() + missing
     if settings.threads:
         torch.set_num_threads(settings.threads)
     facts["version"] = f"img2img-server {__version__}, Python {platform.python_version()}"
@@ -53,7 +56,8 @@ def diagnose(settings: Settings) -> Diagnosis:
     try:
         bundle = load_model(settings.model_spec, device=settings.device, dtype=settings.dtype)
     except ModelLoadError as error:
-        diagnosis.problems.append(str(error))
+        if not (missing and isinstance(error.__cause__, ImportError)):  # else said already
+            diagnosis.problems.append(str(error))
     else:
         facts["model"] = bundle.name
         facts |= bundle.facts

@@ -12,6 +12,7 @@ from server.decoder_limits import DecoderLimits
 from server.decoders import DecoderPool, DecodersBusy, Fit
 from server.deny_list import DenyList, DenyListError
 from server.engine_host import Handle, StartError, load_model
+from server.extras import missing_extras
 from server.finishing import FinishedPicture, finish
 from server.generation import generation_request, refusals
 from server.images import PictureError
@@ -64,6 +65,8 @@ async def make_picture(
         deny_list = DenyList.read(settings.prompt_deny_list)
     except DenyListError as error:
         raise InvalidInput(str(error)) from None
+    if missing := missing_extras(settings):
+        raise InvalidInput("\n".join(missing))
     observer.stage(f"loading {settings.model}")
     try:
         model = load_model(settings, warm_up=False)

@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     limits_url: SecretStr = Field(
         SecretStr("memory://"),
         description="Where rates are counted: `memory://`, or `redis://HOST:6379` for several "
-        "servers (needs the extra `redis`).",
+        "servers.",
     )
     auth_failures: str = Field(
         "30/minute",

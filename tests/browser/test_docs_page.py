@@ -12,17 +12,18 @@ import pytest
 
 from tests.server.pictures import file_of, gradient
 from tests.server.server_process import ServerProcess, running_server
+from tests.services import skip_or_fail
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
 PATH = "/api/generate/basic/imageToImage"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[sync_api.Browser]:
+    if CHROMIUM is None:
+        skip_or_fail("no Chromium is installed (Debian: apt-get install chromium)")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM,

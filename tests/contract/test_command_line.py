@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,13 @@ from PIL import Image, ImageChops
 from PIL.ExifTags import IFD, Base
 
 from server import __version__
+from shipped_environment import shipped_environment
 from tests.contract.conftest import QUICK, Client, contract_model
 from tests.server.server_process import ROOT
 
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "server.cli", *args]
+    command = [str(shipped_environment()), "-m", "server.cli", *args]
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
