@@ -79,7 +79,9 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         app,
         host=settings.host,
         port=settings.port,
-        http=limited_protocol(settings.max_header_kib * 1024, settings.header_timeout),
+        http=limited_protocol(
+            settings.max_header_kib * 1024, settings.header_timeout, settings.answer_patience
+        ),
         lifespan="on",
         ws="none",
         log_config=None,
