@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from fastapi import FastAPI
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.demo import demo_notice
 from server import __version__
 from server.access import Access
-from server.admission import EXPOSED_HEADERS, IDEMPOTENCY_HEADER
+from server.admission import EXPOSED_HEADERS
 from server.answer_headers import AnswerHeaders, SafeHeaders
-from server.body_limit import FORM_ALLOWANCE, BodyLimit
+from server.body_limit import BodyLimit
 from server.bookkeeping import DatabaseUnusable
+from server.bytes_in_flight import ByteBudget, BytesInFlight
 from server.decoder_limits import DecoderLimits
 from server.decoders import DecoderPool
 from server.deny_list import DenyList, DenyListError
@@ -25,6 +25,7 @@ from server.engine_host import EngineHost, ModelStarter, load_model
 from server.envelope import EnvelopedCors, ErrorsAs200, FailureGuard, add_failure_handlers
 from server.extras import missing_extras
 from server.limits import LimitsProblem
+from server.request_path import RequestPath
 from server.routes import account, health, image_to_image, pages
 from server.settings import Settings
 from server.telemetry import REQUEST_ID_HEADER, RequestContext
@@ -44,23 +45,6 @@ def _description(settings: Settings) -> str:
 
 class ConfigurationError(Exception):
     """The settings do not allow to start; the message says what to change."""
-
-
-class RootPath:
-    """Serves the application under a prefix, whether the proxy in front strips it or not."""
-
-    def __init__(self, app: ASGIApp, root_path: str) -> None:
-        self.app = app
-        self.root_path = root_path
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            path: str = scope["path"]
-            inside = path == self.root_path or path.startswith(self.root_path + "/")
-            # Starlette routes on what follows root_path in path.
-            full_path = path if inside else self.root_path + path
-            scope = {**scope, "root_path": self.root_path, "path": full_path}
-        await self.app(scope, receive, send)
 
 
 class Application(FastAPI):
@@ -99,6 +83,7 @@ def create_app(
     except DenyListError as error:
         raise ConfigurationError(str(error)) from None
 
+    byte_budget = ByteBudget(settings.max_bytes_in_flight)
     host = EngineHost(settings, starter)
     accounts = _open_accounts(settings)
     try:
@@ -134,12 +119,13 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=_middleware(settings),
+        middleware=_middleware(settings, byte_budget),
     )
     app.state.settings = settings
     app.state.engine_host = host
     app.state.accounts = accounts
     app.state.access = access
+    app.state.byte_budget = byte_budget
     app.state.deny_list = deny_list
     app.state.decoders = decoders or own_decoders
     app.state.picture_limiter = anyio.CapacityLimiter(settings.picture_threads)
@@ -164,9 +150,9 @@ def _open_accounts(settings: Settings) -> Accounts | None:
         raise ConfigurationError(str(error)) from None
 
 
-def _middleware(settings: Settings) -> list[Middleware]:
+def _middleware(settings: Settings, byte_budget: ByteBudget) -> list[Middleware]:
     """Outermost first. The log sees true statuses; CORS headers are on every answer."""
-    stack = [Middleware(RootPath, root_path=settings.root_path)] if settings.root_path else []
+    stack = [Middleware(RequestPath, root_path=settings.root_path)]
     if settings.errors_as_200:
         stack.append(Middleware(ErrorsAs200))
     stack += [Middleware(RequestContext), Middleware(SafeHeaders)]
@@ -176,21 +162,19 @@ def _middleware(settings: Settings) -> list[Middleware]:
                 EnvelopedCors,
                 allow_origins=settings.cors_origins,
                 allow_methods=["GET", "POST"],
-                allow_headers=[
-                    "Authentication",
-                    "Authorization",
-                    IDEMPOTENCY_HEADER,
-                    REQUEST_ID_HEADER,
-                ],
+                # Whatever a page's tools add, such as traces: a header by itself does nothing here.
+                allow_headers=["*"],
+                allow_private_network=True,
                 expose_headers=[REQUEST_ID_HEADER, "Retry-After", "X-Status", *EXPOSED_HEADERS],
             )
         )
     stack.append(Middleware(AnswerHeaders))
     stack.append(Middleware(FailureGuard))
+    stack.append(Middleware(BytesInFlight, budget=byte_budget))
     stack.append(
         Middleware(
             BodyLimit,
-            max_bytes=settings.max_upload_bytes + FORM_ALLOWANCE,
+            max_bytes=settings.max_body_bytes,
             min_rate=settings.min_upload_rate * 1024,
             patience=settings.upload_patience,
         ),

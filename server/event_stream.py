@@ -6,10 +6,12 @@ an ordinary request would have been answered with, failures too.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
+import anyio
 from fastapi import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -20,6 +22,10 @@ from server.images import encode_png
 from server.waiting import TimeLimit
 
 EVENT_STREAM = "text/event-stream"
+KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE_SECONDS = 10.0
+"""Seconds without an event, after which a comment is sent: proxies cut what is silent for 30."""
+
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -55,7 +61,7 @@ def stream_response(
     request, and so does the end of its time.
     """
 
-    async def events() -> AsyncIterator[bytes]:
+    async def events() -> AsyncGenerator[bytes]:
         try:
             try:
                 # The limit is on each wait: the time while an event is sent is the client's.
@@ -69,7 +75,25 @@ def stream_response(
         finally:
             handle.cancel()
 
-    return StreamingResponse(events(), media_type=EVENT_STREAM, headers=_HEADERS)
+    return StreamingResponse(kept_alive(events()), media_type=EVENT_STREAM, headers=_HEADERS)
+
+
+async def kept_alive(events: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the events, and a comment whenever none has come for a while."""
+    while True:
+        coming = asyncio.ensure_future(anext(events, None))
+        try:
+            while not (await asyncio.wait((coming,), timeout=KEEP_ALIVE_SECONDS))[0]:
+                yield KEEP_ALIVE
+        finally:
+            if not coming.done():
+                # The client has left: what the events still hold is let go of before this ends.
+                coming.cancel()
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait((coming,))
+        if (data := coming.result()) is None:
+            return
+        yield data
 
 
 def stream_answer(body: bytes) -> Response:

@@ -121,7 +121,9 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         host=settings.host,
         port=settings.port,
         backlog=BACKLOG,
-        http=limited_protocol(settings.max_header_kib * 1024, settings.header_timeout),
+        http=limited_protocol(
+            settings.max_header_kib * 1024, settings.header_timeout, settings.answer_patience
+        ),
         lifespan="on",
         ws="none",
         log_config=None,

@@ -21,6 +21,8 @@ from server.setting_values import is_loopback, split_list, split_lora, split_siz
 
 ENV_PREFIX = "IMG2IMG_"
 MIB = 1024 * 1024
+FORM_ALLOWANCE = MIB
+"""Bytes a body may have beyond its picture: the other fields and the form's own lines."""
 
 StringList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
 SecretList = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(split_list)]
@@ -205,7 +207,18 @@ class Settings(BaseSettings):
         "0: any.",
     )
     upload_patience: float = Field(
-        15.0, gt=0, description="Seconds that an upload may be behind that rate."
+        15.0, gt=0, description="Seconds that an upload may be behind that rate, or stand still."
+    )
+    answer_patience: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds in which a client has to take some of its answer; then it is cut off.",
+    )
+    max_bytes_in_flight_mib: float = Field(
+        512.0,
+        gt=0,
+        description="MiB of uploads and unread answers held at the same time, at least one "
+        "upload; what would go beyond is answered 503, Retry-After.",
     )
     max_header_kib: int = Field(
         64,
@@ -380,6 +393,16 @@ class Settings(BaseSettings):
     @property
     def max_upload_bytes(self) -> int:
         return int(self.max_upload_mib * MIB)
+
+    @property
+    def max_bytes_in_flight(self) -> int:
+        """Bytes of requests and answers that may be held; the largest request always has room."""
+        return max(int(self.max_bytes_in_flight_mib * MIB), self.max_body_bytes)
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Bytes of the largest request's body: its picture and the form around it."""
+        return self.max_upload_bytes + FORM_ALLOWANCE
 
     @property
     def model_spec(self) -> ModelSpec:

@@ -145,6 +145,8 @@ async def _answer(
 
 
 def _replayed(request: Request, body: bytes) -> Response:
+    # It costs its sender nothing, so it is not made for one more who may not read it.
+    request.app.state.byte_budget.check(len(body))
     return stream_answer(body) if wants_events(request) else picture_response(body)
 
 

@@ -19,7 +19,7 @@ from tests.server.stub_engine import StubEngine
 # Failures of the framework
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/api/generate/basic/imagetoimage", PATH + "/"])
+@pytest.mark.parametrize("path", ["/nothing", "/api/generate/basic/imagetoimage", PATH + "/x"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_unknown_paths(client: TestClient, method: str, path: str) -> None:
     assert_failure(client.request(method, path), 404, f"nothing is at {path}")
@@ -127,6 +127,32 @@ def test_cors_headers_are_on_failures_too(make_client: MakeClient, engine: StubE
         assert "X-Ignored-Fields" in exposed
 
 
+ANY_HEADER = {
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "traceparent, x-anything, content-type, idempotency-key",
+    "Access-Control-Request-Private-Network": "true",
+}
+
+
+@pytest.mark.parametrize("origins", [ORIGIN, "*"])
+def test_a_preflight_with_any_header_from_a_public_page(
+    make_client: MakeClient, origins: str
+) -> None:
+    client = make_client(cors_origins=origins)
+    allowed = client.options(PATH, headers={"Origin": ORIGIN, **ANY_HEADER})
+    assert allowed.status_code == 200
+    assert allowed.headers["access-control-allow-origin"] in (ORIGIN, "*")
+    assert "x-anything" in allowed.headers["access-control-allow-headers"]
+    assert allowed.headers["access-control-allow-private-network"] == "true"
+
+
+def test_a_preflight_of_another_origin_is_allowed_nothing(make_client: MakeClient) -> None:
+    client = make_client(cors_origins=ORIGIN)
+    refused = client.options(PATH, headers={"Origin": "https://other.example", **ANY_HEADER})
+    assert_failure(refused, 400, "Disallowed CORS origin")
+    assert not [name for name in refused.headers if name.startswith("access-control-")]
+
+
 def test_cors_for_everyone(make_client: MakeClient) -> None:
     assert preflight(make_client(cors_origins="*"), ORIGIN).status_code == 200
 
@@ -146,6 +172,56 @@ def test_root_path_whether_the_proxy_strips_it_or_not(make_client: MakeClient, p
     assert client.get(f"{prefix}/openapi.json").json()["servers"] == [{"url": "/images"}]
     assert_failure(client.get(f"{prefix}{PATH}"), 405)
     assert_failure(client.get(f"{prefix}/imagesX/health/live"), 404)
+
+
+OWN_PATHS = ["/api/account", "/api/account/usage", "/health/live", "/docs", "/openapi.json"]
+
+
+@pytest.mark.parametrize("stripped", [True, False])
+@pytest.mark.parametrize("root_path", ["/api", "/sd", "/api/generate", "/a/b", "/docs", "/static"])
+def test_a_root_path_that_looks_like_the_contract(
+    make_client: MakeClient, root_path: str, stripped: bool, picture_file: bytes
+) -> None:
+    client = make_client(root_path=root_path)
+    prefix = "" if stripped else root_path
+    for path in OWN_PATHS:
+        assert client.get(prefix + path).status_code == 200, path
+    assert f"{root_path}/openapi.json" in client.get(f"{prefix}/docs").text
+    assert client.get(f"{prefix}/openapi.json").json()["servers"] == [{"url": root_path}]
+    assert client.get(f"{prefix}/static/swagger/swagger-ui.css").status_code == 200
+    form: Any = {"data": {"prompt": "a"}, "files": {"init_image": ("a", picture_file)}}
+    assert client.post(prefix + PATH, **form).json()["code"] == 0
+    assert_failure(client.get(prefix + PATH), 405)
+    assert_failure(client.get(f"{prefix}/nothing"), 404)
+
+
+@pytest.mark.parametrize("root_path", ["", "/api", "/sd"])
+@pytest.mark.parametrize("prefixed", [True, False])
+@pytest.mark.parametrize(
+    "path", [PATH + "/", PATH + "//", "/" + PATH, PATH.replace("/", "//"), PATH + "/?a=b"]
+)
+def test_slashes_do_not_matter(
+    make_client: MakeClient, root_path: str, prefixed: bool, path: str, picture_file: bytes
+) -> None:
+    client = make_client(root_path=root_path)
+    target = "http://testserver" + (root_path if prefixed else "") + path
+    form: Any = {"data": {"prompt": "a"}, "files": {"init_image": ("a", picture_file)}}
+    answer = client.post(target, **form)
+    assert (answer.status_code, answer.json()["code"]) == (200, 0)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/health/live/",
+        "//health//live",
+        "/docs/",
+        "/api//account/",
+        "//static/swagger//swagger-ui.css",
+    ],
+)
+def test_slashes_do_not_matter_anywhere(client: TestClient, path: str) -> None:
+    assert client.get("http://testserver" + path).status_code == 200
 
 
 def test_no_root_path_by_default(client: TestClient) -> None:
