@@ -17,6 +17,7 @@ class Task:
 
     ``rows`` is 1 or 2 (`guidance_rows`), ``evaluations`` the length of its sampler table. Nothing
     is planned for it before it is ``prepared``: its noise is drawn elsewhere meanwhile.
+    ``text_chunks`` are encoded with its picture, unless they are remembered.
     """
 
     ident: int
@@ -26,6 +27,7 @@ class Task:
     arrived: float
     deadline: float | None = None
     prepared: bool = True
+    text_chunks: int = 0
     due: float = field(default=0.0, init=False)
     encoded: bool = field(default=False, init=False)
     encode_parts_done: int = field(default=0, init=False)

@@ -39,7 +39,7 @@ async def make_picture(
     except DenyListError as error:
         raise InvalidInput(str(error)) from None
     model = load_model(settings, warm_up=False)
-    if problems := refusals(form, model, deny_list):
+    if problems := refusals(form, model, deny_list, settings.max_breaks):
         raise InvalidInput("\n".join(problems))
     generation = generation_request(form, picture)
     model.engine.start()

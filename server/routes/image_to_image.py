@@ -7,7 +7,8 @@ import base64
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -59,6 +60,7 @@ _NOT_READY_RETRY_AFTER = 5.0
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["image to image"])
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @router.post(
@@ -86,7 +88,7 @@ async def image_to_image(request: Request, admission: Admitted) -> Response:
     cost = price(generation.width, generation.height, form.steps)
     if (kept := await admission.reserve(cost)) is not None:
         return _replayed(request, kept)
-    handle = _submit(model, generation, settings.request_timeout)
+    handle = await _submit(model, generation, settings.request_timeout)
 
     async def answer() -> bytes:
         result = await _result(handle, settings.request_timeout)
@@ -145,8 +147,7 @@ async def _check_parts(
     }
     form, problems = parse_form(texts)
     if form is not None:
-        deny_list: DenyList = request.app.state.deny_list
-        problems = refusals(form, model, deny_list)
+        problems = await _in_text_thread(_refusals, request, form, model)
     if misplaced:
         # A field that came as a file is not also reported as missing.
         problems = [line for line in problems if line.split(":")[0] not in misplaced]
@@ -177,11 +178,27 @@ def _read_picture(
     return prepare_picture(data, form.width, form.height, form.resize_mode, auto_sizes)
 
 
-def _submit(model: LoadedModel, generation: GenerationRequest, timeout: float) -> Handle:
+def _refusals(request: Request, form: ImageToImageForm, model: LoadedModel) -> list[str]:
+    state = request.app.state
+    deny_list: DenyList = state.deny_list
+    return refusals(form, model, deny_list, state.settings.max_breaks)
+
+
+async def _submit(model: LoadedModel, generation: GenerationRequest, timeout: float) -> Handle:
+    submission = asyncio.ensure_future(_in_text_thread(model.engine.submit, generation, timeout))
     try:
-        return model.engine.submit(generation, timeout=timeout)
+        return await asyncio.shield(submission)
     except EngineRefused as error:
         raise Unavailable(str(error), error.retry_after) from None
+    except asyncio.CancelledError:
+        submission.add_done_callback(_withdraw)
+        raise
+
+
+def _withdraw(submission: asyncio.Future[Handle]) -> None:
+    """Cancel what was submitted for a request that is gone."""
+    if not submission.cancelled() and submission.exception() is None:
+        submission.result().cancel()
 
 
 async def _answer_unless_client_leaves(
@@ -232,6 +249,11 @@ def _encode_answer(
 ) -> bytes:
     finished = finish(result, generation, model)
     return picture_body(base64.b64encode(finished.png), finished.seed, finished.filtered)
+
+
+async def _in_text_thread(work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """Do what reads texts off the event loop, and not behind pictures, which take far longer."""
+    return await anyio.to_thread.run_sync(partial(work, *arguments, **named))
 
 
 async def _in_thread(request: Request, work: Callable[[], T]) -> T:
