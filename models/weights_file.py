@@ -7,7 +7,6 @@ more host memory than the largest tensor, besides what the caller keeps.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from models.errors import ModelLoadError
+from models.json_files import parse_object
 
 _SPAN = 64 * 2**20
 _MAX_HEADER = 100 * 2**20
@@ -99,10 +99,7 @@ def _header(path: Path) -> dict[str, Any]:
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length <= _MAX_HEADER:
             raise ValueError("no safetensors header")
-        header = json.loads(file.read(length))
-    if not isinstance(header, dict):
-        raise ValueError("the safetensors header is no object")
-    return header
+        return parse_object(file.read(length), "its header")
 
 
 def _what_is_wrong(path: Path) -> str:

@@ -43,6 +43,7 @@ from pipelines.errors import (
 from pipelines.handle import GenerationHandle
 from pipelines.job import Job, TickCounts, table_of
 from pipelines.preparer import Preparer
+from pipelines.prompt import PromptChunks
 from pipelines.request import ClipGuidancePreset, GenerationRequest, GenerationResult, Progress
 from pipelines.samplers import evaluation_count
 from pipelines.scheduling import Scheduler
@@ -62,11 +63,15 @@ _END_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class _Launched:
-    """A unit of work that may still be running; whether its time ``teaches`` the cost table."""
+    """A unit of work that may still be running; whether its time ``teaches`` the cost table.
+
+    ``text_chunks`` were encoded in it.
+    """
 
     work: Work
     elapsed: Elapsed
     teaches: bool
+    text_chunks: int
 
 
 class Engine:
@@ -160,7 +165,9 @@ class Engine:
         timeout: float | None = None,
         arrived: float | None = None,
     ) -> GenerationHandle:
-        """Take a request in; never blocks.
+        """Take a request in, in the milliseconds that reading its texts takes.
+
+        Call it off an event loop.
 
         ``timeout`` is in seconds from ``arrived``, a `time.monotonic()`: now if left out. Raises
         RequestTooLong (it alone takes longer than that), EngineBusy (the queue is full, or it could
@@ -174,7 +181,8 @@ class Engine:
             return handle
         now = time.monotonic()
         deadline = None if timeout is None else (now if arrived is None else arrived) + timeout
-        job = Job(next(self._idents), handle, self._key(request), now)
+        key, texts = self._key(request)
+        job = Job(next(self._idents), handle, key, texts, now)
         task = Task(
             job.ident,
             job.key,
@@ -185,6 +193,7 @@ class Engine:
             prepared=False,
             guidance=request.clip_guidance,
             allowed=timeout,
+            text_chunks=texts.total,
         )
         with self._lock:
             if self._ended:
@@ -224,10 +233,12 @@ class Engine:
         self._preparer.close(_END_SECONDS)
         self._fail_all(EngineDraining("the server is shutting down", retry_after=5.0))
 
-    def _key(self, request: GenerationRequest) -> GroupKey:
+    def _key(self, request: GenerationRequest) -> tuple[GroupKey, PromptChunks]:
+        """The group that a request belongs to, and its texts, whose length is part of that."""
         height, width = self.bundle.latent_size(request.width, request.height)
-        tokens = self._executor.prompts.tokens(request.prompt, request.negative_prompt)
-        return GroupKey(height, width, tokens, request.tile)
+        texts = self._executor.prompts.read(request.prompt, request.negative_prompt)
+        tokens = self._executor.prompts.length(texts)
+        return GroupKey(height, width, tokens, request.tile), texts
 
     def _warm_up(self) -> None:
         """One small picture through every stage, so that the first caller does not wait."""
@@ -327,7 +338,9 @@ class Engine:
             last = self._decode(self._jobs[work.ident], work)
         # What was remembered, failed or was tried again says nothing of what such a unit costs.
         early = not isinstance(work, Tick) and last and work.part + 1 < work.parts
-        launched = _Launched(work, self._stopwatch.stop(), undisturbed and not early)
+        done = self._executor.done
+        teaches = undisturbed and not early and done.ordinary
+        launched = _Launched(work, self._stopwatch.stop(), teaches, done.text_chunks)
         with self._lock:
             self._scheduler.complete(work, last=last)
         self._settle()
@@ -346,7 +359,7 @@ class Engine:
         work, seconds = launched.work, launched.elapsed()
         if launched.teaches:
             with self._lock:
-                self._scheduler.learn(work, seconds)
+                self._scheduler.learn(work, seconds, launched.text_chunks)
         stage = {Tick: "denoise", Encode: "prepare", Decode: "decode"}[type(work)]
         for ident in work.idents if isinstance(work, Tick) else (work.ident,):
             if ident in self._jobs:

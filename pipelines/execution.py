@@ -23,6 +23,18 @@ from pipelines.request import Pixels
 from pipelines.stages import Decoding, PictureEncoder, start_latents
 
 
+@dataclass(frozen=True)
+class UnitDone:
+    """What the last unit of work was: whether its time is what such units take, text apart.
+
+    One that failed, or whose picture was remembered, is not ``ordinary``. ``text_chunks`` were
+    encoded in it.
+    """
+
+    ordinary: bool = False
+    text_chunks: int = 0
+
+
 @dataclass(eq=False)
 class Executor:
     """Encodes, ticks and decodes jobs of one model; at most ``capacity`` a pool at a time.
@@ -40,6 +52,7 @@ class Executor:
         self.prompts = PromptEncoder(self.bundle)
         self.denoiser = Denoiser(self.bundle, self.row_buckets, self.capturer)
         self.ticks = TickCounts()
+        self.done = UnitDone()
         self._pictures = PictureEncoder(self.bundle)
         self._latent_to_rgb: LatentToRgb | None = None
         self.pools = PoolShelf(self._make_pool, captures=self.capturer is not None, hot=self.hot)
@@ -55,11 +68,16 @@ class Executor:
 
     def encode(self, job: Job, parts: int) -> bool:
         """The next of ``parts`` parts; True once the job has its place in a pool."""
-        request = job.request
+        self.done = UnitDone()
+        request, encoded = job.request, 0
         if job.encoding is None:
-            job.text = self.prompts.encode_pair(request.prompt, request.negative_prompt)
+            before = self.prompts.counts.misses
+            job.text = self.prompts.encode(job.texts)
+            encoded = self.prompts.counts.misses - before
             job.encoding = self._pictures.begin(request.image, request.tile, parts)
+        remembered = job.encoding.remembered
         moments = job.encoding.advance()
+        self.done = UnitDone(not remembered, encoded)
         if moments is None:
             return False
         assert job.noise is not None
@@ -82,6 +100,7 @@ class Executor:
 
         Raises whatever torch does; after an out-of-memory error its memory is free again.
         """
+        self.done = UnitDone()
         pool = self.pools[members[0].key]
         try:
             tick = self.denoiser.tick(pool, [evaluation_of(job) for job in members])
@@ -92,16 +111,21 @@ class Executor:
                 torch.cuda.empty_cache()
             raise error from None
         self.ticks.count(tick.rows, len(members))
+        fitted = self._latent_to_rgb
         for job in members:
             job.done += 1
             job.preview = self._preview(tick.predicted.get(job.position))
+        self.done = UnitDone(ordinary=self._latent_to_rgb is fitted)
 
     def decode(self, job: Job, parts: int) -> Pixels | None:
         """The next of ``parts`` parts; the picture after the last one."""
+        self.done = UnitDone()
         if job.decoding is None:
             latents = self.pools[job.key].latents(job.position)
             job.decoding = Decoding(self.bundle, latents, job.request.tile, parts)
-        return job.decoding.advance()
+        picture = job.decoding.advance()
+        self.done = UnitDone(ordinary=True)
+        return picture
 
     def release(self, job: Job) -> None:
         """Give a job's place free, if it has one."""

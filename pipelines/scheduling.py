@@ -261,7 +261,7 @@ class Scheduler:
         pixels = task.key.latent_pixels
         parts = self._parts(pixels)
         left = 0.0 if task.encoded else (parts - task.encode_parts_done) / parts
-        encode = self.table.encode_seconds(pixels) * left
+        encode = self.table.encode_seconds(pixels) * left + self._text_seconds(task)
         decode = self.table.decode_seconds(pixels) * (parts - task.parts_done) / parts
         tick_seconds += self._guidance_seconds(task.key, task.guidance, task.rows)
         return encode + (task.evaluations - task.done) * tick_seconds + decode
@@ -305,6 +305,7 @@ class Scheduler:
             if not task.encoded:
                 parts = self._parts(key.latent_pixels)
                 seconds = self.table.encode_seconds(key.latent_pixels) / parts
+                seconds += self._text_seconds(task)
                 return Encode(key, task.ident, task.encode_parts_done, parts, seconds)
         padded = pad_rows(rows, self.config.row_buckets)
         idents = tuple(task.ident for task in sharing)
@@ -340,7 +341,12 @@ class Scheduler:
 
     def _tick_seconds(self, key: GroupKey, rows: int) -> float:
         padded = pad_rows(rows, self.config.row_buckets)
-        return self.table.tick_seconds(key.latent_pixels, padded)
+        return self.table.tick_seconds(key.latent_pixels, padded, key.text_tokens, key.tile)
+
+    def _text_seconds(self, task: Task) -> float:
+        """What is left of encoding a request's text, which goes with its picture's first part."""
+        waits = not task.holds_place
+        return self.table.text.encode * task.text_chunks if waits else 0.0
 
     def _guidance_seconds(self, key: GroupKey, preset: ClipGuidancePreset, rows: int) -> float:
         return self.guidance.ratio(preset) * self._tick_seconds(key, rows)
@@ -351,16 +357,19 @@ class Scheduler:
     def _present(self, idents: Iterable[int]) -> list[Task]:
         return [self._tasks[ident] for ident in idents if ident in self._tasks]
 
-    def learn(self, work: Work, seconds: float) -> None:
-        """Correct the cost table by what a unit took, in seconds."""
-        pixels = work.key.latent_pixels
+    def learn(self, work: Work, seconds: float, text_chunks: int = 0) -> None:
+        """Correct the cost table by what a unit took, in seconds.
+
+        ``text_chunks`` were encoded with a picture's part.
+        """
+        key, pixels = work.key, work.key.latent_pixels
         seconds = min(seconds, _OUTLIER * work.seconds)
         if isinstance(work, Tick) and work.guided:
             self._learn_guidance(work, seconds)
         elif isinstance(work, Tick):
-            self.table.observe_tick(pixels, work.padded, seconds)
+            self.table.observe_tick(pixels, work.padded, seconds, key.text_tokens, key.tile)
         elif isinstance(work, Encode):
-            self.table.observe_encode(pixels, seconds * work.parts)
+            self.table.observe_encode(pixels, seconds, work.parts, text_chunks)
         else:
             self.table.observe_decode(pixels, seconds * work.parts)
 

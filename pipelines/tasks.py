@@ -19,7 +19,8 @@ class Task:
     ``rows`` is 1 or 2 (`guidance_rows`), ``evaluations`` the length of its sampler table. Nothing
     is planned for it before it is ``prepared``: its noise is drawn elsewhere meanwhile. ``allowed``
     is how many seconds it may take in all, which may have begun before it came here; left out, as
-    many as lie between its arrival and its deadline.
+    many as lie between its arrival and its deadline. ``text_chunks`` are encoded with its picture,
+    unless they are remembered.
     """
 
     ident: int
@@ -31,6 +32,7 @@ class Task:
     prepared: bool = True
     guidance: ClipGuidancePreset = ClipGuidancePreset.NONE
     allowed: float | None = None
+    text_chunks: int = 0
     due: float = field(default=0.0, init=False)
     encoded: bool = field(default=False, init=False)
     encode_parts_done: int = field(default=0, init=False)

@@ -72,7 +72,7 @@ async def make_picture(
         model = load_model(settings, warm_up=False)
     except StartError as error:
         raise NoPicture(str(error)) from None
-    if problems := refusals(fields, model, deny_list):
+    if problems := refusals(fields, model, deny_list, settings.max_breaks):
         raise InvalidInput("\n".join(problems))
     generation = generation_request(fields, picture)
     observer.stage(f"making {generation.width} x {generation.height} on {model.device}")

@@ -269,6 +269,13 @@ class Settings(BaseSettings):
         description="File of words and phrases, one a line, that prompts may not hold.",
     )
 
+    max_breaks: int = Field(
+        16,
+        ge=0,
+        description="Times that BREAK may stand in a prompt or a negative prompt; more is "
+        "answered 400.",
+    )
+
     cors_origins: StringList = Field(
         (), description="Origins whose pages may call this server from a browser; `*` for any."
     )

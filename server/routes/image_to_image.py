@@ -8,7 +8,8 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -65,6 +66,7 @@ _BUSY_RETRY_AFTER = 2.0
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["image to image"])
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ async def _begin(
     cost = price(generation.width, generation.height, form.steps)
     if (kept := await admission.reserve(cost)) is not None:
         return kept
-    return _Running(generation, _submit(model, generation, limit))
+    return _Running(generation, await _submit(model, generation, limit))
 
 
 async def _answer(
@@ -193,8 +195,7 @@ async def _check_parts(
     }
     form, problems = parse_form(texts)
     if form is not None:
-        deny_list: DenyList = request.app.state.deny_list
-        problems = refusals(form, model, deny_list)
+        problems = await _in_text_thread(_refusals, request, form, model)
     if unreadable:
         # A field that came, but cannot be read, is not also reported as missing.
         problems = [line for line in problems if line.split(":")[0] not in unreadable]
@@ -240,15 +241,35 @@ async def _decode(
         raise Unavailable(str(error), _BUSY_RETRY_AFTER) from None
 
 
-def _submit(model: LoadedModel, generation: GenerationRequest, limit: TimeLimit) -> Handle:
+def _refusals(request: Request, form: ImageToImageForm, model: LoadedModel) -> list[str]:
+    state = request.app.state
+    deny_list: DenyList = state.deny_list
+    return refusals(form, model, deny_list, state.settings.max_breaks)
+
+
+async def _submit(model: LoadedModel, generation: GenerationRequest, limit: TimeLimit) -> Handle:
+    submission = asyncio.ensure_future(
+        _in_text_thread(
+            model.engine.submit, generation, timeout=limit.seconds, arrived=limit.arrived
+        )
+    )
     try:
-        return model.engine.submit(generation, timeout=limit.seconds, arrived=limit.arrived)
+        return await asyncio.shield(submission)
     except RequestTooLong as error:
         raise BadRequest(
             f"width, height, steps: {error}; a smaller picture or fewer steps take less"
         ) from None
     except EngineRefused as error:
         raise Unavailable(str(error), error.retry_after) from None
+    except asyncio.CancelledError:
+        submission.add_done_callback(_withdraw)
+        raise
+
+
+def _withdraw(submission: asyncio.Future[Handle]) -> None:
+    """Cancel what was submitted for a request that is gone."""
+    if not submission.cancelled() and submission.exception() is None:
+        submission.result().cancel()
 
 
 async def _result(handle: Handle, limit: TimeLimit) -> GenerationResult:
@@ -274,6 +295,11 @@ def _encode_answer(
 ) -> bytes:
     finished = finish(result, generation, model)
     return picture_body(base64.b64encode(finished.file), finished.seed, finished.filtered)
+
+
+async def _in_text_thread(work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """Do what reads texts off the event loop, and not behind pictures, which take far longer."""
+    return await anyio.to_thread.run_sync(partial(work, *arguments, **named))
 
 
 async def _in_thread(request: Request, work: Callable[[], T]) -> T:
