@@ -196,6 +196,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if cycle.more_body:
             # The rest of the body is of no use: it is thrown away, then the connection ends.
             cycle.keep_alive = False
+        if cycle.more_body or self.pipeline:
             self._client.lingers = not self._ended
 
     def _is_cut_short(self, cycle: RequestResponseCycle) -> bool:
