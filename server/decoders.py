@@ -31,6 +31,10 @@ from server.fair_turns import FairTurns
 from server.fitting import ResizeMode
 from server.images import PictureError
 
+WORKER = "server.picture_worker"
+"""The module that a worker runs."""
+
+_CLOSED = "the server is shutting down"
 _MEASURE_SECONDS = 0.05
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "PYTHONHOME")
 """Environment variables of a worker. The server's hold its keys."""
@@ -75,7 +79,7 @@ class _Worker:
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         environment["MALLOC_ARENA_MAX"] = "1"
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "server.picture_worker"],
+            [sys.executable, "-P", "-m", WORKER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -279,14 +283,17 @@ class DecoderPool:
     ) -> Pixels | None:
         job = _Job()
         loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._threads, self._run, job, data, fit, may_go)
+        try:
+            future = loop.run_in_executor(self._threads, self._run, job, data, fit, may_go)
+        except RuntimeError:  # the threads have been shut down
+            raise DecodersBusy(_CLOSED) from None
         try:
             done, _ = await asyncio.wait({future}, timeout=_left(deadline))
             if not done:
                 raise DecodeTimeout
             return future.result()
         except _Ended:
-            raise DecodersBusy("the server is shutting down") from None
+            raise DecodersBusy(_CLOSED) from None
         finally:
             job.end()
             # Milliseconds, once the worker is dead; until then the place is not free.
@@ -337,7 +344,7 @@ class DecoderPool:
 
     def _new(self) -> _Worker:
         if self._closed:
-            raise DecodersBusy("the server is shutting down")
+            raise DecodersBusy(_CLOSED)
         try:
             worker = _Worker()
         except OSError as error:

@@ -8,6 +8,7 @@ reaches its decoder. A server calls it in a process of its own, by `server.decod
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,10 @@ _PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, TiffImagePlugin, We
 _ENOUGH_SIDE = 2 * MAX_SIDE
 """A picture whose both sides are at least twice this is scaled down while it is converted."""
 
-_STARTS = {"GIF": b"GIF8", "BMP": b"BM"}
+_EXIF_ITEM = re.compile(rb"(infe[\x02\x03]...(?:..|....)..)Exif", re.DOTALL)
+"""Where AVIF and HEIF say that one of their items is EXIF. What turns these pictures is in other
+boxes, which win, so that the item is no loss and its oddities none either."""
+
 _PNG_COMPRESSION = 6
 _CORRUPT = "the picture is truncated or corrupt"
 
@@ -166,9 +170,9 @@ def _reduced(data: bytes) -> _File:
             canvas=webp.canvas,
             offset=webp.offset,
         )
-    return _File(
-        data, next((name for name in ("GIF", "BMP") if data.startswith(_STARTS[name])), "")
-    )
+    if data[4:8] == b"ftyp":
+        return _File(_EXIF_ITEM.sub(rb"\1free", data), "AVIF or HEIF")
+    return _File(data, "GIF" if data[:4] == b"GIF8" else "BMP" if data[:2] == b"BM" else "")
 
 
 def _decode_file(file: _File, on_size: OnSize) -> tuple[Raster, tuple[int, int], int]:

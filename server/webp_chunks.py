@@ -80,16 +80,20 @@ def read_webp(data: bytes) -> WebP | None:
 
 def _leads_on(data: bytes, end: int) -> bool:
     """Whether a chunk that ends there is followed by another one, or by nothing."""
-    return len(data) in (end - 1, end) or bool(_NAME.match(data, end))
+    if len(data) in (end - 1, end):
+        return True
+    return bool(_NAME.match(data, end)) and _fits(data, end)
 
 
 def _next_known(data: bytes, start: int) -> int:
     """Return where the next chunk with pixels begins, -1 without one."""
-    for match in islice(_KNOWN.finditer(data, start), _MOST_CANDIDATES):
-        length = int.from_bytes(data[match.end() : match.end() + 4], "little")
-        if match.end() + 4 + length <= len(data):
-            return match.start()
-    return -1
+    matches = islice(_KNOWN.finditer(data, start), _MOST_CANDIDATES)
+    return next((match.start() for match in matches if _fits(data, match.start())), -1)
+
+
+def _fits(data: bytes, place: int) -> bool:
+    """Whether the chunk that begins there ends within the file."""
+    return place + 8 + int.from_bytes(data[place + 4 : place + 8], "little") <= len(data)
 
 
 def _has_pixels(found: dict[bytes, bytes]) -> bool:

@@ -84,9 +84,9 @@ def _segment(marker: int, payload: bytes) -> bytes:
     return struct.pack(">BBH", 0xFF, marker, len(payload) + 2) + payload
 
 
-def large_palette() -> bytes:
-    """99 megapixels of a palette with transparency in a few kilobytes."""
-    image = Image.new("P", _LARGE, 1)
+def large_palette(size: tuple[int, int] = _LARGE) -> bytes:
+    """A palette with transparency: 99 megapixels in a few kilobytes."""
+    image = Image.new("P", size, 1)
     image.putpalette([10, 20, 30, 200, 0, 0])
     return file_of(image, transparency=bytes((0, 128)), compress_level=9)
 
