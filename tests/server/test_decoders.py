@@ -83,7 +83,7 @@ async def test_pixels_are_those_of_the_plain_code(decoders: DecoderPool, mode: R
 
 async def test_without_a_size_a_picture_is_only_checked(decoders: DecoderPool) -> None:
     assert await decoders.decode(PLAIN, None) is None
-    with pytest.raises(PictureError, match="^init_image: the file is no picture"):
+    with pytest.raises(PictureError, match=r"^init_image: the file is no picture"):
         await decoders.decode(b"no picture", None)
 
 
