@@ -144,6 +144,8 @@ async def _answer(
         return await _in_thread(request, lambda: _encode_answer(result, running.generation, model))
     except PictureWithheld as error:
         raise BadRequest(str(error)) from None
+    except TimeoutError:
+        raise Unavailable("the safety check does not answer", _NOT_READY_RETRY_AFTER) from None
 
 
 def _replayed(request: Request, body: bytes) -> Response:
