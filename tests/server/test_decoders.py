@@ -83,7 +83,7 @@ async def test_pixels_are_those_of_the_plain_code(decoders: DecoderPool, mode: R
 
 async def test_without_a_size_a_picture_is_only_checked(decoders: DecoderPool) -> None:
     assert await decoders.decode(PLAIN, None) is None
-    with pytest.raises(PictureError, match="^init_image: the file is no picture"):
+    with pytest.raises(PictureError, match=r"^init_image: the file is no picture"):
         await decoders.decode(b"no picture", None)
 
 
@@ -240,7 +240,7 @@ async def test_a_caller_that_leaves_ends_its_worker() -> None:
 
 
 async def test_large_pictures_wait_for_one_another_without_a_place() -> None:
-    large = large_palette()
+    large = large_palette((4100, 4000))
     async with pool_of(places=2) as pool:
         waiting = [asyncio.ensure_future(pool.decode(large, FIT, client="a")) for _ in range(3)]
         await until(lambda: pool._large_turn.waiting == 2)
@@ -270,7 +270,7 @@ async def test_a_pool_that_is_closed_takes_nothing_and_leaves_nothing() -> None:
     await asyncio.to_thread(pool.close)
     with pytest.raises(DecodersBusy, match="shutting down"):
         await slow
-    with pytest.raises((DecodersBusy, RuntimeError)):
+    with pytest.raises(DecodersBusy, match="shutting down"):
         await pool.decode(PLAIN, FIT)
     assert not mine & {child.pid for child in children()}
 
