@@ -227,17 +227,14 @@ def _open(data: bytes, kind: str) -> Image.Image:
         opened = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise PictureError(_too_many_pixels()) from None
-    except UnidentifiedImageError:
-        if kind:
-            raise PictureError(
-                f"the picture is corrupt, or this kind of {kind} is not supported"
-            ) from None
-        names = ", ".join(FORMATS)
-        raise PictureError(f"the file is no picture in a known format ({names})") from None
     except MemoryError:
         raise
-    except Exception:
-        raise PictureError("the picture is corrupt") from None
+    except Exception as error:
+        if isinstance(error, UnidentifiedImageError) and not kind:
+            names = ", ".join(FORMATS)
+            raise PictureError(f"the file is no picture in a known format ({names})") from None
+        unsupported = f", or this kind of {kind} is not supported" if kind else ""
+        raise PictureError(f"the picture is corrupt{unsupported}") from None
     _check_size(opened.size)
     return opened
 
@@ -277,7 +274,10 @@ def _load_webp(opened: Image.Image) -> Image.Image:
     Pillow would keep three copies of them at a time beside the one that it returns.
     """
     decoder = vars(opened).pop("_decoder")
-    frame = decoder.get_next()
+    try:
+        frame = decoder.get_next()
+    except OSError:
+        frame = None
     if frame is None:
         raise PictureError(_CORRUPT)
     del decoder

@@ -101,7 +101,8 @@ def _scaling(data: bytes, tags: Tags, layout: Layout) -> Callable[[Samples], npt
         white = next((level for level in ranges if brightest <= level), brightest)
 
     def scale(samples: Samples) -> npt.NDArray[np.uint8]:
-        finite = np.nan_to_num(samples.astype(np.float64), posinf=white, neginf=0.0)
+        with np.errstate(invalid="ignore"):  # of signalling NaN
+            finite = np.nan_to_num(samples.astype(np.float64), posinf=white, neginf=0.0)
         return np.rint(np.clip(finite / white, 0.0, 1.0) * 255.0).astype(np.uint8)
 
     return scale

@@ -85,7 +85,7 @@ def read_tags(data: bytes) -> Tags:
     try:
         (start,) = struct.unpack_from(order + word, data, head)
         (count,) = struct.unpack_from(order + count_format, data, start)
-    except struct.error:
+    except (struct.error, OverflowError):
         raise TiffProblem("the TIFF is truncated or corrupt") from None
     room = 8 if big else 4
     entry = 4 + 2 * room

@@ -17,7 +17,14 @@ from tests.server.hostile_pictures import (
     many_profiles,
     many_texts,
 )
-from tests.server.pictures import assert_upright, file_of, four_corners, max_difference, png_chunk
+from tests.server.pictures import (
+    assert_upright,
+    file_of,
+    four_corners,
+    gradient,
+    max_difference,
+    png_chunk,
+)
 from tests.server.test_colour import wide_profile
 
 # As in the server, which has a filter of its own; pytest resets that.
@@ -403,6 +410,13 @@ def test_webp_frame_smaller_than_its_canvas() -> None:
     assert decoded.size == (128, 96)
     assert decoded.getpixel((5, 5)) == decoded.getpixel((120, 90)) == (255, 255, 255)
     assert_upright(decoded.crop((32, 16, 96, 64)), 12)
+
+
+def test_webp_with_damaged_pixels_is_refused() -> None:
+    data = bytearray(file_of(gradient(64, 48), "WEBP", lossless=True))
+    data[32:] = bytes(len(data) - 32)
+    with pytest.raises(PictureError, match=r"corrupt"):
+        decode_picture(data)
 
 
 def test_webp_alpha_beside_lossy_colour() -> None:

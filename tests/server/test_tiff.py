@@ -312,6 +312,14 @@ def test_a_deep_picture_that_is_cut_is_refused(compression: int, part: float) ->
         decode_picture(data[: int(len(data) * part)])
 
 
+@pytest.mark.parametrize("start", [1, 2**31, 2**63, 2**64 - 1])
+def test_a_directory_out_of_the_file(start: int) -> None:
+    data = bytearray(tiff_of(columns(*LEVELS), 1, big=True))
+    struct.pack_into("<Q", data, 8, start)
+    with pytest.raises(PictureError, match=r"corrupt|width and height"):
+        decode_picture(data)
+
+
 @pytest.mark.parametrize("size", [(0, 5), (60_000, 60_000)])
 def test_sizes_that_cannot_be(size: tuple[int, int]) -> None:
     data = tiff_of(columns(1), 1, tags={256: (4, [size[0]]), 257: (4, [size[1]])})
