@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from server.accounts import Accounts
-from server.bookkeeping import DatabaseAway, Order
+from server.bookkeeping import DatabaseAway, Order, TooManyAtOnce
 from server.database import Database
 from server.presence import SILENT_LOOKS, Presence
 from server.settings import Settings
@@ -196,8 +196,6 @@ def test_a_clock_that_jumps_releases_nothing_that_runs(database_url: str, jump: 
 
 
 def test_a_clock_that_jumps_lifts_no_limit(database_url: str) -> None:
-    from server.bookkeeping import TooManyAtOnce
-
     async def test(one: Accounts, clock: Clock, other: Accounts, _: Clock) -> None:
         clock.forward(HOUR)
         account = await one.keys.account("alice")
