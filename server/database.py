@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import aiosqlite
 import sqlalchemy as sa
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -164,7 +165,7 @@ class Database:
             hide_parameters=True,
             pool_size=4,
             max_overflow=4,
-            connect_args={"timeout": self._busy_seconds},
+            connect_args={"timeout": self._busy_seconds, "async_creator_fn": _connect_sqlite},
         )
         event.listen(engine.sync_engine, "connect", _set_up_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
@@ -256,6 +257,17 @@ def _driver_url(text: str) -> URL:
             url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
         return url.set(drivername="postgresql+asyncpg")
     raise DatabaseUnusable(f"{backend} is not supported: give a sqlite: or postgresql: URL")
+
+
+async def _connect_sqlite(*arguments: Any, **options: Any) -> aiosqlite.Connection:
+    connection = aiosqlite.connect(*arguments, **options)
+    connection._thread.daemon = True
+    try:
+        return await connection
+    except BaseException:
+        # It tells the loop of its end, and if that is closed by then, the terminal of a traceback.
+        await asyncio.to_thread(connection._thread.join)
+        raise
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:

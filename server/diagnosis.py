@@ -110,19 +110,20 @@ def _accounts_in_words(settings: Settings, problems: list[str]) -> str:
     from sqlalchemy.exc import ProgrammingError
 
     from server.bookkeeping import DatabaseAway, DatabaseUnusable
-    from server.database import Database
+    from server.database import Database, first_line, require_known
     from server.keys import KeyStore
 
     async def look() -> str:
         database = Database(settings.accounts_url)
         try:
+            await require_known(database, settings.data_dir)
             if database.is_sqlite and not Path(str(database.url.database)).exists():
                 return f"{database.name}, made at the first start"
             return f"{len(await KeyStore(database).list())} keys in {database.name}"
         except ProgrammingError:
             return f"{database.name}, without tables: they are made at the first start"
         except DatabaseAway as error:
-            problems.append(f"the database cannot be reached: {error.__cause__}")
+            problems.append(f"the database cannot be reached: {first_line(error.__cause__)}")
             return database.name
         finally:
             await database.close()

@@ -37,7 +37,7 @@ def _rate(text: str) -> str:
     try:
         parse_rate(text)
     except LimitsProblem as error:
-        raise stop(f"--rate: {str(error).splitlines()[0]}", USAGE_ERROR) from None
+        raise stop(f"--rate: {error}", USAGE_ERROR) from None
     return text.strip()
 
 

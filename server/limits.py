@@ -36,14 +36,17 @@ class LimitsProblem(ValueError):
 
 def parse_rate(text: str) -> RateLimitItem:
     """`30/minute` as the library's item. Raises LimitsProblem."""
+    shown = repr(text[:40])
     try:
         rate = parse(text)
     except ValueError:
-        raise LimitsProblem(f"{text} is not a rate such as 30/minute, 5/second, 1000/day") from None
+        raise LimitsProblem(
+            f"{shown} is not a rate such as 30/minute, 5/second, 1000/day"
+        ) from None
     if rate.amount < 1 or any(separator in text for separator in ",;|"):
-        raise LimitsProblem(f"{text} is not one rate of at least 1")
+        raise LimitsProblem(f"{shown} is not one rate of at least 1")
     if rate.amount > MAX_AMOUNT or not 1 <= rate.get_expiry() <= MAX_WINDOW_SECONDS:
-        raise LimitsProblem(f"{text} is not at most {MAX_AMOUNT} in at most 100 years")
+        raise LimitsProblem(f"{shown} is not at most {MAX_AMOUNT} in at most 100 years")
     return rate
 
 

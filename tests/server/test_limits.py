@@ -25,7 +25,18 @@ def test_rates_are_read(text: str, amount: int, seconds: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "fast", "0/minute", "5/fortnight", "1/second;5/minute", "-1/s"]
+    "text",
+    [
+        "",
+        "fast",
+        "0/minute",
+        "5/fortnight",
+        "1/second;5/minute",
+        "-1/s",
+        f"{10**20}/minute",
+        f"1/{10**20} years",
+        "9" * 5000,
+    ],
 )
 def test_what_is_no_rate(text: str) -> None:
     with pytest.raises(LimitsProblem):
