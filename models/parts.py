@@ -51,11 +51,13 @@ def make_text_encoder(folder: Path) -> Any:
     """A CLIPTextModel without weights."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    def make() -> Any:
-        config = CLIPTextConfig.from_pretrained(folder, local_files_only=True)
-        return CLIPTextModel._from_config(config)
+    config = read_config(folder)
+    if config.get("model_type") == "clip":
+        config = config.get("text_config", {})
 
-    read_config(folder)  # for a reason of our own where it cannot be read
+    def make() -> Any:
+        return CLIPTextModel._from_config(CLIPTextConfig.from_dict(_inert(config)))
+
     return _without_weights(make, folder)
 
 
@@ -64,7 +66,9 @@ def make_clip(folder: Path) -> Any:
     from transformers import CLIPConfig, CLIPModel
 
     config = read_config(folder)
-    return _without_weights(lambda: CLIPModel._from_config(CLIPConfig.from_dict(config)), folder)
+    return _without_weights(
+        lambda: CLIPModel._from_config(CLIPConfig.from_dict(_inert(config))), folder
+    )
 
 
 def make_safety_checker(folder: Path) -> Any:
@@ -74,8 +78,18 @@ def make_safety_checker(folder: Path) -> Any:
 
     config = read_config(folder)
     return _without_weights(
-        lambda: StableDiffusionSafetyChecker._from_config(CLIPConfig.from_dict(config)), folder
+        lambda: StableDiffusionSafetyChecker._from_config(CLIPConfig.from_dict(_inert(config))),
+        folder,
     )
+
+
+def _inert(config: Any) -> Any:
+    """Return a configuration without what names code to fetch: remote classes and kernels."""
+    if not isinstance(config, dict):
+        return config
+    named = ("auto_map", "attn_implementation", "experts_implementation", "quantization_config")
+    kept = {key: value for key, value in config.items() if key.lstrip("_") not in named}
+    return {k: _inert(v) if k.endswith("_config") else v for k, v in kept.items()}
 
 
 def _without_weights(make: Callable[[], Any], folder: Path) -> Any:

@@ -122,11 +122,12 @@ def _what_is_wrong(path: Path) -> str:
         entries = [entry for name, entry in header.items() if name != "__metadata__"]
         end = 8 + int.from_bytes(start[:8], "little")
         end += max(entry["data_offsets"][1] for entry in entries)
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         length = int.from_bytes(start[:8], "little")
         if start[8:9] == b"{" and 8 + length > size:
             return f"is truncated within its header ({size:,} bytes): download it again"
-        return "is corrupt or no safetensors file: download it again"
+        why = f", {error}" if isinstance(error, ValueError) and start[8:9] in (b"{", b"[") else ""
+        return f"is corrupt{why} or no safetensors file: download it again"
     if size < end:
         return f"is truncated, {size:,} of {end:,} bytes: download it again"
     return "is corrupt: download it again"

@@ -493,3 +493,52 @@ def test_exact_lane_gives_the_same_bytes_alone_and_in_any_crowd(
     assert np.array_equal(mine.wait(120).image, alone)
     for handle in handles:
         handle.wait(120)
+
+
+def test_a_long_prompt_teaches_nothing_of_plain_ones(tiny: ModelBundle, picture: Pixels) -> None:
+    """Such a request made an idle server refuse plain ones for what it had learnt of it."""
+    engine = Engine(tiny, EngineConfig(warm_up=False))
+    engine.start()
+    points, encode = engine.costs.to_json()["ticks"], engine.costs.encode
+    text = engine.costs.text
+    long = replace(slow_request(picture), prompt="猫" * 1000, steps=10)
+    before = engine.costs.tick_seconds(1600, 2, 40 * 77)
+    assert before > 1.2 * engine.costs.tick_seconds(1600, 2)
+    assert engine.submit(long).wait(60).evaluations == 10
+    engine.drain(grace=5)
+    assert engine.costs.to_json()["ticks"] == points
+    assert engine.costs.encode == encode
+    assert engine.costs.text != text
+
+
+def test_a_remembered_picture_teaches_nothing_of_encoding(
+    tiny: ModelBundle, picture: Pixels
+) -> None:
+    engine = Engine(tiny, EngineConfig(warm_up=False))
+    engine.start()
+    engine.submit(replace(slow_request(picture), steps=10)).wait(60)
+    encode = engine.costs.encode
+    engine.submit(replace(slow_request(picture), steps=10)).wait(60)
+    engine.drain(grace=5)
+    assert engine.costs.encode == encode
+
+
+def test_a_prompt_is_tokenised_once_and_not_by_the_engine(
+    tiny: ModelBundle, picture: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(tiny, EngineConfig(warm_up=False))
+    engine.start()
+    prompts = engine._executor.prompts
+    read: list[tuple[int, str]] = []
+    chunks = prompts.chunks
+
+    def counted(text: str) -> Any:
+        read.append((threading.get_ident(), text))
+        return chunks(text)
+
+    monkeypatch.setattr(prompts, "chunks", counted)
+    request = replace(slow_request(picture), prompt="a (red:1.2) cat", negative_prompt="dog")
+    engine.submit(replace(request, steps=10)).wait(60)
+    engine.drain(grace=5)
+    here = threading.get_ident()
+    assert sorted(read) == [(here, "a (red:1.2) cat"), (here, "dog")]

@@ -274,3 +274,18 @@ def test_doctor_tells_a_sampler_whose_library_is_missing() -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stdout.startswith("problem    sampler K_LMS fails: ")
     assert done.stdout.count("problem ") == 1
+
+
+def test_doctor_names_a_damaged_lora(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    name = "lora_unet_conv_in"
+    file = {f"{name}.lora_down.weight": torch.full((1, 4, 3, 3), float("nan"))}
+    save_file(
+        file | {f"{name}.lora_up.weight": torch.zeros(1, 1, 1, 1)}, tmp_path / "x.safetensors"
+    )
+    monkeypatch.setenv("IMG2IMG_LORAS", str(tmp_path / "x.safetensors"))
+    result = runner.invoke(app, ["doctor", "--device", "cpu"])
+    assert result.exit_code == 1
+    assert "x.safetensors: lora_unet_conv_in.lora_down.weight holds NaN" in result.output

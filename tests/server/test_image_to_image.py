@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -23,6 +25,8 @@ from pipelines.errors import (
 )
 from pipelines.request import Sampler
 from server import __version__
+from server.deny_list import DenyList
+from server.schemas import parse_form
 from tests.server.conftest import PATH, MakeClient, Send
 from tests.server.failures import assert_failure
 from tests.server.pictures import corner_colours, file_of, four_corners
@@ -468,3 +472,60 @@ def test_an_upload_that_stalls_is_given_up(make_client: MakeClient, engine: Stub
     sent = call_and_leave(client, [part], lambda: False)
     assert sent[0]["status"] == 504
     assert "the upload was not complete" in json.loads(sent[1]["body"])["message"]
+
+
+def test_break_may_stand_sixteen_times(
+    make_client: MakeClient, engine: StubEngine, picture_file: bytes
+) -> None:
+    def post(client: TestClient, **fields: str) -> Any:
+        return client.post(PATH, data=fields, files={"init_image": ("a.png", picture_file)})
+
+    client = make_client()
+    assert post(client, prompt="a BREAK " * 16, negative_prompt="(b BREAK:1.2)" * 16).is_success
+    message = assert_failure(
+        post(client, prompt="BREAK " * 333, negative_prompt="x (BREAK " * 17), 400
+    )
+    assert message == (
+        "prompt: has BREAK 333 times, over the 16 it may have; "
+        "negative_prompt: has BREAK 17 times, over the 16 it may have"
+    )
+    # No other text is refused for its tokens.
+    assert post(client, prompt="\u732b" * 2000, negative_prompt="\U0001f600" * 2000).is_success
+    few = make_client(max_breaks=1)
+    assert "over the 1 it may" in assert_failure(post(few, prompt="BREAK a BREAK"), 400)
+
+
+def test_texts_are_read_off_the_event_loop(
+    send: Send, engine: StubEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deny list and the engine both parse weights."""
+    on_loop: dict[str, bool] = {}
+
+    def watched(name: str, work: Any) -> Any:
+        def run(*arguments: Any, **named: Any) -> Any:
+            try:
+                asyncio.get_running_loop()
+                on_loop[name] = True
+            except RuntimeError:
+                on_loop[name] = False
+            return work(*arguments, **named)
+
+        return run
+
+    monkeypatch.setattr(engine, "submit", watched("submit", engine.submit))
+    monkeypatch.setattr(DenyList, "find", watched("find", DenyList.find))
+    assert send(prompt="(a:1.2)", negative_prompt="[b]").status_code == 200
+    assert on_loop == {"submit": False, "find": False}
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(text=st.text(st.characters(codec="utf-8"), max_size=60))
+def test_no_text_is_an_internal_error(send: Send, engine: StubEngine, text: str) -> None:
+    response = send(prompt=f"a {text}", negative_prompt=text)
+    assert response.status_code in (200, 400), response.text
+
+
+def test_half_a_surrogate_pair_is_refused() -> None:
+    form, problems = parse_form({"prompt": "a \ud83d cat"})
+    assert form is None
+    assert problems == ["prompt: holds half of a surrogate pair, which is no character"]
