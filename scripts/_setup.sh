@@ -28,7 +28,6 @@ setup() {
     pip_install --no-deps --require-hashes "${locks[@]}"
     pip_install "$torch"
     pip_install --no-deps --editable .
-    "$VENV/bin/python" -m pip --disable-pip-version-check check >&2
     touch "$stamp"
 }
 

@@ -13,7 +13,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import shipped_environment as module
-from shipped_environment import LOCK, ROOT, NotAsLocked, pins, shipped_environment
+from shipped_environment import (
+    LOCK,
+    ROOT,
+    NotAsLocked,
+    pins,
+    shipped_distributions,
+    shipped_environment,
+)
 
 LOCKS = [LOCK, ROOT / "requirements-test.lock"]
 LIST = "import importlib.metadata as m, json; print(json.dumps(" \
@@ -31,6 +38,20 @@ def test_it_holds_what_the_lock_lists_and_torch() -> None:
     assert found.pop("img2img-server")
     of_torch = {name for name in found if name.startswith(("nvidia-", "cuda-", "triton"))}
     assert {name: v for name, v in found.items() if name not in of_torch} == pins()
+
+
+def test_it_lacks_nothing_that_its_distributions_require() -> None:
+    """As `pip check` finds."""
+    shipped = shipped_distributions()
+    broken = []
+    for name, found in shipped.items():
+        for need in map(Requirement, found.requires or ()):
+            if need.marker is not None and not need.marker.evaluate({"extra": ""}):
+                continue
+            other = shipped.get(canonicalize_name(need.name))
+            if other is None or not need.specifier.contains(other.version, prereleases=True):
+                broken.append(f"{name} requires {need}")
+    assert broken == []
 
 
 def test_it_lacks_what_the_tests_need() -> None:
