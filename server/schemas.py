@@ -267,8 +267,8 @@ def form_request_body() -> dict[str, Any]:
     }
 
 
-def failure_responses() -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's failures of the picture route, with an example each."""
+def failure_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return OpenAPI's failures of these statuses, with an example each; without any, all."""
     examples = {
         400: "cfg_scale: 40 is not in 0..35; init_image: is required",
         401: "no API key: send it in the Authentication or the Authorization header",
@@ -291,4 +291,5 @@ def failure_responses() -> dict[int | str, dict[str, Any]]:
             },
         }
         for status, message in examples.items()
+        if not statuses or status in statuses
     }

@@ -32,11 +32,17 @@ class EchoEngine:
     """An engine without a model."""
 
     ready = alive = True
+    obstacle = None
 
     def start(self) -> None:
         pass
 
-    def submit(self, request: GenerationRequest, timeout: float | None = None) -> EchoHandle:
+    def submit(
+        self,
+        request: GenerationRequest,
+        timeout: float | None = None,
+        arrived: float | None = None,
+    ) -> EchoHandle:
         return EchoHandle(request)
 
     def drain(self, grace: float) -> None:

@@ -34,10 +34,16 @@ def _read(content_type: str, chunks: Sequence[bytes]) -> object:
                 wanted=WANTED,
                 file_fields=frozenset({"init_image"}),
                 max_file_bytes=4096,
+                on_unknown=lambda _: None,
             )
-            return {
-                name: (part.is_file, bytes(part.data), None if part.is_file else part.text)
+            # Text fields are text, unless it is said why not.
+            texts = {
+                name: part.text
                 for name, part in parts.items()
+                if name != "init_image" and not part.is_file and not part.problem
+            }
+            return texts, {
+                name: (part.is_file, bytes(part.data), part.problem) for name, part in parts.items()
             }
         except ApiError as error:
             return error.status  # of two faults in one body either may be met first
