@@ -266,7 +266,7 @@ class Settings(BaseSettings):
     )
     prompt_deny_list: Path | None = Field(
         None,
-        description="File of words and phrases, one a line, that prompts may not hold.",
+        description="File of words and phrases, one a line, that neither prompt may hold.",
     )
 
     max_breaks: int = Field(
