@@ -31,6 +31,9 @@ KERNELS = {
 Order = tuple[SDPBackend, ...]
 """Kernels in the order in which they are tried: the first that takes a shape runs it."""
 
+Views = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Query, key and value."""
+
 HOPPER = (9, 0)
 HOPPER_ORDER: Order = (
     SDPBackend.CUDNN_ATTENTION,
@@ -179,36 +182,35 @@ def attention_backends(head_sizes: Sequence[int], device: torch.device, dtype: t
 
 def _views(
     size: int, heads: int, tokens: int, rows: int, device: torch.device, dtype: torch.dtype
-) -> tuple[torch.Tensor, ...]:
+) -> Views:
     """Query, key and value as they come out of a fused projection: views with a stride of three."""
     fused = torch.randn(rows, tokens, 3, heads, size, device=device, dtype=dtype)
-    return tuple(part.transpose(1, 2) for part in fused.unbind(2))
+    query, key, value = (part.transpose(1, 2) for part in fused.unbind(2))
+    return query, key, value
 
 
-def _runs(kernel: SDPBackend, views: tuple[torch.Tensor, ...]) -> bool:
+def _runs(kernel: SDPBackend, views: Views) -> bool:
     try:
         with warnings.catch_warnings(), sdpa_kernel(kernel), torch.inference_mode():
             warnings.simplefilter("ignore")  # torch warns of each reason why a kernel does not run
-            scaled_dot_product_attention(*views)
+            attend(*views, None)
     except RuntimeError:
         return False
     return True
 
 
-def _event_seconds(
-    kernel: SDPBackend, views: tuple[torch.Tensor, ...], device: torch.device
-) -> float | None:
+def _event_seconds(kernel: SDPBackend, views: Views, device: torch.device) -> float | None:
     """The median of `_RUNS` runs, each between two events of the card; None where it cannot."""
     if not _runs(kernel, views):
         return None
-    times = []
+    times: list[float] = []
     with sdpa_kernel(kernel), torch.inference_mode():
         for _ in range(_WARM_UP_RUNS):
-            scaled_dot_product_attention(*views)
+            attend(*views, None)
         for _ in range(_RUNS):
             before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             before.record(torch.cuda.current_stream(device))
-            scaled_dot_product_attention(*views)
+            attend(*views, None)
             after.record(torch.cuda.current_stream(device))
             after.synchronize()
             times.append(before.elapsed_time(after) / 1e3)

@@ -52,12 +52,14 @@ class FastForwards:
         """For a log line or the doctor."""
         fast = [name for name, part in (("U-Net", self.unet), ("VAE", self.vae)) if part]
         slow = [f"{name} by its modules ({why})" for name, why in self.reasons.items()]
-        return "; ".join([*([f"{' and '.join(fast)} by kernels of our own"] if fast else []), *slow])
+        return "; ".join(
+            [*([f"{' and '.join(fast)} by kernels of our own"] if fast else []), *slow]
+        )
 
 
 def triton_kernels(choice: KernelChoice) -> Kernels:
     """Return the kernels of a choice. Raises ImportError where there is no Triton."""
-    from models.kernels import NEXT, PROVEN, TritonKernels
+    from models.triton_kernels import NEXT, PROVEN, TritonKernels
 
     return TritonKernels(NEXT if choice == "next" else PROVEN)
 
@@ -112,9 +114,7 @@ def _line(error: Exception) -> str:
 
 
 @torch.inference_mode()
-def _checked_unet(
-    bundle: ModelBundle, kernels: Kernels, orders: Mapping[int, Order]
-) -> FastUNet:
+def _checked_unet(bundle: ModelBundle, kernels: Kernels, orders: Mapping[int, Order]) -> FastUNet:
     """Two rows of 512 x 512, different times."""
     fast = FastUNet(bundle.unet, kernels, orders)
     side = 512 // bundle.downscale

@@ -36,7 +36,12 @@ def picture(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-def lay_out(parameter: torch.nn.Parameter) -> Tensor:
+def split_last(x: Tensor, *parts: int) -> Tensor:
+    """Return (..., C) as (..., *parts, rest), a view."""
+    return x.view(*x.shape[:-1], *parts, -1)
+
+
+def lay_out(parameter: Tensor) -> Tensor:
     """Put a convolution's weight into channels_last, in its own place, and return it."""
     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return parameter.data
@@ -159,7 +164,7 @@ def phases_of(weight: Tensor) -> Tensor:
 
 
 def _pairs(weight: Tensor, dim: int, odd: bool) -> Tensor:
-    first, second, third = weight.split(1, dim)
+    first, second, third = torch.split(weight, 1, dim)
     pair = [first + second, third] if odd else [first, second + third]
     return torch.cat(pair, dim)
 

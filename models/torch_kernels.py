@@ -44,7 +44,7 @@ class Kernels(Protocol):
 
 
 class TorchKernels:
-    """The reference. ``folds`` takes the ways of the newer kernels: joined skips, folded weights."""
+    """The reference. ``folds`` goes the ways of the newer kernels: skips joined, weights folded."""
 
     def __init__(self, folds: bool = False) -> None:
         self.folds_upsampling = folds
@@ -104,7 +104,7 @@ class TorchKernels:
         """
         n, channels, height, width = phases.shape
         channels, height, width = channels // 4, height - 1, width - 1
-        split = phases.float().unflatten(1, (2, 2, channels))
+        split = phases.float().reshape(n, 2, 2, channels, height + 1, width + 1)
         made = phases.new_empty(n, channels, 2 * height, 2 * width, dtype=torch.float32)
         for up in (0, 1):
             for left in (0, 1):

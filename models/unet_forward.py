@@ -26,6 +26,7 @@ from models.forward_layers import (
     picture,
     pixels,
     product,
+    split_last,
 )
 from models.torch_kernels import Kernels
 
@@ -100,7 +101,14 @@ def _unusual(module: Any) -> str | None:
     """What a module has that 1.x's have not, where the configuration does not tell."""
     kind = type(module).__name__
     if kind == "Attention":
-        parts = ("spatial_norm", "group_norm", "norm_q", "norm_k", "norm_cross", "added_kv_proj_dim")
+        parts = (
+            "spatial_norm",
+            "group_norm",
+            "norm_q",
+            "norm_k",
+            "norm_cross",
+            "added_kv_proj_dim",
+        )
         odd = any(getattr(module, part, None) is not None for part in parts)
         if odd or module.residual_connection or module.rescale_output_factor != 1.0:
             return "its attention has norms or a residual of its own"
@@ -157,21 +165,21 @@ class _Block:
         kernels = self._kernels
         _, y = kernels.layer_norm(x, self._norms[0])
         qkv = product(y, self._self.to_qkv.weight, self._self.to_qkv.bias)
-        query, key, value = qkv.unflatten(-1, (3, self._self.heads, -1)).unbind(2)
+        query, key, value = split_last(qkv, 3, self._self.heads).unbind(2)
         x, y = kernels.layer_norm(self._attend(self._self, query, key, value), self._norms[1], x)
         query = product(y, self._cross.to_q.weight, self._cross.to_q.bias)
-        query = query.unflatten(-1, (self._cross.heads, -1))
+        query = split_last(query, self._cross.heads)
         place = self._place
         own = text[..., place.first : place.first + 2 * place.channels]
-        key, value = own.unflatten(-1, (2, self._cross.heads, -1)).unbind(2)
+        key, value = split_last(own, 2, self._cross.heads).unbind(2)
         x, y = kernels.layer_norm(self._attend(self._cross, query, key, value), self._norms[2], x)
         y = kernels.geglu(product(y, self._up.weight, self._up.bias))
         return product(y, self._down.weight, self._down.bias).add_(x)
 
     def _attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """(N, S, heads, D) each to (N, S, C)."""
-        heads = (t.transpose(1, 2) for t in (query, key, value))
-        out = attend(*heads, self._order).transpose(1, 2).flatten(2)
+        query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+        out = attend(query, key, value, self._order).transpose(1, 2).flatten(2)
         return product(out, module.to_out[0].weight, module.to_out[0].bias)
 
 
@@ -185,11 +193,10 @@ class _Transformer:
 
     def __call__(self, x: Tensor, text: Tensor) -> Tensor:
         h = pixels(self._kernels.group_norm(x, self._norm, silu=False))
-        size = h.shape[1:3]
         tokens = product(h.flatten(1, 2), *self._into)
         for block in self._blocks:
             tokens = block(tokens, text)
-        return picture(product(tokens, *self._out).unflatten(1, size)).add_(x)
+        return picture(product(tokens, *self._out).view(h.shape)).add_(x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,15 +270,14 @@ class FastUNet:
         ``circular`` pads every convolution with the opposite edge.
         """
         embedding = F.silu(self._times(timestep, self._dtype))
-        times = product(embedding, self._time_weight, self._time_bias).split(self._time_sizes, 1)
+        projected = product(embedding, self._time_weight, self._time_bias)
+        times = torch.split(projected, self._time_sizes, 1)
         keys = product(text, self._text_weight)
         x = latents.contiguous(memory_format=torch.channels_last)
         x = self._kernels.bias_residual(self._conv_in(x, circular), self._conv_in.bias)
         skips = [x]
         for level in self._down:
-            for (index, resnet), transformer in zip(
-                level.resnets, level.transformers, strict=True
-            ):
+            for (index, resnet), transformer in zip(level.resnets, level.transformers, strict=True):
                 x = resnet(x, circular, times[index])
                 x = x if transformer is None else transformer(x, keys)
                 skips.append(x)
@@ -280,9 +286,7 @@ class FastUNet:
                 skips.append(x)
         x = self._through_middle(x, times, keys, circular)
         for level in self._up:
-            for (index, resnet), transformer in zip(
-                level.resnets, level.transformers, strict=True
-            ):
+            for (index, resnet), transformer in zip(level.resnets, level.transformers, strict=True):
                 x = resnet(x, circular, times[index], skips.pop())
                 x = x if transformer is None else transformer(x, keys)
             if isinstance(level.sampling, Upsampling):
@@ -326,12 +330,10 @@ def _concatenated(layers: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """One weight and bias for several layers of one input, whose own weights become its views."""
     weight = torch.cat([layer.weight.data for layer in layers])
     sizes = [layer.out_features for layer in layers]
-    for layer, own in zip(layers, weight.split(sizes), strict=True):
+    for layer, own in zip(layers, torch.split(weight, sizes), strict=True):
         layer.weight.data = own
     biases = [
         weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.data
         for layer in layers
     ]
     return weight, torch.cat(biases)
-
-

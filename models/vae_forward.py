@@ -23,6 +23,7 @@ from models.forward_layers import (
     picture,
     pixels,
     product,
+    split_last,
 )
 from models.torch_kernels import Kernels
 
@@ -76,7 +77,7 @@ def _unusual(module: Any) -> str | None:
         module.up
         or module.down
         or module.time_emb_proj is not None
-        or module.time_embedding_norm != "default"
+        or module.time_embedding_norm not in ("default", "group")
         or module.output_scale_factor != 1.0
     ):
         return "its residual blocks are of another kind"
@@ -160,7 +161,9 @@ class FastVae:
 
     def _head(self, half: Any, scale: float) -> VaeStep:
         conv, kernels, norm = Convolution(half.conv_out), self._kernels, half.conv_norm_out
-        return _step(half.conv_out, lambda x, circular: head(x, norm, conv, kernels, circular), scale)
+        return _step(
+            half.conv_out, lambda x, circular: head(x, norm, conv, kernels, circular), scale
+        )
 
 
 def _step(module: torch.nn.Module, run: Callable[[Tensor, bool], Tensor], scale: float) -> VaeStep:
@@ -184,10 +187,10 @@ class _Attention:
 
     def __call__(self, x: Tensor, circular: bool) -> Tensor:
         h = pixels(self._kernels.group_norm(x, self._norm, silu=False))
-        size = h.shape[1:3]
         qkv = product(h.flatten(1, 2), self._weight, self._bias)
-        heads = (t.transpose(1, 2) for t in qkv.unflatten(-1, (3, self._heads, -1)).unbind(2))
+        parts = split_last(qkv, 3, self._heads).unbind(2)
+        query, key, value = (part.transpose(1, 2) for part in parts)
         order = _WIDE_HEAD if x.is_cuda else None
-        out = attend(*heads, order).transpose(1, 2).flatten(2)
+        out = attend(query, key, value, order).transpose(1, 2).flatten(2)
         out = product(out, self._out.weight, self._out.bias)
-        return picture(out.unflatten(1, size)).add_(x)
+        return picture(out.view(h.shape)).add_(x)

@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from models import kernels
-from models.kernels import NEXT, PROVEN
+from models.triton_kernels import NEXT, PROVEN
 
 CAPABILITIES = (80, 86, 89, 90)
 _CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -71,7 +71,7 @@ def specialisations() -> Iterator[Specialisation]:
     for block in (32, 64):
         for both in joined:
             yield Specialisation(
-                kernels._gn_partial,
+                kernels.gn_partial,
                 {"JOINED": both, "BH": 32, "BC": block},
                 multiples=("c1", "c2"),
                 singles=("part",),
@@ -79,32 +79,32 @@ def specialisations() -> Iterator[Specialisation]:
             for silu in (False, True) if not both else (True,):
                 constants = {"JOINED": both, "SILU": silu, "BH": 2048 // block, "BC": block}
                 yield Specialisation(
-                    kernels._gn_apply_tile, constants, multiples=("c1", "c2"), singles=("ab",)
+                    kernels.gn_apply_tile, constants, multiples=("c1", "c2"), singles=("ab",)
                 )
     for cpg in (4, 8, 10, 16, 20, 30, 40, 60, 80):
         width = triton.next_power_of_2(cpg)
         for adds in (False, True):
             constants = {"CPG": cpg, "ADDS": adds, "BS": 32, "BG": width}
-            yield Specialisation(kernels._gn_fold, constants, singles=("part", "ab"))
+            yield Specialisation(kernels.gn_fold, constants, singles=("part", "ab"))
     for cpg in (20, 40, 60, 80):
         constants = {"CPG": cpg, "ADDS": True, "SILU": True, "BH": 32}
         constants["BG"] = triton.next_power_of_2(cpg)
-        yield Specialisation(kernels._gn_group, constants)
+        yield Specialisation(kernels.gn_group, constants)
     for silu in (False, True):
         constants = {"SILU": silu, "B": 2048}
-        yield Specialisation(kernels._gn_apply, constants, 8, singles=("ab",))
+        yield Specialisation(kernels.gn_apply, constants, 8, singles=("ab",))
     for adds in (False, True):
-        yield Specialisation(kernels._bias_residual, {"ADDS": adds, "B": 2048}, 8)
-    yield Specialisation(kernels._interleave, {"B": 2048}, 8)
+        yield Specialisation(kernels.bias_residual, {"ADDS": adds, "B": 2048}, 8)
+    yield Specialisation(kernels.interleave, {"B": 2048}, 8)
     for geometry in (PROVEN, NEXT):
         high, wide = geometry.geglu
-        yield Specialisation(kernels._geglu, {"BR": high, "B": wide}, multiples=("D",))
+        yield Specialisation(kernels.geglu, {"BR": high, "B": wide}, multiples=("D",))
         for channels in (320, 640, 1280):
             block = triton.next_power_of_2(channels)
             for adds in (False, True):
                 high = max(1, geometry.norm_elements // block)
                 constants = {"ADDS": adds, "BR": high, "B": block}
-                yield Specialisation(kernels._layer_norm, constants)
+                yield Specialisation(kernels.layer_norm, constants)
 
 
 def compile_for(made: Specialisation, capability: int) -> MachineCode:
@@ -130,7 +130,9 @@ def compile_for(made: Specialisation, capability: int) -> MachineCode:
     registers = re.search(r"REG:(\d+)", usage)
     assert registers is not None
     loads, stores = (
-        Counter(int(bits or 32) for bits in re.findall(rf"\b{op}\.E\.?[A-Z.]*?(16|64|128)?\b", code))
+        Counter(
+            int(bits or 32) for bits in re.findall(rf"\b{op}\.E\.?[A-Z.]*?(16|64|128)?\b", code)
+        )
         for op in ("LDG", "STG")
     )
     spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
