@@ -20,14 +20,21 @@ from pipelines.pool import LatentPool, PoolShelf
 from pipelines.preview import LatentToRgb
 from pipelines.prompt import PromptEncoder
 from pipelines.request import Pixels
-from pipelines.stages import Decoding, PictureEncoder, start_latents
+from pipelines.stages import (
+    Decoding,
+    PictureEncoder,
+    decode_together,
+    start_latents,
+)
+from pipelines.vae_graphs import VaeGraphs
 
 
 @dataclass(eq=False)
 class Executor:
     """Encodes, ticks and decodes jobs of one model; at most ``capacity`` a pool at a time.
 
-    With a ``capturer`` ticks are captured: of the ``hot`` keys at their first, see `PoolShelf`.
+    With a ``capturer`` ticks are captured: of the ``hot`` keys at their first, see `PoolShelf`; so
+    are whole passes of the VAE, see `VaeGraphs`.
     """
 
     bundle: ModelBundle
@@ -40,7 +47,11 @@ class Executor:
         self.prompts = PromptEncoder(self.bundle)
         self.denoiser = Denoiser(self.bundle, self.row_buckets, self.capturer)
         self.ticks = TickCounts()
-        self._pictures = PictureEncoder(self.bundle)
+        self.vae_graphs: VaeGraphs | None = None
+        if self.capturer is not None:
+            sizes = {(key.height, key.width) for key in self.hot}
+            self.vae_graphs = VaeGraphs(self.capturer, sizes)
+        self.pictures = PictureEncoder(self.bundle, graphs=self.vae_graphs)
         self._latent_to_rgb: LatentToRgb | None = None
         self.pools = PoolShelf(self._make_pool, captures=self.capturer is not None, hot=self.hot)
         self._members: set[Job] = set()
@@ -48,7 +59,7 @@ class Executor:
     @property
     def cache_counts(self) -> dict[str, CacheCounts]:
         """Hits and misses of each cache."""
-        return {"prompts": self.prompts.counts, "pictures": self._pictures.counts}
+        return {"prompts": self.prompts.counts, "pictures": self.pictures.counts}
 
     def _make_pool(self, key: GroupKey, patience: int | None) -> LatentPool:
         return LatentPool(self.bundle, key, self.capacity, patience)
@@ -58,7 +69,7 @@ class Executor:
         request = job.request
         if job.encoding is None:
             job.text = self.prompts.encode_pair(request.prompt, request.negative_prompt)
-            job.encoding = self._pictures.begin(request.image, request.tile, parts)
+            job.encoding = self.pictures.begin(request.image, request.tile, parts)
         moments = job.encoding.advance()
         if moments is None:
             return False
@@ -96,16 +107,32 @@ class Executor:
             job.done += 1
             job.preview = self._preview(tick.predicted.get(job.position))
 
-    def decode(self, job: Job, parts: int) -> Pixels | None:
-        """The next of ``parts`` parts; the picture after the last one."""
-        if job.decoding is None:
-            latents = self.pools[job.key].latents(job.position)
-            job.decoding = Decoding(self.bundle, latents, job.request.tile, parts)
-        return job.decoding.advance()
+    def decode(self, jobs: Sequence[Job], parts: int) -> bool:
+        """The next of ``parts`` parts; True once the pictures are on their way.
+
+        Several jobs, of one key and in one part, share a pass where passes are captured.
+        """
+        if len(jobs) > 1 and self.vae_graphs is not None:
+            latents = [self._latents(job) for job in jobs]
+            made = decode_together(self.bundle, latents, self.vae_graphs)
+            for job, decoded in zip(jobs, made, strict=True):
+                job.decoded = decoded
+            return True
+        for job in jobs:
+            if job.decoding is None:
+                tile = job.request.tile
+                job.decoding = Decoding(
+                    self.bundle, self._latents(job), tile, parts, self.vae_graphs
+                )
+            job.decoded = job.decoding.launch()
+        return all(job.decoded is not None for job in jobs)
+
+    def _latents(self, job: Job) -> torch.Tensor:
+        return self.pools[job.key].latents(job.position)
 
     def release(self, job: Job) -> None:
         """Give a job's place free, if it has one."""
-        job.encoding = job.decoding = job.text = None
+        job.encoding = job.decoding = job.decoded = job.text = None
         if job in self._members:
             self._members.remove(job)
             self.pools[job.key].release(job.position)

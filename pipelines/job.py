@@ -11,7 +11,7 @@ from pipelines.guidance import GuidanceRun
 from pipelines.handle import GenerationHandle
 from pipelines.request import GenerationRequest, Pixels
 from pipelines.samplers import Table
-from pipelines.stages import Decoding, Encoding, RequestNoise
+from pipelines.stages import Decoded, Decoding, Encoding, RequestNoise
 from pipelines.tick_batch import Evaluation
 
 
@@ -45,7 +45,7 @@ class Job:
     position: int = -1
     done: int = 0
     preview: Pixels | None = None
-    image: Pixels | None = None
+    decoded: Decoded | None = None
     timings: dict[str, float] = field(default_factory=dict)
     guidance: GuidanceRun | None = field(init=False)
 
