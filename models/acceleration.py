@@ -23,6 +23,7 @@ from models.attention import (
 )
 from models.bundle import ModelBundle
 from models.compiled import compile_parts
+from models.device import make_current
 from models.fast_forwards import FACT, make_forwards
 from models.graphs import Capturer, CudaCapturer
 from models.spec import AccelerationMode
@@ -110,6 +111,8 @@ def _choose_kernels(
     rows: Collection[int],
 ) -> None:
     """Attention's kernels, and the forwards that run them: ours, or else the modules."""
+    # Triton launches on the current card; on the engine's thread that is set once.
+    make_current(bundle.device)
     # Where the attention's time goes: the largest of the sizes, the largest tick.
     height, width = max(sizes or [bundle.latent_size(512, 512)], key=lambda size: size[0] * size[1])
     shapes = attention_shapes(bundle, height, width)

@@ -43,7 +43,11 @@ PROVEN = Geometry(64, 4, 32, False, 0, (1, 1024), 1, False)
 """How `fast_unet.py` cut it, which has run on a card: 6.0 ms for two rows, 32 for sixteen."""
 
 NEXT = Geometry(128, 8, 0, True, 512, (8, 256), 2048, True)
-"""What should be faster; right by Triton's interpreter, compiled for four cards, never timed."""
+"""What should be faster; right by Triton's interpreter, compiled for four cards, never timed.
+
+Which of two kernels norms a level depends on its pixels: the first size on the other side of
+``whole_below`` compiles the other one, once.
+"""
 
 _MULTIPROCESSORS = 132
 
@@ -113,11 +117,11 @@ class TritonKernels:
 
     def _pixels_per_program(self, hw: int, columns: int) -> int:
         geometry = self._geometry
-        splits = max(1, _MULTIPROCESSORS * geometry.waves // columns)
+        splits = _MULTIPROCESSORS * geometry.waves // columns
         if geometry.most_splits:
             splits = max(1, min(splits + 1, hw // geometry.pixels, geometry.most_splits))
             return _blocks(hw, splits)
-        return max(geometry.pixels, _blocks(hw, splits))
+        return max(geometry.pixels, _blocks(hw, max(1, splits)))
 
     def bias_residual(self, x: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
         """See `TorchKernels.bias_residual`."""

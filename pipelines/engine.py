@@ -44,7 +44,7 @@ from pipelines.request import GenerationRequest, GenerationResult, Progress
 from pipelines.samplers import evaluation_count, make_table
 from pipelines.schedules import NoiseSchedule
 from pipelines.scheduling import Scheduler
-from pipelines.stages import RequestNoise
+from pipelines.stages import RequestNoise, picture_digest
 from pipelines.stopwatch import Elapsed, make_stopwatch
 from pipelines.tasks import Decode, Encode, Task, Tick, Work
 
@@ -217,6 +217,7 @@ class Engine:
             shape = (self.bundle.latent_channels, job.key.height, job.key.width)
             noise = RequestNoise.draw(request.seed, shape, job.table.draws)
             job.noise = noise.for_device(self.bundle.device)
+            job.digest = picture_digest(request.image)
         except Exception as error:
             logger.exception("request %s could not be prepared", job.request.request_id)
             self._finish(job, as_failure(error))

@@ -69,7 +69,7 @@ class Executor:
         request = job.request
         if job.encoding is None:
             job.text = self.prompts.encode_pair(request.prompt, request.negative_prompt)
-            job.encoding = self.pictures.begin(request.image, request.tile, parts)
+            job.encoding = self.pictures.begin(request.image, request.tile, parts, job.digest)
         moments = job.encoding.advance()
         if moments is None:
             return False

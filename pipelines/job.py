@@ -39,6 +39,7 @@ class Job:
     arrived: float
     table: Table | None = None
     noise: RequestNoise | None = None
+    digest: bytes | None = None
     text: torch.Tensor | None = None  # (2, T, D)
     encoding: Encoding | None = None
     decoding: Decoding | None = None

@@ -129,7 +129,7 @@ def _encode_pass(
     if whole and graphs is not None:
         key, forward = PassKey("encode", 1, height, width), in_one(layers)
         layers = [Layer(lambda x: graphs.run(key, x, lambda x: (forward(x),))[0], 1.0)]
-    pixels = host_tensor(np.ascontiguousarray(image), bundle.device)
+    pixels = host_tensor(np.array(image), bundle.device)  # a copy: an upload may be read-only
     pixels = pixels.to(bundle.device, non_blocking=True)  # (H, W, 3), a quarter of their floats
     return VaePass(bundle.vae, layers, pixels, parts, tile=tile)
 
@@ -175,6 +175,11 @@ class Encoding:
         return moments
 
 
+def picture_digest(image: Pixels) -> bytes:
+    """Return what a picture is known by in the cache."""
+    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+
+
 class PictureEncoder:
     """Encodes pictures with a bundle's VAE and remembers the latest moments, within a budget.
 
@@ -197,9 +202,14 @@ class PictureEncoder:
     def counts(self) -> CacheCounts:
         return self._cache.counts
 
-    def begin(self, image: Pixels, tile: bool, parts: int = 1) -> Encoding:
-        """Begin to encode an (H, W, 3) uint8 picture, in ``parts`` calls of `Encoding.advance`."""
-        digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+    def begin(
+        self, image: Pixels, tile: bool, parts: int = 1, digest: bytes | None = None
+    ) -> Encoding:
+        """Begin to encode an (H, W, 3) uint8 picture, in ``parts`` calls of `Encoding.advance`.
+
+        ``digest`` is its `picture_digest`, where another thread has made it already.
+        """
+        digest = digest or picture_digest(image)
         key = (digest, image.shape, tile)
         remembered = self._cache.get(key)
         begun = None
