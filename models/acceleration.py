@@ -1,9 +1,9 @@
 """How fast a model is made: `IMG2IMG_ACCELERATION`, what of it this device can do, and doing it.
 
-Each mode has all of the one before: ``off`` runs the parts as they are; ``graphs`` fuses the
-projections of attention, measures which attention kernel is fastest and captures ticks as CUDA
-graphs; ``compile`` compiles the parts for the configured sizes; ``max`` lets the compiler try out
-kernels, for minutes.
+``off`` runs the parts as they are. ``graphs`` runs forwards of our own over their weights
+(`models/fast_forwards.py`), with the fastest kernel of attention, captured as CUDA graphs.
+``compile`` compiles the parts for the configured sizes instead, ``max`` lets the compiler try out
+kernels, for minutes; both fuse projections and capture ticks too.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from dataclasses import dataclass
 import torch
 
 from models.attention import (
-    KERNELS,
     attention_shapes,
     choose_kernels,
-    fastest_kernels,
     fuse_projections,
+    kernel_orders,
+    orders_in_words,
 )
 from models.bundle import ModelBundle
 from models.compiled import compile_parts
+from models.device import make_current
+from models.fast_forwards import FACT, make_forwards
 from models.graphs import Capturer, CudaCapturer
 from models.spec import AccelerationMode
 
@@ -36,6 +38,11 @@ class Acceleration:
     compiles: bool = False
     autotunes: bool = False
     reason: str = ""
+
+    @property
+    def forwards(self) -> bool:
+        """Whether forwards of our own take the parts' place, where they can."""
+        return self.graphs and self.asked is AccelerationMode.GRAPHS
 
     @property
     def in_words(self) -> str:
@@ -91,18 +98,44 @@ def accelerate(
     if acceleration.graphs or acceleration.compiles:
         fuse_projections(bundle.unet)
     bundle.facts["acceleration"] = acceleration.in_words
-    if acceleration.graphs and sizes:
-        # Where the attention's time goes: the largest of the sizes.
-        height, width = max(sizes, key=lambda size: size[0] * size[1])
-        shapes = attention_shapes(bundle, height, width)
-        kernels = fastest_kernels(shapes, bundle.device, bundle.dtype)
-        choose_kernels(bundle.unet, kernels)
-        names = {kernel: name for name, kernel in KERNELS.items()}
-        bundle.facts["attention kernels"] = ", ".join(
-            f"{size}: {names[kernel]}" for size, kernel in kernels.items()
-        )
+    if acceleration.graphs:
+        _choose_kernels(bundle, acceleration, sizes, rows)
     if acceleration.compiles and sizes:
         bundle.compiled = compile_parts(bundle, sizes, rows, autotune=acceleration.autotunes)
+
+
+def _choose_kernels(
+    bundle: ModelBundle,
+    acceleration: Acceleration,
+    sizes: Collection[tuple[int, int]],
+    rows: Collection[int],
+) -> None:
+    """Attention's kernels, and the forwards that run them: ours, or else the modules."""
+    # Triton launches on the current card; on the engine's thread that is set once.
+    make_current(bundle.device)
+    # Where the attention's time goes: the largest of the sizes, the largest tick.
+    height, width = max(sizes or [bundle.latent_size(512, 512)], key=lambda size: size[0] * size[1])
+    shapes = attention_shapes(bundle, height, width)
+    orders = kernel_orders(shapes, bundle.device, bundle.dtype, max(rows, default=2))
+    bundle.facts["attention kernels"] = orders_in_words(orders)
+    if acceleration.forwards:
+        bundle.fast = make_forwards(bundle, orders)
+        bundle.facts[FACT] = bundle.fast.in_words
+    if bundle.fast is None or bundle.fast.unet is None:
+        choose_kernels(bundle.unet, orders)
+
+
+def describe_forwards(bundle: ModelBundle, acceleration: Acceleration) -> str:
+    """Return what the parts would run through, in words, for the doctor.
+
+    Where that is kernels of our own they are made and tried: ``bundle`` is changed as at a start.
+    """
+    if acceleration.forwards:
+        accelerate(bundle, acceleration, ())
+        return bundle.facts[FACT]
+    if acceleration.asked is AccelerationMode.GRAPHS:
+        return f"its modules (kernels of our own need CUDA, not {bundle.device.type})"
+    return f"its modules (IMG2IMG_ACCELERATION={acceleration.asked.value})"
 
 
 def make_capturer(acceleration: Acceleration, device: torch.device) -> Capturer | None:

@@ -1,22 +1,21 @@
 """Attention as the fast path runs it: fused projections, the kernel that is fastest for its heads.
 
-Stable Diffusion 1.x has heads of 40, 80 and 160 channels, which kernels pad to different sizes:
-which is fastest is not the same for all three, nor on every card, so it is measured.
+Stable Diffusion 1.x has heads of 40, 80 and 160 channels, which kernels pad to different sizes. On
+Hopper the order is known (measured on an H200); on other cards it is measured at start, by the
+device's own clock.
 """
 
 from __future__ import annotations
 
-import time
+import statistics
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
-
-from models.device import synchronize
 
 if TYPE_CHECKING:
     from models.bundle import ModelBundle
@@ -29,7 +28,24 @@ KERNELS = {
 }
 """Kernels of scaled dot product attention by name, in torch's order of preference."""
 
-_RUNS = 5
+Order = tuple[SDPBackend, ...]
+"""Kernels in the order in which they are tried: the first that takes a shape runs it."""
+
+Views = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Query, key and value."""
+
+HOPPER = (9, 0)
+HOPPER_ORDER: Order = (
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+)
+
+_RUNS = 20
+_WARM_UP_RUNS = 3
+_CLEARLY = 0.95
+"""What a later kernel's time must be of an earlier one's to take its place: no tie is a race."""
 
 
 def fuse_projections(unet: Any) -> None:
@@ -51,48 +67,86 @@ def fuse_projections(unet: Any) -> None:
         module.set_processor(FusedAttnProcessor2_0())
 
 
-class KernelProcessor:
-    """Fused attention through one chosen kernel; where that cannot run, through what can."""
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, order: Order | None
+) -> torch.Tensor:
+    """Scaled dot product attention of (B, heads, S, D) by the kernels of ``order``, None: any."""
+    if order is None:
+        return scaled_dot_product_attention(query, key, value)
+    with sdpa_kernel(list(order), set_priority=True):
+        return scaled_dot_product_attention(query, key, value)
 
-    def __init__(self, kernel: SDPBackend) -> None:
-        self.kernel = kernel
-        others = (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
-        self._order = [kernel, *(other for other in others if other is not kernel)]
+
+class KernelProcessor:
+    """Fused attention of a diffusers module through an order of kernels."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
         self._fused = FusedAttnProcessor2_0()
 
     def __call__(self, *args: Any, **options: Any) -> torch.Tensor:
-        with sdpa_kernel(self._order, set_priority=True):
+        with sdpa_kernel(list(self.order), set_priority=True):
             states: torch.Tensor = self._fused(*args, **options)
         return states
 
 
-def choose_kernels(unet: Any, kernels: Mapping[int, SDPBackend]) -> None:
-    """Give each attention of a fused ``unet`` the kernel for its head size, where there is one."""
+def choose_kernels(unet: Any, orders: Mapping[int, Order]) -> None:
+    """Give each attention of a fused ``unet`` the order for its head size, where there is one."""
     for module in unet.modules():
         if isinstance(module, Attention):
-            width = (module.to_kv if module.is_cross_attention else module.to_qkv).out_features
-            head = width // (2 if module.is_cross_attention else 3) // module.heads
-            if head in kernels:
-                module.set_processor(KernelProcessor(kernels[head]))
+            head = head_size(module)
+            if head in orders:
+                module.set_processor(KernelProcessor(orders[head]))
 
 
-def fastest_kernels(
-    shapes: Mapping[int, tuple[int, int]], device: torch.device, dtype: torch.dtype
-) -> dict[int, SDPBackend]:
-    """The kernel with the shortest self-attention by head size.
+def head_size(module: Attention) -> int:
+    """Return the channels of one head of a fused attention."""
+    fused = module.to_kv if module.is_cross_attention else module.to_qkv
+    return int(fused.out_features) // (2 if module.is_cross_attention else 3) // int(module.heads)
 
-    ``shapes`` has (heads, tokens) by head size: those of a level of the U-Net.
+
+def kernel_orders(
+    shapes: Mapping[int, tuple[int, int]],
+    device: torch.device,
+    dtype: torch.dtype,
+    rows: int,
+    seconds: Callable[[SDPBackend, int, int, int, int], float | None] | None = None,
+) -> dict[int, Order]:
+    """Return the order of kernels by head size, for ``shapes`` (heads, tokens) of ``rows`` rows.
+
+    Known on Hopper; else measured by ``seconds`` (of a kernel, size, heads, tokens, rows; None
+    where it does not run), by default with the card's events. Empty where there is no card.
     """
-    chosen = {}
+    if seconds is None:
+        if device.type != "cuda":
+            return {}
+        if torch.cuda.get_device_capability(device) == HOPPER:
+            return dict.fromkeys(shapes, HOPPER_ORDER)
+
+        def seconds(
+            kernel: SDPBackend, size: int, heads: int, tokens: int, rows: int
+        ) -> float | None:
+            return _event_seconds(kernel, _views(size, heads, tokens, rows, device, dtype), device)
+
+    orders = {}
     for size, (heads, tokens) in shapes.items():
-        timed = {
-            kernel: seconds
-            for kernel in KERNELS.values()
-            if (seconds := _seconds(kernel, size, heads, tokens, device, dtype)) is not None
-        }
-        if timed:
-            chosen[size] = min(timed, key=lambda kernel: timed[kernel])
-    return chosen
+        best: tuple[float, SDPBackend] | None = None
+        for kernel in KERNELS.values():
+            if kernel is SDPBackend.MATH:  # its scores are quadratic: the last resort, untimed
+                continue
+            took = seconds(kernel, size, heads, tokens, rows)
+            if took is not None and (best is None or took < best[0] * _CLEARLY):
+                best = took, kernel
+        others = (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+        first = () if best is None else (best[1],)
+        orders[size] = (*first, *(other for other in others if other not in first))
+    return orders
+
+
+def orders_in_words(orders: Mapping[int, Order]) -> str:
+    """Return the first choice by head size, for a log line."""
+    names = {kernel: name for name, kernel in KERNELS.items()}
+    return ", ".join(f"{size}: {names[order[0]]}" for size, order in orders.items())
 
 
 def attention_shapes(bundle: ModelBundle, height: int, width: int) -> dict[int, tuple[int, int]]:
@@ -115,7 +169,7 @@ def attention_backends(head_sizes: Sequence[int], device: torch.device, dtype: t
     """
 
     def runs(kernel: SDPBackend, size: int) -> bool:
-        return _seconds(kernel, size, 1, 64, device, dtype) is not None
+        return _runs(kernel, _views(size, 1, 64, 2, device, dtype))
 
     by_size = {
         size: ", ".join(name for name, kernel in KERNELS.items() if runs(kernel, size))
@@ -126,27 +180,38 @@ def attention_backends(head_sizes: Sequence[int], device: torch.device, dtype: t
     return "; ".join(f"{size}: {names}" for size, names in by_size.items())
 
 
-def _seconds(
-    kernel: SDPBackend,
-    size: int,
-    heads: int,
-    tokens: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> float | None:
-    """The best of a few runs at two rows; None where the kernel does not run there."""
-    query = torch.randn(2, heads, tokens, size, device=device, dtype=dtype)
-    best = None
+def _views(
+    size: int, heads: int, tokens: int, rows: int, device: torch.device, dtype: torch.dtype
+) -> Views:
+    """Query, key and value as they come out of a fused projection: views with a stride of three."""
+    fused = torch.randn(rows, tokens, 3, heads, size, device=device, dtype=dtype)
+    query, key, value = (part.transpose(1, 2) for part in fused.unbind(2))
+    return query, key, value
+
+
+def _runs(kernel: SDPBackend, views: Views) -> bool:
     try:
         with warnings.catch_warnings(), sdpa_kernel(kernel), torch.inference_mode():
             warnings.simplefilter("ignore")  # torch warns of each reason why a kernel does not run
-            for _ in range(_RUNS):
-                synchronize(device)
-                started = time.perf_counter()
-                scaled_dot_product_attention(query, query, query)
-                synchronize(device)
-                seconds = time.perf_counter() - started
-                best = seconds if best is None else min(best, seconds)
+            attend(*views, None)
     except RuntimeError:
+        return False
+    return True
+
+
+def _event_seconds(kernel: SDPBackend, views: Views, device: torch.device) -> float | None:
+    """The median of `_RUNS` runs, each between two events of the card; None where it cannot."""
+    if not _runs(kernel, views):
         return None
-    return best
+    times: list[float] = []
+    with sdpa_kernel(kernel), torch.inference_mode():
+        for _ in range(_WARM_UP_RUNS):
+            attend(*views, None)
+        for _ in range(_RUNS):
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            before.record(torch.cuda.current_stream(device))
+            attend(*views, None)
+            after.record(torch.cuda.current_stream(device))
+            after.synchronize()
+            times.append(before.elapsed_time(after) / 1e3)
+    return statistics.median(times)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from models.clip import ClipModel
 from models.compiled import CompiledParts
+from models.padding import circular_padding
 from models.quantization import stored_bytes
+
+if TYPE_CHECKING:
+    from models.fast_forwards import FastForwards
 
 
 @dataclass(eq=False)
@@ -40,6 +44,7 @@ class ModelBundle:
     embeddings: dict[str, tuple[int, ...]] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     compiled: CompiledParts | None = None
+    fast: FastForwards | None = None
     vae_tile_above: int | None = None
 
     @property
@@ -84,8 +89,26 @@ class ModelBundle:
         """(h, w) of the latents of a picture."""
         return height // self.downscale, width // self.downscale
 
+    def predict(
+        self, latents: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, tile: bool
+    ) -> torch.Tensor:
+        """Run the U-Net, by whatever form of it is for such a forward, without gradients.
+
+        (R, 4, h, w) latents, (R,) timesteps and (R, T, D) text states to (R, 4, h, w); ``tile``
+        pads convolutions with the opposite edge.
+        """
+        if self.fast is not None and self.fast.unet is not None:
+            return self.fast.unet(latents, timestep, text, circular=tile)
+        rows, _, height, width = latents.shape
+        unet = self.unet_for(rows, height, width, text.shape[1], tile)
+        with circular_padding(tile, self.unet):
+            made: torch.Tensor = unet(
+                latents, timestep, encoder_hidden_states=text, return_dict=False
+            )[0]
+        return made
+
     def unet_for(self, rows: int, height: int, width: int, tokens: int, tile: bool) -> Any:
-        """The U-Net for such a forward: compiled where there is a compiled form for it."""
+        """The U-Net's module for such a forward: compiled where there is a compiled form for it."""
         compiled = self.compiled
         if compiled is not None and compiled.covers_tick(rows, height, width, tokens, tile):
             return compiled.unet

@@ -72,3 +72,32 @@ def host_tensor(array: npt.NDArray[np.generic], device: torch.device) -> torch.T
     """
     tensor = torch.from_numpy(array)
     return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+class Arrival:
+    """Tensors on their way to the host."""
+
+    def __init__(
+        self, tensors: tuple[torch.Tensor, ...], copied: torch.cuda.Event | None = None
+    ) -> None:
+        self._tensors, self._copied = tensors, copied
+
+    def wait(self) -> tuple[torch.Tensor, ...]:
+        """Return them once they are there, in memory of their own."""
+        if self._copied is None:
+            return self._tensors
+        self._copied.synchronize()
+        # Out of pinned memory, of which a caller might keep any amount.
+        return tuple(tensor.clone() for tensor in self._tensors)
+
+
+def download(*tensors: torch.Tensor) -> Arrival:
+    """Begin to copy tensors of one device to the host; on CUDA the call does not wait."""
+    if not tensors[0].is_cuda:
+        return Arrival(tensors)
+    pinned = tuple(torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors)
+    for host, tensor in zip(pinned, tensors, strict=True):
+        host.copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
+    return Arrival(pinned, copied)

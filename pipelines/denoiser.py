@@ -17,7 +17,6 @@ import torch
 
 from models.bundle import ModelBundle
 from models.graphs import Capturer
-from models.padding import circular_padding
 from pipelines.captured_tick import CapturedTick
 from pipelines.errors import GenerationFailed
 from pipelines.guidance import ClipGuide, Correction
@@ -104,17 +103,9 @@ class Denoiser:
         # index_select throughout: on the CPU it copies rows, where indexing looks up every element.
         latents = pool.state[:, 0].index_select(0, batch.index).mul_(batch.c_in)
         text = pool.text_rows(batch.text_places, batch.text)  # (R, T, D)
-        key = pool.key
-        unet = self._bundle.unet_for(
-            len(batch.rows), key.height, key.width, key.text_tokens, key.tile
-        )
-        with circular_padding(key.tile, self._bundle.unet):
-            out = unet(
-                latents.index_select(0, batch.rows).to(self._bundle.dtype),
-                batch.timestep,
-                encoder_hidden_states=text,
-                return_dict=False,
-            )[0].float()  # (R, 4, h, w)
+        noisy = latents.index_select(0, batch.rows).to(self._bundle.dtype)
+        out = self._bundle.predict(noisy, batch.timestep, text, pool.key.tile)
+        out = out.float()  # (R, 4, h, w)
         uncond = out.index_select(0, batch.first)
         eps: torch.Tensor = out.index_select(0, batch.second)
         # uncond + scale * (cond - uncond), in place; where a request has one row, both are that

@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -94,7 +94,11 @@ class Engine:
         self._stopwatch = make_stopwatch(bundle.device)
         self._launched: _Launched | None = None
         self._measures = costs is None and self.config.warm_up
-        self._scheduler = Scheduler(costs or guessed_costs(), self.config.policy)
+        policy = self.config.policy
+        if bundle.vae_tile_above is not None:  # memory is short: one picture at a time
+            policy = replace(policy, shared_decodes=())
+        self._policy = policy
+        self._scheduler = Scheduler(costs or guessed_costs(), policy)
         self._jobs: dict[int, Job] = {}  # by ident: all that wait or run
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._watch = Watch("the engine's unit of work", self.config.patience)
@@ -263,7 +267,7 @@ class Engine:
             make_current(self.bundle.device)
             with torch.inference_mode():
                 if self.config.warm_up:
-                    self.config.fast.warm_up(self._executor, self.config.tick_limits)
+                    self.config.fast.warm_up(self._executor, self._policy)
                 if self._measures:
                     self._measure()
                 self._measured.set()
@@ -275,7 +279,7 @@ class Engine:
                     self._receive(block=work is None)
                     self._drop_lost()
                     with self._lock:
-                        work = self._scheduler.plan()
+                        work = self._scheduler.plan(time.monotonic())
                     if work is not None:
                         with self._watch.unit(work.seconds + self._launched_seconds):
                             self._do(work)
@@ -335,7 +339,7 @@ class Engine:
         elif isinstance(work, Encode):
             last = self._encode(self._jobs[work.ident], work, started)
         else:
-            last = self._decode(self._jobs[work.ident], work)
+            last = self._decode([self._jobs[ident] for ident in work.idents], work.parts)
         # What was remembered, failed or was tried again says nothing of what such a unit costs.
         early = not isinstance(work, Tick) and last and work.part + 1 < work.parts
         done = self._executor.done
@@ -345,13 +349,13 @@ class Engine:
             self._scheduler.complete(work, last=last)
         self._settle()
         self._launched = launched
-        if not self._stopwatch.runs_ahead or isinstance(work, Decode):
+        if not self._stopwatch.runs_ahead:
             self._settle()
 
     def _settle(self) -> None:
         """Account for the unit that was launched last, if that is not done yet; wait for its end.
 
-        A tick of a card is settled when the next unit is launched: the card never waits.
+        What a card does is settled when the next unit is launched: the card never waits.
         """
         launched, self._launched = self._launched, None
         if launched is None:
@@ -361,7 +365,7 @@ class Engine:
             with self._lock:
                 self._scheduler.learn(work, seconds, launched.text_chunks)
         stage = {Tick: "denoise", Encode: "prepare", Decode: "decode"}[type(work)]
-        for ident in work.idents if isinstance(work, Tick) else (work.ident,):
+        for ident in (work.ident,) if isinstance(work, Encode) else work.idents:
             if ident in self._jobs:
                 self._report(self._jobs[ident], stage, seconds)
 
@@ -369,9 +373,15 @@ class Engine:
         job.spend(stage, seconds)
         if stage == "denoise":
             job.handle.publish(Progress(job.done, len(table_of(job)), preview=job.preview))
-        elif job.image is not None:
-            result = GenerationResult(job.image, job.request.seed, job.done, job.timings)
-            self._finish(job, result)
+        elif job.decoded is not None:
+            try:
+                image = job.decoded.wait()
+            except Exception as error:
+                logger.exception("request %s could not be decoded", job.request.request_id)
+                self._finish(job, as_failure(error))
+            else:
+                result = GenerationResult(image, job.request.seed, job.done, job.timings)
+                self._finish(job, result)
 
     def _encode(self, job: Job, work: Encode, started: float) -> bool:
         """Whether the job is encoded."""
@@ -411,15 +421,21 @@ class Engine:
         self._tick(members[middle:])
         return False
 
-    def _decode(self, job: Job, work: Decode) -> bool:
-        """Whether the job has its picture."""
+    def _decode(self, jobs: Sequence[Job], parts: int) -> bool:
+        """Whether the pictures of ``jobs`` are on their way.
+
+        A shared decode that fails is run again one by one, so that only its cause fails.
+        """
         try:
-            job.image = self._executor.decode(job, work.parts)
-            return job.image is not None
+            return self._executor.decode(jobs, parts)
         except Exception as error:
-            logger.exception("request %s could not be decoded", job.request.request_id)
-            self._finish(job, as_failure(error))
-            return False
+            if len(jobs) == 1:
+                logger.exception("request %s could not be decoded", jobs[0].request.request_id)
+                self._finish(jobs[0], as_failure(error))
+                return False
+        for job in jobs:
+            self._decode([job], parts)
+        return True
 
     def _finish(self, job: Job, outcome: GenerationResult | GenerationError) -> None:
         """Take a job out of wherever it is and tell its handle."""

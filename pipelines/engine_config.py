@@ -10,6 +10,9 @@ from pipelines.fast_path import FastPath
 from pipelines.scheduling import PolicyConfig
 from pipelines.watch import Patience
 
+SHARED_DECODES = (2, 4)
+"""On an H200 four pictures of 512 x 512 took 6.7 ms each in one decode, 8.8 ms alone."""
+
 
 @dataclass(frozen=True)
 class EngineConfig:
@@ -43,9 +46,15 @@ class EngineConfig:
         return (self.exact_rows,) if self.exact else self.row_buckets or self.fast.buckets
 
     @property
+    def shared_decodes(self) -> Sequence[int]:
+        """The numbers of pictures that share a decode: only in graphs, never in the exact lane."""
+        return () if self.exact or not self.fast.acceleration.graphs else SHARED_DECODES
+
+    @property
     def policy(self) -> PolicyConfig:
         """The scheduler's part of this."""
         return PolicyConfig(
+            shared_decodes=self.shared_decodes,
             max_queue=self.max_queue,
             max_places=self.max_batch,
             limits=self.tick_limits,

@@ -20,7 +20,13 @@ from pipelines.pool import LatentPool, PoolShelf
 from pipelines.preview import LatentToRgb
 from pipelines.prompt import PromptEncoder
 from pipelines.request import Pixels
-from pipelines.stages import Decoding, PictureEncoder, start_latents
+from pipelines.stages import (
+    Decoding,
+    PictureEncoder,
+    decode_together,
+    start_latents,
+)
+from pipelines.vae_graphs import VaeGraphs
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,8 @@ class UnitDone:
 class Executor:
     """Encodes, ticks and decodes jobs of one model; at most ``capacity`` a pool at a time.
 
-    With a ``capturer`` ticks are captured: of the ``hot`` keys at their first, see `PoolShelf`.
+    With a ``capturer`` ticks are captured: of the ``hot`` keys at their first, see `PoolShelf`; so
+    are whole passes of the VAE, see `VaeGraphs`.
     """
 
     bundle: ModelBundle
@@ -53,7 +60,11 @@ class Executor:
         self.denoiser = Denoiser(self.bundle, self.row_buckets, self.capturer)
         self.ticks = TickCounts()
         self.done = UnitDone()
-        self._pictures = PictureEncoder(self.bundle)
+        self.vae_graphs: VaeGraphs | None = None
+        if self.capturer is not None:
+            sizes = {(key.height, key.width) for key in self.hot}
+            self.vae_graphs = VaeGraphs(self.capturer, sizes)
+        self.pictures = PictureEncoder(self.bundle, graphs=self.vae_graphs)
         self._latent_to_rgb: LatentToRgb | None = None
         self.pools = PoolShelf(self._make_pool, captures=self.capturer is not None, hot=self.hot)
         self._members: set[Job] = set()
@@ -61,7 +72,7 @@ class Executor:
     @property
     def cache_counts(self) -> dict[str, CacheCounts]:
         """Hits and misses of each cache."""
-        return {"prompts": self.prompts.counts, "pictures": self._pictures.counts}
+        return {"prompts": self.prompts.counts, "pictures": self.pictures.counts}
 
     def _make_pool(self, key: GroupKey, patience: int | None) -> LatentPool:
         return LatentPool(self.bundle, key, self.capacity, patience)
@@ -74,7 +85,7 @@ class Executor:
             before = self.prompts.counts.misses
             job.text = self.prompts.encode(job.texts)
             encoded = self.prompts.counts.misses - before
-            job.encoding = self._pictures.begin(request.image, request.tile, parts)
+            job.encoding = self.pictures.begin(request.image, request.tile, parts, job.digest)
         remembered = job.encoding.remembered
         moments = job.encoding.advance()
         self.done = UnitDone(not remembered, encoded)
@@ -117,19 +128,35 @@ class Executor:
             job.preview = self._preview(tick.predicted.get(job.position))
         self.done = UnitDone(ordinary=self._latent_to_rgb is fitted)
 
-    def decode(self, job: Job, parts: int) -> Pixels | None:
-        """The next of ``parts`` parts; the picture after the last one."""
+    def decode(self, jobs: Sequence[Job], parts: int) -> bool:
+        """The next of ``parts`` parts; True once the pictures are on their way.
+
+        Several jobs, of one key and in one part, share a pass where passes are captured.
+        """
         self.done = UnitDone()
-        if job.decoding is None:
-            latents = self.pools[job.key].latents(job.position)
-            job.decoding = Decoding(self.bundle, latents, job.request.tile, parts)
-        picture = job.decoding.advance()
+        if len(jobs) > 1 and self.vae_graphs is not None:
+            latents = [self._latents(job) for job in jobs]
+            made = decode_together(self.bundle, latents, self.vae_graphs)
+            for job, decoded in zip(jobs, made, strict=True):
+                job.decoded = decoded
+            self.done = UnitDone(ordinary=True)
+            return True
+        for job in jobs:
+            if job.decoding is None:
+                tile = job.request.tile
+                job.decoding = Decoding(
+                    self.bundle, self._latents(job), tile, parts, self.vae_graphs
+                )
+            job.decoded = job.decoding.launch()
         self.done = UnitDone(ordinary=True)
-        return picture
+        return all(job.decoded is not None for job in jobs)
+
+    def _latents(self, job: Job) -> torch.Tensor:
+        return self.pools[job.key].latents(job.position)
 
     def release(self, job: Job) -> None:
         """Give a job's place free, if it has one."""
-        job.encoding = job.decoding = job.text = None
+        job.encoding = job.decoding = job.decoded = job.text = None
         if job in self._members:
             self._members.remove(job)
             self.pools[job.key].release(job.position)

@@ -19,11 +19,12 @@ from models.acceleration import Acceleration, accelerate, make_capturer
 from models.bundle import ModelBundle
 from models.compiled import CompileCache
 from models.spec import AccelerationMode
-from pipelines.batching import GroupKey, TickLimits
+from pipelines.batching import GroupKey
 from pipelines.execution import Executor
 from pipelines.request import Sampler
 from pipelines.samplers import make_table
-from pipelines.stages import decode_latents, encode_picture
+from pipelines.scheduling import PolicyConfig
+from pipelines.stages import decode_latents, decode_together, encode_picture
 from pipelines.tick_batch import Evaluation
 
 logger = logging.getLogger(__name__)
@@ -58,42 +59,60 @@ class FastPath:
         hot = [GroupKey(h, w, bundle.text_length, False) for h, w in sizes]
         return Executor(bundle, buckets, capacity, capturer, hot)
 
-    def warm_up(self, executor: Executor, limits: TickLimits) -> None:
-        """Run the ticks of every hot key and bucket, and what else is compiled.
+    def warm_up(self, executor: Executor, policy: PolicyConfig) -> None:
+        """Run the ticks of every hot key and bucket, its VAE passes, and what else is compiled.
 
         Where compiled code fails, the parts run as they are, and the log says why.
         """
         bundle = executor.bundle
         if bundle.compiled is None:
             if executor.capturer is not None:
-                _run_ticks(executor, limits)
+                _run_ticks(executor, policy)
+                _run_passes(executor, policy)
             return
         cache = None
         if self.cache is not None:
             cache = CompileCache(self.cache, bundle, self.acceleration.asked)
         known = cache is not None and cache.load()
         try:
-            _run_ticks(executor, limits)
+            _run_ticks(executor, policy)
             _run_compiled_parts(executor)
         except Exception as error:  # whatever a compiler makes of the parts
             logger.warning("compiled parts are not used, because one failed: %s", error)
             bundle.compiled = None
             bundle.facts["acceleration"] = f"not compiled: {str(error).splitlines()[0]}"
-            _run_ticks(executor, limits)
+            _run_ticks(executor, policy)
         else:
             if cache is not None and not known:
                 cache.save()
+        _run_passes(executor, policy)
 
 
-def _run_ticks(executor: Executor, limits: TickLimits) -> None:
+def _run_ticks(executor: Executor, policy: PolicyConfig) -> None:
     for key in executor.hot:
         pool = executor.pools.enter(key)
         try:
             for rows in executor.row_buckets:
-                if rows <= limits.rows_for(key):
+                if rows <= policy.limits.rows_for(key):
                     executor.denoiser.tick(pool, dummy_evaluations(rows, pool.scratch))
         finally:
             executor.pools.leave(key)
+
+
+def _run_passes(executor: Executor, policy: PolicyConfig) -> None:
+    """Capture the encode and the decodes of the hot sizes that go through the VAE in one part."""
+    bundle, graphs = executor.bundle, executor.vae_graphs
+    if graphs is None:
+        return
+    for key in executor.hot:
+        if key.latent_pixels > policy.part_pixels:
+            continue
+        side = bundle.downscale
+        image = np.full((key.height * side, key.width * side, 3), 127, dtype=np.uint8)
+        encode_picture(bundle, image, tile=False, graphs=graphs)
+        latents = torch.zeros(bundle.latent_channels, key.height, key.width, device=bundle.device)
+        for pictures in (1, *policy.shared_decodes):
+            decode_together(bundle, [latents] * pictures, graphs)
 
 
 def dummy_evaluations(rows: int, place: int) -> list[Evaluation]:

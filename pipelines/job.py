@@ -12,7 +12,7 @@ from pipelines.handle import GenerationHandle
 from pipelines.prompt import PromptChunks
 from pipelines.request import GenerationRequest, Pixels
 from pipelines.samplers import Table
-from pipelines.stages import Decoding, Encoding, RequestNoise
+from pipelines.stages import Decoded, Decoding, Encoding, RequestNoise
 from pipelines.tick_batch import Evaluation
 
 
@@ -41,13 +41,14 @@ class Job:
     arrived: float
     table: Table | None = None
     noise: RequestNoise | None = None
+    digest: bytes | None = None
     text: torch.Tensor | None = None  # (2, T, D)
     encoding: Encoding | None = None
     decoding: Decoding | None = None
     position: int = -1
     done: int = 0
     preview: Pixels | None = None
-    image: Pixels | None = None
+    decoded: Decoded | None = None
     timings: dict[str, float] = field(default_factory=dict)
     guidance: GuidanceRun | None = field(init=False)
 

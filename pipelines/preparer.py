@@ -12,7 +12,7 @@ from models.bundle import ModelBundle
 from pipelines.job import Job
 from pipelines.samplers import make_table
 from pipelines.schedules import NoiseSchedule
-from pipelines.stages import RequestNoise
+from pipelines.stages import RequestNoise, picture_digest
 from pipelines.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -70,3 +70,5 @@ class Preparer:
         shape = (self._bundle.latent_channels, job.key.height, job.key.width)
         noise = RequestNoise.draw(request.seed, shape, job.table.draws)
         job.noise = noise.for_device(self._bundle.device)
+        # Here and not at the encode: it takes milliseconds of a large picture.
+        job.digest = picture_digest(request.image)

@@ -20,10 +20,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from models.bundle import ModelBundle
 from models.clip_words import clip_normalized
+from models.device import upload
 from pipelines.cache import ByteCache, CacheCounts
 from pipelines.prompt_weights import parse_weights
 
@@ -153,7 +155,7 @@ class PromptEncoder:
         tokenizer, length = self._bundle.tokenizer, self._bundle.text_length
         ids = [tokenizer.bos_token_id, *chunk.ids, tokenizer.eos_token_id]
         ids += [tokenizer.pad_token_id] * (length - len(ids))
-        batch = torch.tensor([ids], device=self._bundle.device)
+        batch = upload(np.array([ids], dtype=np.int64), self._bundle.device)
         compiled = self._bundle.compiled
         encoder = self._bundle.text_encoder if compiled is None else compiled.text_encoder
         states: torch.Tensor = encoder(batch)[0][0]  # (77, D)

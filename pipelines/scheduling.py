@@ -48,8 +48,9 @@ class PolicyConfig:
     its group ``turn_factor`` times its predicted seconds alone to spend, and a new turn brings
     that of the most expensive request present for each of the group's. At 1 and above credit runs
     out only where work costs more than predicted; below 1 turns cut across due times.
-    Below a share of ``crowd_share`` waiting arrivals requests are served one at a time. Requests
-    that take too long alone are tried every ``trial_seconds``, one at a time.
+    Below a share of ``crowd_share`` waiting arrivals requests are served one at a time. Decodes
+    that wait at the same time share one, by numbers of ``shared_decodes``; empty: they never do.
+    Requests that take too long alone are tried every ``trial_seconds``, one at a time.
     """
 
     max_queue: int = 64
@@ -63,6 +64,7 @@ class PolicyConfig:
     turn_factor: float = 1.0
     crowd_share: float = 0.1
     trial_seconds: float = 60.0
+    shared_decodes: Sequence[int] = ()
 
 
 @dataclass(eq=False)
@@ -185,19 +187,22 @@ class Scheduler:
 
     # Working
 
-    def plan(self) -> Work | None:
-        """The next unit of work; None if there is none yet. Changes no request."""
+    def plan(self, now: float | None = None) -> Work | None:
+        """The next unit of work; None if there is none yet. Changes no request.
+
+        Without the time ``now`` nothing that has a deadline waits for another's decode.
+        """
         if not self._tasks:
             return None
         if self.crowding.share < self.config.crowd_share:
             first = min(self._able(self._tasks.values()), key=self._arrival_order, default=None)
-            return None if first is None else self._unit(first, [first])
+            return None if first is None else self._unit(first, [first], now)
         group = self._next_group()
         if group is None:
             return None
         mates = list(self._able(group.tasks))
         leader = next((task for task in mates if task.denoised), mates[0])
-        return self._unit(leader, mates)
+        return self._unit(leader, mates, now)
 
     def complete(
         self, work: Work, seconds: float | None = None, *, last: bool = False
@@ -224,7 +229,7 @@ class Scheduler:
         if not isinstance(work, Decode):
             return []
         finished = []
-        for task in self._present((work.ident,)):
+        for task in self._present(work.idents):
             task.parts_done += 1
             if last or task.parts_done >= work.parts:
                 finished.append(task.ident)
@@ -292,13 +297,15 @@ class Scheduler:
     def _costliest(self, group: _Group) -> float:
         return max(self.alone_seconds(task) for task in group.tasks)
 
-    def _unit(self, leader: Task, mates: Sequence[Task]) -> Work:
-        """The leader's next unit; ``mates`` (the leader among them) may share its tick."""
+    def _unit(self, leader: Task, mates: Sequence[Task], now: float | None) -> Work:
+        """The leader's next unit; ``mates`` (the leader among them) may share it."""
         key = leader.key
         if leader.denoised:
             parts = self._parts(key.latent_pixels)
             seconds = self.table.decode_seconds(key.latent_pixels) / parts
-            return Decode(key, leader.ident, leader.parts_done, parts, seconds)
+            others = self._decoding_with(leader, mates, seconds, now) if parts == 1 else ()
+            seconds *= 1 + len(others)
+            return Decode(key, leader.ident, leader.parts_done, parts, seconds, others)
         sharing, rows = self._share(mates)
         for task in sharing:
             if not task.encoded:
@@ -316,6 +323,25 @@ class Scheduler:
         seconds = self._tick_seconds(key, rows)
         seconds += sum(self._guidance_seconds(key, *guidance) for guidance in guided)
         return Tick(key, idents, rows, padded, seconds, guided)
+
+    def _decoding_with(
+        self, leader: Task, mates: Sequence[Task], seconds: float, now: float | None
+    ) -> tuple[int, ...]:
+        """Who shares the leader's decode: as many as a number of ``shared_decodes`` holds.
+
+        A shared decode ends later than the leader's own: nobody in it may miss a deadline by that.
+        ``seconds`` are of one alone; how much less sharing costs is not counted on.
+        """
+        if leader.key.tile:  # circular padding is the modules' own, one picture at a time
+            return ()
+        waiting = [leader, *(t for t in mates if t.denoised and t is not leader)]
+        for count in sorted(self.config.shared_decodes, reverse=True):
+            sharing = waiting[:count]
+            nearest = min((t.deadline for t in sharing if t.deadline is not None), default=None)
+            in_time = nearest is None or (now is not None and now + count * seconds <= nearest)
+            if len(sharing) == count and in_time:
+                return tuple(task.ident for task in sharing[1:])
+        return ()
 
     def _share(self, tasks: Sequence[Task]) -> tuple[Sequence[Task], int]:
         """How many of ``tasks`` (one group's, in order) share a tick, and their rows.
@@ -370,7 +396,7 @@ class Scheduler:
             self.table.observe_tick(pixels, work.padded, seconds, key.text_tokens, key.tile)
         elif isinstance(work, Encode):
             self.table.observe_encode(pixels, seconds, work.parts, text_chunks)
-        else:
+        elif not work.mates:
             self.table.observe_decode(pixels, seconds * work.parts)
 
     def _learn_guidance(self, work: Tick, seconds: float) -> None:

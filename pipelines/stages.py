@@ -1,10 +1,14 @@
-"""Before and after the loop: noise, picture to latents, latents to picture."""
+"""Before and after the loop: noise, picture to latents, latents to picture.
+
+On CUDA nothing here waits for the card: pictures go up from pinned memory, and a decoded one comes
+down into it while the next unit of work runs (`Decoded`).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -14,14 +18,18 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from models.autoencoder import TILE_SIDE
 from models.bundle import ModelBundle
+from models.device import Arrival, download, host_tensor
 from pipelines.cache import ByteCache, CacheCounts
 from pipelines.request import Pixels
 from pipelines.samplers import Table
+from pipelines.vae_graphs import PassKey, VaeGraphs
 from pipelines.vae_passes import (
     Layer,
     VaePass,
     decoder_layers,
     encoder_layers,
+    fast_layers,
+    in_one,
     tiled_decoder,
     tiled_encoder,
 )
@@ -74,16 +82,19 @@ class Moments:
 
     def sample(self, noise: torch.Tensor, scaling_factor: float) -> torch.Tensor:
         """Scaled latents, (4, h, w) float32."""
-        return (self.mean + self.std * noise.to(self.mean.device)) * scaling_factor
+        noise = noise.to(self.mean.device, non_blocking=True)
+        return (self.mean + self.std * noise) * scaling_factor
 
     @property
     def nbytes(self) -> int:
         return self.mean.nbytes + self.std.nbytes
 
 
-def encode_picture(bundle: ModelBundle, image: Pixels, tile: bool) -> Moments:
+def encode_picture(
+    bundle: ModelBundle, image: Pixels, tile: bool, graphs: VaeGraphs | None = None
+) -> Moments:
     """The moments of an (H, W, 3) uint8 picture."""
-    encoded = _encode_pass(bundle, image, tile, parts=1).advance()
+    encoded = _encode_pass(bundle, image, tile, 1, graphs).advance()
     return _moments(encoded, bundle.latent_channels)
 
 
@@ -101,22 +112,32 @@ def goes_in_tiles(
     return height * width > share * above
 
 
-def _encode_pass(bundle: ModelBundle, image: Pixels, tile: bool, parts: int) -> VaePass:
-    pixels = torch.from_numpy(image.astype(np.float32) / 255.0).permute(2, 0, 1)[None]
-    pixels = (2.0 * pixels - 1.0).to(bundle.device, bundle.dtype)  # (1, 3, H, W)
-    height, width = image.shape[:2]
-    compiled = bundle.compiled
-    if goes_in_tiles(bundle, height, width, tile):
-        layers = tiled_encoder(bundle.vae)
-    elif (
-        parts == 1
-        and compiled is not None
-        and compiled.covers(*bundle.latent_size(width, height), tile)
-    ):
+def _encode_pass(
+    bundle: ModelBundle, image: Pixels, tile: bool, parts: int, graphs: VaeGraphs | None = None
+) -> VaePass:
+    height, width = bundle.latent_size(image.shape[1], image.shape[0])
+    compiled, whole = bundle.compiled, parts == 1 and not tile
+    if goes_in_tiles(bundle, image.shape[0], image.shape[1], tile):
+        layers, whole = tiled_encoder(bundle.vae), False
+    elif whole and compiled is not None and compiled.covers(height, width, tile):
         layers = [Layer(compiled.encode, 1.0)]
+    elif bundle.fast is not None and bundle.fast.vae is not None:
+        layers = fast_layers(bundle.fast.vae.encoder, tile)
     else:
         layers = encoder_layers(bundle.vae)
+    layers = [Layer(lambda pixels: _normalised(pixels, bundle.dtype), 0.0), *layers]
+    if whole and graphs is not None:
+        key, forward = PassKey("encode", 1, height, width), in_one(layers)
+        layers = [Layer(lambda x: graphs.run(key, x, lambda x: (forward(x),))[0], 1.0)]
+    pixels = host_tensor(np.array(image), bundle.device)  # a copy: an upload may be read-only
+    pixels = pixels.to(bundle.device, non_blocking=True)  # (H, W, 3), a quarter of their floats
     return VaePass(bundle.vae, layers, pixels, parts, tile=tile)
+
+
+def _normalised(pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(H, W, 3) uint8 to (1, 3, H, W) in -1..1."""
+    values = pixels.permute(2, 0, 1)[None].to(torch.float32) / 255.0
+    return (2.0 * values - 1.0).to(dtype)
 
 
 def _moments(encoded: torch.Tensor | None, channels: int) -> Moments:
@@ -159,6 +180,11 @@ class Encoding:
         return moments
 
 
+def picture_digest(image: Pixels) -> bytes:
+    """Return what a picture is known by in the cache."""
+    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+
+
 class PictureEncoder:
     """Encodes pictures with a bundle's VAE and remembers the latest moments, within a budget.
 
@@ -166,8 +192,13 @@ class PictureEncoder:
     hit changes no bit of the picture. The engine's thread owns it.
     """
 
-    def __init__(self, bundle: ModelBundle, cache_bytes: int = 64 * 2**20) -> None:
-        self._bundle = bundle
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        cache_bytes: int = 64 * 2**20,
+        graphs: VaeGraphs | None = None,
+    ) -> None:
+        self._bundle, self._graphs = bundle, graphs
         self._cache: ByteCache[tuple[bytes, tuple[int, ...], bool], Moments] = ByteCache(
             cache_bytes, size_of=lambda moments: moments.nbytes
         )
@@ -176,12 +207,19 @@ class PictureEncoder:
     def counts(self) -> CacheCounts:
         return self._cache.counts
 
-    def begin(self, image: Pixels, tile: bool, parts: int = 1) -> Encoding:
-        """Begin to encode an (H, W, 3) uint8 picture, in ``parts`` calls of `Encoding.advance`."""
-        digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+    def begin(
+        self, image: Pixels, tile: bool, parts: int = 1, digest: bytes | None = None
+    ) -> Encoding:
+        """Begin to encode an (H, W, 3) uint8 picture, in ``parts`` calls of `Encoding.advance`.
+
+        ``digest`` is its `picture_digest`, where another thread has made it already.
+        """
+        digest = digest or picture_digest(image)
         key = (digest, image.shape, tile)
         remembered = self._cache.get(key)
-        begun = None if remembered else _encode_pass(self._bundle, image, tile, parts)
+        begun = None
+        if not remembered:
+            begun = _encode_pass(self._bundle, image, tile, parts, self._graphs)
         channels = self._bundle.latent_channels
         return Encoding(remembered, begun, channels, lambda made: self._cache.keep(key, made))
 
@@ -200,62 +238,133 @@ def start_latents(
     ``x = x0 + sigma * noise``; at image_strength 0 pure noise, ``sqrt(sigma^2 + 1) * noise``.
     """
     sigma = table.rows[0].sigma
-    start = noise.start.to(moments.mean.device)
+    start = noise.start.to(moments.mean.device, non_blocking=True)
     if image_strength <= 0.0:
         return start * float(np.sqrt(sigma**2 + 1.0))
     return moments.sample(noise.posterior, scaling) + start * sigma
 
 
-class Decoding:
-    """Latents being decoded, part by part: (4, h, w) scaled latents to an (H, W, 3) uint8 picture.
+class Decoded:
+    """A picture on its way to the host, which need not wait for it before there is other work.
 
-    A picture that is not finite in half precision is decoded once more in float32: Stable
-    Diffusion 1.x's autoencoder is known to overflow float16 on some latents.
+    One that is not finite in half precision is decoded once more in float32: Stable Diffusion
+    1.x's autoencoder is known to overflow float16 on some latents.
     """
 
-    def __init__(
-        self, bundle: ModelBundle, latents: torch.Tensor, tile: bool, parts: int = 1
-    ) -> None:
-        """Raises FloatingPointError if the latents are not finite."""
-        if not torch.isfinite(latents).all():
+    def __init__(self, bundle: ModelBundle, latents: torch.Tensor, tile: bool, arrival: Arrival):
+        """``arrival`` brings the (H, W, 3) uint8 picture, then whether (latents, picture) are
+        finite."""
+        self._bundle, self._latents, self._tile = bundle, latents, tile
+        self._arrival = arrival
+
+    def wait(self) -> Pixels:
+        """Return the picture, (H, W, 3). Raises FloatingPointError if it cannot be finite."""
+        picture, finite = self._arrival.wait()
+        latents_finite, picture_finite = finite.tolist()
+        if not latents_finite:
             raise FloatingPointError("the latents are not finite")
-        self._bundle, self._tile = bundle, tile
-        self._latents = latents[None] / bundle.scaling_factor
-        compiled = bundle.compiled
-        _, height, width = latents.shape
-        if self._in_tiles():
-            layers = tiled_decoder(bundle.vae)
-        elif parts == 1 and compiled is not None and compiled.covers(height, width, tile):
-            layers = [Layer(compiled.decode, 1.0)]
-        else:
-            layers = decoder_layers(bundle.vae)
-        halves = self._latents.to(bundle.dtype)
-        self._pass = VaePass(bundle.vae, layers, halves, parts, tile=tile)
+        if picture_finite:
+            return np.asarray(picture.numpy())
+        if self._bundle.dtype is torch.float32:
+            raise FloatingPointError("the decoded picture is not finite")
+        return self._again()
 
-    def _in_tiles(self, share: float = 1.0) -> bool:
+    def _again(self) -> Pixels:
+        logger.warning("a decoded picture is not finite: decoded once more in float32")
+        # A copy for the once: the weights in use, and graphs over them, stay as they are.
+        vae = deepcopy(self._bundle.vae).float()
+        # Float32 takes twice the memory.
         height, width = (side * self._bundle.downscale for side in self._latents.shape[-2:])
-        return goes_in_tiles(self._bundle, height, width, self._tile, share)
+        tiles = goes_in_tiles(self._bundle, height, width, self._tile, share=0.5)
+        layers = tiled_decoder(vae) if tiles else decoder_layers(vae)
+        scaled = self._latents[None].float() / self._bundle.scaling_factor
+        decoded = VaePass(vae, layers, scaled, 1, tile=self._tile).advance()
+        assert decoded is not None
+        picture, finite = _finished(decoded, self._latents[None])
+        if not finite.all():
+            raise FloatingPointError("the decoded picture is not finite")
+        return np.asarray(picture[0].cpu().numpy())
 
-    def advance(self) -> Pixels | None:
-        """Run the next part. The picture after the last one.
 
-        Raises FloatingPointError if the picture is not finite.
-        """
+def _finished(decoded: torch.Tensor, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, 3, H, W) in -1..1 to (B, H, W, 3) uint8, and (B, 2): are latents and picture finite."""
+    shown = (decoded.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+    picture = (shown * 255).round().to(torch.uint8).contiguous()
+    finite = [torch.isfinite(x).flatten(1).all(dim=1) for x in (latents, decoded)]
+    return picture, torch.stack(finite, dim=1)
+
+
+class Decoding:
+    """Latents being decoded, part by part: (4, h, w) scaled latents to an (H, W, 3) picture."""
+
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        latents: torch.Tensor,
+        tile: bool,
+        parts: int = 1,
+        graphs: VaeGraphs | None = None,
+    ) -> None:
+        self._bundle, self._latents, self._tile = bundle, latents, tile
+        self._graphs = (
+            graphs if parts == 1 and not tile and not _in_tiles(bundle, latents) else None
+        )
+        layers = _decoder(bundle, latents.shape[-2:], tile, whole=parts == 1)
+        scaled = latents[None] / bundle.scaling_factor
+        self._pass = VaePass(bundle.vae, layers, scaled.to(bundle.dtype), parts, tile=tile)
+
+    def launch(self) -> Decoded | None:
+        """Run the next part. The picture on its way after the last one."""
+        if self._graphs is not None:
+            return decode_together(self._bundle, [self._latents], self._graphs)[0]
         decoded = self._pass.advance()
         if decoded is None:
             return None
-        if not torch.isfinite(decoded).all() and self._bundle.dtype is not torch.float32:
-            logger.warning("a decoded picture is not finite: decoded once more in float32")
-            # A copy for the once: the weights in use, and graphs over them, stay as they are.
-            vae = deepcopy(self._bundle.vae).float()
-            # Float32 takes twice the memory.
-            layers = tiled_decoder(vae) if self._in_tiles(share=0.5) else decoder_layers(vae)
-            decoded = VaePass(vae, layers, self._latents.float(), 1, tile=self._tile).advance()
-            assert decoded is not None
-        if not torch.isfinite(decoded).all():
-            raise FloatingPointError("the decoded picture is not finite")
-        pixels = (decoded[0].float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
-        return np.ascontiguousarray((pixels * 255).round().astype(np.uint8))
+        picture, finite = _finished(decoded, self._latents[None])
+        arrival = download(picture[0], finite[0])
+        return Decoded(self._bundle, self._latents, self._tile, arrival)
+
+    def advance(self) -> Pixels | None:
+        """As `launch`, and wait for the picture. Raises FloatingPointError if it is not finite."""
+        launched = self.launch()
+        return None if launched is None else launched.wait()
+
+
+def _in_tiles(bundle: ModelBundle, latents: torch.Tensor) -> bool:
+    height, width = (side * bundle.downscale for side in latents.shape[-2:])
+    return goes_in_tiles(bundle, height, width, tile=False)
+
+
+def _decoder(bundle: ModelBundle, size: Sequence[int], tile: bool, whole: bool) -> list[Layer]:
+    """The layers of a decode of latents of ``size``, (h, w)."""
+    height, width = size
+    scale = bundle.downscale
+    if goes_in_tiles(bundle, height * scale, width * scale, tile):
+        return tiled_decoder(bundle.vae)
+    compiled = bundle.compiled
+    if whole and compiled is not None and compiled.covers(height, width, tile):
+        return [Layer(compiled.decode, 1.0)]
+    if bundle.fast is not None and bundle.fast.vae is not None:
+        return fast_layers(bundle.fast.vae.decoder, tile)
+    return decoder_layers(bundle.vae)
+
+
+def decode_together(
+    bundle: ModelBundle, latents: Sequence[torch.Tensor], graphs: VaeGraphs
+) -> list[Decoded]:
+    """Decode several (4, h, w) latents of one size in one pass, none of them in tiles."""
+    height, width = latents[0].shape[-2:]
+    layers = in_one(_decoder(bundle, (height, width), tile=False, whole=True))
+
+    def forward(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return _finished(layers((x / bundle.scaling_factor).to(bundle.dtype)), x)
+
+    key = PassKey("decode", len(latents), height, width)
+    pictures, finite = graphs.run(key, torch.stack(list(latents)), forward)
+    return [
+        Decoded(bundle, one, False, download(picture, ok))
+        for one, picture, ok in zip(latents, pictures, finite, strict=True)
+    ]
 
 
 def decode_latents(bundle: ModelBundle, latents: torch.Tensor, tile: bool) -> Pixels:

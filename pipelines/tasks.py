@@ -81,13 +81,22 @@ class Tick:
 
 @dataclass(frozen=True)
 class Decode:
-    """Part ``part`` (from 0) of ``parts`` of one request's decode."""
+    """Part ``part`` (from 0) of ``parts`` of one request's decode.
+
+    In one part others of its group, ``mates``, may share it.
+    """
 
     key: GroupKey
     ident: int
     part: int
     parts: int
     seconds: float
+    mates: tuple[int, ...] = ()
+
+    @property
+    def idents(self) -> tuple[int, ...]:
+        """All requests that it decodes."""
+        return (self.ident, *self.mates)
 
 
 Work: TypeAlias = Encode | Tick | Decode

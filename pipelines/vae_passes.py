@@ -11,7 +11,7 @@ own: they overlap and are blended, but each has its own group norms and attentio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from diffusers import AutoencoderKL
 
 from models.autoencoder import TILE_SIDE, downscale
 from models.padding import circular_padding
+from models.vae_forward import VaeStep
 
 Tensor = torch.Tensor
 
@@ -70,6 +71,26 @@ def decoder_layers(vae: Any) -> list[Layer]:
             layers.append(_layer(up, scale))
     layers.append(_head(decoder, scale))
     return layers
+
+
+def fast_layers(steps: Sequence[VaeStep], tile: bool) -> list[Layer]:
+    """The same of a forward of our own (`models.vae_forward`); ``tile`` pads circularly."""
+
+    def layer(step: VaeStep) -> Layer:
+        return Layer(lambda x: step.run(x, tile), step.cost)
+
+    return [layer(step) for step in steps]
+
+
+def in_one(layers: Sequence[Layer]) -> Callable[[Tensor], Tensor]:
+    """Return the function that is all of ``layers``, one after the other."""
+
+    def run(x: Tensor) -> Tensor:
+        for layer in layers:
+            x = layer.run(x)
+        return x
+
+    return run
 
 
 def tiled_encoder(vae: Any) -> list[Layer]:

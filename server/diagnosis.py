@@ -31,7 +31,7 @@ def diagnose(settings: Settings) -> Diagnosis:
     """Load the model as the server would, without starting the engine."""
     import torch
 
-    from models.acceleration import choose_acceleration
+    from models.acceleration import choose_acceleration, describe_forwards
     from models.attention import attention_backends
     from models.companions import choose_clip
     from models.loader import ModelLoadError, load_model
@@ -64,7 +64,9 @@ def diagnose(settings: Settings) -> Diagnosis:
         facts["device"] = _device_in_words(bundle.device)
         facts["dtype"] = str(bundle.dtype).removeprefix("torch.")
         facts["memory"] = _memory_in_words(bundle.weight_bytes, bundle.device)
-        facts["acceleration"] = choose_acceleration(settings.acceleration, bundle.device).in_words
+        acceleration = choose_acceleration(settings.acceleration, bundle.device)
+        facts["acceleration"] = acceleration.in_words
+        facts["forwards"] = describe_forwards(bundle, acceleration)
         diagnosis.problems.extend(_sampler_problems(bundle))
         facts["attention"] = attention_backends(bundle.head_sizes, bundle.device, bundle.dtype)
         try:

@@ -34,7 +34,11 @@ class Planned:
 
 @dataclass(frozen=True)
 class Plan:
-    """``probes`` GETs of ``probe_path`` at ``probe_rate`` a second run beside the requests."""
+    """``probes`` GETs of ``probe_path`` at ``probe_rate`` a second run beside the requests.
+
+    With ``clients`` the loop is closed: so many requests are outstanding at most, and one is due
+    no sooner than the answer before it has come.
+    """
 
     url: str
     requests: list[Planned]
@@ -43,6 +47,7 @@ class Plan:
     probe_rate: float = 40.0
     probe_delay: float = 1.0
     probe_path: str = "/health/live"
+    clients: int = 0
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -78,10 +83,17 @@ async def offer(plan: Plan, client: httpx2.AsyncClient) -> Record:
     """Run a plan through ``client``, whose base URL is the server's."""
     record = Record([None] * len(plan.requests))
     started = time.perf_counter()
+    clients = asyncio.Semaphore(plan.clients or max(1, len(plan.requests)))
 
     async def ask(index: int, planned: Planned, picture: bytes) -> None:
         due = started + planned.at
         await asyncio.sleep(due - time.perf_counter())
+        async with clients:
+            if plan.clients:
+                due = max(due, time.perf_counter())
+            await send(index, planned, picture, due)
+
+    async def send(index: int, planned: Planned, picture: bytes, due: float) -> None:
         record.late = max(record.late, time.perf_counter() - due)
         try:
             response = await client.post(

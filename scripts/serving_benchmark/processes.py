@@ -61,14 +61,21 @@ class ServerUnderTest:
         return int(self.process.memory_info().rss)
 
     def offer(
-        self, calls: Sequence[Call], due: Sequence[float], *, timeout: float, probes: int = 0
+        self,
+        calls: Sequence[Call],
+        due: Sequence[float],
+        *,
+        timeout: float,
+        probes: int = 0,
+        clients: int = 0,
     ) -> Record:
-        """Have the load generator send ``calls`` when they are due."""
+        """Have the load generator send ``calls`` when they are due; by ``clients``, if any."""
         plan = Plan(
             self.url,
             [Planned(at, c.fields, c.base64) for at, c in zip(due, calls, strict=True)],
             timeout=timeout,
             probes=probes,
+            clients=clients,
         )
         done = subprocess.run(
             [sys.executable, "-m", "serving_benchmark.load"],

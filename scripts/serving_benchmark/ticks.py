@@ -147,7 +147,7 @@ class hollow_engine:  # noqa: N801  a context manager, named as one
     def __init__(self, model: str, device: str, dtype: str) -> None:
         bundle, self.unet = hollow_bundle(model, device, dtype)
         # A table on which sharing pays, so that the policy puts the whole crowd into every tick.
-        self.engine = Engine(bundle, EngineConfig(warm_up=False), load_table("h100_like"))
+        self.engine = Engine(bundle, EngineConfig(warm_up=False), load_table("h200"))
 
     def __enter__(self) -> tuple[Engine, NoOpUnet]:
         self.engine.start()

@@ -1,12 +1,14 @@
 """Servers on a virtual clock: the real policy, and the two ways of serving it is held against.
 
-All run on one device that takes exactly the seconds of one cost table. Latency is counted from a
+All run on one device that takes the seconds of one cost table: exactly, or times a jitter that the
+policy, like the engine, only learns of by what its units took. Latency is counted from a
 request's arrival to the end of its decode, in seconds; a refused request has infinite latency.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from itertools import islice
 from pipelines.batching import pad_rows
 from pipelines.cost import CostTable
 from pipelines.scheduling import PolicyConfig, Scheduler
-from pipelines.tasks import Task, Tick
+from pipelines.tasks import Encode, Task, Tick, Work
 from simulation.traces import Arrival
 
 
@@ -51,11 +53,30 @@ def alone_seconds(table: CostTable, arrival: Arrival, config: PolicyConfig) -> f
     return batch_seconds(table, [arrival], config)
 
 
-class Device:
-    """One device under the real policy."""
+@dataclass(frozen=True)
+class Jitter:
+    """Log-normal noise of mean 1 on the seconds of every unit; ``spread`` is of its logarithm."""
 
-    def __init__(self, table: CostTable, config: PolicyConfig, outcome: Outcome) -> None:
-        self.scheduler = Scheduler(table, config)
+    spread: float = 0.0
+    seed: int = 0
+
+
+class Device:
+    """One device under the real policy, which learns from ``jitter``ed seconds as the engine's."""
+
+    def __init__(
+        self,
+        table: CostTable,
+        config: PolicyConfig,
+        outcome: Outcome,
+        jitter: Jitter | None = None,
+    ) -> None:
+        self._table = table
+        self._spread = 0.0 if jitter is None else jitter.spread
+        self._random = random.Random(0 if jitter is None else jitter.seed)
+        # What it learns must not change the device itself.
+        known = CostTable.from_json(table.to_json()) if self._spread else table
+        self.scheduler = Scheduler(known, config)
         self.clock = 0.0
         self.outcome = outcome
         self._arrived: dict[int, float] = {}
@@ -72,8 +93,12 @@ class Device:
         work = self.scheduler.plan()
         if work is None:
             return False
-        self.clock += work.seconds
-        self.outcome.busy += work.seconds
+        seconds = work.seconds
+        if self._spread:
+            seconds = self._true_seconds(work)
+            self.scheduler.learn(work, seconds)
+        self.clock += seconds
+        self.outcome.busy += seconds
         if isinstance(work, Tick):
             self.outcome.tick(work.rows, work.padded)
         for ident in self.scheduler.complete(work):
@@ -81,6 +106,17 @@ class Device:
             self.outcome.finished += 1
             self.outcome.ended = max(self.outcome.ended, self.clock)
         return True
+
+    def _true_seconds(self, work: Work) -> float:
+        """Return the seconds that a unit takes, whatever the policy believes."""
+        pixels = work.key.latent_pixels
+        if isinstance(work, Tick):
+            seconds = self._table.tick_seconds(pixels, work.padded)
+        elif isinstance(work, Encode):
+            seconds = self._table.encode_seconds(pixels) / work.parts
+        else:
+            seconds = self._table.decode_seconds(pixels) / work.parts
+        return seconds * self._random.lognormvariate(-(self._spread**2) / 2, self._spread)
 
     def offer(self, arrival: Arrival, timeout: float | None = None) -> bool:
         deadline = None if timeout is None else arrival.at + timeout
@@ -93,10 +129,15 @@ class Device:
         return True
 
 
-def serve_by_policy(table: CostTable, trace: Sequence[Arrival], config: PolicyConfig) -> Outcome:
-    """The real policy on one device."""
+def serve_by_policy(
+    table: CostTable,
+    trace: Sequence[Arrival],
+    config: PolicyConfig,
+    jitter: Jitter | None = None,
+) -> Outcome:
+    """Serve ``trace`` by the real policy on one device."""
     outcome = Outcome([math.inf] * len(trace))
-    device = Device(table, config, outcome)
+    device = Device(table, config, outcome, jitter)
     for arrival in trace:
         device.advance(arrival.at)
         device.offer(arrival)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -13,12 +14,18 @@ import torch
 from torch.nn.attention import SDPBackend
 
 from models import acceleration as module
-from models.acceleration import accelerate, choose_acceleration
+from models.acceleration import (
+    Acceleration,
+    accelerate,
+    choose_acceleration,
+    describe_forwards,
+)
 from models.attention import (
+    HOPPER_ORDER,
     attention_shapes,
     choose_kernels,
-    fastest_kernels,
     fuse_projections,
+    kernel_orders,
 )
 from models.bundle import ModelBundle
 from models.compiled import CompileCache, compile_parts
@@ -39,14 +46,17 @@ def forget_compiled() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def predicted(unet: torch.nn.Module, width: int, rows: int = 2) -> torch.Tensor:
+def inputs(width: int, rows: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(rows, 4, 8, 8, generator=generator)
     text = torch.randn(rows, 77, width, generator=generator)
+    return latents, torch.full((rows,), 500.0), text
+
+
+def predicted(unet: torch.nn.Module, width: int, rows: int = 2) -> torch.Tensor:
+    latents, steps, text = inputs(width, rows)
     with torch.inference_mode():
-        out: torch.Tensor = unet(
-            latents, torch.full((rows,), 500.0), encoder_hidden_states=text, return_dict=False
-        )[0]
+        out: torch.Tensor = unet(latents, steps, encoder_hidden_states=text, return_dict=False)[0]
     return out
 
 
@@ -87,27 +97,84 @@ def test_fused_projections_predict_the_same_from_no_more_weights(own: ModelBundl
     assert (got - want).abs().max() / want.abs().max() < 1e-5
 
 
-def test_each_head_size_gets_a_kernel_that_runs_there(own: ModelBundle) -> None:
+def test_each_head_size_gets_an_order_of_kernels(own: ModelBundle) -> None:
     want = predicted(own.unet, own.text_width)
     shapes = attention_shapes(own, 8, 8)
     assert shapes == {4: (8, 64), 8: (8, 16)}
-    kernels = fastest_kernels(shapes, CPU, torch.float32)
-    assert set(kernels) == set(shapes)
-    assert set(kernels.values()) <= {SDPBackend.FLASH_ATTENTION, SDPBackend.MATH}
+    assert kernel_orders(shapes, CPU, torch.float32, 16) == {}  # torch chooses there
     fuse_projections(own.unet)
     for kernel in (SDPBackend.FLASH_ATTENTION, SDPBackend.MATH):
-        choose_kernels(own.unet, dict.fromkeys(shapes, kernel))
-        chosen = [p.kernel for p in own.unet.attn_processors.values()]
-        assert chosen == [kernel] * len(chosen)
+        order = (kernel, SDPBackend.MATH)
+        choose_kernels(own.unet, dict.fromkeys(shapes, order))
+        chosen = [p.order for p in own.unet.attn_processors.values()]
+        assert chosen == [order] * len(chosen)
         got = predicted(own.unet, own.text_width)
         assert (got - want).abs().max() / want.abs().max() < 1e-5
+
+
+def test_on_hopper_the_order_is_known_and_elsewhere_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flash, cudnn = SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION
+    efficient = SDPBackend.EFFICIENT_ATTENTION
+    shapes = {40: (8, 4096), 80: (8, 1024)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert kernel_orders(shapes, CUDA, torch.float16, 16) == dict.fromkeys(shapes, HOPPER_ORDER)
+    assert HOPPER_ORDER[:3] == (cudnn, flash, efficient)
+    asked = []
+
+    def seconds(kernel: SDPBackend, size: int, heads: int, tokens: int, rows: int) -> float | None:
+        asked.append((size, heads, tokens, rows))
+        # One is three hundredths faster, which is no reason; one does not run; one is far faster.
+        times = {40: {flash: 1.0, cudnn: 0.97}, 80: {flash: 1.0, cudnn: 0.9, efficient: 0.2}}
+        return times[size].get(kernel)
+
+    measured = kernel_orders(shapes, CUDA, torch.float16, 16, seconds)
+    assert measured[40] == (flash, efficient, SDPBackend.MATH)
+    assert measured[80] == (efficient, SDPBackend.MATH)
+    assert set(asked) == {(40, 8, 4096, 16), (80, 8, 1024, 16)}
+
+
+@pytest.mark.parametrize("mode", list(AccelerationMode))
+def test_forwards_of_our_own_are_for_graphs_alone(mode: AccelerationMode) -> None:
+    assert choose_acceleration(mode, CUDA).forwards == (mode is AccelerationMode.GRAPHS)
+    assert not choose_acceleration(mode, CPU).forwards
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("off", "its modules (IMG2IMG_ACCELERATION=off)"),
+        ("graphs", "its modules (kernels of our own need CUDA, not cpu)"),
+        ("compile", "its modules (IMG2IMG_ACCELERATION=compile)"),
+    ],
+)
+def test_the_doctor_says_what_the_parts_run_through(own: ModelBundle, mode: str, said: str) -> None:
+    chosen = choose_acceleration(AccelerationMode(mode), CPU)
+    assert describe_forwards(own, chosen) == said
+
+
+def test_without_triton_the_modules_stay_and_the_log_says_so_once(
+    own: ModelBundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "models.triton_kernels", None)
+    want = predicted(own.unet, own.text_width)
+    graphs = Acceleration(AccelerationMode.GRAPHS, graphs=True)
+    accelerate(own, graphs, [(8, 8)], [2])
+    assert own.fast is not None
+    assert own.fast.unet is own.fast.vae is None
+    assert "Triton cannot be used" in own.facts["forwards"]
+    assert sum("Triton" in record.getMessage() for record in caplog.records) == 1
+    got = own.predict(*inputs(own.text_width), False)
+    assert (got - want).abs().max() / want.abs().max() < 1e-5
 
 
 def test_the_parts_can_be_compiled_without_a_break(own: ModelBundle) -> None:
     # What a compiler's front end makes of them: the same for every backend, and this one is quick.
     want = predicted(own.unet, own.text_width)
     accelerate(own, choose_acceleration(AccelerationMode.COMPILE, CPU), [(8, 8)], [2])
-    choose_kernels(own.unet, {4: SDPBackend.FLASH_ATTENTION, 8: SDPBackend.MATH})
+    flash, math = (SDPBackend.FLASH_ATTENTION,), (SDPBackend.MATH,)
+    choose_kernels(own.unet, {4: flash, 8: math})
     parts = compile_parts(own, [(8, 8)], [2], autotune=False, backend="eager")
     got = predicted(parts.unet, own.text_width)
     assert (got - want).abs().max() / want.abs().max() < 1e-5

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -530,3 +533,61 @@ def test_padding_counts_where_memory_is_what_limits(max_pixels: int, rows: int) 
     limits = TickLimits(max_rows=32, max_pixels=max_pixels * 64, buckets=(1, 2, 4, 8, 16))
     assert limits.rows_for(key) == rows
     assert TickLimits(32, 7 * 64).rows_for(key) == 7
+
+
+# Decodes that are shared
+
+
+def denoised(scheduler: Scheduler, key: GroupKey, deadlines: Sequence[float | None]) -> None:
+    """Requests that all wait for nothing but their decode."""
+    for ident, deadline in enumerate(deadlines):
+        task = Task(ident, key, rows=2, evaluations=1, arrived=0.0, deadline=deadline)
+        assert scheduler.offer(task, 0.0) is None
+        task.encoded, task.done, task.encode_parts_done = True, 1, 1
+
+
+def decoded_together(deadlines: Sequence[float | None], now: float | None, **options: Any) -> int:
+    """How many share the next decode."""
+    key = options.pop("key", MEDIUM)
+    config = PolicyConfig(**{"shared_decodes": (2, 4)} | options)
+    scheduler = crowded(LINEAR, config)
+    denoised(scheduler, key, deadlines)
+    work = scheduler.plan(now)
+    assert isinstance(work, Decode)
+    assert work.idents[0] == work.ident
+    alone = LINEAR.decode_seconds(key.latent_pixels) / work.parts
+    assert work.seconds == pytest.approx(len(work.idents) * alone)
+    finished = scheduler.complete(work)
+    assert finished == (list(work.idents) if work.parts == 1 else [])
+    assert len(scheduler) == len(deadlines) - len(finished)
+    return len(work.idents)
+
+
+@pytest.mark.parametrize(("waiting", "shared"), [(1, 1), (2, 2), (3, 2), (4, 4), (7, 4)])
+def test_decodes_that_wait_share_one(waiting: int, shared: int) -> None:
+    assert decoded_together([None] * waiting, None) == shared
+
+
+def test_no_decode_is_shared_unasked_in_parts_or_with_circular_padding() -> None:
+    assert decoded_together([None] * 4, 0.0, shared_decodes=()) == 1
+    assert decoded_together([None] * 4, 0.0, key=LARGE) == 1
+    assert decoded_together([None] * 4, 0.0, key=replace(MEDIUM, tile=True)) == 1
+
+
+def test_nobody_misses_a_deadline_by_sharing_a_decode() -> None:
+    one = LINEAR.decode_seconds(MEDIUM.latent_pixels)
+    roomy, two_fit = 1e6, 1e3 + 2.5 * one
+    assert decoded_together([roomy] * 4, 1e3) == 4
+    assert decoded_together([two_fit, roomy, roomy, roomy], 1e3) == 2
+    assert decoded_together([1e3 + 1.5 * one, roomy, roomy, roomy], 1e3) == 1
+    assert decoded_together([roomy] * 4, None) == 1  # nobody knows how late it is
+
+
+def test_a_shared_decode_does_not_teach_what_one_costs() -> None:
+    scheduler = crowded(replace(LINEAR), PolicyConfig(shared_decodes=(2,)))
+    denoised(scheduler, MEDIUM, [None, None])
+    before = scheduler.table.decode_seconds(MEDIUM.latent_pixels)
+    work = scheduler.plan()
+    assert work is not None
+    scheduler.complete(work, 1e-3)
+    assert scheduler.table.decode_seconds(MEDIUM.latent_pixels) == before

@@ -95,6 +95,15 @@ def test_a_picture_is_decoded_in_parts(tiny: ModelBundle) -> None:
     assert np.array_equal(parts[2], want)
 
 
+def test_a_picture_that_may_not_be_written_is_encoded(tiny: ModelBundle, picture: Pixels) -> None:
+    locked = picture[:, ::-1]
+    locked.flags.writeable = False
+    with torch.inference_mode():
+        got = encode_picture(tiny, locked, tile=False)
+        want = encode_picture(tiny, picture[:, ::-1].copy(), tile=False)
+    assert torch.equal(got.mean, want.mean)
+
+
 def test_a_picture_is_encoded_in_parts_and_then_remembered(
     tiny: ModelBundle, picture: Pixels
 ) -> None:

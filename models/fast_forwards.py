@@ -1,0 +1,157 @@
+"""Whether a model runs through forwards of our own, and proof at start that they compute the same.
+
+They are for CUDA and the mode ``graphs``. Whatever stands in the way (no Triton, a U-Net or a VAE
+of another shape, quantised layers, a kernel that fails, a result that is not the modules') leaves
+the modules in place, which compute the same: that is said once in the log and by the doctor.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from models.attention import Order
+from models.torch_kernels import Kernels
+from models.unet_forward import FastUNet
+from models.unet_forward import unsupported_reason as unet_reason
+from models.vae_forward import FastVae
+from models.vae_forward import unsupported_reason as vae_reason
+
+if TYPE_CHECKING:
+    from models.bundle import ModelBundle
+
+logger = logging.getLogger(__name__)
+
+FACT = "forwards"
+"""Among a bundle's facts: what its U-Net and its VAE run through."""
+
+KernelChoice = Literal["proven", "next"]
+KERNELS: KernelChoice = "proven"
+"""Which kernels serve. ``next`` waits for a card that has shown them right and faster
+(`scripts/count_kernels` says what is expected of them); then this line changes."""
+
+_TOLERANCE = {torch.float32: 5e-3, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+"""Largest relative difference to the modules: two roundings of a forward, with room to spare.
+bfloat16 has an eighth of float16's precision."""
+
+
+@dataclass(frozen=True, eq=False)
+class FastForwards:
+    """The forwards that there are; None where the modules run. ``reasons`` say why, by part."""
+
+    unet: FastUNet | None = None
+    vae: FastVae | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def in_words(self) -> str:
+        """For a log line or the doctor."""
+        fast = [name for name, part in (("U-Net", self.unet), ("VAE", self.vae)) if part]
+        slow = [f"{name} by its modules ({why})" for name, why in self.reasons.items()]
+        return "; ".join(
+            [*([f"{' and '.join(fast)} by kernels of our own"] if fast else []), *slow]
+        )
+
+
+def triton_kernels(choice: KernelChoice) -> Kernels:
+    """Return the kernels of a choice. Raises ImportError where there is no Triton."""
+    from models.triton_kernels import NEXT, PROVEN, TritonKernels
+
+    return TritonKernels(NEXT if choice == "next" else PROVEN)
+
+
+def make_forwards(
+    bundle: ModelBundle,
+    orders: Mapping[int, Order],
+    choice: KernelChoice = KERNELS,
+    make_kernels: Callable[[KernelChoice], Kernels] = triton_kernels,
+) -> FastForwards:
+    """Make what can be made of a bundle's parts and hold it against the modules.
+
+    Changes where the U-Net's weights lie (see `FastUNet`), not their values. Never raises.
+    """
+    reasons: dict[str, str] = {}
+    unet = vae = None
+    if reason := unet_reason(bundle.unet):
+        reasons["U-Net"] = reason
+    if reason := vae_reason(bundle.vae):
+        reasons["VAE"] = reason
+    try:
+        kernels = make_kernels(choice)
+    except Exception as error:  # no Triton, or one that does not work with this torch
+        why = f"Triton cannot be used: {_line(error)}"
+        reasons = {name: reasons.get(name, why) for name in ("U-Net", "VAE")}
+    else:
+        if "U-Net" not in reasons:
+            unet = _tried(reasons, "U-Net", lambda: _checked_unet(bundle, kernels, orders))
+        if "VAE" not in reasons:
+            vae = _tried(reasons, "VAE", lambda: _checked_vae(bundle, kernels))
+    made = FastForwards(unet, vae, reasons)
+    tiny = type(bundle.vae).__name__ == "AutoencoderTiny"
+    odd = [name for name in reasons if not (name == "VAE" and tiny)]
+    logger.log(logging.WARNING if odd else logging.INFO, "%s", made.in_words)
+    return made
+
+
+class _Differs(Exception):
+    """A forward that does not compute what the modules do."""
+
+
+def _tried(reasons: dict[str, str], name: str, make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except Exception as error:  # whatever Triton, a driver or a kernel makes of this device
+        reasons[name] = str(error) if isinstance(error, _Differs) else f"it failed: {_line(error)}"
+        return None
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@torch.inference_mode()
+def _checked_unet(bundle: ModelBundle, kernels: Kernels, orders: Mapping[int, Order]) -> FastUNet:
+    """Two rows of 512 x 512, different times."""
+    fast = FastUNet(bundle.unet, kernels, orders)
+    side = 512 // bundle.downscale
+    latents = _noise(bundle, 2, bundle.latent_channels, side, side)
+    text = _noise(bundle, 2, bundle.text_length, bundle.text_width)
+    steps = torch.tensor([20.0, 700.0], device=bundle.device)
+    want = bundle.unet(latents, steps, encoder_hidden_states=text, return_dict=False)[0]
+    _compare(fast(latents, steps, text), want)
+    return fast
+
+
+@torch.inference_mode()
+def _checked_vae(bundle: ModelBundle, kernels: Kernels) -> FastVae:
+    """A picture of 256 x 256 in, its latents out again."""
+    fast, vae = FastVae(bundle.vae, kernels), bundle.vae
+    side = 256 // bundle.downscale
+    got = _noise(bundle, 1, 3, 256, 256).clamp(-1, 1)
+    want = vae.encoder(got)
+    want = want if vae.quant_conv is None else vae.quant_conv(want)
+    for step in fast.encoder:
+        got = step.run(got, False)
+    _compare(got, want)
+    got = latents = _noise(bundle, 1, bundle.latent_channels, side, side)
+    for step in fast.decoder:
+        got = step.run(got, False)
+    _compare(got, vae.decode(latents, return_dict=False)[0])
+    return fast
+
+
+def _noise(bundle: ModelBundle, *shape: int) -> torch.Tensor:
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return drawn.to(bundle.device, bundle.dtype)
+
+
+def _compare(got: torch.Tensor, want: torch.Tensor) -> None:
+    """Raises _Differs where the relative error is over what the dtype allows."""
+    error = ((got.float() - want.float()).norm() / want.float().norm()).item()
+    # Written so that a NaN is an error too.
+    if not error <= _TOLERANCE[want.dtype]:
+        raise _Differs(f"it differs from its modules by {error:.1e} of its size")

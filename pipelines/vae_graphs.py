@@ -1,0 +1,106 @@
+"""Whole encodes and decodes captured as graphs, by size and number of pictures.
+
+A pass over a picture of 512 x 512 is launch-bound when it runs as it comes. As with ticks, the
+configured sizes are captured at their first pass, others once they have been used a few times, and
+only while few are kept. Passes in parts, in tiles and with circular padding run as they come.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import torch
+
+from models.graphs import Capturer
+
+logger = logging.getLogger(__name__)
+
+Tensor = torch.Tensor
+Forward = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+PATIENCE = 4
+"""Passes before one is captured, in a size that nobody configured: a capture costs about four."""
+
+
+@dataclass(frozen=True)
+class PassKey:
+    """An encode or a decode (``kind``) of some pictures with latents of one size."""
+
+    kind: str
+    pictures: int
+    height: int
+    width: int
+
+
+class _CapturedPass:
+    """A forward over tensors that stay in place."""
+
+    def __init__(self, forward: Forward, given: Tensor, capturer: Capturer) -> None:
+        self._given = given.clone()
+        # Outside the graphs' memory, so that a later replay of another graph cannot touch them.
+        self._made = [torch.empty_like(tensor) for tensor in forward(self._given)]
+
+        def run() -> None:
+            for mine, made in zip(self._made, forward(self._given), strict=True):
+                mine.copy_(made)
+
+        self._replay = capturer.capture(run)
+
+    def __call__(self, given: Tensor) -> tuple[Tensor, ...]:
+        self._given.copy_(given)
+        self._replay()
+        return tuple(made.clone() for made in self._made)
+
+
+class VaeGraphs:
+    """Runs whole passes, captured where they are. The engine's thread owns it.
+
+    ``hot`` are the (h, w) of latents that are captured at once and always kept; of other passes
+    the ``keep`` used last are kept.
+    """
+
+    def __init__(
+        self, capturer: Capturer, hot: Collection[tuple[int, int]] = (), keep: int = 8
+    ) -> None:
+        self._capturer, self._hot, self._keep = capturer, frozenset(hot), keep
+        self._captured: OrderedDict[PassKey, _CapturedPass | None] = OrderedDict()
+        self._seen: dict[PassKey, int] = {}
+
+    def run(self, key: PassKey, given: Tensor, forward: Forward) -> tuple[Tensor, ...]:
+        """Return what ``forward`` makes of ``given``, in tensors that are the caller's own.
+
+        All forwards of one key must do the same. A failed capture is said once.
+        """
+        captured = self._get_or_capture(key, given, forward)
+        return forward(given) if captured is None else captured(given)
+
+    def _get_or_capture(
+        self, key: PassKey, given: Tensor, forward: Forward
+    ) -> _CapturedPass | None:
+        if key not in self._captured:
+            hot = (key.height, key.width) in self._hot
+            seen = self._seen[key] = self._seen.get(key, 0) + 1
+            if not hot and seen <= PATIENCE:
+                return None
+            self._make_room(hot)
+            self._captured[key] = self._capture(key, given, forward)
+        self._captured.move_to_end(key)
+        return self._captured[key]
+
+    def _capture(self, key: PassKey, given: Tensor, forward: Forward) -> _CapturedPass | None:
+        try:
+            return _CapturedPass(forward, given, self._capturer)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            logger.warning(
+                "an %s of %d pictures is not captured: %s", key.kind, key.pictures, error
+            )
+            return None
+
+    def _make_room(self, hot: bool) -> None:
+        others = [k for k in self._captured if (k.height, k.width) not in self._hot]
+        if not hot and len(others) >= self._keep:
+            del self._captured[others[0]], self._seen[others[0]]  # the one used longest ago
