@@ -16,7 +16,7 @@ from server.waiting import TimeLimit, within
 
 def waits(receive: Any, work: Any, undo: Any = lambda _: None) -> Any:
     limit = TimeLimit(60, time.monotonic() + 60)
-    return within(Request({"type": "http"}, receive), limit, work)
+    return within(Request({"type": "http"}, receive), limit, work, undo)
 
 
 async def endless() -> None:
