@@ -259,7 +259,7 @@ class DecoderPool:
         def may_go(pixels: int) -> bool:
             nonlocal has_large_turn
             if pixels > LARGE_PIXELS and not has_large_turn:
-                has_large_turn = self._large_turn.try_take()
+                has_large_turn = self._large_turn.try_take(client)
                 return has_large_turn
             return True
 
@@ -271,12 +271,12 @@ class DecoderPool:
                 except NotNow:
                     pass
                 finally:
-                    self._turns.give_back()
+                    self._turns.give_back(client)
                 await _in_turn(self._large_turn, client, deadline)
                 has_large_turn = True
         finally:
             if has_large_turn:
-                self._large_turn.give_back()
+                self._large_turn.give_back(client)
 
     async def _work(
         self, data: bytes | bytearray, fit: Fit | None, may_go: MayGo, deadline: float | None
@@ -391,7 +391,7 @@ async def _in_turn(turns: FairTurns, client: str, deadline: float | None) -> Non
             await asyncio.wrap_future(turn)
     except BaseException as error:
         if not turn.cancel():
-            turns.give_back()
+            turns.give_back(client)
         if isinstance(error, TimeoutError):
             raise DecodeTimeout from None
         raise

@@ -52,16 +52,23 @@ async def pool_of(
         await asyncio.to_thread(pool.close)
 
 
-def children() -> list[psutil.Process]:
+def processes(pool: DecoderPool) -> list[psutil.Process]:
+    """The decoders of a pool that run."""
     found = []
-    for child in psutil.Process().children():
+    for worker in list(pool._workers):
         with contextlib.suppress(psutil.Error):
-            if child.status() != psutil.STATUS_ZOMBIE and "_worker" in " ".join(child.cmdline()):
-                found.append(child)
+            process = psutil.Process(worker.process.pid)
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
     return found
 
 
-async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+def at_work(pool: DecoderPool) -> list[psutil.Process]:
+    """Those that have used more CPU time than their start and a plain picture take."""
+    return [process for process in processes(pool) if sum(process.cpu_times()[:2]) > 1.0]
+
+
+async def until(condition: Callable[[], object], seconds: float = 60) -> None:
     give_up = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < give_up
@@ -97,11 +104,11 @@ async def test_a_refusal_is_that_of_the_plain_code(decoders: DecoderPool) -> Non
 async def test_workers_are_reused_and_light() -> None:
     async with pool_of() as pool:
         await pool.decode(PLAIN, FIT)
-        first = {child.pid for child in children()}
+        first = {child.pid for child in processes(pool)}
         for _ in range(5):
             await pool.decode(PLAIN, FIT)
-        assert {child.pid for child in children()} >= first
-        assert max(child.memory_info().rss for child in children()) < 80 * 2**20
+        assert {child.pid for child in processes(pool)} >= first
+        assert max(child.memory_info().rss for child in processes(pool)) < 80 * 2**20
 
 
 def test_a_worker_imports_no_more_than_decoding_takes() -> None:
@@ -118,7 +125,7 @@ async def test_a_worker_is_not_told_the_servers_secrets(monkeypatch: pytest.Monk
     monkeypatch.setenv("HF_TOKEN", "another")
     async with pool_of() as pool:
         await pool.decode(PLAIN, FIT)
-        for child in children():
+        for child in processes(pool):
             told = child.environ()
             assert "IMG2IMG_API_KEYS" not in told
             assert "HF_TOKEN" not in told
@@ -195,7 +202,7 @@ async def test_limits_are_for_each_picture_and_not_for_all(decoders: DecoderPool
         used = 0.0
         while used < 1.5:
             await pool.decode(data, FIT)
-            used = max(sum(child.cpu_times()[:2]) for child in children())
+            used = max(sum(child.cpu_times()[:2]) for child in processes(pool))
 
 
 async def test_a_worker_that_crashes_takes_only_its_own_picture(
@@ -204,9 +211,8 @@ async def test_a_worker_that_crashes_takes_only_its_own_picture(
     async with pool_of(places=2, limits=DecoderLimits(seconds=60)) as pool:
         await pool.decode(PLAIN, FIT)
         slow = asyncio.ensure_future(pool.decode(SLOW, FIT))
-        await until(lambda: any(child.cpu_percent(0.05) > 30 for child in children()))
-        busy = max(children(), key=lambda child: child.cpu_percent(0.05))
-        os.kill(busy.pid, signal.SIGSEGV)
+        await until(lambda: at_work(pool))
+        os.kill(at_work(pool)[0].pid, signal.SIGSEGV)
         with pytest.raises(PictureError, match="its decoder crashed"):
             await slow
         assert "a decoder ended" in caplog.text
@@ -221,7 +227,7 @@ async def test_a_deadline_ends_the_decoding() -> None:
         await pool.decode(PLAIN, FIT)
         with pytest.raises(DecodeTimeout):
             await pool.decode(SLOW, FIT, deadline=time.monotonic() + 0.3)
-        await until(lambda: all(child.cpu_percent(0.05) < 30 for child in children()))
+        await until(lambda: not at_work(pool))
         assert (await pool.decode(PLAIN, FIT)) is not None
 
 
@@ -239,7 +245,7 @@ async def test_a_deadline_counts_the_wait_for_a_place() -> None:
 async def test_a_caller_that_leaves_ends_its_worker() -> None:
     async with pool_of(limits=DecoderLimits(seconds=60)) as pool:
         slow = [asyncio.ensure_future(pool.decode(SLOW, FIT)) for _ in range(3)]
-        await until(lambda: any(child.cpu_percent(0.05) > 30 for child in children()))
+        await until(lambda: at_work(pool))
         for task in slow:
             task.cancel()
         await asyncio.gather(*slow, return_exceptions=True)
@@ -248,13 +254,13 @@ async def test_a_caller_that_leaves_ends_its_worker() -> None:
 
 async def test_large_pictures_wait_for_one_another_without_a_place() -> None:
     large = large_palette((4100, 4000))
-    async with pool_of(places=2) as pool:
+    async with pool_of(places=3) as pool:
         waiting = [asyncio.ensure_future(pool.decode(large, FIT, client="a")) for _ in range(3)]
         await until(lambda: pool._large_turn.waiting == 2)
         assert (await pool.decode(PLAIN, FIT, client="b")) is not None
         assert not all(task.done() for task in waiting)
         assert all(made is not None for made in await asyncio.gather(*waiting))
-        assert pool._large_turn.try_take()
+        assert pool._large_turn.try_take("a")
 
 
 async def test_too_many_that_wait_are_refused() -> None:
@@ -272,29 +278,46 @@ async def test_a_pool_that_is_closed_takes_nothing_and_leaves_nothing() -> None:
     pool = DecoderPool(2, DecoderLimits(seconds=60))
     pool.start()
     slow = asyncio.ensure_future(pool.decode(SLOW, FIT))
-    await until(lambda: any(child.cpu_percent(0.05) > 30 for child in children()))
-    mine = {worker.process.pid for worker in pool._workers}
+    await until(lambda: at_work(pool))
+    mine = processes(pool)
     await asyncio.to_thread(pool.close)
     with pytest.raises(DecodersBusy, match="shutting down"):
         await slow
     with pytest.raises(DecodersBusy, match="shutting down"):
         await pool.decode(PLAIN, FIT)
-    assert not mine & {child.pid for child in children()}
+    assert mine
+    assert not any(process.is_running() for process in mine)
 
 
 def test_clients_take_turns() -> None:
     turns = FairTurns(1)
     order: list[str] = []
-    assert turns.try_take()
+    assert turns.try_take("z")
     for client in ("a", "a", "a", "b", "c", "b"):
         turns.take(client).add_done_callback(lambda _, client=client: order.append(client))
     assert turns.waiting == 6
-    for _ in range(6):
-        turns.give_back()
+    holder = "z"
+    for done in range(6):
+        turns.give_back(holder)
+        holder = order[done]
     assert order == ["a", "b", "c", "a", "b", "a"]
-    turns.give_back()
-    assert turns.try_take()
-    assert not turns.try_take()
+    turns.give_back(holder)
+    assert turns.try_take("a")
+    assert not turns.try_take("b")
+
+
+def test_a_client_never_holds_the_last_of_several_places() -> None:
+    turns = FairTurns(3)
+    mine = [turns.take("a") for _ in range(3)]
+    assert [turn.done() for turn in mine] == [True, True, False]
+    other = turns.take("b")
+    assert other.done()
+    turns.give_back("a")
+    assert mine[2].done()
+    assert not turns.try_take("c")
+    for client in ("a", "a", "b"):
+        turns.give_back(client)
+    assert turns.try_take("c")
 
 
 def test_a_turn_that_nobody_waits_for_is_passed_on() -> None:
@@ -302,10 +325,10 @@ def test_a_turn_that_nobody_waits_for_is_passed_on() -> None:
     turns.take("a")
     left, stays = turns.take("b"), turns.take("c")
     assert left.cancel()
-    turns.give_back()
+    turns.give_back("a")
     assert stays.done()
-    turns.give_back()
-    assert turns.try_take()
+    turns.give_back("c")
+    assert turns.try_take("a")
 
 
 # Orphans and signals
@@ -348,13 +371,12 @@ def test_no_worker_outlives_a_server_that_is_killed(parent: subprocess.Popen[str
 async def test_a_worker_does_not_end_by_the_signals_of_its_server() -> None:
     async with pool_of() as pool:
         await pool.decode(PLAIN, FIT)
-        before = {child.pid for child in children()}
-        for pid in before:
-            assert os.getsid(pid) == pid  # not in the terminal's group
-            os.kill(pid, signal.SIGTERM)
-            os.kill(pid, signal.SIGINT)
+        worker = pool._idle[-1].process.pid
+        assert os.getsid(worker) == worker  # not in the terminal's group
+        os.kill(worker, signal.SIGTERM)
+        os.kill(worker, signal.SIGINT)
         await pool.decode(PLAIN, FIT)
-        assert before <= {child.pid for child in children()}
+        assert pool._idle[-1].process.pid == worker
 
 
 def test_a_worker_ends_when_its_input_does() -> None:
