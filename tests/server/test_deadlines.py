@@ -144,7 +144,7 @@ def test_threads_whose_requests_have_ended_count_until_they_end(
 ) -> None:
     scorer = HangingScorer()
     engine.safety = SafetyPolicy("blur", 0.0, scorer)
-    client = make_client(request_timeout=0.5, picture_threads=2)
+    client = make_client(request_timeout=0.3, picture_threads=2)
     try:
         for _ in range(4):
             assert_failure(post(client, picture_file), 504, NOT_FINISHED)
