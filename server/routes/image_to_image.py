@@ -25,10 +25,12 @@ from pipelines.errors import (
     RequestTooLong,
 )
 from pipelines.request import GenerationRequest, GenerationResult, Pixels
+from server.access import ANYONE
 from server.admission import Admission, Admitted
 from server.answer_headers import answer_headers
 from server.bytes_in_flight import release_upload
-from server.decoders import DecoderPool, DecodersBusy, DecodeTimeout, Fit
+from server.decoder_process import DecodersBusy, Fit
+from server.decoders import DecoderPool, DecodeTimeout
 from server.deny_list import DenyList
 from server.engine_host import EngineHost, Handle, LoadedModel
 from server.envelope import (
@@ -42,6 +44,7 @@ from server.envelope import (
 from server.event_stream import stream_answer, stream_response, wants_events
 from server.finishing import finish
 from server.generation import generation_request, refusals
+from server.guesses import source_of
 from server.ignored_fields import IgnoredFields
 from server.images import PictureError
 from server.multipart import Part, read_form, refuse_encoded_body
@@ -237,14 +240,21 @@ async def _decode(
     fit = None
     if form is not None:  # Without one, only to report what is wrong beside the rest.
         fit = Fit(form.width, form.height, form.resize_mode, settings.auto_picture_sizes)
-    address = request.client.host if request.client else ""
-    client = f"{admission.identity} {address}"
+    client = _client(request, admission)
     try:
         return await decoders.decode(data, fit, deadline=limit.deadline, client=client)
     except DecodeTimeout:
         raise DeadlineExpired(f"the picture was not decoded within {limit.seconds:g} s") from None
     except DecodersBusy as error:
         raise Unavailable(str(error), _BUSY_RETRY_AFTER) from None
+
+
+def _client(request: Request, admission: Admission) -> str:
+    """Return the client that takes turns: a key, wherever it is used; without one a network."""
+    if admission.identity != ANYONE.identity:
+        return admission.identity
+    source = source_of(request.client.host if request.client else "")
+    return f"{ANYONE.identity} {source.network or source.address}"
 
 
 def _refusals(request: Request, form: ImageToImageForm, model: LoadedModel) -> list[str]:
@@ -312,4 +322,16 @@ async def _in_text_thread(work: Callable[P, T], *arguments: P.args, **named: P.k
 
 async def _in_thread(request: Request, work: Callable[[], T]) -> T:
     limiter: anyio.CapacityLimiter = request.app.state.picture_limiter
-    return await anyio.to_thread.run_sync(work, limiter=limiter)
+    place = object()
+    await limiter.acquire_on_behalf_of(place)
+    # A task of its own: who waits may leave, but the place is taken until the thread has ended.
+    thread = asyncio.ensure_future(anyio.to_thread.run_sync(work, limiter=anyio.CapacityLimiter(1)))
+
+    def ended(_: object) -> None:
+        limiter.release_on_behalf_of(place)
+        if not thread.cancelled():
+            thread.exception()  # that nobody may be left to hear of
+
+    thread.add_done_callback(ended)
+    await asyncio.wait((thread,))
+    return thread.result()
