@@ -27,7 +27,7 @@ _SUPERSETS = {
     "shift_jis": "cp932",
     "latin_1": "cp1252",
 }
-"""What senders mean by some labels, as the WHATWG Encoding Standard reads them too."""
+"""The charsets that senders mean by some labels, as the WHATWG Encoding Standard reads them too."""
 
 _LABELS = {alias: codec for alias, codec in aliases.items() if codec in _CODECS.split()}
 _LABELS |= {codec: codec for codec in _CODECS.split()} | {"iso8859_1": "latin_1"}

@@ -1,4 +1,4 @@
-"""How much work the decoding of one picture may be, and who enforces it."""
+"""Limits of the work that the decoding of one picture may be, and their enforcement."""
 
 from __future__ import annotations
 

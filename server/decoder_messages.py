@@ -1,4 +1,4 @@
-"""What the server and its decoders send each other, over pipes.
+"""Messages between the server and its decoders, over pipes.
 
 A message is the lengths of its header and its payload, the header in JSON, and the payload: no
 pickle, since a decoder that hostile bytes have taken over must not be believed.
@@ -28,15 +28,22 @@ def write_message(
     stream.flush()
 
 
-def read_message(stream: IO[bytes]) -> tuple[dict[str, Any], bytearray] | None:
-    """Return the next header and payload, or None at the end of the stream."""
+def read_message(
+    stream: IO[bytes], most: int = _MOST_BYTES
+) -> tuple[dict[str, Any], bytearray] | None:
+    """Return the next header and payload, or None at the end of the stream.
+
+    Raises ValueError for what is no message, or one of more than ``most`` bytes, before it is read.
+    """
     lengths = stream.read(_LENGTHS.size)
     if len(lengths) < _LENGTHS.size:
         return None
     header_length, payload_length = _LENGTHS.unpack(lengths)
-    if max(header_length, payload_length) > _MOST_BYTES:
-        return None
+    if header_length + payload_length > most:
+        raise ValueError("a message is too long")
     text = stream.read(header_length)
+    if len(text) < header_length:
+        return None
     payload = bytearray(payload_length)
     view, got = memoryview(payload), 0
     while got < payload_length:
@@ -44,4 +51,10 @@ def read_message(stream: IO[bytes]) -> tuple[dict[str, Any], bytearray] | None:
         if not count:
             return None
         got += count
-    return json.loads(text), payload
+    try:
+        header = json.loads(text)
+    except RecursionError:
+        raise ValueError("a header is nested too deeply") from None
+    if not isinstance(header, dict):
+        raise ValueError("a header is no object")
+    return header, payload

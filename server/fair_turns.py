@@ -47,10 +47,15 @@ class FairTurns:
             self._hand_out()
 
     @property
-    def waiting(self) -> int:
-        """How many wait."""
+    def waiting(self) -> Counter[str]:
+        """The number that wait, by client; clients with none are left out."""
         with self._lock:
-            return sum(not turn.cancelled() for turns in self._waiting.values() for turn in turns)
+            return +Counter(
+                {
+                    client: sum(not turn.cancelled() for turn in turns)
+                    for client, turns in self._waiting.items()
+                }
+            )
 
     def _hold(self, client: str) -> None:
         self._free -= 1

@@ -15,7 +15,7 @@ IMAGE_FIELD = "init_image"
 
 
 class ResizeMode(StrEnum):
-    """How the picture is made to fit the size asked for."""
+    """The ways to make a picture fit the size asked for."""
 
     CROP = "crop"
     STRETCH = "stretch"
@@ -28,7 +28,7 @@ def fit_size(
     height: int | None,
     auto_sizes: Sequence[tuple[int, int]] = (),
 ) -> tuple[int, int]:
-    """The size to make from a picture of `picture_size`, each side a multiple of 64 in 320..1536.
+    """Return the size to make, each side a multiple of 64 in 320..1536, of a `picture_size`.
 
     Neither side given: the picture's own times `min(max(1, 320 / shorter), 1536 / longer)`, or of
     `auto_sizes` the one of the nearest aspect ratio, and of those the one nearest in area. One

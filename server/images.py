@@ -70,7 +70,7 @@ _ENOUGH_SIDE = 2 * MAX_SIDE
 """A picture whose both sides are at least twice this is scaled down while it is converted."""
 
 _EXIF_ITEM = re.compile(rb"(infe[\x02\x03]...(?:..|....)..)Exif", re.DOTALL)
-"""Where AVIF and HEIF say that one of their items is EXIF. What turns these pictures is in other
+"""The place where AVIF and HEIF say that an item is EXIF. These pictures are turned by other
 boxes, which win, so that the item is no loss and its oddities none either."""
 
 _PNG_COMPRESSION = 6
@@ -90,7 +90,7 @@ class PictureError(ValueError):
 
 @dataclass
 class _File:
-    """What Pillow is given of an upload, and what was read beside it."""
+    """An upload as Pillow is given it, and all that was read beside it."""
 
     data: bytes
     kind: str

@@ -9,7 +9,8 @@ from typing import Protocol
 from pipelines.errors import GenerationError
 from pipelines.request import GenerationResult
 from server.decoder_limits import DecoderLimits
-from server.decoders import DecoderPool, DecodersBusy, Fit
+from server.decoder_process import DecodersBusy, Fit
+from server.decoders import DecoderPool
 from server.deny_list import DenyList, DenyListError
 from server.engine_host import Handle, StartError, load_model
 from server.extras import missing_extras
@@ -27,7 +28,7 @@ class InvalidInput(ValueError):
 
 
 class NoPicture(Exception):
-    """The model cannot be loaded or made no picture; the message says why."""
+    """No picture could be made, through no fault of the input; the message says why."""
 
 
 class Observer(Protocol):
@@ -52,12 +53,14 @@ async def make_picture(
     if fields is None:
         raise InvalidInput("\n".join(problems))
     limits = DecoderLimits(settings.picture_cpu_seconds, settings.picture_memory_mib)
-    decoders = DecoderPool(1, limits)
+    decoders = DecoderPool(1, limits, spare=False)
     fit = Fit(fields.width, fields.height, fields.resize_mode, settings.auto_picture_sizes)
     try:
         picture = await decoders.decode(upload, fit)
-    except (PictureError, DecodersBusy) as error:
+    except PictureError as error:
         raise InvalidInput(str(error)) from None
+    except DecodersBusy as error:
+        raise NoPicture(str(error)) from None
     finally:
         decoders.close()
     assert picture is not None

@@ -1,4 +1,4 @@
-"""What stands before and between the parts of a form, made plain for the parser.
+"""The preamble and the headers between the parts of a form, made plain for the parser.
 
 python-multipart takes no preamble, no folded headers, no blanks after the first boundary, and no
 lines that end in LF alone. Clients that build forms with a mail library send all of these.
@@ -18,7 +18,7 @@ boundary is chosen so that there are none."""
 
 _FOLD = re.compile(rb"\r?\n[ \t]+")
 _AFTER_BOUNDARY = re.compile(rb"(?P<close>--)|-?\Z|[ \t]*(?:(?P<line>\r?\n)|\r?\Z)")
-"""What makes a boundary a delimiter; `\\Z` stands for one whose rest has not come yet."""
+"""The line ends that make a boundary a delimiter; `\\Z` is for one whose rest has not come yet."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 

@@ -4,7 +4,7 @@ Run as `python -m server.picture_worker` by `server.decoders`. It imports no mor
 takes, reads no settings, and ends when its standard input does, so never outlives the server.
 
 A job is answered by `{"pixels": N}` as soon as the size is known; on `{"go": true}` the picture is
-decoded within its limits, else the job is dropped.
+decoded within its limits, else the job is dropped. Every answer repeats the job's name.
 """
 
 from __future__ import annotations
@@ -105,13 +105,14 @@ def _decode(
     limiter: Limiter,
 ) -> tuple[dict[str, Any], bytes]:
     limits = DecoderLimits(**header["limits"])
+    job = {"job": header["job"]}
     announced = 0
 
     def on_size(pixels: int) -> None:
         nonlocal announced
         if not announced:
             announced = pixels
-            write_message(answers, {"pixels": pixels})
+            write_message(answers, job | {"pixels": pixels})
             reply = read_message(requests)
             if reply is None or not reply[0]["go"]:
                 raise NotNow
@@ -121,21 +122,21 @@ def _decode(
     try:
         if "mode" not in header:
             decode_picture(payload, on_size)
-            return {"shape": None}, b""
+            return job | {"shape": None}, b""
         mode = ResizeMode(header["mode"])
         sizes = [(width, height) for width, height in header["auto_sizes"]]
         made = prepare_picture(payload, header["width"], header["height"], mode, sizes, on_size)
-        return {"shape": made.shape}, made.tobytes()
+        return job | {"shape": made.shape}, made.tobytes()
     except MemoryError:
-        return {"over_memory": True}, b""
+        return job | {"over_memory": True}, b""
     except PictureError as error:
         # C libraries that get no memory say only that they failed.
         short = KERNEL_LIMITS and limits.memory_bytes(announced) - limiter.grown < 4 * announced
-        return ({"over_memory": True} if short else {"refused": error.reason}), b""
+        return job | ({"over_memory": True} if short else {"refused": error.reason}), b""
     except NotNow:
         raise
     except Exception:
-        return {"failed": traceback.format_exc()}, b""
+        return job | {"failed": traceback.format_exc()}, b""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How a TIFF's samples are stored, in words too, and which kinds are not left to Pillow."""
+"""The layout of a TIFF's samples, in words too, and the kinds that are not left to Pillow."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MOST_SAMPLES = 32
 
 @dataclass(frozen=True)
 class Layout:
-    """How the samples of a TIFF are stored."""
+    """The layout of the samples of a TIFF."""
 
     order: str
     width: int

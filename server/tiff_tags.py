@@ -40,7 +40,7 @@ class TiffProblem(ValueError):
 
 @dataclass
 class Tags:
-    """What of the first directory bears on the pixels. ``order`` is `<` or `>`."""
+    """The tags of the first directory that bear on the pixels. ``order`` is `<` or `>`."""
 
     order: str
     numbers: dict[int, tuple[int, ...]]

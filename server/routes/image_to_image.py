@@ -25,9 +25,12 @@ from pipelines.errors import (
     RequestTooLong,
 )
 from pipelines.request import GenerationRequest, GenerationResult, Pixels
+from server.access import ANYONE
 from server.admission import Admission, Admitted
 from server.answer_headers import answer_headers
-from server.decoders import DecoderPool, DecodersBusy, DecodeTimeout, Fit
+from server.bytes_in_flight import release_upload
+from server.decoder_process import DecodersBusy, Fit
+from server.decoders import DecoderPool, DecodeTimeout
 from server.deny_list import DenyList
 from server.engine_host import EngineHost, Handle, LoadedModel
 from server.envelope import (
@@ -41,6 +44,7 @@ from server.envelope import (
 from server.event_stream import stream_answer, stream_response, wants_events
 from server.finishing import finish
 from server.generation import generation_request, refusals
+from server.guesses import source_of
 from server.ignored_fields import IgnoredFields
 from server.images import PictureError
 from server.multipart import Part, read_form, refuse_encoded_body
@@ -95,7 +99,10 @@ async def image_to_image(request: Request, admission: Admitted) -> Response:
     model = _model_in_service(request.app.state.engine_host)
     limit = TimeLimit.of(request.scope, settings.request_timeout)
     parts = await _read_parts(request, settings, limit)
-    begun = await within(request, limit, _begin(request, admission, model, parts, limit))
+    beginning = _begin(request, admission, model, parts, limit)
+    del parts  # The upload is held until its picture is decoded, and not while it is worked on.
+    begun = await within(request, limit, beginning, _withdraw)
+    release_upload(request.scope)
     if not isinstance(begun, _Running):
         return _replayed(request, begun)
     running = begun
@@ -133,7 +140,7 @@ async def _begin(
     cost = price(generation.width, generation.height, form.steps)
     if (kept := await admission.reserve(cost)) is not None:
         return kept
-    return _Running(generation, await _submit(model, generation, limit))
+    return await _submit(model, generation, limit)
 
 
 async def _answer(
@@ -233,8 +240,7 @@ async def _decode(
     fit = None
     if form is not None:  # Without one, only to report what is wrong beside the rest.
         fit = Fit(form.width, form.height, form.resize_mode, settings.auto_picture_sizes)
-    address = request.client.host if request.client else ""
-    client = f"{admission.identity} {address}"
+    client = _client(request, admission)
     try:
         return await decoders.decode(data, fit, deadline=limit.deadline, client=client)
     except DecodeTimeout:
@@ -243,18 +249,26 @@ async def _decode(
         raise Unavailable(str(error), _BUSY_RETRY_AFTER) from None
 
 
+def _client(request: Request, admission: Admission) -> str:
+    """Return the client that takes turns: a key, wherever it is used; without one a network."""
+    if admission.identity != ANYONE.identity:
+        return admission.identity
+    source = source_of(request.client.host if request.client else "")
+    return f"{ANYONE.identity} {source.network or source.address}"
+
+
 def _refusals(request: Request, form: ImageToImageForm, model: LoadedModel) -> list[str]:
     state = request.app.state
     deny_list: DenyList = state.deny_list
     return refusals(form, model, deny_list, state.settings.max_breaks)
 
 
-async def _submit(model: LoadedModel, generation: GenerationRequest, limit: TimeLimit) -> Handle:
-    submission = asyncio.ensure_future(
-        _in_text_thread(
-            model.engine.submit, generation, timeout=limit.seconds, arrived=limit.arrived
-        )
-    )
+async def _submit(model: LoadedModel, generation: GenerationRequest, limit: TimeLimit) -> _Running:
+    def submit() -> _Running:
+        submitted = model.engine.submit(generation, timeout=limit.seconds, arrived=limit.arrived)
+        return _Running(generation, submitted)
+
+    submission = asyncio.ensure_future(_in_text_thread(submit))
     try:
         return await asyncio.shield(submission)
     except RequestTooLong as error:
@@ -268,10 +282,12 @@ async def _submit(model: LoadedModel, generation: GenerationRequest, limit: Time
         raise
 
 
-def _withdraw(submission: asyncio.Future[Handle]) -> None:
+def _withdraw(beginning: asyncio.Future[_Running | bytes] | asyncio.Future[_Running]) -> None:
     """Cancel what was submitted for a request that is gone."""
-    if not submission.cancelled() and submission.exception() is None:
-        submission.result().cancel()
+    if beginning.cancelled() or beginning.exception() is not None:
+        return
+    if isinstance(begun := beginning.result(), _Running):
+        begun.handle.cancel()
 
 
 async def _result(handle: Handle, limit: TimeLimit) -> GenerationResult:
@@ -306,4 +322,16 @@ async def _in_text_thread(work: Callable[P, T], *arguments: P.args, **named: P.k
 
 async def _in_thread(request: Request, work: Callable[[], T]) -> T:
     limiter: anyio.CapacityLimiter = request.app.state.picture_limiter
-    return await anyio.to_thread.run_sync(work, limiter=limiter)
+    place = object()
+    await limiter.acquire_on_behalf_of(place)
+    # A task of its own: who waits may leave, but the place is taken until the thread has ended.
+    thread = asyncio.ensure_future(anyio.to_thread.run_sync(work, limiter=anyio.CapacityLimiter(1)))
+
+    def ended(_: object) -> None:
+        limiter.release_on_behalf_of(place)
+        if not thread.cancelled():
+            thread.exception()  # that nobody may be left to hear of
+
+    thread.add_done_callback(ended)
+    await asyncio.wait((thread,))
+    return thread.result()

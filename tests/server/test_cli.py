@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from server import __version__
 from server.cli import app
+from server.decoder_process import Worker
 from server.finishing import FinishedPicture
 from server.key_text import is_well_formed
 from server.one_picture import NoPicture
@@ -73,6 +74,35 @@ def test_generate_refuses_what_is_no_picture(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "init_image: the file is no picture" in result.output
     assert not output.exists()
+
+
+def test_generate_without_a_decoder_is_no_fault_of_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture, output = tmp_path / "in.png", tmp_path / "out.png"
+    picture.write_bytes(file_of(four_corners()))
+    monkeypatch.setattr("server.decoder_process.WORKER", "server.no_such_module")
+    result = runner.invoke(app, ["generate", str(picture), "a cat", "-o", str(output)])
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "no decoder could be started"
+    assert not output.exists()
+
+
+def test_generate_starts_one_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = 0
+
+    class Counted(Worker):
+        def __init__(self) -> None:
+            nonlocal started
+            started += 1
+            super().__init__()
+
+    monkeypatch.setattr("server.decoders.Worker", Counted)
+    picture = tmp_path / "in.png"
+    picture.write_bytes(file_of(four_corners()))
+    options = ["--model", str(tmp_path / "nothing"), "-o", str(tmp_path / "out.png")]
+    assert runner.invoke(app, ["generate", str(picture), "a cat", *options]).exit_code == 1
+    assert started == 1
 
 
 def test_generate_without_its_picture(tmp_path: Path) -> None:

@@ -113,8 +113,10 @@ class HangingScorer:
         self.release = threading.Event()
         self.obstacle: str | None = None
         self.alive = True
+        self.asked = 0
 
     def score(self, _: Pixels) -> float:
+        self.asked += 1
         assert self.release.wait(60)
         return -1.0
 
@@ -135,6 +137,23 @@ def test_a_safety_check_that_hangs_delays_no_answer_and_ends_readiness(
     assert client.get("/health/live").status_code == 200
     scorer.alive = False
     assert_failure(client.get("/health/live"), 503, scorer.obstacle)
+
+
+def test_threads_whose_requests_have_ended_count_until_they_end(
+    make_client: MakeClient, engine: StubEngine, picture_file: bytes
+) -> None:
+    scorer = HangingScorer()
+    engine.safety = SafetyPolicy("blur", 0.0, scorer)
+    client = make_client(request_timeout=0.3, picture_threads=2)
+    try:
+        for _ in range(4):
+            assert_failure(post(client, picture_file), 504, NOT_FINISHED)
+        assert scorer.asked == 2
+    finally:
+        scorer.release.set()
+    # Those that waited for a thread have left, so none is spent on them.
+    wait_until(lambda: post(client, picture_file).status_code == 200)
+    assert scorer.asked < 6
 
 
 def test_while_the_engine_hangs_it_is_not_ready_and_refuses(

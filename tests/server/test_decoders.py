@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -17,15 +19,18 @@ import psutil
 import pytest
 from PIL import Image
 
-from server import decoder_limits
+from server import decoder_limits, decoder_process
 from server import decoders as decoders_module
 from server.decoder_limits import LARGE_PIXELS, DecoderLimits, limits_in_words
-from server.decoders import DecoderPool, DecodersBusy, DecodeTimeout, Fit
+from server.decoder_messages import read_message
+from server.decoder_process import DecodersBusy, Fit
+from server.decoders import DecoderPool, DecodeTimeout
 from server.fair_turns import FairTurns
 from server.fitting import ResizeMode
 from server.images import PictureError, prepare_picture
 from tests.server.hostile_pictures import large_palette, progressive_jpeg
 from tests.server.pictures import file_of, four_corners, gradient
+from tests.server.rogue_worker import HONEST, NONSENSE
 from tests.server.server_process import ROOT
 
 pytestmark = pytest.mark.anyio
@@ -146,8 +151,8 @@ def enforced(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
             if sys.platform != "linux":
                 pytest.skip("no limits of the kernel here")
             return
-        monkeypatch.setattr(decoders_module, "KERNEL_LIMITS", False)
-        monkeypatch.setattr(decoders_module, "WORKER", "tests.server.unlimited_worker")
+        monkeypatch.setattr(decoder_process, "KERNEL_LIMITS", False)
+        monkeypatch.setattr(decoder_process, "WORKER", "tests.server.unlimited_worker")
 
     return choose
 
@@ -219,6 +224,126 @@ async def test_a_worker_that_crashes_takes_only_its_own_picture(
         assert (await pool.decode(PLAIN, FIT)) is not None
 
 
+# Workers that break the protocol, or do not run
+
+
+@pytest.fixture
+def rogue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder_process, "WORKER", "tests.server.rogue_worker")
+
+
+async def take_plain(pool: DecoderPool) -> None:
+    """Decode a picture, by a worker that is honest about it, and see that it is that picture."""
+    made = await pool.decode(b"plain", FIT, deadline=time.monotonic() + 30)
+    assert made is not None
+    assert (made == HONEST[0]).all()
+
+
+@pytest.mark.usefixtures("rogue")
+@pytest.mark.parametrize("deed", NONSENSE)
+async def test_a_worker_that_answers_nonsense_is_ended(
+    deed: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with pool_of() as pool:
+        with pytest.raises(PictureError, match="its decoder crashed"):
+            await pool.decode(deed.encode(), FIT, deadline=time.monotonic() + 30)
+        assert "a decoder broke the protocol" in caplog.text
+        await take_plain(pool)
+
+
+@pytest.mark.usefixtures("rogue")
+async def test_an_answer_left_over_is_not_taken_for_the_next_picture() -> None:
+    async with pool_of() as pool:
+        for _ in range(2):
+            made = await pool.decode(b"plain and one more", FIT)
+            assert made is not None
+            assert (made == HONEST[0]).all()
+            with pytest.raises(PictureError, match="its decoder crashed"):
+                await pool.decode(b"plain", FIT)
+            await take_plain(pool)
+
+
+def test_what_a_message_may_take_is_known_before_it_is_read() -> None:
+    stream = io.BytesIO(struct.pack(">IQ", 2, 1000) + b"{}" + bytes(1000))
+    with pytest.raises(ValueError, match="too long"):
+        read_message(stream, 1001)
+    stream.seek(0)
+    assert read_message(stream, 1002) == ({}, bytes(1000))
+
+
+@pytest.mark.usefixtures("rogue")
+async def test_a_worker_that_closes_its_pipe_is_ended() -> None:
+    async with pool_of() as pool:
+        with pytest.raises(PictureError, match="its decoder crashed"):
+            await pool.decode(b"closes", FIT, deadline=time.monotonic() + 30)
+        await take_plain(pool)
+
+
+@pytest.mark.usefixtures("rogue")
+@pytest.mark.parametrize(
+    ("deed", "told", "logged"),
+    [
+        pytest.param(
+            "is killed", "was killed", "perhaps for want of memory",
+            marks=pytest.mark.skipif(os.name != "posix", reason="no signals"),
+        ),
+        ("cannot start", "no decoder could be started", "ended with status 1 before"),
+    ],
+)  # fmt: skip
+async def test_a_worker_that_ends_through_no_fault_of_its_picture(
+    deed: str, told: str, logged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with pool_of() as pool:
+        with pytest.raises(DecodersBusy, match=told):
+            await pool.decode(deed.encode(), FIT)
+        (record,) = [record for record in caplog.records if logged in record.message]
+        assert record.levelname == "ERROR"
+        await take_plain(pool)
+
+
+async def test_decoders_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder_process, "WORKER", "server.no_such_module")
+    async with pool_of() as pool:
+        with pytest.raises(DecodersBusy, match="no decoder could be started"):
+            await pool.decode(PLAIN, FIT)
+
+
+async def test_a_spare_that_cannot_be_started_is_not_missed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    started = 0
+
+    def start() -> decoder_process.Worker:
+        nonlocal started
+        started += 1
+        if started > 1:
+            raise OSError("no more processes")
+        return decoder_process.Worker()
+
+    monkeypatch.setattr(decoders_module, "Worker", start)
+    async with pool_of() as pool:
+        for _ in range(3):
+            assert (await pool.decode(PLAIN, FIT)) is not None
+        assert len(pool._workers) == 1
+        assert "no more processes" in caplog.text
+
+
+async def test_a_pool_has_one_worker_more_than_places_at_most() -> None:
+    async with pool_of(places=2) as pool:
+        made = await asyncio.gather(*[pool.decode(PLAIN, FIT, client=str(i)) for i in range(8)])
+        assert all(picture is not None for picture in made)
+        assert 2 <= len(pool._workers) <= 3
+
+
+async def test_a_pool_without_a_spare() -> None:
+    pool = DecoderPool(1, DecoderLimits(), spare=False)
+    try:
+        assert (await pool.decode(PLAIN, FIT)) is not None
+        assert len(pool._workers) == 1
+    finally:
+        await asyncio.to_thread(pool.close)
+
+
 # Deadlines, clients, turns
 
 
@@ -256,7 +381,7 @@ async def test_large_pictures_wait_for_one_another_without_a_place() -> None:
     large = large_palette((4100, 4000))
     async with pool_of(places=3) as pool:
         waiting = [asyncio.ensure_future(pool.decode(large, FIT, client="a")) for _ in range(3)]
-        await until(lambda: pool._large_turn.waiting == 2)
+        await until(lambda: pool._large_turn.waiting.total() == 2)
         assert (await pool.decode(PLAIN, FIT, client="b")) is not None
         assert not all(task.done() for task in waiting)
         assert all(made is not None for made in await asyncio.gather(*waiting))
@@ -272,6 +397,24 @@ async def test_too_many_that_wait_are_refused() -> None:
         for task in slow:
             task.cancel()
         await asyncio.gather(*slow, return_exceptions=True)
+
+
+async def test_the_queue_of_one_client_shuts_out_no_other() -> None:
+    async with pool_of(limits=DecoderLimits(seconds=60), most_waiting=8) as pool:
+        waiting = [asyncio.ensure_future(pool.decode(SLOW, FIT, client="a")) for _ in range(9)]
+        await until(lambda: pool._turns.waiting == {"a": 8})
+        # A share is 8 / 3 for the second client, 8 / 4 for the third.
+        for client, share in (("b", 2), ("c", 2)):
+            for _ in range(share):
+                waiting.append(asyncio.ensure_future(pool.decode(PLAIN, FIT, client=client)))
+                await asyncio.sleep(0)
+            with pytest.raises(DecodersBusy, match="too many pictures wait"):
+                await pool.decode(PLAIN, FIT, client=client)
+        with pytest.raises(DecodersBusy, match="too many pictures wait"):
+            await pool.decode(PLAIN, FIT, client="a")
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
 
 async def test_a_pool_that_is_closed_takes_nothing_and_leaves_nothing() -> None:
@@ -295,7 +438,7 @@ def test_clients_take_turns() -> None:
     assert turns.try_take("z")
     for client in ("a", "a", "a", "b", "c", "b"):
         turns.take(client).add_done_callback(lambda _, client=client: order.append(client))
-    assert turns.waiting == 6
+    assert turns.waiting == {"a": 3, "b": 2, "c": 1}
     holder = "z"
     for done in range(6):
         turns.give_back(holder)

@@ -25,6 +25,8 @@ from pipelines.errors import (
 )
 from pipelines.request import Sampler
 from server import __version__
+from server.decoder_process import DecodersBusy
+from server.decoders import DecoderPool
 from server.deny_list import DenyList
 from server.schemas import parse_form
 from tests.server.conftest import PATH, MakeClient, Send
@@ -111,6 +113,48 @@ def test_resize_modes_differ(send: Send) -> None:
     assert tuple(made["pad"][5, 160]) == (255, 255, 255)
     assert tuple(made["stretch"][5, 5]) == (255, 0, 0)
     assert corner_colours(Image.fromarray(made["stretch"]))["bottom right"] == (255, 255, 0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "hosts", "clients"),
+    [
+        # A key has one turn, from however many addresses it is used.
+        (["a", "a"], ["192.0.2.1", "198.51.100.7"], 1),
+        (["a", "b"], ["192.0.2.1", "192.0.2.1"], 2),
+        # Without a key a network has one.
+        ([None, None], ["192.0.2.1", "192.0.2.99"], 1),
+        ([None, None], ["192.0.2.1", "198.51.100.7"], 2),
+        ([None, None], ["2001:db8::1", "2001:db8::ffff:1"], 1),
+        ([None, None], ["2001:db8::1", "2001:db8:0:1::1"], 2),
+        ([None, None], ["192.0.2.1", "::ffff:192.0.2.2"], 1),
+    ],
+)
+def test_who_takes_turns_at_decoding(
+    make_client: MakeClient,
+    picture_file: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    keys: list[str | None],
+    hosts: list[str],
+    clients: int,
+) -> None:
+    seen: list[str] = []
+
+    async def decode(*_: object, client: str, **__: object) -> None:
+        seen.append(client)
+        raise DecodersBusy("seen")
+
+    monkeypatch.setattr(DecoderPool, "decode", decode)
+    app = make_client(api_keys="a,b" if any(keys) else "").app
+    for key, host in zip(keys, hosts, strict=True):
+        answer = TestClient(app, client=(host, 1)).post(
+            PATH,
+            data={"prompt": "a cat"},
+            files={"init_image": ("a.png", picture_file)},
+            headers={"Authorization": key} if key else None,
+        )
+        assert_failure(answer, 503, "seen")
+    assert len(seen) == 2
+    assert len(set(seen)) == clients
 
 
 def test_the_same_request_gives_the_same_bytes(send: Send) -> None:
