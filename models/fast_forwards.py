@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from models.attention import Order
+from models.kernel_cache import use_compiled
 from models.torch_kernels import Kernels
 from models.unet_forward import FastUNet
 from models.unet_forward import unsupported_reason as unet_reason
@@ -59,6 +60,7 @@ class FastForwards:
 
 def triton_kernels(choice: KernelChoice) -> Kernels:
     """Return the kernels of a choice. Raises ImportError where there is no Triton."""
+    use_compiled()
     from models.triton_kernels import NEXT, PROVEN, TritonKernels
 
     return TritonKernels(NEXT if choice == "next" else PROVEN)

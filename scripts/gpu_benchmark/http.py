@@ -17,7 +17,7 @@ from serving_benchmark.traces import EQUAL, Call, make_calls
 def measure_http(folder: Path, device: str, dtype: str, scale: Scale, ledger: Ledger) -> None:
     """Seconds until the server is ready, then one client and many."""
     model = Model(str(folder), device, dtype, os.cpu_count() or 1)
-    settings = {"hot_sizes": f"{scale.size}x{scale.size}"}
+    settings = {"hot_sizes": f"{side(scale)}x{side(scale)}"}
     started = time.monotonic()
     with running_servers((OURS,), model, settings) as servers:
         ledger.put(time.monotonic() - started, "http", "ready")
@@ -30,9 +30,14 @@ def measure_http(folder: Path, device: str, dtype: str, scale: Scale, ledger: Le
             ledger.put(load(server, clients, default_calls(scale, count, 2)), "http", str(clients))
 
 
+def side(scale: Scale) -> int:
+    """Return the side of a picture that is asked for, which the API has a least of."""
+    return max(320, scale.size)
+
+
 def default_calls(scale: Scale, count: int, seed: int) -> list[Call]:
     """Return ``count`` default requests with pictures of their own."""
-    calls = make_calls(EQUAL, count, scale.size, seed)
+    calls = make_calls(EQUAL, count, side(scale), seed)
     return [replace(call, fields=call.fields | {"steps": str(scale.steps)}) for call in calls]
 
 
