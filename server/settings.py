@@ -144,9 +144,9 @@ class Settings(BaseSettings):
     )
     acceleration: AccelerationMode = Field(
         AccelerationMode.GRAPHS,
-        description="`off`, `graphs` (CUDA graphs, fused attention), `compile` (and the parts "
-        "compiled for the hot sizes), or `max` (and kernels tried out, which takes minutes). What "
-        "the device cannot do is left out.",
+        description="`off`, `graphs` (CUDA graphs, forwards of our own), `compile` (CUDA graphs, "
+        "the modules compiled for the hot sizes), or `max` (and kernels tried out, which takes "
+        "minutes). What the device cannot do is left out.",
     )
     hot_sizes: StringList = Field(
         ("512x512",),

@@ -1,0 +1,132 @@
+"""One request's trouble stays its own: withdrawn, out of memory, not a number."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gpu_benchmark.forwards import unet_inputs
+from gpu_benchmark.plan import Scale
+from models.bundle import ModelBundle
+from pipelines.batching import TickLimits
+from pipelines.engine import Engine
+from pipelines.errors import GenerationCancelled, GenerationFailed
+from pipelines.pool import LatentPool
+from pipelines.stages import decode_latents
+from tests.gpu.rig import Rig, images
+
+
+@pytest.fixture(scope="module")
+def exact_engine(rig: Rig) -> Iterator[Engine]:
+    """Batch-invariant, so that a neighbour's bytes can be compared."""
+    with rig.engine(rig.bundle(), exact=True) as engine:
+        yield engine
+
+
+def test_a_withdrawn_request_leaves_and_its_neighbours_bytes_stay(
+    rig: Rig, exact_engine: Engine
+) -> None:
+    request = rig.ask(2, steps=20)
+    want = exact_engine.submit(request).wait(120).image
+    before = exact_engine.ticks.evaluations
+    long = exact_engine.submit(rig.ask(3, steps=150, image_strength=0.0))
+    while exact_engine.ticks.evaluations == before:
+        time.sleep(0.001)
+    neighbour = exact_engine.submit(request)
+    long.cancel()
+    with pytest.raises(GenerationCancelled):
+        long.wait(60)
+    assert np.array_equal(neighbour.wait(120).image, want)
+    assert exact_engine.backlog == 0
+    # Of its 150 steps most were not run.
+    assert exact_engine.ticks.evaluations - before < 150
+
+
+def test_nan_in_one_request_leaves_its_neighbours_bytes_alone(
+    rig: Rig, exact_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = [rig.ask(seed) for seed in (4, 5, 6)]
+    want = images([exact_engine.submit(request) for request in good])
+    denoiser = exact_engine._executor.denoiser
+    tick = denoiser.tick
+
+    def poisoned(pool: LatentPool, evaluations: Any) -> Any:
+        for evaluation in evaluations:
+            if evaluation.cfg_scale == 6.5:
+                pool.state[evaluation.position] = float("nan")
+        return tick(pool, evaluations)
+
+    monkeypatch.setattr(denoiser, "tick", poisoned)
+    handles = [exact_engine.submit(r) for r in (good[0], rig.ask(7, cfg_scale=6.5), *good[1:])]
+    with pytest.raises(GenerationFailed, match="FloatingPointError"):
+        handles.pop(1).wait(120)
+    for got, one in zip(images(handles), want, strict=True):
+        assert np.array_equal(got, one)
+
+
+@contextmanager
+def short_of_memory(
+    rig: Rig, bundle: ModelBundle, scale: Scale, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Room for a forward of few rows of ``scale``'s size, and not for one of sixteen."""
+    if rig.narrow:
+        predict = bundle.predict
+
+        def limited(latents: torch.Tensor, *others: Any) -> torch.Tensor:
+            if len(latents) > 8:
+                raise torch.OutOfMemoryError("no memory for so many")
+            return predict(latents, *others)
+
+        with monkeypatch.context() as patches:
+            patches.setattr(bundle, "predict", limited)
+            yield
+        return
+    needed = _needed(lambda: bundle.predict(*unet_inputs(bundle, scale, 16), False))
+    height, width = bundle.latent_size(scale.size, scale.size)
+    latents = torch.zeros(4, height, width, device=rig.device)
+    decode = _needed(lambda: decode_latents(bundle, latents, tile=False))
+    allowed = max(0.75 * needed, 1.2 * decode)
+    assert allowed < 0.95 * needed, f"a decode takes {decode} bytes, a forward {needed}"
+    torch.cuda.empty_cache()
+    whole = torch.cuda.get_device_properties(rig.device).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + allowed) / whole)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@torch.inference_mode()
+def _needed(work: Any) -> int:
+    """Bytes that ``work`` takes at most beside what is there."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def test_after_an_out_of_memory_error_steps_are_halved_and_nobody_fails(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scale = replace(rig.scale, size=2 * rig.size)
+    requests = [rig.ask(seed, scale.size) for seed in range(1, 9)]
+    limits = TickLimits(max_rows=16, max_pixels=16 * scale.size**2 // 64)
+    with rig.engine(rig.bundle(), limits=limits) as engine, caplog.at_level(logging.WARNING):
+        with short_of_memory(rig, engine.bundle, scale, monkeypatch):
+            pictures = images([engine.submit(request) for request in requests])
+        assert all(image.shape == (scale.size, scale.size, 3) for image in pictures)
+        assert "out of memory with 16 rows" in caplog.text
+        # It goes on as before once there is room.
+        images([engine.submit(request) for request in requests[:2]])
+        assert engine.alive
