@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -60,6 +61,8 @@ def engine() -> StubEngine:
 def decoders() -> Iterator[DecoderPool]:
     """Decoder processes that all applications of the tests share."""
     pool = DecoderPool(2, DecoderLimits())
+    # Tests with short deadlines are not to wait for the first decoder's start.
+    asyncio.run(pool.decode(file_of(four_corners(64, 64)), None))
     yield pool
     pool.close()
 
