@@ -98,7 +98,7 @@ def test_what_was_not_finished_is_not_charged(
 ) -> None:
     team = Team(sqlite_url(tmp_path))
     key = team.make_key()
-    client = make_client(database_url=team.url, request_timeout=1.0)
+    client = make_client(database_url=team.url, request_timeout=3.0)
     engine.holding = True
     assert "not finished" in post(client, picture_file, {"Authorization": key, **headers}).text
     team.wait_for({State.RELEASED: 1})

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -47,13 +47,22 @@ def test_live_while_loading_then_ready(tmp_path: Path, picture_file: bytes) -> N
         assert ask(server, 0, picture_file).json()["code"] == 0
 
 
+def begin(
+    pool: ThreadPoolExecutor, server: ServerProcess, seconds: float, picture: bytes
+) -> Future[requests.Response]:
+    """Ask for a picture that takes ``seconds``; return once it is under way."""
+    ask(server, 0, picture)  # the first decoder has to start, which a busy machine takes long for
+    running = pool.submit(ask, server, seconds, picture)
+    time.sleep(1.0)
+    return running
+
+
 def test_shutdown_finishes_what_runs_and_refuses_what_comes(
     tmp_path: Path, picture_file: bytes
 ) -> None:
     with stub_server(tmp_path, grace_period="30") as server, ThreadPoolExecutor() as pool:
         server.wait_for("/health/ready")
-        running = pool.submit(ask, server, 2.5, picture_file)
-        time.sleep(0.5)
+        running = begin(pool, server, 2.5, picture_file)
         server.terminate()
         assert_failure(server.wait_for("/health/ready", 503), 503, "shutting down")
         assert_failure(ask(server, 0, picture_file), 503, "shutting down")
@@ -65,8 +74,7 @@ def test_shutdown_finishes_what_runs_and_refuses_what_comes(
 def test_shutdown_fails_what_outlasts_the_grace_period(tmp_path: Path, picture_file: bytes) -> None:
     with stub_server(tmp_path, grace_period="0.3") as server, ThreadPoolExecutor() as pool:
         server.wait_for("/health/ready")
-        running = pool.submit(ask, server, 60, picture_file)
-        time.sleep(0.5)
+        running = begin(pool, server, 60, picture_file)
         server.terminate()
         assert_failure(running.result(), 503, "shutting down")
         assert server.exit_status() == 0, server.log
@@ -75,8 +83,7 @@ def test_shutdown_fails_what_outlasts_the_grace_period(tmp_path: Path, picture_f
 def test_a_second_signal_ends_it_at_once(tmp_path: Path, picture_file: bytes) -> None:
     with stub_server(tmp_path, grace_period="300") as server, ThreadPoolExecutor() as pool:
         server.wait_for("/health/ready")
-        running = pool.submit(ask, server, 120, picture_file)
-        time.sleep(0.5)
+        running = begin(pool, server, 120, picture_file)
         server.terminate()
         server.wait_for("/health/ready", 503)
         server.process.send_signal(signal.SIGINT)
