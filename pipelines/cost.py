@@ -16,9 +16,8 @@ from typing import Any
 
 _PLAIN_CHUNKS = 2
 """Chunks of a prompt and a negative prompt that are no longer than one chunk each."""
-
-
-_MOST_ERROR = 4.0
+MOST_ERROR = 4.0
+"""The relative error that one observation may teach at most; beyond it is a hiccup."""
 
 
 @dataclass(frozen=True)
@@ -309,8 +308,8 @@ def _weights(places: Sequence[int], at: int) -> list[tuple[int, float]]:
 
 
 def _error(seconds: float, predicted: float) -> float:
-    """Return the relative error, at most `_MOST_ERROR`: a hiccup is no news of what work costs."""
-    return min(seconds / predicted - 1.0, _MOST_ERROR)
+    """Return the relative error, at most `MOST_ERROR`: a hiccup is no news of what work costs."""
+    return min(seconds / predicted - 1.0, MOST_ERROR)
 
 
 def _moved(cost: PictureCost, predicted: float, seconds: float, smoothing: float) -> PictureCost:

@@ -29,15 +29,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pipelines.batching import GroupKey, TickLimits, pad_rows
-from pipelines.cost import CostTable
+from pipelines.cost import MOST_ERROR, CostTable
 from pipelines.crowding import Crowding
 from pipelines.guidance_cost import GuidanceCosts
 from pipelines.request import ClipGuidancePreset
 from pipelines.tasks import Decode, Encode, Refusal, Task, Tick, TooLong, Work
-
-_OUTLIER = 5.0
-"""A unit teaches at most this many times its predicted cost: one that hung says nothing, and where
-the table is that wrong a few units correct it all the same."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +122,13 @@ class Scheduler:
             ahead = self.backlog_seconds(ahead_of=task)
             late = now + ahead + seconds - task.deadline
             if late > 0.0:
+                left = max(0.0, task.deadline - now)
+                why = f"{ahead:.0f} s are before it" if ahead >= 1.0 else f"{left:.0f} s are left"
                 # Once those before it are done, waiting longer gains nothing.
-                reason = f"the request cannot be done in time: about {ahead:.0f} s are before it"
-                return Refusal(reason, min(late, ahead))
-        self.crowding.arrive(now, seconds)
+                return Refusal(f"the request cannot be done in time: about {why}", min(late, ahead))
+        if not trial:
+            # It comes after all others: nobody waits because of it.
+            self.crowding.arrive(now, seconds)
         self._tasks[task.ident] = task
         group = self._groups.get(task.key)
         if group is None:
@@ -363,7 +362,8 @@ class Scheduler:
         ``text_chunks`` were encoded with a picture's part.
         """
         key, pixels = work.key, work.key.latent_pixels
-        seconds = min(seconds, _OUTLIER * work.seconds)
+        # One that hung says nothing; a table that is as wrong is corrected by a few all the same.
+        seconds = min(seconds, (1.0 + MOST_ERROR) * work.seconds)
         if isinstance(work, Tick) and work.guided:
             self._learn_guidance(work, seconds)
         elif isinstance(work, Tick):
@@ -374,7 +374,7 @@ class Scheduler:
             self.table.observe_decode(pixels, seconds * work.parts)
 
     def _learn_guidance(self, work: Tick, seconds: float) -> None:
-        """What a tick took beyond its rows is its guidance's, where that is of one preset."""
+        """Count what a tick took beyond its rows as its guidance's, where that is of one preset."""
         presets = {preset for preset, _ in work.guided}
         alone = sum(self._tick_seconds(work.key, rows) for _, rows in work.guided)
         if len(presets) == 1 and alone > 0.0:

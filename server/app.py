@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -91,31 +92,11 @@ def create_app(
     except LimitsProblem as error:
         raise ConfigurationError(str(error)) from None
 
-    own_decoders = DecoderPool(
-        settings.picture_threads,
-        DecoderLimits(settings.picture_cpu_seconds, settings.picture_memory_mib),
-        most_waiting=settings.max_queue,
-    )
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        host.start(on_start_failure)
-        if decoders is None:
-            own_decoders.start()
-        if accounts is not None:
-            await accounts.start(on_start_failure)
-        yield
-        await host.drain(settings.grace_period)
-        await anyio.to_thread.run_sync(own_decoders.close)
-        if accounts is not None:
-            await accounts.stop()
-        await access.rates.close()
-
     app = Application(
         title="img2img-server",
         version=__version__,
         description=_description(settings),
-        lifespan=lifespan,
+        lifespan=partial(_lifespan, on_start_failure, decoders is None),
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -127,7 +108,11 @@ def create_app(
     app.state.access = access
     app.state.byte_budget = byte_budget
     app.state.deny_list = deny_list
-    app.state.decoders = decoders or own_decoders
+    app.state.decoders = decoders or DecoderPool(
+        settings.picture_threads,
+        DecoderLimits(settings.picture_cpu_seconds, settings.picture_memory_mib),
+        most_waiting=settings.max_queue,
+    )
     app.state.picture_limiter = anyio.CapacityLimiter(settings.picture_threads)
     add_failure_handlers(app)
     app.include_router(image_to_image.router)
@@ -136,6 +121,28 @@ def create_app(
     app.include_router(pages.router)
     app.mount("/static", pages.static_files)
     return app
+
+
+@asynccontextmanager
+async def _lifespan(
+    on_start_failure: Callable[[], None], owns_decoders: bool, app: FastAPI
+) -> AsyncIterator[None]:
+    """Start what serves, and end it, even if a part of it does not start."""
+    host: EngineHost = app.state.engine_host
+    accounts: Accounts | None = app.state.accounts
+    decoders: DecoderPool = app.state.decoders
+    async with AsyncExitStack() as ending:  # Ended in the reverse order of this.
+        ending.push_async_callback(app.state.access.rates.close)
+        if accounts is not None:
+            ending.push_async_callback(accounts.stop)
+        if owns_decoders:
+            ending.push_async_callback(anyio.to_thread.run_sync, decoders.close)
+            decoders.start()
+        ending.push_async_callback(host.drain, app.state.settings.grace_period)
+        host.start(on_start_failure)
+        if accounts is not None:
+            await accounts.start(on_start_failure)
+        yield
 
 
 def _open_accounts(settings: Settings) -> Accounts | None:

@@ -9,6 +9,8 @@ from server.settings import MIB
 
 RETRY_SECONDS = 5.0
 
+_STATE = "release_upload"
+
 
 class ByteBudget:
     """Counts the bytes that are held, up to a ceiling."""
@@ -27,8 +29,14 @@ class ByteBudget:
             )
 
 
+def release_upload(scope: Scope) -> None:
+    """Count the body of a request no longer. Call once it has been let go of."""
+    scope["state"][_STATE]()
+
+
 class BytesInFlight:
-    """Counts each request's body until it is over, and its answer until its client has taken it.
+    """Counts each request's body until it is released, or over, and its answer until its client has
+    taken it.
 
     A body that goes beyond the ceiling raises Unavailable where it is read. An answer never does:
     it has been worked for, and paid.
@@ -49,10 +57,16 @@ class BytesInFlight:
             nonlocal received
             message = await receive()
             size = len(message.get("body", b""))
-            budget.check(size)
+            if size:
+                budget.check(size)
             budget.held += size
             received += size
             return message
+
+        def release() -> None:
+            nonlocal received
+            budget.held -= received
+            received = 0
 
         async def held_until_taken(message: Message) -> None:
             size = len(message.get("body", b""))
@@ -63,7 +77,8 @@ class BytesInFlight:
             finally:
                 budget.held -= size
 
+        scope.setdefault("state", {})[_STATE] = release
         try:
             await self.app(scope, counted, held_until_taken)
         finally:
-            budget.held -= received
+            release()

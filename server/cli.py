@@ -95,9 +95,10 @@ def serve(
         failure = run_server(settings)
     except ConfigurationError as error:
         raise stop(str(error), USAGE_ERROR) from None
-    if failure is not None:
-        raise stop(failure, FAILURE)
+    ended = None if failure is None else stop(failure, FAILURE)
     leave_hung_threads(FAILURE)
+    if ended is not None:
+        raise ended
 
 
 app.command()(generate)

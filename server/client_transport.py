@@ -41,6 +41,8 @@ class ClientTransport:
         self._bytes_left = LINGER_BYTES
         self.lingers = False
         """Whether the client may still be sending, so that a plain close could lose the answer."""
+        self.ended = False
+        """Whether the client has ended its side."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -56,12 +58,12 @@ class ClientTransport:
         return self._closing or self._transport.is_closing()
 
     def close(self) -> None:
+        if not self.lingers or self.ended:
+            self._transport.close()
+            return
         if self.is_closing():
             return
         self._closing = True
-        if not self.lingers:
-            self._transport.close()
-            return
         self._transport.write_eof()
         self._transport.resume_reading()
         self._heard = self._loop.time()

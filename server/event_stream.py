@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 import anyio
 from fastapi import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from pipelines.request import Progress
 from server.engine_host import Handle
@@ -30,7 +31,12 @@ _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 def wants_events(request: Request) -> bool:
-    """Whether the client's Accept header names `text/event-stream`."""
+    """Whether the client's Accept header names `text/event-stream`.
+
+    Not over HTTP/1.0, where an answer without a length could not be told from one cut short.
+    """
+    if request.scope["http_version"] == "1.0":
+        return False
     accepted = request.headers.get("accept", "").lower().split(",")
     return any(part.split(";")[0].strip() == EVENT_STREAM for part in accepted)
 
@@ -52,9 +58,24 @@ def progress_event(progress: Progress) -> bytes:
     return event("progress", json.dumps(data, separators=(",", ":")).encode())
 
 
+class EventStream(StreamingResponse):
+    """A stream of `events` that withdraws the request of `handle` however it ends: its client may
+    leave while something is sent, when no generator is told."""
+
+    def __init__(self, handle: Handle, events: AsyncGenerator[bytes]) -> None:
+        super().__init__(kept_alive(events), media_type=EVENT_STREAM, headers=_HEADERS)
+        self._handle = handle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._handle.cancel()
+
+
 def stream_response(
     handle: Handle, answer: Callable[[], Awaitable[bytes]], limit: TimeLimit
-) -> StreamingResponse:
+) -> EventStream:
     """Stream a request's progress and its answer.
 
     `answer` awaits the success's body, or raises ApiError. A client that leaves withdraws the
@@ -63,19 +84,16 @@ def stream_response(
 
     async def events() -> AsyncGenerator[bytes]:
         try:
-            try:
-                # The limit is on each wait: the time while an event is sent is the client's.
-                updates = handle.progress()
-                while (progress := await limit.apply(anext(updates, None))) is not None:
-                    yield progress_event(progress)
-                body = await answer()
-            except ApiError as error:
-                body = bytes(failure(error.status, error.message).body)
-            yield event("result", body)
-        finally:
-            handle.cancel()
+            # The limit is on each wait: the time while an event is sent is the client's.
+            updates = handle.progress()
+            while (progress := await limit.apply(anext(updates, None))) is not None:
+                yield progress_event(progress)
+            body = await answer()
+        except ApiError as error:
+            body = bytes(failure(error.status, error.message).body)
+        yield event("result", body)
 
-    return StreamingResponse(kept_alive(events()), media_type=EVENT_STREAM, headers=_HEADERS)
+    return EventStream(handle, events())
 
 
 async def kept_alive(events: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:

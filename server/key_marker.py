@@ -29,6 +29,14 @@ def keys_were_made(folder: Path, identity: str) -> bool:
     return False
 
 
+def file_was_made(folder: Path, file: Path) -> bool:
+    """Whether this SQLite file is there, or was: its keys are not to be done without."""
+    try:
+        return keys_were_made(folder, sqlite_identity(file)) or file.exists()
+    except OSError:
+        return True  # Closed, not open, where it cannot be told.
+
+
 def note_keys_made(folder: Path, identity: str) -> None:
     """Add a database to the list, once. Raises OSError."""
     if keys_were_made(folder, identity):

@@ -120,6 +120,8 @@ class Presence:
             logger.warning("no lock: others see a crash later", extra={"fields": reason})
         else:
             self._lock = lock
+            # A child would hold it on when this process has died.
+            os.register_at_fork(after_in_child=self.leave)
 
     def _locks(self, names: Iterable[str]) -> dict[str, bool | None]:
         return {name: self._is_locked(name) for name in names}

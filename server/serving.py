@@ -8,14 +8,16 @@ import os
 import socket
 import threading
 import time
+from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from server.app import create_app
 from server.engine_host import EngineHost, ModelStarter, load_model
-from server.http_protocol import limited_protocol
+from server.http_protocol import BoundedProtocol, Limits
 from server.listening import BACKLOG, CannotListen, close, listen, url_of
 from server.settings import Settings, unknown_variables
 
@@ -116,14 +118,17 @@ def leave_hung_threads(status: int) -> None:
 
 
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    limits = Limits(
+        settings.max_header_kib * 1024, settings.header_timeout, settings.answer_patience
+    )
+    # A class by uvicorn's types, but it is only called.
+    protocol: Any = partial(BoundedProtocol, limits=limits)
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         backlog=BACKLOG,
-        http=limited_protocol(
-            settings.max_header_kib * 1024, settings.header_timeout, settings.answer_patience
-        ),
+        http=protocol,
         lifespan="on",
         ws="none",
         log_config=None,

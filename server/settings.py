@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.spec import AccelerationMode, ModelSpec, Quantization
-from server.key_marker import keys_were_made, sqlite_identity
+from server.key_marker import file_was_made
 from server.limits import parse_rate
 from server.setting_values import is_loopback, split_list, split_lora, split_size
 
@@ -88,8 +88,8 @@ class Settings(BaseSettings):
     )
     auth_failures: str = Field(
         "30/minute",
-        description="Rate of wrong keys from one address, beyond which it is answered 429; blank: "
-        "any.",
+        description="Rate of wrong keys from one address, and ten times that from its network "
+        "(/24, /64), beyond which it is answered 429; blank: any.",
     )
     no_auth: bool = Field(
         False, description="Ask for no key, whatever the address and whatever keys are set."
@@ -266,7 +266,7 @@ class Settings(BaseSettings):
     )
     prompt_deny_list: Path | None = Field(
         None,
-        description="File of words and phrases, one a line, that prompts may not hold.",
+        description="File of words and phrases, one a line, that neither prompt may hold.",
     )
 
     max_breaks: int = Field(
@@ -370,17 +370,8 @@ class Settings(BaseSettings):
 
     @property
     def has_database(self) -> bool:
-        """Whether there is a database of keys: one that was named, or made by `img2img keys`.
-
-        One that was made and has gone counts too, so that its keys are not done without.
-        """
-        if self.database_url is not None:
-            return True
-        try:
-            made = keys_were_made(self.data_dir, sqlite_identity(self.accounts_file))
-            return made or self.accounts_file.exists()
-        except OSError:
-            return True  # Closed, not open, where it cannot be told.
+        """Whether there is a database of keys: one that was named, or made by `img2img keys`."""
+        return self.database_url is not None or file_was_made(self.data_dir, self.accounts_file)
 
     @property
     def hot_picture_sizes(self) -> tuple[tuple[int, int], ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -51,23 +51,34 @@ class TimeLimit:
             raise
 
 
-async def within(request: Request, limit: TimeLimit, work: Coroutine[Any, Any, T]) -> T:
+async def within(
+    request: Request,
+    limit: TimeLimit,
+    work: Coroutine[Any, Any, T],
+    undo: Callable[[asyncio.Future[T]], object] = lambda _: None,
+) -> T:
     """Return what ``work`` returns, or cancel it: at the deadline, or when the client leaves.
 
-    Call after the body has been read: what comes then says that the client has left. Raises
-    DeadlineExpired or ClientDisconnect.
+    Call after the body has been read: what comes then says that the client has left. ``undo`` gets
+    the ended work if what it returned could not be returned. Raises DeadlineExpired or
+    ClientDisconnect.
     """
     working = asyncio.ensure_future(limit.apply(work))
     gone = asyncio.ensure_future(_client_gone(request))
     try:
-        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        for task in (working, gone):
-            task.cancel()
-        await asyncio.gather(working, gone, return_exceptions=True)
+        try:
+            await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                gone.result()
+                raise ClientDisconnect
+        finally:
+            for task in (working, gone):
+                task.cancel()
+            await asyncio.gather(working, gone, return_exceptions=True)
+    except BaseException:
+        working.add_done_callback(undo)
+        raise
+    return working.result()
 
 
 async def _client_gone(request: Request) -> None:

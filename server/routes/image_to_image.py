@@ -28,6 +28,7 @@ from pipelines.request import GenerationRequest, GenerationResult, Pixels
 from server.access import ANYONE
 from server.admission import Admission, Admitted
 from server.answer_headers import answer_headers
+from server.bytes_in_flight import release_upload
 from server.decoder_process import DecodersBusy, Fit
 from server.decoders import DecoderPool, DecodeTimeout
 from server.deny_list import DenyList
@@ -98,7 +99,10 @@ async def image_to_image(request: Request, admission: Admitted) -> Response:
     model = _model_in_service(request.app.state.engine_host)
     limit = TimeLimit.of(request.scope, settings.request_timeout)
     parts = await _read_parts(request, settings, limit)
-    begun = await within(request, limit, _begin(request, admission, model, parts, limit))
+    beginning = _begin(request, admission, model, parts, limit)
+    del parts  # The upload is held until its picture is decoded, and not while it is worked on.
+    begun = await within(request, limit, beginning, _withdraw)
+    release_upload(request.scope)
     if not isinstance(begun, _Running):
         return _replayed(request, begun)
     running = begun
@@ -136,7 +140,7 @@ async def _begin(
     cost = price(generation.width, generation.height, form.steps)
     if (kept := await admission.reserve(cost)) is not None:
         return kept
-    return _Running(generation, await _submit(model, generation, limit))
+    return await _submit(model, generation, limit)
 
 
 async def _answer(
@@ -259,12 +263,12 @@ def _refusals(request: Request, form: ImageToImageForm, model: LoadedModel) -> l
     return refusals(form, model, deny_list, state.settings.max_breaks)
 
 
-async def _submit(model: LoadedModel, generation: GenerationRequest, limit: TimeLimit) -> Handle:
-    submission = asyncio.ensure_future(
-        _in_text_thread(
-            model.engine.submit, generation, timeout=limit.seconds, arrived=limit.arrived
-        )
-    )
+async def _submit(model: LoadedModel, generation: GenerationRequest, limit: TimeLimit) -> _Running:
+    def submit() -> _Running:
+        submitted = model.engine.submit(generation, timeout=limit.seconds, arrived=limit.arrived)
+        return _Running(generation, submitted)
+
+    submission = asyncio.ensure_future(_in_text_thread(submit))
     try:
         return await asyncio.shield(submission)
     except RequestTooLong as error:
@@ -278,10 +282,12 @@ async def _submit(model: LoadedModel, generation: GenerationRequest, limit: Time
         raise
 
 
-def _withdraw(submission: asyncio.Future[Handle]) -> None:
+def _withdraw(beginning: asyncio.Future[_Running | bytes] | asyncio.Future[_Running]) -> None:
     """Cancel what was submitted for a request that is gone."""
-    if not submission.cancelled() and submission.exception() is None:
-        submission.result().cancel()
+    if beginning.cancelled() or beginning.exception() is not None:
+        return
+    if isinstance(begun := beginning.result(), _Running):
+        begun.handle.cancel()
 
 
 async def _result(handle: Handle, limit: TimeLimit) -> GenerationResult:

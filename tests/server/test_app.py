@@ -10,9 +10,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from server.app import ConfigurationError, create_app
+from server.decoders import DecoderPool
 from server.engine_host import LoadedModel
 from server.settings import Settings
 from tests.server.conftest import PATH, MakeClient
+from tests.server.databases import sqlite_url
 from tests.server.failures import assert_failure
 from tests.server.stub_engine import StubEngine
 
@@ -331,6 +333,28 @@ def test_the_end_of_the_lifespan_drains(engine: StubEngine, make_client: MakeCli
     assert_failure(client.get("/health/ready"), 503, "shutting down")
     assert_failure(client.post(PATH), 503, "shutting down")
     assert client.get("/health/live").status_code == 200
+
+
+def test_what_was_started_is_ended_if_the_rest_does_not_start(
+    engine: StubEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("server.accounts.Accounts.start", broken)
+    app = create_app(Settings(database_url=sqlite_url(tmp_path)), starter=engine.starter())
+    with pytest.raises(ZeroDivisionError), TestClient(app):
+        raise AssertionError
+    assert app.state.decoders._closed
+
+
+def test_decoders_of_others_are_used_and_left_to_them(
+    make_client: MakeClient, decoders: DecoderPool, engine: StubEngine
+) -> None:
+    app = create_app(Settings(), starter=engine.starter(), decoders=decoders)
+    with TestClient(app):
+        assert app.state.decoders is decoders
+    assert not decoders._closed
 
 
 def test_an_open_address_without_keys_is_refused() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
+import weakref
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,6 +15,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from server.bytes_in_flight import ByteBudget, BytesInFlight
 from server.envelope import Unavailable
+from server.multipart import Part, read_form
+from server.routes import image_to_image
 from server.settings import MIB, Settings
 from tests.server.conftest import PATH, MakeClient
 from tests.server.stub_engine import StubEngine
@@ -69,7 +74,7 @@ def test_everything_is_given_back(app: App) -> None:
         held.append(budget.held)
 
     async def scene() -> None:
-        task = asyncio.ensure_future(BytesInFlight(app, budget)(SCOPE, upload, send))
+        task = asyncio.ensure_future(BytesInFlight(app, budget)(dict(SCOPE), upload, send))
         await asyncio.sleep(0.02)
         if not task.done():
             assert budget.held == 300
@@ -89,7 +94,7 @@ def test_an_answer_that_cannot_be_sent_is_given_back() -> None:
         raise OSError
 
     with pytest.raises(OSError):
-        asyncio.run(BytesInFlight(answers, budget)(SCOPE, upload, send))
+        asyncio.run(BytesInFlight(answers, budget)(dict(SCOPE), upload, send))
     assert budget.held == 0
 
 
@@ -100,11 +105,11 @@ def test_an_upload_beyond_the_ceiling_is_refused_and_an_answer_is_not() -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    asyncio.run(BytesInFlight(answers, budget)(SCOPE, upload, send))
+    asyncio.run(BytesInFlight(answers, budget)(dict(SCOPE), upload, send))
     assert len(sent) == 3
     budget.held = 211
     with pytest.raises(Unavailable) as caught:
-        asyncio.run(BytesInFlight(answers, budget)(SCOPE, upload, send))
+        asyncio.run(BytesInFlight(answers, budget)(dict(SCOPE), upload, send))
     assert caught.value.headers == {"Retry-After": "5"}
     assert budget.held == 211
 
@@ -133,6 +138,60 @@ def test_requests_are_counted_while_they_run(
     assert refused.headers["retry-after"] == "5"
     assert refused.json()["code"] == -1
     assert budget.held == budget.ceiling
+
+
+def test_what_holds_nothing_is_never_refused() -> None:
+    """Such as the end of a body, and the word that the client has left."""
+    budget = ByteBudget(10)
+    budget.held = 11
+    got: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"} if got else {"type": "http.request", "body": b""}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        got.append(await receive())
+        got.append(await receive())
+
+    async def send(message: Message) -> None:
+        raise AssertionError
+
+    asyncio.run(BytesInFlight(app, budget)(dict(SCOPE), receive, send))
+    assert [message["type"] for message in got] == ["http.request", "http.disconnect"]
+    assert budget.held == 11
+
+
+def test_an_upload_is_let_go_of_while_its_picture_is_made(
+    make_client: MakeClient,
+    engine: StubEngine,
+    picture_file: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its count and its memory: what waits for the engine has its picture decoded."""
+    client = make_client()
+    budget: ByteBudget = client.app.state.byte_budget  # type: ignore[attr-defined]
+    parts: list[weakref.ref[Part]] = []
+
+    async def read(*args: Any, **options: Any) -> dict[str, Part]:
+        form = await read_form(*args, **options)
+        parts.extend(map(weakref.ref, form.values()))
+        assert budget.held > len(picture_file)
+        return form
+
+    monkeypatch.setattr(image_to_image, "read_form", read)
+    engine.holding = True
+    with ThreadPoolExecutor() as pool:
+        form: Any = {"data": {"prompt": "a"}, "files": {"init_image": ("a", picture_file)}}
+        running = pool.submit(client.post, PATH, **form)
+        try:
+            give_up = time.monotonic() + 20
+            while budget.held or len(parts) != 2 or any(part() for part in parts):
+                assert time.monotonic() < give_up, (budget.held, parts)
+                time.sleep(0.01)
+        finally:
+            engine.holding = False
+        assert running.result().status_code == 200
+    assert budget.held == 0
 
 
 def test_the_largest_upload_always_has_room() -> None:

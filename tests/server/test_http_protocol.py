@@ -7,6 +7,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,14 +15,17 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from server import client_transport
+from server import client_transport, http_protocol
 from server.client_transport import LINGER_BYTES
-from server.http_protocol import limited_protocol
+from server.http_protocol import BoundedProtocol, Limits
 from tests.server.raw_http import parse_answer
 
 LOOPS = ["asyncio", "uvloop"]
 REFUSED = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n"
 BIG = b"x" * 8_000_000
+
+serving_state: list[ServerState] = []
+"""Of each server that was started, the last one's last."""
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -39,10 +43,11 @@ async def answer(send: Send, status: int, body: bytes) -> None:
 
 @asynccontextmanager
 async def serving(app: App, **limits: Any) -> AsyncIterator[tuple[str, int]]:
-    bounds = {"max_header_bytes": 8192, "header_seconds": 5.0, "answer_seconds": 5.0} | limits
-    protocol: Any = limited_protocol(**bounds)
+    bounds: Any = {"header_bytes": 8192, "header_seconds": 5.0, "answer_seconds": 5.0} | limits
+    protocol: Any = partial(BoundedProtocol, limits=Limits(**bounds))
     config = uvicorn.Config(app, http=protocol, lifespan="off", log_config=None)
     state = ServerState()
+    serving_state.append(state)
     server = await asyncio.get_running_loop().create_server(
         lambda: protocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
     )
@@ -272,3 +277,82 @@ def test_a_bad_request_behind_a_good_one_does_not_take_its_answer(
     received = run(scene())
     assert parse_answer(received).status == 200
     assert received.count(b"HTTP/1.1 ") == 1
+
+
+GET = b"GET / HTTP/%s\r\nHost: a\r\n\r\n"
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+@pytest.mark.parametrize("begins", ["nothing", "an answer", "a stream"])
+def test_who_ends_its_side_gets_what_has_begun_and_has_left_otherwise(
+    run: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch, version: bytes, begins: str
+) -> None:
+    monkeypatch.setattr(http_protocol, "HALF_CLOSED_SECONDS", 0.2)
+    left = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if begins == "an answer":
+            headers = [(b"content-length", b"8")]
+        else:
+            headers = [(b"transfer-encoding", b"chunked")]
+        start: Any = {"type": "http.response.start", "status": 200, "headers": headers}
+        await receive()
+        if begins != "nothing":
+            await send(start)
+            await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        if begins == "an answer":
+            await asyncio.sleep(0.7)
+            await send({"type": "http.response.body", "body": b"rest"})
+        else:
+            assert (await receive())["type"] == "http.disconnect"
+            left.set()
+
+    async def scene() -> bytes:
+        async with serving(app) as address, client(address) as (reader, writer):
+            writer.write(GET % version)
+            writer.write_eof()
+            received = await asyncio.wait_for(reader.read(), 10)
+            if begins != "an answer":
+                await asyncio.wait_for(left.wait(), 10)
+            return received
+
+    received = run(scene())
+    if begins == "an answer":
+        assert received.endswith(b"halfrest")
+    elif begins == "a stream":
+        assert received.endswith(b"4\r\nhalf\r\n")
+    else:
+        assert received == b""
+
+
+def test_a_client_that_goes_on_sending_does_not_delay_a_shutdown(
+    run: Callable[[Any], Any],
+) -> None:
+    async def scene() -> float:
+        async with serving(refuse) as address, client(address) as (reader, writer):
+            writer.write(REFUSED)
+            assert parse_answer(await reader.read()).status == 404
+            sending = asyncio.ensure_future(seconds_held(reader, writer))
+            await asyncio.sleep(0.2)
+            (connection,) = serving_state[-1].connections
+            connection.shutdown()
+            while serving_state[-1].connections:
+                await asyncio.sleep(0.01)
+            return await sending
+
+    assert run(scene()) < 4
+
+
+def test_a_shutdown_lets_what_is_being_answered_finish(run: Callable[[Any], Any]) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        (connection,) = serving_state[-1].connections
+        connection.shutdown()
+        await asyncio.sleep(0.1)
+        await answer(send, 200, b"yes")
+
+    async def scene() -> bytes:
+        async with serving(app) as address, client(address) as (reader, writer):
+            writer.write(GET % b"1.1")
+            return await asyncio.wait_for(reader.read(), 10)
+
+    assert parse_answer(run(scene())).status == 200

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -152,6 +155,27 @@ def test_a_killed_process_is_dead_at_once(database_url: str, tmp_path: Path) -> 
         presence.leave()
 
     run(database_url, test)
+
+
+def test_a_child_does_not_hold_its_dead_parent_s_lock(tmp_path: Path) -> None:
+    async def test(database: Database) -> None:
+        parent, other = Presence(database, tmp_path), Presence(database, tmp_path)
+        await parent.enter()
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+        try:
+            assert await other.look() == []
+            parent.leave()
+            give_up = time.monotonic() + 20
+            while await other.look() != [parent.name]:
+                assert time.monotonic() < give_up
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+    run(f"sqlite:///{tmp_path}/a.db", test)
 
 
 def two_servers(

@@ -108,6 +108,31 @@ def test_a_thread_that_hangs_does_not_keep_the_process() -> None:
     assert b"ended without waiting for what hangs" in ended.stderr
 
 
+FAILED_AND_HUNG = """
+import threading
+from server import cli, serving
+
+def fail(settings):
+    threading.Thread(target=threading.Event().wait).start()
+    return "no such weights"
+
+serving.serve = fail
+cli.app(["serve"])
+"""
+
+
+def test_a_server_that_failed_ends_too_if_a_thread_of_it_hangs() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", FAILED_AND_HUNG],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert b"no such weights" in ended.stderr
+
+
 def test_a_model_that_cannot_be_loaded_ends_the_process(tmp_path: Path) -> None:
     with stub_server(tmp_path, model="broken") as server:
         assert server.exit_status() == 1
