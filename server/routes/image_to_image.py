@@ -66,6 +66,7 @@ from server.waiting import TimeLimit, within
 PATH = "/api/generate/basic/imageToImage"
 _NOT_READY_RETRY_AFTER = 5.0
 _BUSY_RETRY_AFTER = 2.0
+_TIME_TO_SAY_SO = 0.05
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["image to image"])
@@ -241,8 +242,10 @@ async def _decode(
     if form is not None:  # Without one, only to report what is wrong beside the rest.
         fit = Fit(form.width, form.height, form.resize_mode, settings.auto_picture_sizes)
     client = _client(request, admission)
+    # Before the request's own end, which would not say what took so long.
+    deadline = limit.deadline - _TIME_TO_SAY_SO
     try:
-        return await decoders.decode(data, fit, deadline=limit.deadline, client=client)
+        return await decoders.decode(data, fit, deadline=deadline, client=client)
     except DecodeTimeout:
         raise DeadlineExpired(f"the picture was not decoded within {limit.seconds:g} s") from None
     except DecodersBusy as error:
