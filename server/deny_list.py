@@ -39,7 +39,8 @@ class DenyList:
         if path is None:
             return cls()
         try:
-            lines = path.expanduser().read_text("utf-8").splitlines()
+            # Editors on Windows begin a file with a byte order mark.
+            lines = path.expanduser().read_text("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DenyListError(f"the deny list {path} cannot be read: {error}") from error
         return cls(line for line in lines if not line.lstrip().startswith("#"))

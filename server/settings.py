@@ -24,6 +24,12 @@ MIB = 1024 * 1024
 FORM_ALLOWANCE = MIB
 """Bytes a body may have beyond its picture: the other fields and the form's own lines."""
 
+# What no operator means, and what clocks, operating systems and arithmetic still take.
+MOST_SECONDS = 30 * 24 * 3600
+MOST_HOURS = 100 * 366 * 24
+MOST_MIB = 1 << 24
+MOST_REQUESTS = 1_000_000
+
 StringList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
 SecretList = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(split_list)]
 
@@ -32,6 +38,7 @@ class Settings(BaseSettings):
     """What an operator can choose. Lists are comma separated or JSON."""
 
     model_config = SettingsConfigDict(
+        allow_inf_nan=False,
         env_prefix=ENV_PREFIX,
         env_ignore_empty=True,
         frozen=True,
@@ -66,10 +73,14 @@ class Settings(BaseSettings):
     answers_mib: float = Field(
         512.0,
         ge=0,
+        le=MOST_MIB,
         description="MiB of answers kept for their Idempotency-Key, at most; the oldest go first.",
     )
     answers_hours: float = Field(
-        24.0, gt=0, description="Hours that an answer is kept for its Idempotency-Key."
+        24.0,
+        gt=0,
+        le=MOST_HOURS,
+        description="Hours that an answer is kept for its Idempotency-Key.",
     )
     rate: str = Field(
         "",
@@ -78,6 +89,7 @@ class Settings(BaseSettings):
     concurrency: int = Field(
         0,
         ge=0,
+        le=MOST_REQUESTS,
         description="Requests that a key without a number of its own may run at the same time; "
         "0: any.",
     )
@@ -163,16 +175,20 @@ class Settings(BaseSettings):
         description="Folder for compiled code, read at start and written after the first one; "
         "blank: `compiled` in the data folder.",
     )
-    threads: int = Field(0, ge=0, description="CPU threads a tensor operation uses; 0: torch's.")
+    threads: int = Field(
+        0, ge=0, le=4096, description="CPU threads a tensor operation uses; 0: torch's."
+    )
     memory_limit_mib: int = Field(
         0,
         ge=0,
+        le=MOST_MIB,
         description="MiB that the model and its work are planned for, weights included; 0: what "
         "is free on a CUDA device, any on a CPU.",
     )
     vae_tile_above: float = Field(
         0.0,
         ge=0,
+        le=1e6,
         description="Megapixels above which pictures are encoded and decoded in tiles; 0: where "
         "a whole one would not fit into the memory.",
     )
@@ -180,9 +196,12 @@ class Settings(BaseSettings):
     max_queue: int = Field(
         64,
         ge=1,
+        le=MOST_REQUESTS,
         description="Requests that may wait or run; one more is answered 503, Retry-After.",
     )
-    max_batch: int = Field(16, ge=1, description="Requests that run at the same time, at most.")
+    max_batch: int = Field(
+        16, ge=1, le=MOST_REQUESTS, description="Requests that run at the same time, at most."
+    )
     exact: bool = Field(
         False,
         description="Make a request's bytes the same alone, in a crowd and after a restart, at the "
@@ -191,42 +210,59 @@ class Settings(BaseSettings):
     request_timeout: float = Field(
         300.0,
         gt=0,
+        le=MOST_SECONDS,
         description="Seconds a request may take from its arrival, its upload included; then it is "
         "answered 504. One that would take longer alone is answered 400.",
     )
     grace_period: float = Field(
-        30.0, ge=0, description="Seconds that running requests get to finish after SIGTERM."
+        30.0,
+        ge=0,
+        le=MOST_SECONDS,
+        description="Seconds that running requests get to finish after SIGTERM.",
     )
     max_upload_mib: float = Field(
-        20.0, gt=0, description="Largest picture file taken, in MiB; a larger one is answered 413."
+        20.0,
+        gt=0,
+        le=MOST_MIB,
+        description="Largest picture file taken, in MiB; a larger one is answered 413.",
     )
     min_upload_rate: float = Field(
         4.0,
         ge=0,
+        le=1e9,
         description="KiB/s that an upload has to bring on average; a slower one is answered 408. "
         "0: any.",
     )
     upload_patience: float = Field(
-        15.0, gt=0, description="Seconds that an upload may be behind that rate, or stand still."
+        15.0,
+        gt=0,
+        le=MOST_SECONDS,
+        description="Seconds that an upload may be behind that rate, or stand still.",
     )
     answer_patience: float = Field(
         30.0,
         gt=0,
+        le=MOST_SECONDS,
         description="Seconds in which a client has to take some of its answer; then it is cut off.",
     )
     max_bytes_in_flight_mib: float = Field(
         512.0,
         gt=0,
+        le=MOST_MIB,
         description="MiB of uploads and unread answers held at the same time, at least one "
         "upload; what would go beyond is answered 503, Retry-After.",
     )
     max_header_kib: int = Field(
         64,
         ge=1,
+        le=MOST_MIB,
         description="KiB that a request's line and headers may have; more is answered 431.",
     )
     header_timeout: float = Field(
-        15.0, gt=0, description="Seconds in which a request's headers have to come; then 408."
+        15.0,
+        gt=0,
+        le=MOST_SECONDS,
+        description="Seconds in which a request's headers have to come; then 408.",
     )
     picture_threads: int = Field(
         4,
@@ -237,12 +273,14 @@ class Settings(BaseSettings):
     picture_cpu_seconds: float = Field(
         2.0,
         gt=0,
+        le=MOST_SECONDS,
         description="CPU seconds that the decoding of one upload may take, and 0.1 more for each "
         "million pixels beyond 16; then it is answered 400.",
     )
     picture_memory_mib: int = Field(
         600,
         ge=16,
+        le=MOST_MIB,
         description="MiB that the decoding of one upload may take above an idle decoder's, and "
         "11.4 more for each million pixels beyond 16; then it is answered 400.",
     )
@@ -272,6 +310,7 @@ class Settings(BaseSettings):
     max_breaks: int = Field(
         16,
         ge=0,
+        le=1_000_000,
         description="Times that BREAK may stand in a prompt or a negative prompt; more is "
         "answered 400.",
     )

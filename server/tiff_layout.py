@@ -66,6 +66,8 @@ class Layout:
         """Whether the samples are read here, not by Pillow."""
         if self.photometric in (LAB, ICC_LAB) or self.sample_format == FLOAT:
             return True
+        if self.photometric == PALETTE and self.bits == 8 and len(self.extra) <= 1:
+            return False
         odd_alpha = bool(self.extra) and self.photometric != RGB
         narrow = self.bits < 8 and self.samples > 1
         return self.bits > 8 or odd_alpha or narrow or len(self.extra) > 1

@@ -168,6 +168,12 @@ def test_the_deny_list_finds_whole_phrases(tmp_path: Path, prompt: str, found: s
     assert DenyList.read(file).find(prompt) == found
 
 
+def test_a_deny_list_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "deny.txt"
+    file.write_bytes(b"\xef\xbb\xbfforbidden\r\nbad\r\n")
+    assert DenyList.read(file).find("so forbidden") == "forbidden"
+
+
 @pytest.mark.parametrize(
     ("prompt", "found"),
     [

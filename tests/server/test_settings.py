@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from pydantic import ValidationError
 
 from models.spec import ModelSpec
+from server.command_line import USAGE_ERROR, read_settings
 from server.setting_values import is_loopback
 from server.settings import Settings, environment_name, unknown_variables
 
@@ -219,3 +221,22 @@ def test_without_a_database_none_is_loaded() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+NUMBERS = [
+    name for name, field in Settings.model_fields.items() if field.annotation in (int, float)
+]
+
+
+@pytest.mark.parametrize("text", ["inf", "-inf", "nan", "1e300", str(10**20)])
+@pytest.mark.parametrize("field", NUMBERS)
+def test_a_number_beyond_all_use_is_refused_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], field: str, text: str
+) -> None:
+    monkeypatch.setenv(environment_name(field), text)
+    with pytest.raises(typer.Exit) as stopped:
+        read_settings()
+    assert stopped.value.exit_code == USAGE_ERROR
+    message = capsys.readouterr().err
+    assert message.startswith(f"{environment_name(field)}: ")
+    assert message.count("\n") == 1

@@ -282,6 +282,22 @@ def test_odd_tags_that_only_describe(tag: tuple[int, tuple[int, int]]) -> None:
     assert shown(bytes(data)) == greys(*LEVELS)
 
 
+@ORDERS
+@pytest.mark.parametrize(("extra", "last"), [(2, (255, 255, 255)), (0, (9, 99, 199))])
+def test_a_palette_with_a_second_sample(order: str, extra: int, last: tuple[int, ...]) -> None:
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 99, 199)]
+    entries = np.zeros((3, 256), np.int64)
+    entries[:, :4] = np.transpose(colours) * 257
+    data = tiff_of(
+        columns((0, 255), (1, 255), (2, 255), (3, 0)),
+        3,
+        order=order,
+        extra=[extra],
+        tags={320: (3, entries.ravel().tolist())},
+    )
+    assert shown(data) == [*colours[:3], last]
+
+
 # Refused
 
 
