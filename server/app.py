@@ -111,7 +111,8 @@ def create_app(
     app.state.decoders = decoders or DecoderPool(
         settings.picture_threads,
         DecoderLimits(settings.picture_cpu_seconds, settings.picture_memory_mib),
-        most_waiting=settings.max_queue,
+        # Decoding takes far less than generating, and what waits is bounded in bytes and time too.
+        most_waiting=4 * settings.max_queue,
     )
     app.state.picture_limiter = anyio.CapacityLimiter(settings.picture_threads)
     add_failure_handlers(app)
