@@ -21,12 +21,15 @@ from server.tiff_tags import Tags, TiffProblem, tiff_directory, tiff_head
 
 _MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _GROUP_BYTES = 1 << 20
-"""Bytes of short strips that are unpacked at a time."""
+"""Bytes of short strips that are unpacked at a time, and of rows that are converted."""
 
 _BACKWARDS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 Samples = npt.NDArray[np.generic]
 """(rows, width, samples) of the file's own type."""
+
+RowsBetween = Callable[[int, int], npt.NDArray[np.uint8]]
+"""From the first row to the one behind the last, to their bytes."""
 
 
 def read_samples(data: bytes, tags: Tags, layout: Layout) -> tuple[Image.Image, Image.Image | None]:
@@ -138,17 +141,26 @@ def _bands(data: bytes, tags: Tags, layout: Layout) -> Iterator[tuple[int, Sampl
         # Strips end with the picture, tiles go on behind it.
         height = (last - first) * rows if tiled else min(last * rows, layout.height) - top
         shown = min(last * rows, layout.height) - top
-        parts = []
+        unpacked = []
         for plane in range(planes):
             indices = range((plane * down + first) * across, (plane * down + last) * across)
             packed = [_segment(data, offsets, counts, index) for index in indices]
-            unpacked = _unpack(packed, layout, row_bytes, rows, height * across)
-            samples = _as_samples(unpacked, layout, width, channels)
-            # (across, height, width, channels), one tile after another
-            tiles = samples.reshape(across, height, width, channels)
-            whole = tiles.transpose(1, 0, 2, 3).reshape(height, across * width, channels)
-            parts.append(whole[:shown, : layout.width])
-        yield top, parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+            unpacked.append(_unpack(packed, layout, row_bytes, rows, height * across))
+        few = max(1, _GROUP_BYTES // (row_bytes * across * planes))
+        for begin in range(0, shown, few):
+            end = min(begin + few, shown)
+            parts = []
+            for rows_between in unpacked:
+                # One tile after another.
+                tiles = [
+                    rows_between(at + begin, at + end) for at in range(0, height * across, height)
+                ]
+                samples = _as_samples(np.concatenate(tiles), layout, width, channels)
+                side_by_side = samples.reshape(across, end - begin, width, channels)
+                whole = side_by_side.transpose(1, 0, 2, 3)
+                whole = whole.reshape(end - begin, across * width, channels)
+                parts.append(whole[:, : layout.width])
+            yield top + begin, parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 
 
 def _segment(data: bytes, offsets: tuple[int, ...], counts: tuple[int, ...], index: int) -> bytes:
@@ -158,14 +170,15 @@ def _segment(data: bytes, offsets: tuple[int, ...], counts: tuple[int, ...], ind
 
 def _unpack(
     packed: list[bytes], layout: Layout, row_bytes: int, rows: int, height: int
-) -> npt.NDArray[np.uint8]:
-    """Return `(height, row_bytes)` bytes of the strips or tiles, one below another."""
+) -> RowsBetween:
+    """Return what gives rows of `row_bytes` of the strips or tiles, one below another."""
     if layout.compression == layouts.UNCOMPRESSED:
         raw = b"".join(part[: row_bytes * rows] for part in packed)[: height * row_bytes]
         if len(raw) < height * row_bytes:
             raise OSError("the file ends before its pixels")
         raw = raw.translate(_BACKWARDS) if layout.backwards else raw
-        return np.frombuffer(raw, np.uint8).reshape(height, row_bytes)
+        plain = np.frombuffer(raw, np.uint8).reshape(height, row_bytes)
+        return lambda begin, end: plain[begin:end]
     offsets, place = [], 8
     for part in packed:
         offsets.append(place)
@@ -186,15 +199,18 @@ def _unpack(
     pixels = b"".join(packed)
     directory = tiff_directory("<", place, numbers, {})
     head = tiff_head("<", place)
-    return _grey_of(b"".join((head, pixels, b"\x00" * (len(pixels) % 2), directory)))
+    grey = _grey_of(b"".join((head, pixels, b"\x00" * (len(pixels) % 2), directory)))
+    # An array of the whole would be two more copies of what may be all of the picture.
+    return lambda begin, end: np.asarray(grey.crop((0, begin, row_bytes, end)))
 
 
-def _grey_of(file: bytes) -> npt.NDArray[np.uint8]:
+def _grey_of(file: bytes) -> Image.Image:
     # A row of bytes is longer than a row of pixels, so Pillow's own limit would be too low here.
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with Image.open(io.BytesIO(file), formats=("TIFF",)) as image:
-            return np.asarray(image)
+            image.load()
+            return image
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
