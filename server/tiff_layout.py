@@ -68,6 +68,8 @@ class Layout:
             return True
         if self.photometric == PALETTE and self.bits == 8 and len(self.extra) <= 1:
             return False
+        if self.sample_format == SIGNED and self.bits == 8 and self.photometric in COLOURS:
+            return True
         odd_alpha = bool(self.extra) and self.photometric != RGB
         narrow = self.bits < 8 and self.samples > 1
         return self.bits > 8 or odd_alpha or narrow or len(self.extra) > 1

@@ -157,8 +157,8 @@ def _bands(data: bytes, tags: Tags, layout: Layout) -> Iterator[tuple[int, Sampl
                 ]
                 samples = _as_samples(np.concatenate(tiles), layout, width, channels)
                 side_by_side = samples.reshape(across, end - begin, width, channels)
-                whole = side_by_side.transpose(1, 0, 2, 3)
-                whole = whole.reshape(end - begin, across * width, channels)
+                turned = side_by_side.transpose(1, 0, 2, 3)
+                whole = turned.reshape(end - begin, across * width, channels)
                 parts.append(whole[:, : layout.width])
             yield top + begin, parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 

@@ -32,6 +32,7 @@ from tests.server.hostile_pictures import large_palette, progressive_jpeg
 from tests.server.pictures import file_of, four_corners, gradient
 from tests.server.rogue_worker import HONEST, NONSENSE
 from tests.server.server_process import ROOT
+from tests.server.tiff_files import tiff_of
 
 pytestmark = pytest.mark.anyio
 
@@ -178,6 +179,12 @@ async def test_memory_is_bounded(enforced: Callable[[bool], None], by_kernel: bo
             "init_image: the picture takes more than 32 MiB of memory to decode"
         )
         assert (await pool.decode(PLAIN, FIT)) is not None
+
+
+async def test_a_deep_tiff_of_one_strip_is_unpacked_once() -> None:
+    strip = np.full((3000, 4000, 3), 0x4040, np.uint16)  # 72 MB
+    async with pool_of(limits=DecoderLimits(mib=225)) as pool:
+        assert (await pool.decode(tiff_of(strip, 2, compression=8), FIT)) is not None
 
 
 def test_limits_grow_with_the_pixels_beyond_sixteen_million() -> None:

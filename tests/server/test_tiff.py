@@ -103,6 +103,10 @@ def test_signed_sixteen_bit_grey(compression: int, order: str) -> None:
     assert shown(tiff_of(values, 1, compression=compression, order=order)) == greys(0, 0, 128, 255)
 
 
+def test_signed_eight_bit_grey_is_scaled_as_the_deeper_is() -> None:
+    assert shown(tiff_of(columns(-5, 0, 64, 127, dtype=np.int8), 1)) == greys(0, 0, 129, 255)
+
+
 @ORDERS
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize(("compression", "predictor"), [(1, 1), (8, 1), (8, 3)])
