@@ -8,6 +8,7 @@ are processes of their own by nature.
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,7 +137,8 @@ def main(results: str, until: str, folder: str, size: str, *parts: str) -> None:
     started = time.time()
     model = RandomModel(narrow)
     written = Path(folder) / "model"
-    if not written.exists():
+    if not (written / "model_index.json").exists():  # the last file of it
+        shutil.rmtree(written, ignore_errors=True)
         model.write(written)
     ledger.put(time.time() - started, "model")
     works: dict[str, Callable[[], None]] = {

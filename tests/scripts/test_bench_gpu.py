@@ -133,6 +133,14 @@ def test_what_does_not_fit_into_the_time_is_skipped(tmp_path: Path) -> None:
     assert kept["short"] == {"figure": 1.5}
     statuses = {part: of["status"] for part, of in kept["parts"].items()}
     assert statuses == {"short": "done", "long": SKIPPED, "wrong": "failed: no such thing"}
+
+    def cut() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ledger.run("cut", cut, 0)
+    assert ledger.results["parts"]["cut"]["status"] == "cut off"
+    kept = json.loads(file.read_text())
     # Another process goes on where this one was.
     assert Ledger(file).results == kept
 
