@@ -49,6 +49,7 @@ def run_all(
     ledger = Ledger(results, until)
     ledger.put(device.environment(command), "environment")
     ledger.put(asdict(scale) | {"evaluations": scale.evaluations, "narrow": narrow}, "scale")
+    ledger.put(list(parts), "wanted")
     for cut in (signal.SIGTERM, signal.SIGALRM):
         signal.signal(cut, _end)
     # Whatever hangs, a server included: it is paid for by the minute.

@@ -267,10 +267,16 @@ def test_a_page_of_nothing_measured_says_so() -> None:
     assert "have not run on a card yet" in make_page(None, json.loads(BEFORE.read_text()))
     some: dict[str, Any] = {
         "environment": {"cuda": "", "device": "a CPU"},
-        "parts": {"device": {"status": "done"}, "http": {"status": SKIPPED}},
+        "wanted": ["device", "unet", "http", "start"],
+        "parts": {
+            "device": {"status": "done"},
+            "unet": {"status": "running"},
+            "http": {"status": SKIPPED},
+        },
     }
     page = make_page(some, None)
-    assert f"**Not all of it was measured.** http: {SKIPPED}." in page
+    left = f"unet: cut off; http: {SKIPPED}; start: not begun"
+    assert f"**Not all of it was measured.** {left}." in page
     assert "Not run on CUDA" in page
     assert len([line for line in page.splitlines() if line.endswith("|  |  |  |")]) == len(TARGETS)
 
