@@ -5,7 +5,6 @@ Its configuration and tokenizer come from ``models/sd15``: nothing is fetched.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from models import ldm_keys
 from models.errors import ModelLoadError
 from models.identify import Contents, identify
+from models.json_files import read_object
 from models.parts import fill, make_text_encoder, make_unet, make_vae
 from models.weights_file import WeightsFile
 
@@ -120,9 +120,4 @@ def wants_zero_snr(file: WeightsFile) -> bool:
 
 def scheduler_config(configuration: Path) -> dict[str, Any]:
     """What ``scheduler_config.json`` says. Raises ModelLoadError."""
-    path = configuration / "scheduler" / "scheduler_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{path} cannot be read: {error}") from error
-    return dict(config)
+    return read_object(configuration / "scheduler" / "scheduler_config.json")

@@ -6,7 +6,6 @@ ships its own; Stable Diffusion 1.x is steered by OpenAI's ViT-L/14, whose text 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from models.errors import ModelLoadError
+from models.folder import part_files
+from models.json_files import read_object
+from models.parts import fill, make_clip, transformers_clip_names
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -77,16 +79,18 @@ def load_clip(
 ) -> ClipModel:
     """Load a folder in transformers' layout, safetensors only.
 
-    ``tokenizer`` is used where the folder has none. Raises what transformers raises, OSError and
-    ValueError mostly; ValueError too where no tokenizer fits.
+    ``tokenizer`` is used where the folder has none. Raises ModelLoadError, ValueError where no
+    tokenizer fits, and what transformers raises of one.
     """
-    from transformers import CLIPModel, CLIPTokenizer
-    from transformers.utils import logging as transformers_logging
+    from transformers import CLIPTokenizer
 
-    # Its progress bar would land in the middle of a server's log lines.
-    transformers_logging.disable_progress_bar()
-    model = CLIPModel.from_pretrained(
-        folder, use_safetensors=True, local_files_only=True, dtype=dtype
+    model = fill(
+        make_clip(folder),
+        part_files(folder, dtype),
+        transformers_clip_names,
+        device=device,
+        dtype=dtype,
+        what=str(folder),
     )
     if (folder / "vocab.json").is_file() or (folder / "tokenizer.json").is_file():
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
@@ -97,13 +101,13 @@ def load_clip(
             f"its tokenizer knows {len(tokenizer)} tokens, its text tower "
             f"{model.config.text_config.vocab_size}"
         )
-    mean, std = _normalisation(folder)
+    mean, std = normalization(folder / "preprocessor_config.json")
     return ClipModel(
         name=name,
-        model=model.to(device).eval().requires_grad_(False),
+        model=model,
         tokenizer=tokenizer,
-        mean=torch.tensor(mean, device=device),
-        std=torch.tensor(std, device=device),
+        mean=mean.to(device),
+        std=std.to(device),
     )
 
 
@@ -124,10 +128,18 @@ def load_beside(
         raise ModelLoadError(f"{folder} is not a CLIP model that loads: {error}") from error
 
 
-def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    file = folder / "preprocessor_config.json"
-    config = json.loads(file.read_text()) if file.is_file() else {}
-    return (
-        tuple(config.get("image_mean", OPENAI_MEAN)),
-        tuple(config.get("image_std", OPENAI_STD)),
-    )
+def normalization(file: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mean and deviation, (3,) each, that a preprocessor's file says; else OpenAI's.
+
+    Raises ModelLoadError.
+    """
+    config = read_object(file) if file.is_file() else {}
+    try:
+        mean = torch.tensor(config.get("image_mean", OPENAI_MEAN), dtype=torch.float32)
+        std = torch.tensor(config.get("image_std", OPENAI_STD), dtype=torch.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ModelLoadError(f"{file}: image_mean or image_std is no list of numbers") from error
+    both = torch.stack([mean, std]) if mean.shape == std.shape == (3,) else torch.zeros(0)
+    if not both.numel() or not bool(torch.isfinite(both).all()) or bool((std <= 0).any()):
+        raise ModelLoadError(f"{file}: image_mean and image_std are not three numbers each")
+    return mean, std

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import torch
 
 from models.errors import ModelLoadError
+from models.json_files import read_object
 from models.weights_file import WeightsFile
 
 PARTS = ("unet", "vae", "text_encoder")
@@ -19,11 +19,7 @@ def check_layout(folder: Path) -> None:
         raise ModelLoadError(
             f"{folder} has no model_index.json: not a diffusers folder{_hint(folder)}"
         )
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        kind = str(index.get("_class_name", ""))
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelLoadError(f"{folder / 'model_index.json'} cannot be read: {error}") from error
+    kind = str(read_object(folder / "model_index.json").get("_class_name", ""))
     if not kind.startswith("StableDiffusion") or "XL" in kind or "3" in kind:
         raise ModelLoadError(
             f"{folder} is a {kind or 'nameless pipeline'}, not Stable Diffusion 1.x"
@@ -47,8 +43,10 @@ def _hint(folder: Path) -> str:
 def part_files(folder: Path, dtype: torch.dtype) -> list[WeightsFile]:
     """The weights of a part: the fp16 variant for float16 where there is one, else the plain ones.
 
-    Raises ModelLoadError.
+    They are those that lie in the folder, whatever an index names; one that names any others is
+    refused. Raises ModelLoadError.
     """
+    _check_indexes(folder)
     found = sorted(folder.glob("*.safetensors"))
     half = [file for file in found if ".fp16" in file.name]
     plain = [file for file in found if "." not in file.name.removesuffix(".safetensors")]
@@ -57,3 +55,17 @@ def part_files(folder: Path, dtype: torch.dtype) -> list[WeightsFile]:
     if not plain:
         raise ModelLoadError(f"{folder} has no .safetensors file that is plain or fp16")
     return [WeightsFile.open(file) for file in plain]
+
+
+def _check_indexes(folder: Path) -> None:
+    """Raises ModelLoadError for an index of shards that names what is no safetensors file here."""
+    for index in sorted(folder.glob("*.safetensors.index*.json")):
+        shards = read_object(index).get("weight_map", {})
+        if not isinstance(shards, dict):
+            raise ModelLoadError(f"{index}: weight_map is no object")
+        for shard in shards.values():
+            name = str(shard)
+            if not name.endswith(".safetensors"):
+                raise ModelLoadError(f"{index} names {name!r}, which is no .safetensors file")
+            if name != PureWindowsPath(name).name:
+                raise ModelLoadError(f"{index} names {name!r}, which is outside its folder")

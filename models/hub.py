@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 
-from models.errors import ModelLoadError
+from models.errors import HubUnreachable, ModelLoadError
 from models.folder import PARTS, check_layout
 from models.spec import PRODUCTION_MODEL
 
 PINNED_REVISIONS = {PRODUCTION_MODEL: "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"}
 """Revisions of the hub ids that the documentation names, so that weights never change unseen."""
 
+_HUB_SECONDS = 10.0
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -41,7 +42,8 @@ def download(
     """The folder of a hub id's safetensors (its fp16 ones where they do), fetched if need be.
 
     A revision that is a commit never changes: what is in the cache is taken without asking the
-    hub, unless ``ask_hub`` wants what is missing there. Raises ModelLoadError.
+    hub, unless ``ask_hub`` wants what is missing there. Raises HubUnreachable where the hub is
+    needed and cannot be asked, else ModelLoadError.
     """
     import httpx2
     from huggingface_hub import HfApi, snapshot_download
@@ -52,7 +54,9 @@ def download(
     if commit and not ask_hub and (kept := cached(model, revision)):
         return kept
     try:
-        files = HfApi().list_repo_files(model, revision=revision)
+        # One request without the library's retries, which take half a minute without a network.
+        found = HfApi().model_info(model, revision=revision, timeout=_HUB_SECONDS)
+        files = [sibling.rfilename for sibling in found.siblings or ()]
         return Path(
             snapshot_download(model, revision=revision, allow_patterns=wanted_files(files, dtype))
         )
@@ -63,13 +67,9 @@ def download(
     except ValueError as error:
         raise ModelLoadError(f"{model!r} is no hub id: {error}") from error
     except (OSError, httpx2.TransportError) as offline:
-        if kept := cached(model, revision):
+        if not ask_hub and (kept := cached(model, revision)):
             return kept
-        raise ModelLoadError(
-            f"{model!r} is not in the local cache and the hub cannot be reached ({offline}). "
-            f"Fetch it with `img2img models pull {model}` on a connected machine, or name a local "
-            "folder or file"
-        ) from offline
+        raise HubUnreachable(model, str(offline)) from offline
 
 
 def cached(model: str, revision: str | None) -> Path | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 
 from models.ldm_keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
-from models.weights_file import WeightsFile
+from models.weights_file import TensorInfo, WeightsFile
 
 _GET_SD1 = "use a Stable Diffusion 1.x checkpoint"
 _GET_PLAIN = "use the plain Stable Diffusion 1.x checkpoint it was made from"
@@ -66,12 +66,13 @@ class Contents(Enum):
 
 
 _LORA = re.compile(
-    r"\.lora_(?:down|up|mid)\.weight$|\.lora_[AB](?:\.\w+)?\.weight$|"
+    r"\.lora_(?:down|up|mid)\.weight$|\.lora_[AB](?:\.[^.]+)?\.weight$|"
     r"(?:_lora|\.lora|\.lora_linear_layer)\.(?:down|up)\.weight$"
 )
 _LYCORIS = re.compile(
     r"\.(?:hada_w[12]_[ab]|lokr_w[12](?:_[ab])?|lokr_t2|oft_blocks|oft_diag|dora_scale|diff|"
-    r"lora_magnitude_vector(?:\.\w+)*|a1\.weight|on_input)$"
+    r"diff_b|w_norm|b_norm|set_weight|lora_[AB](?:\.[^.]+)?\.bias|"
+    r"lora_magnitude_vector(?:\.[^.]+)*|a1\.weight|on_input)$"
 )
 _ADAPTERS = ("ip_adapter.", "image_proj.", "image_proj_model.")
 
@@ -113,7 +114,7 @@ def _checkpoint(file: WeightsFile) -> Contents:
         return Contents.SDXL
     if width == 1024 or _any(names, lambda n: n.startswith("cond_stage_model.model.")):
         return Contents.SD2
-    channels = names[f"{UNET_PREFIX}input_blocks.0.0.weight"].shape[1]
+    channels = _inputs(names[f"{UNET_PREFIX}input_blocks.0.0.weight"])
     kinds = {4: Contents.CHECKPOINT, 8: Contents.PIX2PIX, 9: Contents.INPAINTING}
     return kinds.get(channels, Contents.OTHER_CHANNELS)
 
@@ -122,8 +123,13 @@ def _text_width(file: WeightsFile) -> int:
     """The width of the text that the U-Net reads, 0 if it reads none."""
     for name, tensor in file.tensors.items():
         if name.startswith(UNET_PREFIX) and name.endswith("attn2.to_k.weight"):
-            return tensor.shape[1]
+            return _inputs(tensor)
     return 0
+
+
+def _inputs(weight: TensorInfo) -> int:
+    """What a layer's weight reads; 0 of a tensor that is no weight of a layer."""
+    return weight.shape[1] if len(weight.shape) > 1 else 0
 
 
 def _part(file: WeightsFile) -> Contents:

@@ -33,7 +33,7 @@ from models.parts import (
 )
 from models.quantization import check_quantization, quantize_unet
 from models.spec import EMBEDDED, ModelSpec
-from models.textual_inversion import add_embeddings
+from models.textual_inversion import add_embeddings, add_words, read_embeddings
 from models.weights_file import WeightsFile, refuse_pickle
 
 __all__ = [
@@ -97,10 +97,14 @@ def load_model(
         if spec.prediction != "auto":
             bundle.scheduler_config["prediction_type"] = spec.prediction
             bundle.facts["predicts"] = f"{spec.prediction} (IMG2IMG_PREDICTION)"
+        words: dict[str, torch.Tensor] = {}
         if spec.loras:
-            bundle.facts["loras"] = fuse_loras(bundle, spec.loras)
+            bundle.facts["loras"], words = fuse_loras(bundle, spec.loras)
         if spec.embeddings:
-            bundle = replace(bundle, embeddings=add_embeddings(bundle, Path(spec.embeddings)))
+            folder = Path(spec.embeddings).expanduser()
+            add_words(words, read_embeddings(folder, bundle.text_width), folder)
+        if words or spec.embeddings:
+            bundle = replace(bundle, embeddings=add_embeddings(bundle, words))
             bundle.facts["embeddings"] = ", ".join(bundle.embeddings) or "none in the folder"
         if spec.quantize != "off":
             # Last: LoRAs add to weights, which quantised ones cannot be.

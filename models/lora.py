@@ -7,7 +7,6 @@ Fused, a LoRA costs nothing in a tick and holds for every request.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -20,12 +19,22 @@ import torch
 from models.bundle import ModelBundle
 from models.errors import ModelLoadError
 from models.identify import Contents, identify
+from models.json_files import parse_object
 from models.ldm_keys import unet_name
+from models.lora_kinds import other_method, other_model
+from models.textual_inversion import add_words, bundled_words, is_bundled
 from models.weights_file import WeightsFile
 
 _FACTOR = re.compile(
     r"(?P<layer>.+?)(?:\.lora_linear_layer|\.lora|_lora)?"
-    r"\.(?P<side>lora_down|lora_up|lora_mid|lora_A|lora_B|down|up)(?:\.default)?\.weight"
+    r"\.(?:(?P<side>lora_down|lora_up|lora_mid|down|up)|(?P<peft>lora_[AB])(?:\.[^.]+)?)\.weight"
+)
+_TEXT_PREFIXES = (
+    "",
+    "text_encoder.",
+    "clip_l.transformer.",
+    "text_encoders.clip_l.transformer.",
+    "cond_stage_model.transformer.",
 )
 _SIDES = {
     "lora_down": "down",
@@ -69,35 +78,56 @@ class LayerChange:
         return delta.reshape(weight.shape) * scale
 
 
-def fuse_loras(bundle: ModelBundle, loras: Sequence[tuple[str, float]]) -> str:
-    """Add the files' changes, each times its weight, to the bundle's layers; says what was done.
+def fuse_loras(
+    bundle: ModelBundle, loras: Sequence[tuple[str, float]]
+) -> tuple[str, dict[str, torch.Tensor]]:
+    """Add the files' changes, each times its weight, to the bundle's layers.
 
-    The sum is made in float32 and rounded once. Raises ModelLoadError for a file that is no LoRA
-    for this model.
+    Return what was done, in words, and the textual inversions that the files bring, by word. The
+    sum is made in float32 and rounded once. Raises ModelLoadError for a file that is no LoRA for
+    this model, or that takes a weight beyond what half precision holds.
     """
     layers = _layers(bundle)
     changes: dict[str, list[tuple[str, float, LayerChange]]] = {}
     words = []
+    learnt: dict[str, torch.Tensor] = {}
     for where, weight in loras:
         path = Path(where).expanduser()
         found = read_lora(path, layers)
         words.append(f"{path.name} at {weight:g} ({len(found)} layers)")
         for layer, change in found.items():
             changes.setdefault(layer, []).append((str(path), weight, change))
+        add_words(learnt, bundled_words(WeightsFile.open(path), bundle.text_width), path)
     modules = {f"unet.{name}": module for name, module in bundle.unet.named_modules()}
     modules |= {f"text_encoder.{name}": m for name, m in bundle.text_encoder.named_modules()}
     for layer, parts in changes.items():
-        parameter = modules[layer].weight
-        total = parameter.float()
-        for origin, weight, change in parts:
-            try:
-                total = total + weight * change.delta(parameter)
-            except (ValueError, RuntimeError) as error:
-                raise ModelLoadError(
-                    f"{origin} is a LoRA for another architecture: {layer} {error}"
-                ) from error
-        parameter.copy_(total)
-    return ", ".join(words)
+        _fuse(modules[layer].weight, layer, parts)
+    return ", ".join(words), learnt
+
+
+def _fuse(
+    parameter: torch.Tensor, layer: str, parts: Sequence[tuple[str, float, LayerChange]]
+) -> None:
+    """Add what the files change of one layer to its weight, in place. Raises ModelLoadError."""
+    total = parameter.float()
+    largest, culprit = -1.0, ""
+    for origin, weight, change in parts:
+        try:
+            delta = weight * change.delta(parameter)
+        except (ValueError, RuntimeError, IndexError) as error:
+            raise ModelLoadError(
+                f"{origin} is a LoRA for another architecture: {layer} {error}"
+            ) from error
+        size = float(delta.abs().max().nan_to_num(nan=math.inf))
+        largest, culprit = max((largest, culprit), (size, f"{origin} at {weight:g}"))
+        total = total + delta
+    # No weight of a sound model comes near its end, whatever this one is loaded in.
+    if not bool(torch.isfinite(total.half()).all()):
+        raise ModelLoadError(
+            f"{culprit} changes {layer} by {largest:.2g}, beyond half precision: the file is "
+            "damaged, or needs a smaller weight"
+        )
+    parameter.copy_(total)
 
 
 def read_lora(path: Path, layers: Mapping[str, str]) -> dict[str, LayerChange]:
@@ -108,12 +138,14 @@ def read_lora(path: Path, layers: Mapping[str, str]) -> dict[str, LayerChange]:
     file = _open(path)
     changes: dict[str, LayerChange] = {}
     unknown = []
-    for name, tensor in file.read(file.tensors):
+    for name, tensor in file.read(n for n in file.tensors if not is_bundled(n)):
         called, side = _split(name)
         layer = layers.get(_plain(called))
         if layer is None or not side:
             unknown.append(name)
-        elif side == "alpha":
+            continue
+        _check(file, name, side, tensor)
+        if side == "alpha":
             changes.setdefault(layer, LayerChange()).alpha = float(tensor)
         else:
             changes.setdefault(layer, LayerChange()).factors[side] = tensor.clone()
@@ -134,10 +166,27 @@ def _open(path: Path) -> WeightsFile:
         raise ModelLoadError(f"there is no LoRA file {path}")
     file = WeightsFile.open(path)
     contents = identify(file)
+    if contents is Contents.LYCORIS:
+        raise ModelLoadError(
+            f"{path} is {other_method(file.tensors)}, not a LoRA: {contents.advice}"
+        )
     if contents is not Contents.LORA:
-        advice = f": {contents.advice}" if contents is Contents.LYCORIS else ""
-        raise ModelLoadError(f"{path} is {contents.words}, not a LoRA{advice}")
+        raise ModelLoadError(f"{path} is {contents.words}, not a LoRA")
+    if (model := other_model(file)) is not None:
+        raise ModelLoadError(f"{path} is a LoRA for {model}, not for Stable Diffusion 1.x")
     return file
+
+
+def _check(file: WeightsFile, name: str, side: str, tensor: torch.Tensor) -> None:
+    """Raises ModelLoadError for a tensor that no trainer writes."""
+    if not tensor.is_floating_point() and side != "alpha":
+        raise ModelLoadError(f"{file.path}: {name} holds no floating point numbers")
+    if not bool(torch.isfinite(tensor.float()).all()):
+        raise ModelLoadError(f"{file.path}: {name} holds NaN or infinity: the file is damaged")
+    if not (tensor.numel() == 1 if side == "alpha" else tensor.dim() > 1 and tensor.numel()):
+        raise ModelLoadError(
+            f"{file.path}: {name} has shape {tuple(tensor.shape)}: the file is damaged"
+        )
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -145,12 +194,13 @@ def _split(name: str) -> tuple[str, str]:
     if name.endswith(".alpha"):
         return name.removesuffix(".alpha"), "alpha"
     found = _FACTOR.fullmatch(name)
-    return (found["layer"], _SIDES[found["side"]]) if found else (name, "")
+    return (found["layer"], _SIDES[found["side"] or found["peft"]]) if found else (name, "")
 
 
 def _plain(called: str) -> str:
-    """A layer's name without what older diffusers and peft put around it."""
-    called = called.removeprefix("base_model.model.").replace(".processor.", ".")
+    """A layer's name without what diffusers, peft and ComfyUI put around it."""
+    called = called.replace("base_model.model.", "").replace(".processor.", ".")
+    called = called.removeprefix("model.").removeprefix("diffusion_model.")
     called = called.removesuffix(".lora").removesuffix("_lora").removesuffix(".lora_linear_layer")
     text = called.startswith("text_encoder.")
     attention = {"to_out": "out_proj", "to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj"}
@@ -171,16 +221,18 @@ def _layers(bundle: ModelBundle) -> dict[str, str]:
     for name in _layers_of(bundle.unet):
         layer = f"unet.{name}"
         ldm = unet_name(name, int(config.layers_per_block), config.up_block_types)
-        names[layer] = names[name] = layer
+        names[layer] = names[name] = names[ldm] = names[f"unet.{ldm}"] = layer
         names[f"lora_unet_{name.replace('.', '_')}"] = layer
         names[f"lora_unet_{ldm.replace('.', '_')}"] = layer
     for name in _layers_of(bundle.text_encoder):
         layer = f"text_encoder.{name}"
         plain = name.removeprefix("text_model.")
         underscored = plain.replace(".", "_")
-        names[layer] = names[f"text_encoder.text_model.{plain}"] = layer
+        names[layer] = layer
+        for prefix in _TEXT_PREFIXES:
+            names[f"{prefix}text_model.{plain}"] = layer
         for prefix in ("lora_te_", "lora_te1_"):
-            names[f"{prefix}text_model_{underscored}"] = layer
+            names[f"{prefix}text_model_{underscored}"] = names[f"{prefix}{underscored}"] = layer
     return names
 
 
@@ -192,17 +244,27 @@ def _layers_of(module: Any) -> list[str]:
 def _apply_metadata(file: WeightsFile, changes: Mapping[str, LayerChange]) -> None:
     """What peft says of scaling: in diffusers' files as JSON, ``unet.lora_alpha`` and so on."""
     try:
-        said = json.loads(file.metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError as error:
-        raise ModelLoadError(f"{file.path}: lora_adapter_metadata is no JSON") from error
-    for layer, change in changes.items():
-        part, _, name = layer.partition(".")
-        if said.get(f"{part}.use_dora"):
-            raise ModelLoadError(f"{file.path} is a DoRA, not a plain LoRA")
-        change.root_rank = bool(said.get(f"{part}.use_rslora"))
-        alpha = said.get(f"{part}.lora_alpha")
-        for pattern, special in (said.get(f"{part}.alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", name):
-                alpha = special
-        if change.alpha is None and alpha is not None:
-            change.alpha = float(alpha)
+        said = parse_object(file.metadata.get("lora_adapter_metadata", "{}"), "it")
+        for layer, change in changes.items():
+            part, _, name = layer.partition(".")
+            if said.get(f"{part}.use_dora"):
+                raise ModelLoadError(f"{file.path} is a DoRA, not a plain LoRA")
+            change.root_rank = bool(said.get(f"{part}.use_rslora"))
+            alpha = said.get(f"{part}.lora_alpha")
+            for pattern, special in (said.get(f"{part}.alpha_pattern") or {}).items():
+                if re.match(rf"(.*\.)?({pattern})$", name):
+                    alpha = special
+            if change.alpha is None and alpha is not None:
+                change.alpha = _finite_number(alpha)
+    except (ValueError, TypeError, AttributeError, OverflowError, re.error) as error:
+        raise ModelLoadError(
+            f"{file.path}: its lora_adapter_metadata is not usable: {error}"
+        ) from error
+
+
+def _finite_number(value: Any) -> float:
+    """Raises TypeError, OverflowError or ValueError."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value} is no scale")
+    return number

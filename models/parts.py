@@ -6,7 +6,6 @@ more host memory than what stays there.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from models.errors import ModelLoadError
+from models.json_files import read_object
 from models.weights_file import WeightsFile
 
 Candidates = Callable[[str], Sequence[str]]
@@ -22,13 +22,7 @@ Candidates = Callable[[str], Sequence[str]]
 
 def read_config(folder: Path) -> dict[str, Any]:
     """``config.json`` of a part. Raises ModelLoadError."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{folder / 'config.json'} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise ModelLoadError(f"{folder / 'config.json'} holds no object")
-    return config
+    return read_object(folder / "config.json")
 
 
 def make_unet(folder: Path) -> Any:
@@ -57,11 +51,45 @@ def make_text_encoder(folder: Path) -> Any:
     """A CLIPTextModel without weights."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    config = read_config(folder)
+    if config.get("model_type") == "clip":
+        config = config.get("text_config", {})
+
     def make() -> Any:
-        config = CLIPTextConfig.from_pretrained(folder, local_files_only=True)
-        return CLIPTextModel._from_config(config)
+        return CLIPTextModel._from_config(CLIPTextConfig.from_dict(_inert(config)))
 
     return _without_weights(make, folder)
+
+
+def make_clip(folder: Path) -> Any:
+    """A CLIPModel without weights."""
+    from transformers import CLIPConfig, CLIPModel
+
+    config = read_config(folder)
+    return _without_weights(
+        lambda: CLIPModel._from_config(CLIPConfig.from_dict(_inert(config))), folder
+    )
+
+
+def make_safety_checker(folder: Path) -> Any:
+    """A StableDiffusionSafetyChecker without weights."""
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig
+
+    config = read_config(folder)
+    return _without_weights(
+        lambda: StableDiffusionSafetyChecker._from_config(CLIPConfig.from_dict(_inert(config))),
+        folder,
+    )
+
+
+def _inert(config: Any) -> Any:
+    """Return a configuration without what names code to fetch: remote classes and kernels."""
+    if not isinstance(config, dict):
+        return config
+    named = ("auto_map", "attn_implementation", "experts_implementation", "quantization_config")
+    kept = {key: value for key, value in config.items() if key.lstrip("_") not in named}
+    return {k: _inert(v) if k.endswith("_config") else v for k, v in kept.items()}
 
 
 def _without_weights(make: Callable[[], Any], folder: Path) -> Any:
@@ -166,6 +194,11 @@ def diffusers_vae_names(name: str) -> Sequence[str]:
     ):
         old = old.replace(new_part, old_part)
     return (name, old)
+
+
+def transformers_clip_names(name: str) -> Sequence[str]:
+    """A CLIP tower's names; before transformers 5.6 a checker's tower was a model within one."""
+    return (name, name.replace("vision_model.", "vision_model.vision_model.", 1))
 
 
 def transformers_text_names(name: str) -> Sequence[str]:

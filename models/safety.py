@@ -7,7 +7,6 @@ score; here its parts are used for the score alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from models.clip import OPENAI_MEAN, OPENAI_STD
+from models.clip import normalization
+from models.folder import part_files
+from models.parts import fill, make_safety_checker, transformers_clip_names
 
 SPECIAL_CARE = 0.01
 """What every concept's score rises by in a picture that is near a concept of special care."""
@@ -75,26 +76,20 @@ def load_safety(
 ) -> SafetyModel:
     """Load a checker's folder, safetensors only; its image processor's beside it is read too.
 
-    Raises what transformers raises, OSError and ValueError mostly.
+    Raises ModelLoadError.
     """
-    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-    from transformers.utils import logging as transformers_logging
-
-    # Its progress bar would land in the middle of a server's log lines.
-    transformers_logging.disable_progress_bar()
-    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
-    if not any(".fp16." not in file.name for file in folder.glob("*.safetensors")):
-        options["variant"] = "fp16"
     # Scores are rounded to three places, more than half precision has; a GPU's time is dearer.
     precision = torch.float32 if device.type == "cpu" else dtype
-    checker = StableDiffusionSafetyChecker.from_pretrained(folder, dtype=precision, **options)
+    checker = fill(
+        make_safety_checker(folder),
+        part_files(folder, precision),
+        transformers_clip_names,
+        device=device,
+        dtype=precision,
+        what=str(folder),
+    )
     processor = folder / "preprocessor_config.json"
     if not processor.is_file():
         processor = folder.parent / "feature_extractor" / "preprocessor_config.json"
-    config = json.loads(processor.read_text()) if processor.is_file() else {}
-    return SafetyModel(
-        name=name,
-        checker=checker.to(device).eval().requires_grad_(False),
-        mean=torch.tensor(config.get("image_mean", OPENAI_MEAN), device=device),
-        std=torch.tensor(config.get("image_std", OPENAI_STD), device=device),
-    )
+    mean, std = normalization(processor)
+    return SafetyModel(name, checker, mean.to(device), std.to(device))

@@ -7,7 +7,6 @@ more host memory than the largest tensor, besides what the caller keeps.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from models.errors import ModelLoadError
+from models.json_files import parse_object
 
 _SPAN = 64 * 2**20
 _MAX_HEADER = 100 * 2**20
@@ -99,10 +99,7 @@ def _header(path: Path) -> dict[str, Any]:
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length <= _MAX_HEADER:
             raise ValueError("no safetensors header")
-        header = json.loads(file.read(length))
-    if not isinstance(header, dict):
-        raise ValueError("the safetensors header is no object")
-    return header
+        return parse_object(file.read(length), "its header")
 
 
 def _what_is_wrong(path: Path) -> str:
@@ -125,11 +122,12 @@ def _what_is_wrong(path: Path) -> str:
         entries = [entry for name, entry in header.items() if name != "__metadata__"]
         end = 8 + int.from_bytes(start[:8], "little")
         end += max(entry["data_offsets"][1] for entry in entries)
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         length = int.from_bytes(start[:8], "little")
         if start[8:9] == b"{" and 8 + length > size:
             return f"is truncated within its header ({size:,} bytes): download it again"
-        return "is corrupt or no safetensors file: download it again"
+        why = f", {error}" if isinstance(error, ValueError) and start[8:9] in (b"{", b"[") else ""
+        return f"is corrupt{why} or no safetensors file: download it again"
     if size < end:
         return f"is truncated, {size:,} of {end:,} bytes: download it again"
     return "is corrupt: download it again"

@@ -9,10 +9,15 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
+
+_PLAIN_CHUNKS = 2
+"""Chunks of a prompt and a negative prompt that are no longer than one chunk each."""
+MOST_ERROR = 4.0
+"""The relative error that one observation may teach at most; beyond it is a hiccup."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,19 @@ class PictureCost:
 
 
 @dataclass(frozen=True)
+class TextCost:
+    """Seconds that longer texts add; a chunk is what CLIP reads at a time.
+
+    A tick takes ``tick`` more for each row and each chunk beyond the first, which is in the points
+    of the table. Encoding a text takes ``encode`` for each of its chunks.
+    """
+
+    tick: PictureCost = PictureCost(0.0, 0.0)
+    encode: float = 0.0
+    chunk_tokens: int = 77
+
+
+@dataclass(frozen=True)
 class Provenance:
     """Where a table comes from: said in the file, so that no number goes about without it."""
 
@@ -54,14 +72,18 @@ class CostTable:
     the first and the last pixels they are in proportion to pixels. Whatever the points say, seconds
     never fall when rows or pixels grow.
 
-    ``tick_overhead`` is what a tick takes outside the U-Net, in seconds. ``smoothing`` is the
-    weight of a new observation in the moving average.
+    The points are of ticks of one chunk of text without circular padding. What more chunks add is
+    in ``text``; with circular padding all of it is ``tile`` times as long. ``tick_overhead`` is
+    what a tick takes outside the U-Net, in seconds. ``smoothing`` is the weight of a new
+    observation in the moving average.
     """
 
     points: Iterable[TickPoint]
     encode: PictureCost
     decode: PictureCost
     tick_overhead: float = 0.0
+    text: TextCost = TextCost()
+    tile: float = 1.0
     provenance: Provenance = field(default_factory=lambda: Provenance("unnamed"))
     smoothing: float = 0.1
     _pixels: list[int] = field(init=False, repr=False)
@@ -85,8 +107,20 @@ class CostTable:
 
     # Reading
 
-    def tick_seconds(self, pixels: int, rows: int) -> float:
-        """Predicted seconds of one denoise tick, its overhead included; both at least 1."""
+    def tick_seconds(self, pixels: int, rows: int, tokens: int = 0, tile: bool = False) -> float:
+        """Return the predicted seconds of one denoise tick, its overhead included.
+
+        ``pixels`` and ``rows`` are at least 1, ``tokens`` the length of the text states; 0 is one
+        chunk. ``tile`` says that convolutions pad circularly.
+        """
+        seconds = self._plain_seconds(pixels, rows) + self._text_seconds(pixels, rows, tokens)
+        return seconds * self.tile if tile else seconds
+
+    def _text_seconds(self, pixels: int, rows: int, tokens: int) -> float:
+        more = max(0.0, tokens / self.text.chunk_tokens - 1.0)
+        return rows * more * self.text.tick.seconds(pixels) if more else 0.0
+
+    def _plain_seconds(self, pixels: int, rows: int) -> float:
         seconds = self._cache.get((pixels, rows))
         if seconds is None:
             if self._raised is None:
@@ -116,29 +150,74 @@ class CostTable:
 
     # Learning
 
-    def observe_tick(self, pixels: int, rows: int, seconds: float) -> None:
-        """Move the surrounding lattice points towards one observed tick.
+    def observe_tick(
+        self, pixels: int, rows: int, seconds: float, tokens: int = 0, tile: bool = False
+    ) -> None:
+        """Learn from one tick, of the arguments of `tick_seconds`, that took ``seconds``.
 
-        Each point takes a share of the relative error that is its weight in the interpolation, so
-        that one size's ticks teach the sizes near it.
+        A tick corrects only what sets it apart from a plain one: circular padding its factor, a
+        long text its share. A plain one moves the surrounding lattice points, each by a share of
+        the relative error that is its weight in the interpolation, so that one size's ticks teach
+        the sizes near it. Points of less work that say more are lowered to it: they would hold up
+        what is read there, and a table too high never came down.
         """
-        seconds -= self.tick_overhead
-        predicted = self.tick_seconds(pixels, rows) - self.tick_overhead
+        if seconds <= 0.0:
+            return
+        if tile:
+            error = _error(seconds, self.tick_seconds(pixels, rows, tokens, tile))
+            self.tile *= 1.0 + self.smoothing * error
+        elif tokens > self.text.chunk_tokens:
+            self._observe_text(pixels, rows, tokens, seconds)
+        else:
+            self._observe_plain(pixels, rows, seconds - self.tick_overhead)
+
+    def _observe_plain(self, pixels: int, rows: int, seconds: float) -> None:
+        predicted = self._plain_seconds(pixels, rows) - self.tick_overhead
         if seconds <= 0.0 or predicted <= 0.0:
             return
-        error = seconds / predicted - 1.0
+        error = _error(seconds, predicted)
         for i, across in _weights(self._pixels, pixels):
             for j, along in _weights(self._rows, rows):
                 self._seconds[i][j] *= 1.0 + self.smoothing * across * along * error
+                if across * along > 0.0 and error < 0.0:
+                    self._lower_to(i, j)
         self._cache.clear()
         self._raised = None
 
-    def observe_encode(self, pixels: int, seconds: float) -> None:
-        self.encode = _scaled(self.encode, pixels, seconds, self.smoothing)
+    def _lower_to(self, i: int, j: int) -> None:
+        for column in self._seconds[: i + 1]:
+            column[: j + 1] = [min(value, self._seconds[i][j]) for value in column[: j + 1]]
+
+    def _observe_text(self, pixels: int, rows: int, tokens: int, seconds: float) -> None:
+        share = max(0.0, seconds - self._plain_seconds(pixels, rows))
+        predicted = self._text_seconds(pixels, rows, tokens)
+        if predicted > 0.0:
+            tick = _scaled(self.text.tick, 1.0 + self.smoothing * _error(share, predicted))
+        else:
+            more = rows * (tokens / self.text.chunk_tokens - 1.0)
+            tick = PictureCost(0.0, self.smoothing * share / (more * pixels))
+        self.text = replace(self.text, tick=tick)
+
+    def observe_encode(
+        self, pixels: int, seconds: float, parts: int = 1, text_chunks: int = 0
+    ) -> None:
+        """Learn from one of ``parts`` parts of an encode, in which ``text_chunks`` were encoded.
+
+        More than a pair of plain texts has teaches what a chunk of text takes, less what a picture
+        does.
+        """
+        picture = self.encode_seconds(pixels) / parts
+        if text_chunks > _PLAIN_CHUNKS:
+            each = max(0.0, seconds - picture) / text_chunks
+            encode = self.text.encode + self.smoothing * (each - self.text.encode)
+            self.text = replace(self.text, encode=encode)
+        else:
+            seconds -= text_chunks * self.text.encode
+            self.encode = _moved(self.encode, picture, seconds, self.smoothing)
 
     def observe_decode(self, pixels: int, seconds: float) -> None:
         """``seconds`` of a whole decode, all of its parts together."""
-        self.decode = _scaled(self.decode, pixels, seconds, self.smoothing)
+        self.decode = _moved(self.decode, self.decode_seconds(pixels), seconds, self.smoothing)
 
     # Keeping
 
@@ -148,8 +227,10 @@ class CostTable:
             "source": self.provenance.source,
             "assumptions": list(self.provenance.assumptions),
             "tick_overhead": self.tick_overhead,
-            "encode": {"fixed": self.encode.fixed, "per_pixel": self.encode.per_pixel},
-            "decode": {"fixed": self.decode.fixed, "per_pixel": self.decode.per_pixel},
+            "encode": asdict(self.encode),
+            "decode": asdict(self.decode),
+            "text": asdict(self.text),
+            "tile": self.tile,
             "ticks": [
                 [pixels, rows, self._seconds[i][j]]
                 for i, pixels in enumerate(self._pixels)
@@ -165,6 +246,8 @@ class CostTable:
             encode=PictureCost(**data["encode"]),
             decode=PictureCost(**data["decode"]),
             tick_overhead=float(data["tick_overhead"]),
+            text=_text_cost(data["text"]) if "text" in data else TextCost(),
+            tile=float(data.get("tile", 1.0)),
             provenance=Provenance(
                 data["name"], data.get("source", ""), tuple(data.get("assumptions", ()))
             ),
@@ -176,6 +259,11 @@ class CostTable:
     @classmethod
     def load(cls, path: Path) -> CostTable:
         return cls.from_json(json.loads(path.read_text()))
+
+
+def _text_cost(data: dict[str, Any]) -> TextCost:
+    tick, encode = PictureCost(**data["tick"]), float(data["encode"])
+    return TextCost(tick, encode, int(data["chunk_tokens"]))
 
 
 def _over_rows(places: Sequence[int], values: Sequence[float], at: int) -> float:
@@ -219,9 +307,16 @@ def _weights(places: Sequence[int], at: int) -> list[tuple[int, float]]:
     raise AssertionError("places are sorted")
 
 
-def _scaled(cost: PictureCost, pixels: int, seconds: float, smoothing: float) -> PictureCost:
-    predicted = cost.seconds(pixels)
+def _error(seconds: float, predicted: float) -> float:
+    """Return the relative error, at most `MOST_ERROR`: a hiccup is no news of what work costs."""
+    return min(seconds / predicted - 1.0, MOST_ERROR)
+
+
+def _moved(cost: PictureCost, predicted: float, seconds: float, smoothing: float) -> PictureCost:
     if seconds <= 0.0 or predicted <= 0.0:
         return cost
-    factor = 1.0 + smoothing * (seconds / predicted - 1.0)
+    return _scaled(cost, 1.0 + smoothing * _error(seconds, predicted))
+
+
+def _scaled(cost: PictureCost, factor: float) -> PictureCost:
     return PictureCost(cost.fixed * factor, cost.per_pixel * factor)

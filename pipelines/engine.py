@@ -15,7 +15,6 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,20 +32,24 @@ from pipelines.errors import (
     EngineBusy,
     EngineDead,
     EngineDraining,
+    EngineRefused,
+    EngineStalled,
     GenerationCancelled,
     GenerationError,
     GenerationFailed,
+    RequestTooLong,
     as_failure,
 )
 from pipelines.handle import GenerationHandle
 from pipelines.job import Job, TickCounts, table_of
-from pipelines.request import GenerationRequest, GenerationResult, Progress
-from pipelines.samplers import evaluation_count, make_table
-from pipelines.schedules import NoiseSchedule
+from pipelines.preparer import Preparer
+from pipelines.prompt import PromptChunks
+from pipelines.request import ClipGuidancePreset, GenerationRequest, GenerationResult, Progress
+from pipelines.samplers import evaluation_count
 from pipelines.scheduling import Scheduler
-from pipelines.stages import RequestNoise, picture_digest
 from pipelines.stopwatch import Elapsed, make_stopwatch
-from pipelines.tasks import Decode, Encode, Task, Tick, Work
+from pipelines.tasks import Decode, Encode, Refusal, Task, Tick, TooLong, Work
+from pipelines.watch import Watch
 
 __all__ = ["Engine", "EngineConfig"]
 
@@ -54,15 +57,21 @@ logger = logging.getLogger(__name__)
 
 _IDLE_WAIT = 0.25
 """Seconds between looks at the flags while there is no work."""
+_END_SECONDS = 1.0
+"""What a thread gets to end after draining, beyond what its unit should still take."""
 
 
 @dataclass(frozen=True)
 class _Launched:
-    """A unit of work that may still be running; whether its time ``teaches`` the cost table."""
+    """A unit of work that may still be running; whether its time ``teaches`` the cost table.
+
+    ``text_chunks`` were encoded in it.
+    """
 
     work: Work
     elapsed: Elapsed
     teaches: bool
+    text_chunks: int
 
 
 class Engine:
@@ -79,7 +88,6 @@ class Engine:
     ) -> None:
         self.bundle = bundle
         self.config = config or EngineConfig()
-        self._noise_schedule = NoiseSchedule.from_config(bundle.scheduler_config)
         self._executor = self.config.fast.executor(
             bundle, self.config.tick_buckets, self.config.max_batch
         )
@@ -93,7 +101,9 @@ class Engine:
         self._scheduler = Scheduler(costs or guessed_costs(), policy)
         self._jobs: dict[int, Job] = {}  # by ident: all that wait or run
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._preparer = ThreadPoolExecutor(1, thread_name_prefix="img2img-prepare")
+        self._watch = Watch("the engine's unit of work", self.config.patience)
+        self._prepare_watch = Watch("the preparation of a request", self.config.patience)
+        self._preparer = Preparer(bundle, self._prepare_watch, self._prepared)
         self._lock = threading.Lock()  # of the scheduler and the jobs
         self._idents = itertools.count()
         self._thread: threading.Thread | None = None
@@ -110,6 +120,7 @@ class Engine:
         """Start the thread and warm up; returns when the engine is ready. Raises EngineDead."""
         self._thread = threading.Thread(target=self._main, name="img2img-engine", daemon=True)
         self._thread.start()
+        self._preparer.start()
         self._measured.wait()
         if self.config.warm_up:
             self._warm_up()
@@ -117,12 +128,20 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Warm, alive and taking requests."""
-        return self._ready.is_set() and self.alive and not self._draining.is_set()
+        """Warm, alive, taking requests and getting on with them."""
+        taking = self._ready.is_set() and self.alive and not self._draining.is_set()
+        return taking and self.obstacle is None
 
     @property
     def alive(self) -> bool:
-        return not self._dead and self._thread is not None and self._thread.is_alive()
+        """Whether its thread runs, and is not in something that will never end."""
+        running = not self._dead and self._thread is not None and self._thread.is_alive()
+        return running and not (self._watch.lost or self._prepare_watch.lost)
+
+    @property
+    def obstacle(self) -> str | None:
+        """Say what hangs, or None. It may come back by itself, and then this is None again."""
+        return self._watch.hang or self._prepare_watch.hang
 
     @property
     def backlog(self) -> int:
@@ -144,31 +163,41 @@ class Engine:
         """What work costs here, as far as is known by now."""
         return self._scheduler.table
 
-    def submit(self, request: GenerationRequest, timeout: float | None = None) -> GenerationHandle:
-        """Take a request in; never blocks. ``timeout`` in seconds from now.
+    def submit(
+        self,
+        request: GenerationRequest,
+        timeout: float | None = None,
+        arrived: float | None = None,
+    ) -> GenerationHandle:
+        """Take a request in, in the milliseconds that reading its texts takes.
 
-        Raises EngineBusy (the queue is full, or it could not be done in time), EngineDraining or
-        EngineDead.
+        Call it off an event loop.
+
+        ``timeout`` is in seconds from ``arrived``, a `time.monotonic()`: now if left out. Raises
+        RequestTooLong (it alone takes longer than that), EngineBusy (the queue is full, or it could
+        not be done in time), EngineStalled, EngineDraining or EngineDead.
         """
-        if self._draining.is_set():
-            raise EngineDraining("the server is shutting down", retry_after=5.0)
-        if not self.alive:
-            raise EngineDead("the engine is not running", retry_after=30.0)
+        self._check_state()
         handle = GenerationHandle(request)
         if request.image_strength >= 1.0:
             # Nothing is to be denoised: the answer is the fitted picture itself.
             handle.succeed(GenerationResult(request.image, request.seed))
             return handle
         now = time.monotonic()
-        job = Job(next(self._idents), handle, self._key(request), now)
+        deadline = None if timeout is None else (now if arrived is None else arrived) + timeout
+        key, texts = self._key(request)
+        job = Job(next(self._idents), handle, key, texts, now)
         task = Task(
             job.ident,
             job.key,
             guidance_rows(request.cfg_scale),
             evaluation_count(request.sampler, request.steps, request.image_strength),
             arrived=now,
-            deadline=None if timeout is None else now + timeout,
+            deadline=deadline,
             prepared=False,
+            guidance=request.clip_guidance,
+            allowed=timeout,
+            text_chunks=texts.total,
         )
         with self._lock:
             if self._ended:
@@ -176,13 +205,26 @@ class Engine:
                 raise EngineDead("the engine is not running", retry_after=30.0)
             refusal = self._scheduler.offer(task, now)
             if refusal is not None:
-                raise EngineBusy(refusal.reason, retry_after=max(1, math.ceil(refusal.retry_after)))
+                raise _refused(refusal, request)
             self._jobs[job.ident] = job
-        self._preparer.submit(self._prepare, job, task)
+        self._preparer.submit(job)
         return handle
 
+    def _check_state(self) -> None:
+        if self._draining.is_set():
+            raise EngineDraining("the server is shutting down", retry_after=5.0)
+        if not self.alive:
+            raise EngineDead("the engine is not running", retry_after=30.0)
+        if (obstacle := self.obstacle) is not None:
+            with self._lock:
+                backlog = self._scheduler.backlog_seconds()
+            raise EngineStalled(obstacle, retry_after=max(5.0, backlog))
+
     def drain(self, grace: float = 30.0) -> None:
-        """Refuse new work, finish what runs within ``grace`` seconds, fail the rest, stop."""
+        """Refuse new work, finish what runs within ``grace`` seconds, fail the rest, stop.
+
+        A unit that does not end then is left behind, in a thread that does not keep the process.
+        """
         self._draining.set()
         give_up = time.monotonic() + grace
         while self.alive and self.backlog and time.monotonic() < give_up:
@@ -190,14 +232,17 @@ class Engine:
         self._stop.set()
         self._inbox.put(None)
         if self._thread is not None:
-            self._thread.join(timeout=60.0)
-        self._preparer.shutdown(wait=True, cancel_futures=True)
+            patience = 0.0 if self.obstacle else self._watch.remaining
+            self._thread.join(_END_SECONDS + min(60.0, patience))
+        self._preparer.close(_END_SECONDS)
         self._fail_all(EngineDraining("the server is shutting down", retry_after=5.0))
 
-    def _key(self, request: GenerationRequest) -> GroupKey:
+    def _key(self, request: GenerationRequest) -> tuple[GroupKey, PromptChunks]:
+        """The group that a request belongs to, and its texts, whose length is part of that."""
         height, width = self.bundle.latent_size(request.width, request.height)
-        tokens = self._executor.prompts.tokens(request.prompt, request.negative_prompt)
-        return GroupKey(height, width, tokens, request.tile)
+        texts = self._executor.prompts.read(request.prompt, request.negative_prompt)
+        tokens = self._executor.prompts.length(texts)
+        return GroupKey(height, width, tokens, request.tile), texts
 
     def _warm_up(self) -> None:
         """One small picture through every stage, so that the first caller does not wait."""
@@ -207,24 +252,12 @@ class Engine:
 
     # On the worker that prepares
 
-    def _prepare(self, job: Job, task: Task) -> None:
-        started = time.monotonic()
-        try:
-            request = job.request
-            job.table = make_table(
-                request.sampler, request.steps, request.image_strength, self._noise_schedule
-            )
-            shape = (self.bundle.latent_channels, job.key.height, job.key.width)
-            noise = RequestNoise.draw(request.seed, shape, job.table.draws)
-            job.noise = noise.for_device(self.bundle.device)
-            job.digest = picture_digest(request.image)
-        except Exception as error:
-            logger.exception("request %s could not be prepared", job.request.request_id)
+    def _prepared(self, job: Job, error: Exception | None) -> None:
+        if error is not None:
             self._finish(job, as_failure(error))
             return
-        job.spend("prepare", time.monotonic() - started)
         with self._lock:
-            task.prepared = True
+            self._scheduler.prepared(job.ident)
         self._inbox.put(job)
 
     # On the engine's thread
@@ -241,13 +274,15 @@ class Engine:
                 work: Work | None = None
                 while not self._stop.is_set():
                     if work is None:
-                        self._settle()
+                        with self._watch.unit(self._launched_seconds):
+                            self._settle()
                     self._receive(block=work is None)
                     self._drop_lost()
                     with self._lock:
                         work = self._scheduler.plan(time.monotonic())
                     if work is not None:
-                        self._do(work)
+                        with self._watch.unit(work.seconds + self._launched_seconds):
+                            self._do(work)
         except BaseException:
             logger.critical("the engine's thread has died", exc_info=True)
             raise
@@ -256,6 +291,10 @@ class Engine:
                 self._dead = True
                 self._fail_all(GenerationFailed("the engine's thread has died"))
             self._measured.set()
+
+    @property
+    def _launched_seconds(self) -> float:
+        return 0.0 if self._launched is None else self._launched.work.seconds
 
     def _measure(self) -> None:
         denoiser = self._executor.denoiser
@@ -296,17 +335,16 @@ class Engine:
         self._stopwatch.start()
         undisturbed, last = True, False
         if isinstance(work, Tick):
-            members = [self._jobs[ident] for ident in work.idents]
-            # What CLIP guidance adds is not what a tick of so many rows costs.
-            plain = all(job.guidance is None for job in members)
-            undisturbed = self._tick(members) and plain
+            undisturbed = self._tick([self._jobs[ident] for ident in work.idents])
         elif isinstance(work, Encode):
             last = self._encode(self._jobs[work.ident], work, started)
         else:
             last = self._decode([self._jobs[ident] for ident in work.idents], work.parts)
         # What was remembered, failed or was tried again says nothing of what such a unit costs.
         early = not isinstance(work, Tick) and last and work.part + 1 < work.parts
-        launched = _Launched(work, self._stopwatch.stop(), undisturbed and not early)
+        done = self._executor.done
+        teaches = undisturbed and not early and done.ordinary
+        launched = _Launched(work, self._stopwatch.stop(), teaches, done.text_chunks)
         with self._lock:
             self._scheduler.complete(work, last=last)
         self._settle()
@@ -325,7 +363,7 @@ class Engine:
         work, seconds = launched.work, launched.elapsed()
         if launched.teaches:
             with self._lock:
-                self._scheduler.learn(work, seconds)
+                self._scheduler.learn(work, seconds, launched.text_chunks)
         stage = {Tick: "denoise", Encode: "prepare", Decode: "decode"}[type(work)]
         for ident in (work.ident,) if isinstance(work, Encode) else work.idents:
             if ident in self._jobs:
@@ -416,3 +454,12 @@ class Engine:
             jobs, self._jobs = list(self._jobs.values()), {}
         for job in jobs:
             job.handle.fail(error)
+
+
+def _refused(refusal: Refusal | TooLong, request: GenerationRequest) -> EngineRefused:
+    if isinstance(refusal, Refusal):
+        return EngineBusy(refusal.reason, retry_after=max(1, math.ceil(refusal.retry_after)))
+    what = f"{request.width} x {request.height} at {request.steps} steps"
+    if request.clip_guidance is not ClipGuidancePreset.NONE:
+        what += f" with clip_guidance_preset {request.clip_guidance}"
+    return RequestTooLong(what, refusal.seconds, refusal.allowed)

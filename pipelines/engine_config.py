@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pipelines.batching import TickLimits
 from pipelines.fast_path import FastPath
 from pipelines.scheduling import PolicyConfig
+from pipelines.watch import Patience
 
 SHARED_DECODES = (2, 4)
 """On an H200 four pictures of 512 x 512 took 6.7 ms each in one decode, 8.8 ms alone."""
@@ -20,7 +21,7 @@ class EngineConfig:
     ``max_queue`` requests wait or run at most; ``max_batch`` run at a time. ``row_buckets`` are the
     numbers of U-Net rows that a tick is padded to; empty means those of the fast path, if any.
     ``exact`` runs every tick in one fixed bucket of ``exact_rows``, so that a picture's bytes do
-    not depend on the crowd.
+    not depend on the crowd. ``patience`` says when work is taken to hang.
     """
 
     max_queue: int = 64
@@ -31,6 +32,7 @@ class EngineConfig:
     exact_rows: int = 8
     warm_up: bool = True
     fast: FastPath = field(default_factory=FastPath)
+    patience: Patience = field(default_factory=Patience)
 
     @property
     def tick_limits(self) -> TickLimits:

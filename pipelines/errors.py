@@ -5,12 +5,16 @@ GenerationError
 |   +-- EngineBusy           the queue is full
 |   +-- EngineDraining       the server is shutting down
 |   +-- EngineDead           the engine's thread has died
+|   +-- EngineStalled        what it does now does not end
+|   +-- RequestTooLong       it alone would take longer than it is allowed
 +-- DeadlineExceeded         it took longer than it was allowed
 +-- GenerationCancelled      its caller withdrew it
 +-- GenerationFailed         it went wrong, and it alone
 """
 
 from __future__ import annotations
+
+import math
 
 
 class GenerationError(Exception):
@@ -35,6 +39,23 @@ class EngineDraining(EngineRefused):
 
 class EngineDead(EngineRefused):
     """The engine's thread has ended unexpectedly."""
+
+
+class EngineStalled(EngineRefused):
+    """The engine's present work takes far longer than predicted, and may never end."""
+
+
+class RequestTooLong(EngineRefused):
+    """The request alone is predicted to take longer than it is allowed; waiting does not help.
+
+    ``seconds`` is the prediction, ``allowed`` the limit.
+    """
+
+    def __init__(self, what: str, seconds: float, allowed: float) -> None:
+        about = math.ceil(seconds)
+        super().__init__(f"{what} takes about {about} s here, over the limit of {allowed:g} s")
+        self.seconds = seconds
+        self.allowed = allowed
 
 
 class DeadlineExceeded(GenerationError):

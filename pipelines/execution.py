@@ -29,6 +29,18 @@ from pipelines.stages import (
 from pipelines.vae_graphs import VaeGraphs
 
 
+@dataclass(frozen=True)
+class UnitDone:
+    """What the last unit of work was: whether its time is what such units take, text apart.
+
+    One that failed, or whose picture was remembered, is not ``ordinary``. ``text_chunks`` were
+    encoded in it.
+    """
+
+    ordinary: bool = False
+    text_chunks: int = 0
+
+
 @dataclass(eq=False)
 class Executor:
     """Encodes, ticks and decodes jobs of one model; at most ``capacity`` a pool at a time.
@@ -47,6 +59,7 @@ class Executor:
         self.prompts = PromptEncoder(self.bundle)
         self.denoiser = Denoiser(self.bundle, self.row_buckets, self.capturer)
         self.ticks = TickCounts()
+        self.done = UnitDone()
         self.vae_graphs: VaeGraphs | None = None
         if self.capturer is not None:
             sizes = {(key.height, key.width) for key in self.hot}
@@ -66,11 +79,16 @@ class Executor:
 
     def encode(self, job: Job, parts: int) -> bool:
         """The next of ``parts`` parts; True once the job has its place in a pool."""
-        request = job.request
+        self.done = UnitDone()
+        request, encoded = job.request, 0
         if job.encoding is None:
-            job.text = self.prompts.encode_pair(request.prompt, request.negative_prompt)
+            before = self.prompts.counts.misses
+            job.text = self.prompts.encode(job.texts)
+            encoded = self.prompts.counts.misses - before
             job.encoding = self.pictures.begin(request.image, request.tile, parts, job.digest)
+        remembered = job.encoding.remembered
         moments = job.encoding.advance()
+        self.done = UnitDone(not remembered, encoded)
         if moments is None:
             return False
         assert job.noise is not None
@@ -93,6 +111,7 @@ class Executor:
 
         Raises whatever torch does; after an out-of-memory error its memory is free again.
         """
+        self.done = UnitDone()
         pool = self.pools[members[0].key]
         try:
             tick = self.denoiser.tick(pool, [evaluation_of(job) for job in members])
@@ -103,20 +122,24 @@ class Executor:
                 torch.cuda.empty_cache()
             raise error from None
         self.ticks.count(tick.rows, len(members))
+        fitted = self._latent_to_rgb
         for job in members:
             job.done += 1
             job.preview = self._preview(tick.predicted.get(job.position))
+        self.done = UnitDone(ordinary=self._latent_to_rgb is fitted)
 
     def decode(self, jobs: Sequence[Job], parts: int) -> bool:
         """The next of ``parts`` parts; True once the pictures are on their way.
 
         Several jobs, of one key and in one part, share a pass where passes are captured.
         """
+        self.done = UnitDone()
         if len(jobs) > 1 and self.vae_graphs is not None:
             latents = [self._latents(job) for job in jobs]
             made = decode_together(self.bundle, latents, self.vae_graphs)
             for job, decoded in zip(jobs, made, strict=True):
                 job.decoded = decoded
+            self.done = UnitDone(ordinary=True)
             return True
         for job in jobs:
             if job.decoding is None:
@@ -125,6 +148,7 @@ class Executor:
                     self.bundle, self._latents(job), tile, parts, self.vae_graphs
                 )
             job.decoded = job.decoding.launch()
+        self.done = UnitDone(ordinary=True)
         return all(job.decoded is not None for job in jobs)
 
     def _latents(self, job: Job) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 from pipelines.batching import GroupKey
 from pipelines.guidance import GuidanceRun
 from pipelines.handle import GenerationHandle
+from pipelines.prompt import PromptChunks
 from pipelines.request import GenerationRequest, Pixels
 from pipelines.samplers import Table
 from pipelines.stages import Decoded, Decoding, Encoding, RequestNoise
@@ -36,6 +37,7 @@ class Job:
     ident: int
     handle: GenerationHandle
     key: GroupKey
+    texts: PromptChunks
     arrived: float
     table: Table | None = None
     noise: RequestNoise | None = None

@@ -10,20 +10,21 @@ scaled so that its mean is what it was, as A1111 does by default. That only mean
 the mean is not near zero. Where it is below a hundredth of the standard deviation, as with the
 embedded model, the ratio of two means would be chance, and the weighted states stay as they are.
 
-A textual inversion's word is looked for in the text, whatever its case, and stands for its rows of
-the text encoder's table; they are never torn apart by the end of a chunk.
+A textual inversion's word is looked for in the text as CLIP lower-cases it, and stands for its rows
+of the text encoder's table; they are never torn apart by the end of a chunk.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from models.bundle import ModelBundle
+from models.clip_words import clip_normalized
 from models.device import upload
 from pipelines.cache import ByteCache, CacheCounts
 from pipelines.prompt_weights import parse_weights
@@ -40,79 +41,115 @@ class Chunk:
     weights: tuple[float, ...]
 
 
+EMPTY = Chunk((), ())
+
+
+@dataclass(frozen=True)
+class PromptChunks:
+    """A prompt and its negative prompt as chunks; at least one of each."""
+
+    prompt: tuple[Chunk, ...]
+    negative_prompt: tuple[Chunk, ...]
+
+    @property
+    def longest(self) -> int:
+        """Chunks of the longer of the two, which both are padded to."""
+        return max(len(self.prompt), len(self.negative_prompt))
+
+    @property
+    def total(self) -> int:
+        """Chunks that are encoded for it, unless they are remembered."""
+        return len(self.prompt) + len(self.negative_prompt)
+
+
 class PromptEncoder:
     """Encodes texts with a bundle's text tower and remembers the latest, within a byte budget.
 
-    Not safe for several threads: the engine's thread owns it.
+    `read` and `chunks` may be called from any thread, all else from the engine's alone.
     """
 
     def __init__(self, bundle: ModelBundle, cache_bytes: int = 64 * 2**20) -> None:
         self._bundle = bundle
         self._words = _words_pattern(bundle.embeddings)
-        self._cache: ByteCache[str, torch.Tensor] = ByteCache(
+        self._cache: ByteCache[Chunk, torch.Tensor] = ByteCache(
             cache_bytes, size_of=lambda states: states.nbytes
         )
+        # The first call may change how the tokenizer truncates; after that none changes anything.
+        self._tokens([""])
 
     @property
     def counts(self) -> CacheCounts:
         return self._cache.counts
 
+    def read(self, prompt: str, negative_prompt: str) -> PromptChunks:
+        """Return both texts as chunks: the one time that a request's texts are tokenised."""
+        return PromptChunks(self.chunks(prompt), self.chunks(negative_prompt))
+
+    def encode(self, texts: PromptChunks) -> torch.Tensor:
+        """Return the text states of (negative prompt, prompt), (2, 77 * chunks, width)."""
+        both = (texts.negative_prompt, texts.prompt)
+        padded = [[*chunks, *[EMPTY] * (texts.longest - len(chunks))] for chunks in both]
+        return torch.stack([torch.cat([self._states(c) for c in chunks]) for chunks in padded])
+
     def encode_pair(self, prompt: str, negative_prompt: str) -> torch.Tensor:
-        """Text states of (negative prompt, prompt), (2, 77 * chunks, width), in that order."""
-        texts = [self._encode(negative_prompt), self._encode(prompt)]
-        longest = max(states.shape[0] for states in texts)
-        missing = [(longest - states.shape[0]) // self._bundle.text_length for states in texts]
-        padded = [
-            torch.cat([states, *(self._encode("") for _ in range(count))])
-            for states, count in zip(texts, missing, strict=True)
-        ]
-        return torch.stack(padded)  # (2, T, D)
+        """Return the text states of two texts, in the order of `encode`."""
+        return self.encode(self.read(prompt, negative_prompt))
+
+    def length(self, texts: PromptChunks) -> int:
+        """Return how many tokens long the text states of ``texts`` are."""
+        return texts.longest * self._bundle.text_length
 
     def tokens(self, prompt: str, negative_prompt: str) -> int:
-        """The length that the pair's text states will have, without encoding them."""
-        chunks = max(len(self.chunks(prompt)), len(self.chunks(negative_prompt)))
-        return chunks * self._bundle.text_length
+        """Return the length that the pair's text states will have, without encoding them."""
+        return self.length(self.read(prompt, negative_prompt))
 
-    def chunks(self, text: str) -> list[Chunk]:
-        """The chunks of a text; at least one."""
+    def chunks(self, text: str) -> tuple[Chunk, ...]:
+        """Return the chunks of a text; at least one."""
         room = self._bundle.text_length - 2
         chunks: list[list[tuple[int, float]]] = [[]]
-        for fragment in parse_weights(text):
+        fragments = parse_weights(text)
+        for fragment, units in zip(
+            fragments, self._units([f.text for f in fragments]), strict=True
+        ):
             if fragment.breaks:
                 chunks.append([])
-            for unit in self._units(fragment.text):
+            for unit in units:
                 if len(chunks[-1]) + len(unit) > room and len(unit) <= room:
                     chunks.append([])
                 for token in unit:
                     if len(chunks[-1]) == room:
                         chunks.append([])
                     chunks[-1].append((token, fragment.weight))
-        return [Chunk(tuple(t for t, _ in chunk), tuple(w for _, w in chunk)) for chunk in chunks]
+        return tuple(
+            Chunk(tuple(t for t, _ in chunk), tuple(w for _, w in chunk)) for chunk in chunks
+        )
 
-    def _units(self, text: str) -> list[list[int]]:
-        """Token ids in runs that stay together: single tokens, and a word's learnt rows."""
+    def _units(self, texts: Sequence[str]) -> list[list[Sequence[int]]]:
+        """Return the token ids of each text in runs that stay together: tokens, learnt words."""
         if self._words is None:
-            return [[token] for token in self._tokens(text)]
-        units: list[list[int]] = []
+            return [[(token,) for token in ids] for ids in self._tokens(texts)]
         # Splitting by a pattern in a group puts the words at the odd places.
-        for i, piece in enumerate(self._words.split(text)):
-            if i % 2:
-                units.append(list(self._bundle.embeddings[piece.lower()]))
-            else:
-                units += [[token] for token in self._tokens(piece)]
+        split = [self._words.split(clip_normalized(text)) for text in texts]
+        plain = iter(self._tokens([piece for pieces in split for piece in pieces[::2]]))
+        units: list[list[Sequence[int]]] = []
+        for pieces in split:
+            units.append([])
+            for i, piece in enumerate(pieces):
+                if i % 2:
+                    units[-1].append(self._bundle.embeddings[piece])
+                else:
+                    units[-1] += [(token,) for token in next(plain)]
         return units
 
-    def _tokens(self, text: str) -> list[int]:
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each of the texts, at least one, in one call: each costs."""
         tokenizer = self._bundle.tokenizer
-        return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+        return list(tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids)
 
-    def _encode(self, text: str) -> torch.Tensor:
-        """One text, (77 * chunks, width)."""
-        return self._cache.get_or_make(
-            text,
-            # One chunk a forward: a text's states never depend on what it is encoded beside.
-            lambda: torch.cat([self._forward(chunk) for chunk in self.chunks(text)]),
-        )
+    def _states(self, chunk: Chunk) -> torch.Tensor:
+        """Return one chunk's states, (77, width)."""
+        # One chunk a forward: a text's states never depend on what it is encoded beside.
+        return self._cache.get_or_make(chunk, lambda: self._forward(chunk))
 
     def _forward(self, chunk: Chunk) -> torch.Tensor:
         tokenizer, length = self._bundle.tokenizer, self._bundle.text_length
@@ -144,8 +181,12 @@ def weighted(states: torch.Tensor, weights: tuple[float, ...]) -> torch.Tensor:
 
 
 def _words_pattern(embeddings: Mapping[str, tuple[int, ...]]) -> re.Pattern[str] | None:
-    """Finds any of the words, the longest first, where it stands alone."""
+    """Return what finds any of the words, the longest first, where it stands alone.
+
+    Words and text are as `clip_normalized` writes them: a pattern that ignores case by itself
+    finds letters that lower-casing does not lead to, such as the long s and the dotless i.
+    """
     if not embeddings:
         return None
     words = "|".join(re.escape(word) for word in sorted(embeddings, key=len, reverse=True))
-    return re.compile(rf"(?<!\w)({words})(?!\w)", re.IGNORECASE)
+    return re.compile(rf"(?<!\w)({words})(?!\w)")

@@ -14,8 +14,14 @@ import torch
 
 from models.safety import SafetyModel
 from pipelines.request import Pixels
+from pipelines.watch import Patience, Watch
 
 MAX_BATCH = 8
+SECONDS_A_PICTURE = 1.0
+"""Expected of CLIP ViT-L/14 on a CPU core; a card takes milliseconds."""
+SCORE_SECONDS = 120.0
+"""`SafetyCheck.score` waits no longer: a check that hangs must not keep its callers' threads. A
+full batch before its own and its own are said to hang at 40 s each."""
 
 _Waiting = tuple[Pixels, "Future[float]"]
 
@@ -23,8 +29,15 @@ _Waiting = tuple[Pixels, "Future[float]"]
 class SafetyCheck:
     """Scores pictures for any number of callers. Its thread is a daemon and ends with `close`."""
 
-    def __init__(self, model: SafetyModel) -> None:
+    def __init__(
+        self,
+        model: SafetyModel,
+        patience: Patience | None = None,
+        score_seconds: float = SCORE_SECONDS,
+    ) -> None:
         self.model = model
+        self._watch = Watch("the safety check", patience)
+        self._score_seconds = score_seconds
         self.batches = 0
         self._inbox: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="img2img-safety", daemon=True)
@@ -37,8 +50,17 @@ class SafetyCheck:
         return future
 
     def score(self, picture: Pixels) -> float:
-        """The score; blocks. Raises what the model raises."""
-        return self.submit(picture).result()
+        """The score; blocks. Raises what the model raises, and TimeoutError where it hangs."""
+        return self.submit(picture).result(self._score_seconds)
+
+    @property
+    def obstacle(self) -> str | None:
+        """Say that it hangs, or None."""
+        return self._watch.hang
+
+    @property
+    def alive(self) -> bool:
+        return not self._watch.lost
 
     def close(self) -> None:
         """Score what waits already, and end."""
@@ -69,7 +91,8 @@ class SafetyCheck:
     def _score(self, batch: list[_Waiting]) -> None:
         self.batches += 1
         try:
-            scores = self.model.scores([picture for picture, _ in batch])
+            with self._watch.unit(len(batch) * SECONDS_A_PICTURE):
+                scores = self.model.scores([picture for picture, _ in batch])
         except Exception as error:
             for _, future in batch:
                 future.set_exception(error)

@@ -12,6 +12,9 @@ part of a decode. After each, `Scheduler.plan` names the next. What it goes by:
   shares are fair between requests, not sizes, and due times decide while costs are as predicted.
 - **Width.** The leader's group mates share its tick as far as the cost table says that sharing
   gains. Where cost is linear in rows it never does, and requests run one by one to their end.
+- **Trials.** What would take longer alone than it is allowed is refused for good. Once in a while
+  one such request is let through, because units alone correct a cost table that is wrong. It is
+  most likely lost, so it goes behind all that is not, whatever its deadline.
 - **Solitude.** While fewer requests than one in twenty (with a margin) would have to wait under
   one-at-a-time service, its 95th percentile is that of an idle device, which no policy can beat,
   and any sharing can only harm. Then requests are served one at a time as they came.
@@ -19,15 +22,18 @@ part of a decode. After each, `Scheduler.plan` names the next. What it goes by:
 
 from __future__ import annotations
 
+import math
 import sys
 from bisect import insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pipelines.batching import GroupKey, TickLimits, pad_rows
-from pipelines.cost import CostTable
+from pipelines.cost import MOST_ERROR, CostTable
 from pipelines.crowding import Crowding
-from pipelines.tasks import Decode, Encode, Refusal, Task, Tick, Work
+from pipelines.guidance_cost import GuidanceCosts
+from pipelines.request import ClipGuidancePreset
+from pipelines.tasks import Decode, Encode, Refusal, Task, Tick, TooLong, Work
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class PolicyConfig:
     out only where work costs more than predicted; below 1 turns cut across due times.
     Below a share of ``crowd_share`` waiting arrivals requests are served one at a time. Decodes
     that wait at the same time share one, by numbers of ``shared_decodes``; empty: they never do.
+    Requests that take too long alone are tried every ``trial_seconds``, one at a time.
     """
 
     max_queue: int = 64
@@ -56,6 +63,7 @@ class PolicyConfig:
     slack_factor: float = 8.0
     turn_factor: float = 1.0
     crowd_share: float = 0.1
+    trial_seconds: float = 60.0
     shared_decodes: Sequence[int] = ()
 
 
@@ -73,10 +81,6 @@ def _order(task: Task) -> tuple[float, float, int]:
     return task.due, task.arrived, task.ident
 
 
-def _arrival_order(task: Task) -> tuple[float, int]:
-    return task.arrived, task.ident
-
-
 class Scheduler:
     """Takes requests, hands out units of work. Not thread-safe: it belongs to the engine's thread.
 
@@ -86,7 +90,10 @@ class Scheduler:
     def __init__(self, table: CostTable, config: PolicyConfig | None = None) -> None:
         self.table = table
         self.config = config or PolicyConfig()
+        self.guidance = GuidanceCosts()
         self.crowding = Crowding()
+        self._last_trial = -math.inf
+        self._trial: int | None = None
         self._tasks: dict[int, Task] = {}
         self._groups: dict[GroupKey, _Group] = {}
         self._places = 0
@@ -99,19 +106,31 @@ class Scheduler:
 
     # Coming and going
 
-    def offer(self, task: Task, now: float) -> Refusal | None:
-        """Take ``task``, or say why not: the queue is full, or its deadline cannot be met."""
+    def offer(self, task: Task, now: float) -> Refusal | TooLong | None:
+        """Take ``task``, or say why not: it takes too long in itself, the queue is full, or its
+        deadline cannot be met."""
         seconds = self.alone_seconds(task)
         task.due = task.arrived + self.config.slack_seconds + self.config.slack_factor * seconds
-        if task.deadline is not None:
+        trial = task.allowed is not None and seconds > task.allowed
+        if task.deadline is not None and not trial:
             task.due = min(task.due, task.deadline)
+        if trial and not self._may_try(task, now):
+            return TooLong(seconds, task.allowed or 0.0)
         if len(self._tasks) >= self.config.max_queue:
             return Refusal(f"{len(self._tasks)} requests are waiting", self.backlog_seconds())
-        if task.deadline is not None:
-            late = now + self.backlog_seconds(ahead_of=task) + seconds - task.deadline
+        if trial:
+            self._trial, self._last_trial = task.ident, now
+        elif task.deadline is not None:
+            ahead = self.backlog_seconds(ahead_of=task)
+            late = now + ahead + seconds - task.deadline
             if late > 0.0:
-                return Refusal("the request cannot be done in time", late)
-        self.crowding.arrive(now, seconds)
+                left = max(0.0, task.deadline - now)
+                why = f"{ahead:.0f} s are before it" if ahead >= 1.0 else f"{left:.0f} s are left"
+                # Once those before it are done, waiting longer gains nothing.
+                return Refusal(f"the request cannot be done in time: about {why}", min(late, ahead))
+        if not trial:
+            # It comes after all others: nobody waits because of it.
+            self.crowding.arrive(now, seconds)
         self._tasks[task.ident] = task
         group = self._groups.get(task.key)
         if group is None:
@@ -119,6 +138,22 @@ class Scheduler:
         group.credit += self.config.turn_factor * seconds
         insort(group.tasks, task, key=_order)
         return None
+
+    def _may_try(self, task: Task, now: float) -> bool:
+        """Whether a request that takes too long is let through, so that its units teach the table.
+
+        None is while the last one is still here, or where its turn would not come in its time.
+        """
+        return (
+            now - self._last_trial >= self.config.trial_seconds
+            and self._trial not in self._tasks
+            and (task.deadline is None or now + self.backlog_seconds(task) < task.deadline)
+        )
+
+    def prepared(self, ident: int) -> None:
+        """Plan for a request from now on. Unknown ones are ignored."""
+        if (task := self._tasks.get(ident)) is not None:
+            task.prepared = True
 
     def remove(self, ident: int) -> None:
         """Forget a request: finished, cancelled, failed or expired. Unknown ones are ignored."""
@@ -160,7 +195,7 @@ class Scheduler:
         if not self._tasks:
             return None
         if self.crowding.share < self.config.crowd_share:
-            first = min(self._able(self._tasks.values()), key=_arrival_order, default=None)
+            first = min(self._able(self._tasks.values()), key=self._arrival_order, default=None)
             return None if first is None else self._unit(first, [first], now)
         group = self._next_group()
         if group is None:
@@ -201,6 +236,9 @@ class Scheduler:
                 self.remove(task.ident)
         return finished
 
+    def _arrival_order(self, task: Task) -> tuple[bool, float, int]:
+        return task.ident == self._trial, task.arrived, task.ident
+
     # Predicting
 
     def alone_seconds(self, task: Task) -> float:
@@ -227,8 +265,9 @@ class Scheduler:
         pixels = task.key.latent_pixels
         parts = self._parts(pixels)
         left = 0.0 if task.encoded else (parts - task.encode_parts_done) / parts
-        encode = self.table.encode_seconds(pixels) * left
+        encode = self.table.encode_seconds(pixels) * left + self._text_seconds(task)
         decode = self.table.decode_seconds(pixels) * (parts - task.parts_done) / parts
+        tick_seconds += self._guidance_seconds(task.key, task.guidance, task.rows)
         return encode + (task.evaluations - task.done) * tick_seconds + decode
 
     # Choosing
@@ -272,10 +311,18 @@ class Scheduler:
             if not task.encoded:
                 parts = self._parts(key.latent_pixels)
                 seconds = self.table.encode_seconds(key.latent_pixels) / parts
+                seconds += self._text_seconds(task)
                 return Encode(key, task.ident, task.encode_parts_done, parts, seconds)
         padded = pad_rows(rows, self.config.row_buckets)
         idents = tuple(task.ident for task in sharing)
-        return Tick(key, idents, rows, padded, self._tick_seconds(key, rows))
+        guided = tuple(
+            (task.guidance, task.rows)
+            for task in sharing
+            if task.guidance is not ClipGuidancePreset.NONE
+        )
+        seconds = self._tick_seconds(key, rows)
+        seconds += sum(self._guidance_seconds(key, *guidance) for guidance in guided)
+        return Tick(key, idents, rows, padded, seconds, guided)
 
     def _decoding_with(
         self, leader: Task, mates: Sequence[Task], seconds: float, now: float | None
@@ -319,7 +366,15 @@ class Scheduler:
 
     def _tick_seconds(self, key: GroupKey, rows: int) -> float:
         padded = pad_rows(rows, self.config.row_buckets)
-        return self.table.tick_seconds(key.latent_pixels, padded)
+        return self.table.tick_seconds(key.latent_pixels, padded, key.text_tokens, key.tile)
+
+    def _text_seconds(self, task: Task) -> float:
+        """What is left of encoding a request's text, which goes with its picture's first part."""
+        waits = not task.holds_place
+        return self.table.text.encode * task.text_chunks if waits else 0.0
+
+    def _guidance_seconds(self, key: GroupKey, preset: ClipGuidancePreset, rows: int) -> float:
+        return self.guidance.ratio(preset) * self._tick_seconds(key, rows)
 
     def _parts(self, pixels: int) -> int:
         return max(1, -(-pixels // self.config.part_pixels))
@@ -327,12 +382,27 @@ class Scheduler:
     def _present(self, idents: Iterable[int]) -> list[Task]:
         return [self._tasks[ident] for ident in idents if ident in self._tasks]
 
-    def learn(self, work: Work, seconds: float) -> None:
-        """Correct the cost table by what a unit took, in seconds."""
-        pixels = work.key.latent_pixels
-        if isinstance(work, Tick):
-            self.table.observe_tick(pixels, work.padded, seconds)
+    def learn(self, work: Work, seconds: float, text_chunks: int = 0) -> None:
+        """Correct the cost table by what a unit took, in seconds.
+
+        ``text_chunks`` were encoded with a picture's part.
+        """
+        key, pixels = work.key, work.key.latent_pixels
+        # One that hung says nothing; a table that is as wrong is corrected by a few all the same.
+        seconds = min(seconds, (1.0 + MOST_ERROR) * work.seconds)
+        if isinstance(work, Tick) and work.guided:
+            self._learn_guidance(work, seconds)
+        elif isinstance(work, Tick):
+            self.table.observe_tick(pixels, work.padded, seconds, key.text_tokens, key.tile)
         elif isinstance(work, Encode):
-            self.table.observe_encode(pixels, seconds * work.parts)
+            self.table.observe_encode(pixels, seconds, work.parts, text_chunks)
         elif not work.mates:
             self.table.observe_decode(pixels, seconds * work.parts)
+
+    def _learn_guidance(self, work: Tick, seconds: float) -> None:
+        """Count what a tick took beyond its rows as its guidance's, where that is of one preset."""
+        presets = {preset for preset, _ in work.guided}
+        alone = sum(self._tick_seconds(work.key, rows) for _, rows in work.guided)
+        if len(presets) == 1 and alone > 0.0:
+            added = seconds - self._tick_seconds(work.key, work.rows)
+            self.guidance.observe(presets.pop(), added / alone)

@@ -163,6 +163,11 @@ class Encoding:
         self._remembered, self._pass, self._keep = remembered, begun, keep
         self._channels = channels
 
+    @property
+    def remembered(self) -> bool:
+        """Whether there is nothing to run."""
+        return self._pass is None
+
     def advance(self) -> Moments | None:
         """Run the next part. The moments after the last one; at once if they were remembered."""
         if self._pass is None:

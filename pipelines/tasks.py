@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from pipelines.batching import GroupKey
+from pipelines.request import ClipGuidancePreset
 
 
 @dataclass(eq=False)
@@ -16,7 +17,10 @@ class Task:
     """A request as the policy sees it. Times are in seconds of any one clock.
 
     ``rows`` is 1 or 2 (`guidance_rows`), ``evaluations`` the length of its sampler table. Nothing
-    is planned for it before it is ``prepared``: its noise is drawn elsewhere meanwhile.
+    is planned for it before it is ``prepared``: its noise is drawn elsewhere meanwhile. ``allowed``
+    is how many seconds it may take in all, which may have begun before it came here; left out, as
+    many as lie between its arrival and its deadline. ``text_chunks`` are encoded with its picture,
+    unless they are remembered.
     """
 
     ident: int
@@ -26,11 +30,18 @@ class Task:
     arrived: float
     deadline: float | None = None
     prepared: bool = True
+    guidance: ClipGuidancePreset = ClipGuidancePreset.NONE
+    allowed: float | None = None
+    text_chunks: int = 0
     due: float = field(default=0.0, init=False)
     encoded: bool = field(default=False, init=False)
     encode_parts_done: int = field(default=0, init=False)
     done: int = field(default=0, init=False)
     parts_done: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.allowed is None and self.deadline is not None:
+            self.allowed = self.deadline - self.arrived
 
     @property
     def denoised(self) -> bool:
@@ -55,13 +66,17 @@ class Encode:
 
 @dataclass(frozen=True)
 class Tick:
-    """One evaluation of every request in ``idents``: ``rows`` U-Net rows, padded to ``padded``."""
+    """One evaluation of every request in ``idents``: ``rows`` U-Net rows, padded to ``padded``.
+
+    ``guided`` has the preset and the rows of each request among them that CLIP guides.
+    """
 
     key: GroupKey
     idents: tuple[int, ...]
     rows: int
     padded: int
     seconds: float
+    guided: tuple[tuple[ClipGuidancePreset, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,3 +109,11 @@ class Refusal:
 
     reason: str
     retry_after: float
+
+
+@dataclass(frozen=True)
+class TooLong:
+    """A request is not taken because it alone takes ``seconds``, more than it is ``allowed``."""
+
+    seconds: float
+    allowed: float

@@ -7,7 +7,7 @@ cd "$ROOT"
 
 setup() {
     local stamp
-    stamp="$VENV/.installed-$(cat "$@" pyproject.toml | sha256sum | cut -c1-16)"
+    stamp="$VENV/.installed-$(cat "$@" pyproject.toml scripts/_setup.sh | sha256sum | cut -c1-16)"
     [ -e "$stamp" ] && return
     if [ ! -x "$VENV/bin/python" ]; then
         "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
@@ -18,9 +18,19 @@ setup() {
         "${PYTHON:-python3}" -m venv "$VENV"
     fi
     echo "Installing the pinned dependencies (a few minutes the first time) ..." >&2
-    local arguments=()
-    for lock in "$@"; do arguments+=(-r "$lock"); done
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "${arguments[@]}"
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+    local torch locks=()
+    torch=$(grep -o 'torch==[0-9.]*' pyproject.toml)
+    for lock in "$@"; do locks+=(-r "$lock"); done
+    # torch by its pin alone: which build of it this machine gets is the index's to say, so no hash
+    # can be listed. Then what is listed, each file by its hash; last what torch's build needs
+    # besides, which for CUDA are the libraries of its makers.
+    pip_install --no-deps "$torch"
+    pip_install --no-deps --require-hashes "${locks[@]}"
+    pip_install "$torch"
+    pip_install --no-deps --editable .
     touch "$stamp"
+}
+
+pip_install() {
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
 }

@@ -1,21 +1,26 @@
 """Keys and credits of a running server: opened at the start, looked after, closed at the end.
 
-What a crash left open is released when the server starts, and what any server left open when its
-lease has run out. While the database is away requests are answered 503 and it is tried again.
+What a crash left open is released when a server starts, and four times a minute by every server.
+While the database is away requests are answered 503 and it is tried again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import socket
+import time
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from server.bookkeeping import Account, DatabaseAway, DatabaseUnusable
 from server.clock import Clock, now_millis
-from server.database import Database
+from server.database import Database, first_line, require_known
 from server.keys import KeyStore
 from server.ledger import Ledger
+from server.presence import Presence
 from server.settings import MIB, Settings
 
 logger = logging.getLogger(__name__)
@@ -42,11 +47,12 @@ class Accounts:
         )
         self.charges = settings.credits
         self.lease_seconds = settings.request_timeout + LEASE_MARGIN_SECONDS
-        # No two servers listen on one port of a host: what this name left open, a dead one did.
-        self.server_name = f"{socket.gethostname()}:{settings.port}"
+        self._data_dir = settings.data_dir
+        self.presence = Presence(self.database, self._lock_folder())
         self.failure: DatabaseUnusable | None = None
         self._open = False
         self._unsettled: set[str] = set()
+        self._next_sweep = 0.0
         self._keeper: asyncio.Task[None] | None = None
 
     @property
@@ -54,17 +60,24 @@ class Accounts:
         """Whether the schema is there and what a crash left has been released."""
         return self._open
 
-    async def start(self) -> None:
-        """Open the database if it is there, and go on looking after it; or set `failure`."""
+    @property
+    def server_name(self) -> str:
+        """What this process is called in the database: no other was or will be."""
+        return self.presence.name
+
+    async def start(self, on_failure: Callable[[], None] = lambda: None) -> None:
+        """Open the database if it is there, and go on looking after it.
+
+        Where it cannot be used, now or when it comes back, `failure` says why and `on_failure` is
+        called.
+        """
         try:
             async with asyncio.timeout(OPENING_SECONDS):
-                await self._try_to_open()
-        except DatabaseUnusable as error:
-            self.failure = error
-            return
+                await self._open_or_fail(on_failure)
         except (DatabaseAway, TimeoutError):
             pass
-        self._keeper = asyncio.create_task(self._look_after())
+        if self.failure is None:
+            self._keeper = asyncio.create_task(self._look_after(on_failure))
 
     async def stop(self) -> None:
         """Release what is to be released, and close."""
@@ -73,6 +86,10 @@ class Accounts:
             await asyncio.gather(self._keeper, return_exceptions=True)
         with suppress(DatabaseAway):
             await self._withdraw_unsettled()
+            if self._open:
+                await self._release_all_of(self.server_name)
+        # Only now: what could not be released here is released by whoever sees that it is dead.
+        self.presence.leave()
         await self.database.close()
 
     async def find(self, key: str) -> Account | None:
@@ -92,34 +109,75 @@ class Accounts:
         """Undo, when that is possible, a settlement that may or may not have gone through."""
         self._unsettled.add(reservation_id)
 
+    async def _open_or_fail(self, on_failure: Callable[[], None]) -> None:
+        try:
+            await self._try_to_open()
+        except DatabaseUnusable as error:
+            self.failure = error
+        except SQLAlchemyError as error:  # No right to make the tables, for one.
+            self.failure = DatabaseUnusable(f"the database cannot be used: {first_line(error)}")
+        if self.failure is not None:
+            on_failure()
+
     async def _try_to_open(self) -> None:
+        has_keys = await require_known(self.database, self._data_dir)
         await self.database.migrate()
-        released = await self.ledger.release_stale(self.server_name)
+        await self.presence.enter()
+        released = await self._release_of_the_dead()
+        self._next_sweep = time.monotonic() + SWEEP_SECONDS
         self._open = True
         logger.info(
             "accounts open",
             extra={"fields": {"database": self.database.name, "released": released}},
         )
-        if not await self.keys.list():
-            logger.warning("there is no key yet: make one with `img2img keys create NAME`")
+        if not has_keys:
+            logger.warning(
+                "THE DATABASE HAS NO KEY: is it the right one, and its volume mounted? Every "
+                "request will be refused until a key is made with `img2img keys create NAME`",
+                extra={"fields": {"database": self.database.name}},
+            )
 
-    async def _look_after(self) -> None:
-        while True:
+    async def _look_after(self, on_failure: Callable[[], None]) -> None:
+        while self.failure is None:
             hurry = not self._open or self._unsettled
             await asyncio.sleep(RETRY_SECONDS if hurry else SWEEP_SECONDS)
             try:
                 if not self._open:
-                    await self._try_to_open()
+                    await self._open_or_fail(on_failure)
+                    continue
+                await self.presence.beat()
                 await self._withdraw_unsettled()
-                if released := await self.ledger.release_stale():
-                    logger.warning("released", extra={"fields": {"stale": released}})
-                await self.ledger.drop_old_answers()
+                await self._sweep()
             except DatabaseAway:
                 continue
-            except DatabaseUnusable as error:
-                logger.error(str(error))
             except Exception:
                 logger.exception("looking after the accounts failed")
+
+    async def _sweep(self) -> None:
+        # Not oftener than the others beat, however often this is called.
+        if time.monotonic() < self._next_sweep:
+            return
+        self._next_sweep = time.monotonic() + SWEEP_SECONDS
+        if released := await self._release_of_the_dead():
+            logger.warning("released", extra={"fields": {"stale": released}})
+        await self.ledger.drop_old_answers()
+
+    async def _release_of_the_dead(self) -> int:
+        released = await self.ledger.release_stale()
+        for name in await self.presence.look():
+            released += await self._release_all_of(name)
+        return released
+
+    async def _release_all_of(self, name: str) -> int:
+        released = await self.ledger.release_stale(name)
+        await self.presence.forget(name)
+        return released
+
+    def _lock_folder(self) -> Path:
+        """One for all servers of this machine on this database."""
+        if self.database.is_sqlite:
+            return Path(f"{Path(str(self.database.url.database)).resolve()}-servers")
+        return self._data_dir / "servers"
 
     async def _withdraw_unsettled(self) -> None:
         for reservation_id in list(self._unsettled):

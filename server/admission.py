@@ -31,6 +31,7 @@ from server.bookkeeping import (
     TooManyAtOnce,
 )
 from server.envelope import BadRequest, Conflict, PaymentRequired, TooManyRequests, Unavailable
+from server.ignored_fields import IGNORED_FIELDS_HEADER
 from server.multipart import Part
 from server.price import credits_text
 from server.telemetry import current_request_id
@@ -46,6 +47,7 @@ EXPOSED_HEADERS = (
     CHARGED_HEADER,
     REMAINING_HEADER,
     REPLAYED_HEADER,
+    IGNORED_FIELDS_HEADER,
     "RateLimit",
     "RateLimit-Policy",
     "RateLimit-Limit",
@@ -75,11 +77,13 @@ class Admission:
     ) -> None:
         self._accounts = accounts if caller.account is not None else None
         self._account_id = 0 if caller.account is None else caller.account.id
+        self.identity = caller.identity
         self._concurrency = caller.concurrency
         self._headers = answer_headers(request.scope)
         self._idempotency_key = idempotency_key
         self._idempotency: Idempotency | None = None
         self._order: Order | None = None
+        self._reserving: asyncio.Future[bytes | None] | None = None
         self._settled = False
 
     async def kept_answer(self, parts: Mapping[str, Part]) -> bytes | None:
@@ -119,7 +123,8 @@ class Admission:
             idempotency=self._idempotency,
         )
         try:
-            kept = await accounts.ledger.reserve(order)
+            self._reserving = asyncio.ensure_future(accounts.ledger.reserve(order))
+            kept = await asyncio.shield(self._reserving)
         except InsufficientCredits as error:
             self._headers[REMAINING_HEADER] = credits_text(error.available)
             raise PaymentRequired(
@@ -167,7 +172,13 @@ class Admission:
         """Release what was not settled."""
         if self._accounts is not None and self._order is not None and not self._settled:
             self._settled = True
-            await asyncio.shield(asyncio.ensure_future(self._accounts.release(self._order.id)))
+            await asyncio.shield(asyncio.ensure_future(self._release(self._accounts, self._order)))
+
+    async def _release(self, accounts: Accounts, order: Order) -> None:
+        if self._reserving is not None:
+            # One that was left (its client has gone) still runs: releasing must not overtake it.
+            await asyncio.wait((self._reserving,))
+        await accounts.release(order.id)
 
     async def _replay(self, accounts: Accounts, kept: bytes) -> bytes:
         self._order = None
@@ -199,8 +210,10 @@ def fingerprint(parts: Mapping[str, Part]) -> str:
     digest = hashlib.sha256()
     for name in sorted(parts):
         part = parts[name]
-        content = hashlib.sha256(part.data).digest()
-        digest.update(b"%s\0%d\0%s" % (name.encode(), part.is_file, content))
+        content = hashlib.sha256(part.data)
+        # What cannot be decoded is not the field that has the same bytes.
+        content.update(part.problem.encode())
+        digest.update(b"%s\0%d\0%s" % (name.encode(), part.is_file, content.digest()))
     return digest.hexdigest()
 
 
@@ -227,6 +240,7 @@ async def admit(
             alias=IDEMPOTENCY_HEADER,
             description="The same request with the same key gets the first answer again, at no "
             "charge. An addition to the hosted service's headers.",
+            json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
         ),
     ] = None,
 ) -> AsyncIterator[Admission]:

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from fastapi import FastAPI
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
 
+from models.demo import demo_notice
 from server import __version__
 from server.access import Access
-from server.admission import EXPOSED_HEADERS, IDEMPOTENCY_HEADER
-from server.answer_headers import AnswerHeaders
-from server.body_limit import FORM_ALLOWANCE, BodyLimit
+from server.admission import EXPOSED_HEADERS
+from server.answer_headers import AnswerHeaders, SafeHeaders
+from server.body_limit import BodyLimit
 from server.bookkeeping import DatabaseUnusable
+from server.bytes_in_flight import ByteBudget, BytesInFlight
+from server.decoder_limits import DecoderLimits
+from server.decoders import DecoderPool
 from server.deny_list import DenyList, DenyListError
 from server.engine_host import EngineHost, ModelStarter, load_model
 from server.envelope import EnvelopedCors, ErrorsAs200, FailureGuard, add_failure_handlers
+from server.extras import missing_extras
 from server.limits import LimitsProblem
+from server.request_path import RequestPath
 from server.routes import account, health, image_to_image, pages
 from server.settings import Settings
 from server.telemetry import REQUEST_ID_HEADER, RequestContext
@@ -33,25 +39,13 @@ Image-to-image generation with Stable Diffusion 1.x. Every answer, failures too,
 `{"code", "message", "data"}`: code 0 for success, -1 for failure."""
 
 
+def _description(settings: Settings) -> str:
+    notice = demo_notice(settings.model)
+    return _DESCRIPTION if notice is None else f"{_DESCRIPTION}\n\n**Note:** {notice}."
+
+
 class ConfigurationError(Exception):
     """The settings do not allow to start; the message says what to change."""
-
-
-class RootPath:
-    """Serves the application under a prefix, whether the proxy in front strips it or not."""
-
-    def __init__(self, app: ASGIApp, root_path: str) -> None:
-        self.app = app
-        self.root_path = root_path
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            path: str = scope["path"]
-            inside = path == self.root_path or path.startswith(self.root_path + "/")
-            # Starlette routes on what follows root_path in path.
-            full_path = path if inside else self.root_path + path
-            scope = {**scope, "root_path": self.root_path, "path": full_path}
-        await self.app(scope, receive, send)
 
 
 class Application(FastAPI):
@@ -75,17 +69,22 @@ def create_app(
     *,
     starter: ModelStarter = load_model,
     on_start_failure: Callable[[], None] = lambda: None,
+    decoders: DecoderPool | None = None,
 ) -> FastAPI:
     """The application under `settings`. `starter` makes the engine; `on_start_failure` is called,
-    perhaps in another thread, if it or the accounts cannot be opened. Raises ConfigurationError."""
+    perhaps in another thread, if it or the accounts cannot be opened. `decoders` are shared with
+    others, instead of its own by the settings. Raises ConfigurationError."""
     problem = settings.exposure_problem()
     if problem is not None:
         raise ConfigurationError(problem)
+    if missing := missing_extras(settings):
+        raise ConfigurationError("\n".join(missing))
     try:
         deny_list = DenyList.read(settings.prompt_deny_list)
     except DenyListError as error:
         raise ConfigurationError(str(error)) from None
 
+    byte_budget = ByteBudget(settings.max_bytes_in_flight)
     host = EngineHost(settings, starter)
     accounts = _open_accounts(settings)
     try:
@@ -93,33 +92,27 @@ def create_app(
     except LimitsProblem as error:
         raise ConfigurationError(str(error)) from None
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        host.start(on_start_failure)
-        if accounts is not None:
-            await accounts.start()
-            if accounts.failure is not None:
-                on_start_failure()
-        yield
-        await host.drain(settings.grace_period)
-        if accounts is not None:
-            await accounts.stop()
-
     app = Application(
         title="img2img-server",
         version=__version__,
-        description=_DESCRIPTION,
-        lifespan=lifespan,
+        description=_description(settings),
+        lifespan=partial(_lifespan, on_start_failure, decoders is None),
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=_middleware(settings),
+        middleware=_middleware(settings, byte_budget),
     )
     app.state.settings = settings
     app.state.engine_host = host
     app.state.accounts = accounts
     app.state.access = access
+    app.state.byte_budget = byte_budget
     app.state.deny_list = deny_list
+    app.state.decoders = decoders or DecoderPool(
+        settings.picture_threads,
+        DecoderLimits(settings.picture_cpu_seconds, settings.picture_memory_mib),
+        most_waiting=settings.max_queue,
+    )
     app.state.picture_limiter = anyio.CapacityLimiter(settings.picture_threads)
     add_failure_handlers(app)
     app.include_router(image_to_image.router)
@@ -128,6 +121,28 @@ def create_app(
     app.include_router(pages.router)
     app.mount("/static", pages.static_files)
     return app
+
+
+@asynccontextmanager
+async def _lifespan(
+    on_start_failure: Callable[[], None], owns_decoders: bool, app: FastAPI
+) -> AsyncIterator[None]:
+    """Start what serves, and end it, even if a part of it does not start."""
+    host: EngineHost = app.state.engine_host
+    accounts: Accounts | None = app.state.accounts
+    decoders: DecoderPool = app.state.decoders
+    async with AsyncExitStack() as ending:  # Ended in the reverse order of this.
+        ending.push_async_callback(app.state.access.rates.close)
+        if accounts is not None:
+            ending.push_async_callback(accounts.stop)
+        if owns_decoders:
+            ending.push_async_callback(anyio.to_thread.run_sync, decoders.close)
+            decoders.start()
+        ending.push_async_callback(host.drain, app.state.settings.grace_period)
+        host.start(on_start_failure)
+        if accounts is not None:
+            await accounts.start(on_start_failure)
+        yield
 
 
 def _open_accounts(settings: Settings) -> Accounts | None:
@@ -142,33 +157,31 @@ def _open_accounts(settings: Settings) -> Accounts | None:
         raise ConfigurationError(str(error)) from None
 
 
-def _middleware(settings: Settings) -> list[Middleware]:
+def _middleware(settings: Settings, byte_budget: ByteBudget) -> list[Middleware]:
     """Outermost first. The log sees true statuses; CORS headers are on every answer."""
-    stack = [Middleware(RootPath, root_path=settings.root_path)] if settings.root_path else []
+    stack = [Middleware(RequestPath, root_path=settings.root_path)]
     if settings.errors_as_200:
         stack.append(Middleware(ErrorsAs200))
-    stack.append(Middleware(RequestContext))
+    stack += [Middleware(RequestContext), Middleware(SafeHeaders)]
     if settings.cors_origins:
         stack.append(
             Middleware(
                 EnvelopedCors,
                 allow_origins=settings.cors_origins,
                 allow_methods=["GET", "POST"],
-                allow_headers=[
-                    "Authentication",
-                    "Authorization",
-                    IDEMPOTENCY_HEADER,
-                    REQUEST_ID_HEADER,
-                ],
+                # Whatever a page's tools add, such as traces: a header by itself does nothing here.
+                allow_headers=["*"],
+                allow_private_network=True,
                 expose_headers=[REQUEST_ID_HEADER, "Retry-After", "X-Status", *EXPOSED_HEADERS],
             )
         )
     stack.append(Middleware(AnswerHeaders))
     stack.append(Middleware(FailureGuard))
+    stack.append(Middleware(BytesInFlight, budget=byte_budget))
     stack.append(
         Middleware(
             BodyLimit,
-            max_bytes=settings.max_upload_bytes + FORM_ALLOWANCE,
+            max_bytes=settings.max_body_bytes,
             min_rate=settings.min_upload_rate * 1024,
             patience=settings.upload_patience,
         ),

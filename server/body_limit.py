@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 
 from starlette.datastructures import Headers
@@ -11,15 +12,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.envelope import ContentTooLarge, UploadTooSlow, failure
 from server.settings import MIB
 
-FORM_ALLOWANCE = MIB
-"""Bytes a body may have beyond its picture: the other fields and the form's own lines."""
-
 
 class BodyLimit:
     """Answers 413 to a body over `max_bytes`: by Content-Length, or once that many have come.
 
-    Answers 408 to one that is more than `patience` seconds behind `min_rate` bytes a second, which
-    ends stalled and dripping uploads alike; 0 lets it take its time.
+    Answers 408 to one that stands still for `patience` seconds, or is as many behind `min_rate`
+    bytes a second; what was quicker before is no excuse. With a rate of 0 it may be as slow as it
+    likes.
     """
 
     def __init__(
@@ -42,22 +41,24 @@ class BodyLimit:
 
         received = 0
         complete = False
-        began: float | None = None
+        allowance = self.patience
 
         async def next_message() -> Message:
-            nonlocal began
-            if complete or not self.min_rate:
+            nonlocal allowance
+            if complete:
                 return await receive()
-            now = time.monotonic()
-            began = now if began is None else began
-            due = began + self.patience + received / self.min_rate
+            # Only the time in which the client is waited for counts against it.
+            began = time.monotonic()
             try:
-                async with asyncio.timeout(due - now):
-                    return await receive()
+                async with asyncio.timeout(allowance):
+                    message = await receive()
             except TimeoutError:
-                raise UploadTooSlow(
-                    f"the upload is {self.patience:g} s behind {self.min_rate / 1024:g} KiB/s"
-                ) from None
+                raise UploadTooSlow(self._too_slow) from None
+            allowance -= time.monotonic() - began
+            size = len(message.get("body", b""))
+            gained = size / self.min_rate if self.min_rate else math.inf
+            allowance = min(self.patience, allowance + gained)
+            return message
 
         async def counted() -> Message:
             nonlocal received, complete
@@ -70,6 +71,12 @@ class BodyLimit:
             return message
 
         await self.app(scope, counted, send)
+
+    @property
+    def _too_slow(self) -> str:
+        if not self.min_rate:
+            return f"no byte of the upload came for {self.patience:g} s"
+        return f"the upload is {self.patience:g} s behind {self.min_rate / 1024:g} KiB/s"
 
     def _too_large(self) -> ContentTooLarge:
         return ContentTooLarge(f"the request's body is over {_in_mib(self.max_bytes)} MiB")

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from server import __version__
-from server.command_line import FAILURE, USAGE_ERROR, read_settings, stop
+from server.command_line import (
+    FAILURE,
+    USAGE_ERROR,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    RevisionOption,
+    read_settings,
+    stop,
+)
+from server.generate_command import generate
 from server.key_commands import credits_app, keys_app
 
 app = typer.Typer(
@@ -25,14 +33,6 @@ models_app = typer.Typer(help="Fetch models ahead of time.", no_args_is_help=Tru
 app.add_typer(models_app, name="models")
 app.add_typer(keys_app, name="keys")
 app.add_typer(credits_app, name="credits")
-
-ModelOption = Annotated[
-    str | None,
-    typer.Option(help="embedded, a folder in diffusers' layout, a .safetensors file, or a hub id."),
-]
-RevisionOption = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
-DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-DtypeOption = Annotated[str | None, typer.Option(help="auto, float32, float16 or bfloat16.")]
 
 
 def _show_version(asked: bool) -> None:
@@ -86,6 +86,7 @@ def serve(
         log_level=log_level,
     )
     from server.app import ConfigurationError
+    from server.serving import leave_hung_threads
     from server.serving import serve as run_server
     from server.telemetry import configure_logging
 
@@ -94,61 +95,13 @@ def serve(
         failure = run_server(settings)
     except ConfigurationError as error:
         raise stop(str(error), USAGE_ERROR) from None
-    if failure is not None:
-        raise stop(failure, FAILURE)
+    ended = None if failure is None else stop(failure, FAILURE)
+    leave_hung_threads(FAILURE)
+    if ended is not None:
+        raise ended
 
 
-@app.command()
-def generate(
-    image: Annotated[
-        Path, typer.Argument(help="The picture to start from.", exists=True, dir_okay=False)
-    ],
-    prompt: Annotated[str, typer.Argument(help="What the picture should become.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="PNG to write.")] = Path("out.png"),
-    width: Annotated[str | None, typer.Option()] = None,
-    height: Annotated[str | None, typer.Option()] = None,
-    image_strength: Annotated[str | None, typer.Option(help="0..1 [0.35]")] = None,
-    cfg_scale: Annotated[str | None, typer.Option(help="0..35 [7]")] = None,
-    clip_guidance_preset: Annotated[str | None, typer.Option()] = None,
-    sampler: Annotated[str | None, typer.Option()] = None,
-    seed: Annotated[str | None, typer.Option(help="0 or left out: a random one.")] = None,
-    steps: Annotated[str | None, typer.Option(help="10..50 [30]")] = None,
-    style_preset: Annotated[str | None, typer.Option()] = None,
-    negative_prompt: Annotated[str | None, typer.Option()] = None,
-    resize_mode: Annotated[str | None, typer.Option(help="crop, stretch or pad [crop]")] = None,
-    model: ModelOption = None,
-    model_revision: RevisionOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-) -> None:
-    """Make one picture without a server; options as the HTTP form's fields."""
-    from server.engine_host import StartError
-    from server.one_picture import InvalidInput, make_picture
-
-    texts = {
-        "prompt": prompt,
-        "width": width,
-        "height": height,
-        "image_strength": image_strength,
-        "cfg_scale": cfg_scale,
-        "clip_guidance_preset": clip_guidance_preset,
-        "sampler": sampler,
-        "seed": seed,
-        "steps": steps,
-        "style_preset": style_preset,
-        "negative_prompt": negative_prompt,
-        "resize_mode": resize_mode,
-    }
-    settings = read_settings(model=model, model_revision=model_revision, device=device, dtype=dtype)
-    given = {name: text for name, text in texts.items() if text is not None}
-    try:
-        png, used_seed = asyncio.run(make_picture(settings, image.read_bytes(), given))
-    except InvalidInput as error:
-        raise stop(str(error), USAGE_ERROR) from None
-    except StartError as error:
-        raise stop(str(error), FAILURE) from None
-    output.write_bytes(png)
-    typer.echo(f"{output} (seed {used_seed})")
+app.command()(generate)
 
 
 @app.command()
@@ -158,15 +111,15 @@ def doctor(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
 ) -> None:
-    """Say what would run where, and what is wrong. Exits with 1 if something is."""
+    """Say what is wrong, and what would run where. Exits with 1 if something is wrong."""
     from server.diagnosis import diagnose
 
     settings = read_settings(model=model, model_revision=model_revision, device=device, dtype=dtype)
     diagnosis = diagnose(settings)
-    for name, value in diagnosis.facts.items():
-        typer.echo(f"{name:<10} {value}")
     for problem in diagnosis.problems:
         typer.echo(f"problem    {problem}")
+    for name, value in diagnosis.facts.items():
+        typer.echo(f"{name:<10} {value}")
     if diagnosis.problems:
         raise typer.Exit(FAILURE)
     typer.echo("nothing is wrong")

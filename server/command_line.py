@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -12,6 +12,14 @@ from server.settings import Settings, environment_name
 
 USAGE_ERROR = 2
 FAILURE = 1
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(help="embedded, a folder in diffusers' layout, a .safetensors file, or a hub id."),
+]
+RevisionOption = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+DtypeOption = Annotated[str | None, typer.Option(help="auto, float32, float16 or bfloat16.")]
 
 
 def stop(message: str, status: int) -> typer.Exit:

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import aiosqlite
 import sqlalchemy as sa
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -26,6 +27,8 @@ from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from server.bookkeeping import DatabaseAway, DatabaseUnusable
+from server.key_marker import keys_were_made, marker_file, missing_message, sqlite_identity
+from server.tables import keys
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -35,6 +38,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 CONNECT_SECONDS = 5.0
 STATEMENT_SECONDS = 10.0
 _SWITCH_RETRY_SECONDS = 0.02
+_NO_SUCH_DATABASE = "3D000"
 _MIGRATION_LOCK = 0x1312_1312
 """Number of the PostgreSQL advisory lock that one server holds while it upgrades the schema."""
 
@@ -50,7 +54,10 @@ class Database:
         self.url = _driver_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._busy_seconds = busy_seconds
-        self._engine = self._make_engine()
+        try:
+            self._engine = self._make_engine()
+        except (TypeError, ValueError) as error:
+            raise _unusable_url(error) from None
         self._reader = self._engine.execution_options(read_only=True)
         # SQLite has one writer; a queue here is fairer than its busy loop.
         self._turn = asyncio.Lock()
@@ -60,6 +67,31 @@ class Database:
     def name(self) -> str:
         """The URL without its password."""
         return self.url.render_as_string(hide_password=True)
+
+    @property
+    def identity(self) -> str:
+        """What tells this database from others, whoever connects to it: no user, no password."""
+        if self.is_sqlite:
+            return sqlite_identity(Path(str(self.url.database)))
+        host = self.url.host or self.url.query.get("host") or "localhost"
+        return f"postgresql://{host}:{self.url.port or 5432}/{self.url.database or ''}"
+
+    async def holds_keys(self) -> bool:
+        """Whether there is any key, valid or not; makes nothing. Raises DatabaseAway."""
+
+        def look(connection: Connection) -> bool:
+            if not sa.inspect(connection).has_table(keys.name):
+                return False
+            return connection.execute(sa.select(keys.c.id).limit(1)).first() is not None
+
+        if self.is_sqlite and not os.path.lexists(str(self.url.database)):
+            return False
+        try:
+            return await self.read(lambda connection: connection.run_sync(look))
+        except DatabaseAway as error:
+            if _sqlstate(error) == _NO_SUCH_DATABASE:
+                return False
+            raise
 
     async def write(self, work: Work[T]) -> T:
         """Run `work` in a transaction of its own, and commit. Raises DatabaseAway."""
@@ -99,9 +131,16 @@ class Database:
             return await self._transaction(self._engine, work)
 
     async def _transaction(self, engine: AsyncEngine, work: Work[T]) -> T:
+        connected = False
         try:
             async with engine.begin() as connection:
+                connected = True
                 return await work(connection)
+        except (TypeError, ValueError, OverflowError) as error:
+            if connected:
+                raise
+            # The drivers check the URL's options, and the port, no sooner.
+            raise _unusable_url(error) from None
         except (exc.IntegrityError, exc.DataError, exc.ProgrammingError):
             raise
         except (exc.DBAPIError, exc.TimeoutError, OSError, TimeoutError) as error:
@@ -126,7 +165,7 @@ class Database:
             hide_parameters=True,
             pool_size=4,
             max_overflow=4,
-            connect_args={"timeout": self._busy_seconds},
+            connect_args={"timeout": self._busy_seconds, "async_creator_fn": _connect_sqlite},
         )
         event.listen(engine.sync_engine, "connect", _set_up_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
@@ -163,6 +202,33 @@ class Database:
                 time.sleep(_SWITCH_RETRY_SECONDS)
 
 
+async def require_known(database: Database, data_dir: Path) -> bool:
+    """Whether the database holds keys. Raises DatabaseAway; and DatabaseUnusable where it holds
+    none though some were made."""
+    has_keys = await database.holds_keys()
+    try:
+        missing = not has_keys and keys_were_made(data_dir, database.identity)
+    except OSError as error:
+        raise DatabaseUnusable(
+            f"{marker_file(data_dir)} cannot be read: {error.strerror}"
+        ) from None
+    if missing:
+        raise DatabaseUnusable(missing_message(data_dir, database.identity))
+    return has_keys
+
+
+def first_line(error: BaseException | None) -> str:
+    """An error of a database in one line: the driver's words, not SQLAlchemy's around them."""
+    cause = error.orig if isinstance(error, exc.DBAPIError) else error
+    cause = getattr(cause, "__cause__", None) or cause  # asyncpg's own, inside its adapter's.
+    return (str(cause).splitlines() or [type(cause).__name__])[0][:300]
+
+
+def _sqlstate(error: DatabaseAway) -> str | None:
+    cause = error.__cause__
+    return getattr(cause.orig, "sqlstate", None) if isinstance(cause, exc.DBAPIError) else None
+
+
 def _log_away(cause: BaseException | None) -> None:
     logger.warning(
         "the database is away",
@@ -170,10 +236,14 @@ def _log_away(cause: BaseException | None) -> None:
     )
 
 
+def _unusable_url(error: Exception) -> DatabaseUnusable:
+    return DatabaseUnusable(f"the database's URL cannot be used: {first_line(error)}")
+
+
 def _driver_url(text: str) -> URL:
     try:
         url = make_url(text)
-    except exc.ArgumentError:
+    except (exc.ArgumentError, ValueError):
         raise DatabaseUnusable("the database's URL cannot be read") from None
     backend = url.get_backend_name()
     if backend == "sqlite":
@@ -187,6 +257,17 @@ def _driver_url(text: str) -> URL:
             url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
         return url.set(drivername="postgresql+asyncpg")
     raise DatabaseUnusable(f"{backend} is not supported: give a sqlite: or postgresql: URL")
+
+
+async def _connect_sqlite(*arguments: Any, **options: Any) -> aiosqlite.Connection:
+    connection = aiosqlite.connect(*arguments, **options)
+    connection._thread.daemon = True
+    try:
+        return await connection
+    except BaseException:
+        # It tells the loop of its end, and if that is closed by then, the terminal of a traceback.
+        await asyncio.to_thread(connection._thread.join)
+        raise
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.demo import demo_notice
 from server import __version__
 from server.deny_list import DenyList, DenyListError
+from server.extras import missing_extras, missing_requirements
 from server.memory import memory_policy
 from server.settings import Settings, unknown_variables
 
@@ -33,16 +35,20 @@ def diagnose(settings: Settings) -> Diagnosis:
     from models.attention import attention_backends
     from models.companions import choose_clip
     from models.loader import ModelLoadError, load_model
+    from server.decoder_limits import limits_in_words
     from server.images import FORMATS
 
     diagnosis = Diagnosis()
     facts = diagnosis.facts
+    missing = missing_extras(settings)
+    diagnosis.problems += missing_requirements() + missing
     if settings.threads:
         torch.set_num_threads(settings.threads)
     facts["version"] = f"img2img-server {__version__}, Python {platform.python_version()}"
     facts["torch"] = torch.__version__
     facts["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} CPUs"
     facts["pictures"] = ", ".join(FORMATS)
+    facts["decoders"] = f"{settings.picture_threads}, {limits_in_words()}"
     facts["listens"] = f"{settings.host}:{settings.port}"
     facts["keys"] = f"{len(settings.api_keys)}" + (", not asked for" if settings.no_auth else "")
     facts["accounts"] = _accounts_in_words(settings, diagnosis.problems)
@@ -50,7 +56,8 @@ def diagnose(settings: Settings) -> Diagnosis:
     try:
         bundle = load_model(settings.model_spec, device=settings.device, dtype=settings.dtype)
     except ModelLoadError as error:
-        diagnosis.problems.append(str(error))
+        if not (missing and isinstance(error.__cause__, ImportError)):  # else said already
+            diagnosis.problems.append(str(error))
     else:
         facts["model"] = bundle.name
         facts |= bundle.facts
@@ -60,6 +67,7 @@ def diagnose(settings: Settings) -> Diagnosis:
         acceleration = choose_acceleration(settings.acceleration, bundle.device)
         facts["acceleration"] = acceleration.in_words
         facts["forwards"] = describe_forwards(bundle, acceleration)
+        diagnosis.problems.extend(_sampler_problems(bundle))
         facts["attention"] = attention_backends(bundle.head_sizes, bundle.device, bundle.dtype)
         try:
             clip = choose_clip(bundle, settings.clip_model)
@@ -73,10 +81,27 @@ def diagnose(settings: Settings) -> Diagnosis:
         facts["deny list"] = f"{len(phrases)} phrases"
     except DenyListError as error:
         diagnosis.problems.append(str(error))
+    if notice := demo_notice(settings.model):
+        facts["note"] = notice
     if problem := settings.exposure_problem():
         diagnosis.problems.append(problem)
     diagnosis.problems.extend(unknown_variables())
     return diagnosis
+
+
+def _sampler_problems(bundle: ModelBundle) -> list[str]:
+    """Return a line for each sampler of the contract that cannot run on this model here."""
+    from pipelines.request import Sampler
+    from pipelines.samplers import make_table
+    from pipelines.schedules import NoiseSchedule
+
+    problems = []
+    for sampler in Sampler:
+        try:
+            make_table(sampler, 30, 0.35, NoiseSchedule.from_config(bundle.scheduler_config))
+        except Exception as error:  # of whatever library a scheduler needs
+            problems.append(f"sampler {sampler} fails: {error}")
+    return problems
 
 
 def _accounts_in_words(settings: Settings, problems: list[str]) -> str:
@@ -87,19 +112,20 @@ def _accounts_in_words(settings: Settings, problems: list[str]) -> str:
     from sqlalchemy.exc import ProgrammingError
 
     from server.bookkeeping import DatabaseAway, DatabaseUnusable
-    from server.database import Database
+    from server.database import Database, first_line, require_known
     from server.keys import KeyStore
 
     async def look() -> str:
         database = Database(settings.accounts_url)
         try:
+            await require_known(database, settings.data_dir)
             if database.is_sqlite and not Path(str(database.url.database)).exists():
                 return f"{database.name}, made at the first start"
             return f"{len(await KeyStore(database).list())} keys in {database.name}"
         except ProgrammingError:
             return f"{database.name}, without tables: they are made at the first start"
         except DatabaseAway as error:
-            problems.append(f"the database cannot be reached: {error.__cause__}")
+            problems.append(f"the database cannot be reached: {first_line(error.__cause__)}")
             return database.name
         finally:
             await database.close()

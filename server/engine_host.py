@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
+from models.demo import demo_notice
 from pipelines.request import GenerationRequest, GenerationResult, Progress
 from server.safety import SafetyPolicy
 from server.settings import Settings
@@ -44,9 +45,17 @@ class RunningEngine(Protocol):
     @property
     def alive(self) -> bool: ...
 
+    @property
+    def obstacle(self) -> str | None: ...
+
     def start(self) -> None: ...
 
-    def submit(self, request: GenerationRequest, timeout: float | None = None) -> Handle: ...
+    def submit(
+        self,
+        request: GenerationRequest,
+        timeout: float | None = None,
+        arrived: float | None = None,
+    ) -> Handle: ...
 
     def drain(self, grace: float) -> None: ...
 
@@ -63,6 +72,23 @@ class LoadedModel:
     """The CLIP model that guides; None refuses every preset but NONE."""
     safety: SafetyPolicy | None = None
     """What checks finished pictures; None hands them out unchecked."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request that comes now can get its picture."""
+        return self.engine.ready and self.obstacle is None
+
+    @property
+    def alive(self) -> bool:
+        """Whether waiting may help."""
+        return self.engine.alive and (self.safety is None or self.safety.alive)
+
+    @property
+    def obstacle(self) -> str | None:
+        """Say what hangs, or None."""
+        if self.engine.obstacle is not None or self.safety is None:
+            return self.engine.obstacle
+        return self.safety.obstacle
 
 
 class StartError(Exception):
@@ -82,6 +108,7 @@ def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
     from models.companions import choose_clip
     from pipelines.engine import Engine, EngineConfig
     from pipelines.fast_path import FastPath
+    from pipelines.watch import Patience
     from server.memory import memory_policy
 
     if settings.threads:
@@ -95,6 +122,8 @@ def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
     except loader.ModelLoadError as error:
         raise StartError(str(error)) from error
     logger.info("loaded", extra={"fields": {"model": bundle.name, **bundle.facts}})
+    if notice := demo_notice(settings.model):
+        logger.warning(notice)
     memory = memory_policy(bundle, settings)
     bundle.vae_tile_above = memory.tile_above
     logger.info("memory", extra={"fields": {"plan": memory.in_words(bundle.downscale)}})
@@ -110,6 +139,8 @@ def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
             settings.hot_picture_sizes,
             settings.compile_folder,
         ),
+        # A unit that outlasts the limit of every request has failed all of those that wait.
+        patience=Patience(seconds=min(Patience.seconds, settings.request_timeout)),
     )
     return LoadedModel(
         engine=Engine(bundle, config),
@@ -162,21 +193,25 @@ class EngineHost:
     def serving_model(self) -> LoadedModel | None:
         """What is loaded, if it takes requests now."""
         model = self._model
-        serves = self._state is State.SERVING and model is not None and model.engine.ready
+        serves = self._state is State.SERVING and model is not None and model.ready
         return model if serves else None
 
     @property
     def obstacle(self) -> str:
         """Why it does not serve, in words for a client."""
-        return "the engine has stopped" if self._state is State.SERVING else self._state.value
+        if self._state is not State.SERVING:
+            return str(self._state.value)
+        obstacle = None if self._model is None else self._model.obstacle
+        return obstacle or "the engine has stopped"
 
     @property
     def live(self) -> bool:
-        """Whether waiting may help: false once loading failed or the engine has died."""
+        """Whether waiting may help: false once loading failed, the engine has died, or what hangs
+        has done so for too long to come back."""
         if self._state is State.FAILED:
             return False
         model = self._model
-        return self._state is not State.SERVING or (model is not None and model.engine.alive)
+        return self._state is not State.SERVING or (model is not None and model.alive)
 
     def start(self, on_failure: Callable[[], None] = lambda: None) -> None:
         """Load and warm up in a thread of its own, and return at once.

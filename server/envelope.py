@@ -209,11 +209,12 @@ class FailureGuard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started = False
+        started = complete = False
 
         async def watch(message: Message) -> None:
-            nonlocal started
+            nonlocal started, complete
             started = started or message["type"] == "http.response.start"
+            complete = message["type"] == "http.response.body" and not message.get("more_body")
             await send(message)
 
         try:
@@ -222,6 +223,8 @@ class FailureGuard:
             return  # Nobody is left to answer; the access log says 499.
         except asyncio.CancelledError:
             # Only a server that stops without further waiting cancels a request.
+            if complete:
+                return  # The answer is on its way, and its client is slow.
             if started:
                 raise
             error: ApiError = Unavailable("the server is shutting down", 5.0)
@@ -241,10 +244,11 @@ class EnvelopedCors(CORSMiddleware):
         response = super().preflight_response(request_headers)
         if response.status_code < 400:
             return response
+        allowed = self.is_allowed_origin(request_headers["origin"])
         kept = {
             name: value
             for name, value in response.headers.items()
-            if name.startswith("access-control-") or name == "vary"
+            if (name.startswith("access-control-") and allowed) or name == "vary"
         }
         return failure(response.status_code, bytes(response.body).decode(), kept)
 

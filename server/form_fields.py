@@ -97,6 +97,10 @@ def trimmed_text(max_length: int) -> BeforeValidator:
 
     def parse(value: object) -> str:
         text = str(value).strip()
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise PydanticCustomError(
+                "rule", "holds half of a surrogate pair, which is no character"
+            )
         if len(text) > max_length:
             raise PydanticCustomError(
                 "rule",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipelines.prompt_weights import count_breaks
 from pipelines.request import ClipGuidancePreset, GenerationRequest, Pixels
 from pipelines.styles import apply_style
 from server.deny_list import DenyList
@@ -10,11 +11,19 @@ from server.schemas import ImageToImageForm
 from server.telemetry import current_request_id
 
 
-def refusals(form: ImageToImageForm, model: LoadedModel, deny_list: DenyList) -> list[str]:
-    """A line for each field that is right in itself, but that this server does not take."""
+def refusals(
+    form: ImageToImageForm, model: LoadedModel, deny_list: DenyList, max_breaks: int
+) -> list[str]:
+    """Return a line for each field that is right in itself, but that this server does not take.
+
+    Reading texts takes milliseconds: call it off an event loop.
+    """
     lines = []
-    if (phrase := deny_list.find(form.prompt)) is not None:
-        lines.append(f"prompt: {phrase!r} is not taken by this server")
+    for name, text in (("prompt", form.prompt), ("negative_prompt", form.negative_prompt)):
+        if (phrase := deny_list.find(text)) is not None:
+            lines.append(f"{name}: {phrase!r} is not taken by this server")
+        if (breaks := count_breaks(text)) > max_breaks:
+            lines.append(f"{name}: has BREAK {breaks} times, over the {max_breaks} it may have")
     preset = form.clip_guidance_preset
     if preset is not ClipGuidancePreset.NONE and model.clip is None:
         lines.append(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-from collections.abc import Awaitable, Callable
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from server.command_line import FAILURE, read_settings, stop
+from server.command_line import FAILURE, USAGE_ERROR, read_settings, stop
+from server.key_marker import marker_file, note_keys_made
 from server.limits import LimitsProblem, parse_rate
 from server.price import credits_text, parse_credits, price_table
 
@@ -26,24 +30,47 @@ def _credits(text: str) -> int:
     try:
         return parse_credits(text)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise stop(str(error), USAGE_ERROR) from None
 
 
 def _rate(text: str) -> str:
     try:
         parse_rate(text)
     except LimitsProblem as error:
-        raise typer.BadParameter(str(error)) from None
+        raise stop(f"--rate: {error}", USAGE_ERROR) from None
     return text.strip()
 
 
+def _concurrency(text: str) -> int:
+    with suppress(ValueError):
+        if 1 <= (number := int(text)) <= MAX_CONCURRENCY:
+            return number
+    rule = f"is not a whole number from 1 to {MAX_CONCURRENCY}"
+    raise stop(f"--concurrency: {text[:40]!r} {rule}", USAGE_ERROR)
+
+
+def _hours(text: str) -> float:
+    with suppress(ValueError):
+        if 0 <= (hours := float(text)) <= MAX_GRACE_HOURS:
+            return hours
+    rule = f"is not a number of hours from 0 to {MAX_GRACE_HOURS}"
+    raise stop(f"--grace: {text[:40]!r} {rule}", USAGE_ERROR)
+
+
 CREDITS_METAVAR = "CREDITS"
+MAX_CONCURRENCY = 1_000_000
+MAX_GRACE_HOURS = 10 * 366 * 24
 
 
 def _run(work: Callable[[Database], Awaitable[T]], *, make: bool = False) -> T:
-    """Do it on the settings' database; exits with 1 if it cannot be done."""
+    """Do it on the settings' database; exits with 1 if it cannot be done.
+
+    With `make` the work makes a key, which is noted in the data folder.
+    """
+    from sqlalchemy.exc import SQLAlchemyError
+
     from server.bookkeeping import DatabaseAway, DatabaseUnusable
-    from server.database import Database
+    from server.database import Database, first_line, require_known
     from server.keys import KeyProblem
 
     settings = read_settings()
@@ -53,17 +80,46 @@ def _run(work: Callable[[Database], Awaitable[T]], *, make: bool = False) -> T:
     async def main() -> T:
         database = Database(settings.accounts_url)
         try:
+            await require_known(database, settings.data_dir)
             await database.migrate()
-            return await work(database)
+            result = await work(database)
+            if make:
+                _note_keys_made(settings.data_dir, database.identity)
+            return result
         finally:
             await database.close()
 
     try:
-        return asyncio.run(main())
+        with _quiet():
+            return asyncio.run(main())
     except (KeyProblem, DatabaseUnusable) as error:
         raise stop(str(error), FAILURE) from None
     except DatabaseAway as error:
-        raise stop(f"the database cannot be reached: {error.__cause__}", FAILURE) from None
+        reason = first_line(error.__cause__)
+        raise stop(f"the database cannot be reached: {reason}", FAILURE) from None
+    except SQLAlchemyError as error:
+        raise stop(f"the database cannot be used: {first_line(error)}", FAILURE) from None
+
+
+def _note_keys_made(folder: Path, identity: str) -> None:
+    try:
+        note_keys_made(folder, identity)
+    except OSError as error:
+        # The key is made: it must be printed all the same.
+        reason = f"{marker_file(folder)} cannot be written ({error.strerror})"
+        typer.echo(f"{reason}: should this database go missing, no server will notice", err=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The database's warnings are for a server's log; here the last line says it all."""
+    log = logging.getLogger("server.database")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 @keys_app.command("create")
@@ -76,7 +132,10 @@ def create(
         Any, typer.Option(parser=_rate, metavar="RATE", help="Its own rate, such as 30/minute.")
     ] = None,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Requests that it may run at the same time.")
+        Any,
+        typer.Option(
+            parser=_concurrency, metavar="N", help="Requests that it may run at the same time."
+        ),
     ] = None,
 ) -> None:
     """Make a key and print it. It is shown this once."""
@@ -132,13 +191,16 @@ def revoke(name: NameArgument) -> None:
 def rotate(
     name: NameArgument,
     grace: Annotated[
-        float, typer.Option(min=0, help="Hours for which the old key stays valid.")
-    ] = 24.0,
+        Any,
+        typer.Option(
+            parser=_hours, metavar="HOURS", help="Hours for which the old key stays valid."
+        ),
+    ] = "24",
 ) -> None:
     """Make a new key for the same credits and limits, and print it. It is shown this once."""
     from server.keys import KeyStore
 
-    typer.echo(_run(lambda database: KeyStore(database).rotate(name, grace * 3600)))
+    typer.echo(_run(lambda database: KeyStore(database).rotate(name, float(grace) * 3600)))
 
 
 @credits_app.command("add")

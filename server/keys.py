@@ -73,8 +73,7 @@ class KeyStore:
         self, name: str, *, rate: str | None = None, concurrency: int | None = None
     ) -> tuple[Account, str]:
         """An account of that name without credits, and its key. Raises KeyProblem."""
-        if not name.strip() or len(name) > MAX_NAME_LENGTH or not name.isprintable():
-            raise KeyProblem(f"a name has 1 to {MAX_NAME_LENGTH} printable characters")
+        _check_name(name)
         key = make_key()
 
         async def work(connection: AsyncConnection) -> Account:
@@ -130,6 +129,7 @@ class KeyStore:
 
     async def account(self, name: str) -> Account:
         """The account of that name. Raises KeyProblem."""
+        _check_name(name)
 
         async def work(connection: AsyncConnection) -> Account:
             query = sa.select(*_ACCOUNT).where(accounts.c.name == name)
@@ -188,11 +188,18 @@ class KeyStore:
         )
 
     async def _id_of(self, connection: AsyncConnection, name: str) -> int:
+        _check_name(name)
         query = sa.select(accounts.c.id).where(accounts.c.name == name).with_for_update()
         account_id = (await connection.execute(query)).scalar_one_or_none()
         if account_id is None:
             raise KeyProblem(f"there is no key named {name}")
         return int(account_id)
+
+
+def _check_name(name: str) -> None:
+    # What is not printable includes bytes of the command line that are no UTF-8.
+    if not name.strip() or len(name) > MAX_NAME_LENGTH or not name.isprintable():
+        raise KeyProblem(f"a name has 1 to {MAX_NAME_LENGTH} printable characters")
 
 
 _ACCOUNT = (accounts.c.id, accounts.c.name, accounts.c.rate, accounts.c.concurrency)

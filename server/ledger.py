@@ -25,7 +25,7 @@ from server.bookkeeping import (
 from server.clock import Clock, now_millis
 from server.database import Database
 from server.kept_answers import KeptAnswers
-from server.tables import accounts, entries, reservations
+from server.tables import accounts, entries, reservations, servers
 
 DAY_MILLIS = 24 * 60 * 60 * 1000
 
@@ -178,13 +178,15 @@ class Ledger:
         await self._database.write(work)
 
     async def release_stale(self, server: str | None = None) -> int:
-        """Release what is open beyond its lease; with `server`, all that one left open. How many.
+        """Release what is stale; with `server`, all that one left open. How many.
 
-        Give the name of a server only where that server cannot be running.
+        Stale is what is beyond its lease, and of no server that `server.presence` knows: whether
+        one of those runs is not a question of time. Give the name of a server only where that
+        server cannot be running.
         """
 
         async def find(connection: AsyncConnection) -> list[str]:
-            stale = reservations.c.lease_until < self._clock()
+            stale = ~_is_attended(self._clock())
             if server is not None:
                 stale = stale | (reservations.c.server == server)
             query = sa.select(reservations.c.id).where(reservations.c.state == State.OPEN, stale)
@@ -276,13 +278,22 @@ async def _balance(connection: AsyncConnection, account_id: int) -> Balance:
     return Balance(*(await connection.execute(query)).one())
 
 
+def _is_attended(now: int) -> sa.ColumnElement[bool]:
+    """Whether a reservation is one of a known server's, or within its lease.
+
+    The lease alone would end with the first clock that is set forward.
+    """
+    known = reservations.c.server.in_(sa.select(servers.c.name))
+    return known | (reservations.c.lease_until >= now)
+
+
 async def _check_concurrency(connection: AsyncConnection, order: Order, now: int) -> None:
     if order.concurrency is None:
         return
     query = sa.select(sa.func.count()).where(
         reservations.c.account_id == order.account_id,
         reservations.c.state == State.OPEN,
-        reservations.c.lease_until >= now,
+        _is_attended(now),
     )
     if (await connection.execute(query)).scalar_one() >= order.concurrency:
         raise TooManyAtOnce

@@ -12,10 +12,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from limits import RateLimitItem, parse
-from limits.aio.storage import Storage
+from limits.aio.storage import RedisStorage, Storage
+from limits.aio.storage.redis.redispy import RedispyBridge
 from limits.aio.strategies import MovingWindowRateLimiter
 from limits.errors import ConfigurationError, StorageError
 from limits.storage import storage_from_string
@@ -23,6 +25,8 @@ from limits.storage import storage_from_string
 logger = logging.getLogger(__name__)
 
 RETRY_STORE_SECONDS = 5.0
+MAX_AMOUNT = 10**9
+MAX_WINDOW_SECONDS = 100 * 366 * 24 * 3600
 _MEMORY = "memory://"
 
 
@@ -32,12 +36,17 @@ class LimitsProblem(ValueError):
 
 def parse_rate(text: str) -> RateLimitItem:
     """`30/minute` as the library's item. Raises LimitsProblem."""
+    shown = repr(text[:40])
     try:
         rate = parse(text)
     except ValueError:
-        raise LimitsProblem(f"{text} is not a rate such as 30/minute, 5/second, 1000/day") from None
+        raise LimitsProblem(
+            f"{shown} is not a rate such as 30/minute, 5/second, 1000/day"
+        ) from None
     if rate.amount < 1 or any(separator in text for separator in ",;|"):
-        raise LimitsProblem(f"{text} is not one rate of at least 1")
+        raise LimitsProblem(f"{shown} is not one rate of at least 1")
+    if rate.amount > MAX_AMOUNT or not 1 <= rate.get_expiry() <= MAX_WINDOW_SECONDS:
+        raise LimitsProblem(f"{shown} is not at most {MAX_AMOUNT} in at most 100 years")
     return rate
 
 
@@ -63,8 +72,29 @@ class Window:
         }
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where events are counted in a fixed window."""
+
+    rate: RateLimitItem
+    key: str
+    storage: Storage
+
+    async def add(self, number: int) -> int:
+        """Add to the count and return it. Raises StorageError."""
+        return await self.storage.incr(self.key, self.rate.get_expiry(), number)
+
+
+@dataclass(frozen=True)
+class Count:
+    """An event that was counted: whether it was within the rate, and where it can be undone."""
+
+    allowed: bool
+    place: Place
+
+
 class Rates:
-    """Counts events by name over moving windows."""
+    """Counts events by name: over moving windows, and over fixed ones where counts are undone."""
 
     def __init__(self, url: str = _MEMORY) -> None:
         """`url`: `memory://` or `redis://host:6379`. Raises LimitsProblem."""
@@ -74,7 +104,7 @@ class Rates:
 
     async def hit(self, rate: RateLimitItem, *names: str) -> Window:
         """Count one event if the rate allows it."""
-        limiter = self._own if time.monotonic() < self._shared_again_at else self._shared
+        limiter = self._limiter()
         try:
             return await _hit(limiter, rate, names)
         except StorageError as error:
@@ -83,12 +113,56 @@ class Rates:
 
     async def look(self, rate: RateLimitItem, *names: str) -> Window:
         """Whether the rate would allow one more event; counts none."""
-        limiter = self._own if time.monotonic() < self._shared_again_at else self._shared
+        limiter = self._limiter()
         try:
             return await _window(limiter, rate, names, await limiter.test(rate, *names))
         except StorageError as error:
             self._fall_back(error)
             return await _window(self._own, rate, names, await self._own.test(rate, *names))
+
+    async def count(self, rate: RateLimitItem, *names: str, times: int = 1) -> Count:
+        """Count one event in a fixed window, whether the rate or `times` of it allows it or not.
+
+        The window begins with its first event. What is counted at once by many, and by many
+        servers, is numbered through.
+        """
+        place = Place(rate, rate.key_for(*names), self._limiter().storage)
+        try:
+            number = await place.add(1)
+        except StorageError as error:
+            self._fall_back(error)
+            place = replace(place, storage=self._own.storage)
+            number = await place.add(1)
+        return Count(number <= rate.amount * times, place)
+
+    async def take_back(self, count: Count) -> None:
+        """Undo a count, where it was made."""
+        try:
+            # Its window may have ended: what would be below zero would let more into the next.
+            if await count.place.add(-1) < 0:
+                await count.place.add(1)
+        except StorageError as error:
+            self._fall_back(error)
+
+    async def reset(self, count: Count) -> int:
+        """Whole seconds until the count's window ends, at least 1."""
+        place, seconds = count.place, count.place.rate.get_expiry()
+        try:
+            ends_at = await place.storage.get_expiry(place.key)
+        except StorageError as error:
+            self._fall_back(error)
+            return seconds
+        return min(max(1, math.ceil(ends_at - time.time())), seconds)
+
+    async def close(self) -> None:
+        """Close the connections to the shared store."""
+        storage = self._shared.storage
+        if isinstance(storage, RedisStorage) and isinstance(storage.bridge, RedispyBridge):
+            connections: Any = storage.bridge.get_connection()
+            await connections.aclose()
+
+    def _limiter(self) -> MovingWindowRateLimiter:
+        return self._own if time.monotonic() < self._shared_again_at else self._shared
 
     def _fall_back(self, error: StorageError) -> None:
         self._shared_again_at = time.monotonic() + RETRY_STORE_SECONDS

@@ -14,15 +14,16 @@ from server.settings import Settings
 def pull_model(settings: Settings, *, named: bool) -> str:
     """Fetch the settings' model, or the production default if they name the embedded one.
 
-    ``named`` tells that the model was asked for by name. Returns what was done, in words. Raises
-    ValueError if there is nothing to fetch, RuntimeError if it cannot be.
+    ``named`` tells that the model was asked for by name. Return what was done, in words; also that
+    nothing had to be, where all is in the cache and the hub cannot be asked. Raises ValueError if
+    there is nothing to fetch, RuntimeError if it cannot be.
     """
     import torch
 
     from models.device import choose_device, choose_dtype
-    from models.errors import ModelLoadError
+    from models.errors import HubUnreachable, ModelLoadError
     from models.folder import check_layout
-    from models.hub import PINNED_REVISIONS, download, is_hub_id
+    from models.hub import PINNED_REVISIONS, cached, download, is_hub_id
     from models.spec import EMBEDDED, PRODUCTION_MODEL
 
     model = settings.model
@@ -39,6 +40,18 @@ def pull_model(settings: Settings, *, named: bool) -> str:
         dtype = choose_dtype(settings.dtype, device)
         folder = download(model, settings.model_revision, dtype, ask_hub=True)
         check_layout(folder)
+    except HubUnreachable as offline:
+        kept = cached(model, settings.model_revision or PINNED_REVISIONS.get(model))
+        if kept is None:
+            raise RuntimeError(
+                f"nothing was fetched: the hub cannot be reached ({offline.reason}), and {model} "
+                "is not in the local cache. Try again with a connection, or copy a folder in "
+                "diffusers' layout here and name it as the model"
+            ) from offline
+        return (
+            f"nothing was fetched: the hub cannot be reached ({offline.reason}), and {model} is in "
+            f"the local cache already, in {kept}"
+        )
     except ModelLoadError as error:
         raise RuntimeError(str(error)) from error
     revision = settings.model_revision or PINNED_REVISIONS.get(model) or "main"

@@ -1,4 +1,4 @@
-"""A multipart form from a request's stream: bounded, and refused when it is cut short.
+"""A multipart form from a request's stream: bounded, decoded, and refused when it is cut short.
 
 Starlette's reader drops an unfinished part without a word, so a cut body would look like a form
 that lacks a field; and it holds a file only if the part names one, which some clients leave out.
@@ -6,36 +6,48 @@ that lacks a field; and it holds a file only if the part names one, which some c
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from server.charsets import UndecodableText, decode_text
 from server.envelope import BadRequest, ContentTooLarge, UnsupportedMedia
+from server.part_headers import MAX_HEADER_BYTES, PartHeaders
 from server.settings import MIB
+from server.transfer_encoding import AsIs, Decoder, UndecodablePart, decoder
 
 MAX_PARTS = 100
 MAX_FIELD_BYTES = 64 * 1024
 FORM_TYPE = "multipart/form-data"
+CHARSET_FIELD = "_charset_"
+"""The field whose value is the charset of the parts that declare none (RFC 7578, 4.6)."""
+
+_MAX_HEADER_LINE = 8 * 1024
+_MAX_CONTENT_TYPE = 1024
 
 
 @dataclass
 class Part:
-    """One part of the form: a file if it has a file name, or is a file field with a file's type."""
+    """One part of the form: a file if it has a file name, or is a file field with a file's type.
+
+    Once the form is read, the data of a text part is UTF-8 without a byte order mark, whatever its
+    charset was; of text in a file's place the start alone is kept.
+    """
 
     name: str = ""
     is_file: bool = False
     file_name: str = ""
+    charset: str = ""
     data: bytearray = field(default_factory=bytearray)
+    problem: str = ""
+    """Why the data could not be decoded, or `""`."""
 
     @property
     def text(self) -> str:
-        """The data as text: UTF-8, or Latin-1 where it is not UTF-8."""
-        try:
-            return self.data.decode("utf-8")
-        except UnicodeDecodeError:
-            return self.data.decode("latin-1")
+        """The data of a text part without a problem."""
+        return self.data.decode()
 
     @property
     def is_absent_file(self) -> bool:
@@ -47,15 +59,22 @@ class _PartCollector:
     """Collects parts from the parser's callbacks within the limits."""
 
     def __init__(
-        self, wanted: frozenset[str], file_fields: frozenset[str], max_file_bytes: int
+        self,
+        wanted: frozenset[str],
+        file_fields: frozenset[str],
+        max_file_bytes: int,
+        on_unknown: Callable[[bytes], None],
     ) -> None:
         self.wanted = wanted
         self.file_fields = file_fields
         self.max_file_bytes = max_file_bytes
+        self.on_unknown = on_unknown
         self.parts: dict[str, Part] = {}
         self.finished = False
         self._count = 0
         self._part = Part()
+        self._size = 0
+        self._decoder: Decoder = AsIs()
         self._headers: dict[bytes, bytes] = {}
         self._header_name = b""
         self._header_value = b""
@@ -65,6 +84,7 @@ class _PartCollector:
         if self._count > MAX_PARTS:
             raise BadRequest(f"the form has more than {MAX_PARTS} fields")
         self._part = Part()
+        self._size = 0
         self._headers = {}
 
     def on_header_field(self, data: bytes, start: int, end: int) -> None:
@@ -84,39 +104,110 @@ class _PartCollector:
             raise BadRequest("malformed multipart form: a part has no name")
         part = self._part
         part.name = options[b"name"].decode("utf-8", "replace")
+        if part.name not in self.wanted:
+            if part.name != CHARSET_FIELD:
+                self.on_unknown(_as_meant(options[b"name"]))
+            return
         part.file_name = options.get(b"filename", b"").decode("utf-8", "replace")
-        content_type = self._headers.get(b"content-type", b"").strip().lower()
+        content_type, type_options = parse_options_header(self._headers.get(b"content-type"))
+        part.charset = type_options.get(b"charset", b"").decode("latin-1")
         typed_as_file = content_type.startswith((b"image/", b"application/octet-stream"))
         # Some clients write a name beyond ASCII as `filename*=` alone.
         named = b"filename" in options or b"filename*" in disposition.lower()
         part.is_file = named or (typed_as_file and part.name in self.file_fields)
+        try:
+            encoding = self._headers.get(b"content-transfer-encoding", b"")
+            self._decoder = decoder(encoding.decode("latin-1"))
+        except UndecodablePart as error:
+            part.problem = str(error)
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         part = self._part
-        if part.name not in self.wanted:
+        if part.name == CHARSET_FIELD:
+            part.data += data[start : min(end, start + MAX_FIELD_BYTES - len(part.data))]
+            return
+        if part.name not in self.wanted or part.problem:
             return  # An unknown field is ignored, and not held either.
-        size = len(part.data) + end - start
-        if part.is_file and size > self.max_file_bytes:
+        try:
+            self._hold(self._decoder.feed(data[start:end]))
+        except UndecodablePart as error:
+            part.problem = str(error)
+
+    def _hold(self, data: bytes) -> None:
+        part = self._part
+        self._size += len(data)
+        in_files_place = part.name in self.file_fields
+        if (part.is_file or in_files_place) and self._size > self.max_file_bytes:
             limit = f"{self.max_file_bytes / MIB:.3g}"
             raise ContentTooLarge(f"{part.name}: the file is over {limit} MiB")
-        if not part.is_file and size > MAX_FIELD_BYTES:
+        if part.is_file:
+            part.data += data
+        elif in_files_place:
+            # It will be refused, whatever its size; the limit above is a file's all the same.
+            part.data += data[: MAX_FIELD_BYTES - len(part.data)]
+        elif self._size > MAX_FIELD_BYTES:
             raise ContentTooLarge(f"{part.name}: the text is over {MAX_FIELD_BYTES // 1024} KiB")
-        part.data += data[start:end]
+        else:
+            part.data += data
 
     def on_part_end(self) -> None:
+        part = self._part
+        if part.name == CHARSET_FIELD:
+            self.parts[CHARSET_FIELD] = part
+        if part.name not in self.wanted:
+            return
+        try:
+            if not part.problem:
+                self._hold(self._decoder.end())
+        except UndecodablePart as error:
+            part.problem = str(error)
         # The last of repeated fields counts, wherever it stood.
-        if self._part.name in self.wanted:
-            self.parts[self._part.name] = self._part
+        self.parts[part.name] = part
 
     def on_end(self) -> None:
         self.finished = True
 
+    def decoded(self, form_charset: str) -> dict[str, Part]:
+        """The parts, their text decoded: `_charset_` may have come after what it describes."""
+        parts = self.parts
+        if (named := parts.pop(CHARSET_FIELD, None)) is not None:
+            form_charset = named.data.decode("latin-1").strip() or form_charset
+        for part in parts.values():
+            if part.is_file or part.name in self.file_fields or part.problem:
+                continue
+            try:
+                text = decode_text(part.data, part.charset or form_charset)
+            except UndecodableText as error:
+                part.problem = str(error)
+            else:
+                part.data = bytearray(text.encode())
+        return parts
 
-def boundary_of(content_type: str | None) -> bytes:
-    """The boundary in a multipart Content-Type.
+
+def _as_meant(name: bytes) -> bytes:
+    """A field's name without the escapes that browsers write (WHATWG HTML, 4.10.21.8)."""
+    return name.replace(b"%0D", b"\r").replace(b"%0A", b"\n").replace(b"%22", b'"')
+
+
+def refuse_encoded_body(encodings: Iterable[str]) -> None:
+    """Raise UnsupportedMedia if the Content-Encoding headers name any but `identity`."""
+    for encoding in (item.strip() for header in encodings for item in header.split(",")):
+        if encoding and encoding.lower() != "identity":
+            raise UnsupportedMedia(
+                f"Content-Encoding: {encoding[:100]} is not supported; send the body as it is",
+                {"Accept-Encoding": "identity"},
+            )
+
+
+def _boundary_and_charset(content_type: str | None) -> tuple[bytes, str]:
+    """The boundary and the charset, or `""`, in a multipart Content-Type.
 
     Raises UnsupportedMedia for another media type, BadRequest for a multipart without boundary.
     """
+    if content_type is not None and len(content_type) > _MAX_CONTENT_TYPE:
+        raise BadRequest(
+            f"malformed multipart form: Content-Type is over {_MAX_CONTENT_TYPE} characters"
+        )
     media_type, options = parse_options_header(content_type or "")
     if media_type.lower() != FORM_TYPE.encode():
         sent = (content_type or "none").split(";")[0].strip()[:100]
@@ -124,7 +215,7 @@ def boundary_of(content_type: str | None) -> bytes:
     boundary = options.get(b"boundary", b"")
     if not boundary:
         raise BadRequest(f"malformed multipart form: Content-Type {FORM_TYPE} has no boundary")
-    return boundary
+    return boundary, options.get(b"charset", b"").decode("latin-1")
 
 
 async def read_form(
@@ -134,14 +225,16 @@ async def read_form(
     wanted: frozenset[str],
     file_fields: frozenset[str],
     max_file_bytes: int,
+    on_unknown: Callable[[bytes], None] = lambda name: None,
 ) -> dict[str, Part]:
-    """The wanted fields of a multipart body, by name; the last of a repeated field.
+    """Return the wanted fields of a multipart body, by name; the last of a repeated field.
 
-    Raises UnsupportedMedia, ContentTooLarge, or BadRequest for a body that is malformed or ends
-    before its closing boundary.
+    `on_unknown` is told the name of each other field as it comes. Raises UnsupportedMedia,
+    ContentTooLarge, or BadRequest for a body that is malformed or ends before its closing boundary.
     """
-    boundary = boundary_of(content_type)
-    collector = _PartCollector(wanted, file_fields, max_file_bytes)
+    boundary, form_charset = _boundary_and_charset(content_type)
+    collector = _PartCollector(wanted, file_fields, max_file_bytes, on_unknown)
+    part_headers = PartHeaders(boundary)
     try:
         parser = MultipartParser(
             boundary,
@@ -155,11 +248,17 @@ async def read_form(
                 "on_part_end": collector.on_part_end,
                 "on_end": collector.on_end,
             },
+            max_header_count=MAX_HEADER_BYTES,
+            max_header_size=_MAX_HEADER_LINE,
         )
         async for chunk in stream:
-            parser.write(chunk)
+            parser.write(part_headers.feed(chunk))
     except FormParserError:
         raise BadRequest("malformed multipart form") from None
+    if part_headers.in_preamble:
+        raise BadRequest(
+            "malformed multipart form: no line of it is the boundary that Content-Type names"
+        )
     if not collector.finished:
         raise BadRequest("malformed multipart form: it ends before its closing boundary")
-    return collector.parts
+    return collector.decoded(form_charset)

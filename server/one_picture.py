@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from typing import Protocol
 
+from pipelines.errors import GenerationError
+from pipelines.request import GenerationResult
+from server.decoder_limits import DecoderLimits
+from server.decoder_process import DecodersBusy, Fit
+from server.decoders import DecoderPool
 from server.deny_list import DenyList, DenyListError
-from server.engine_host import load_model
-from server.finishing import finish
+from server.engine_host import Handle, StartError, load_model
+from server.extras import missing_extras
+from server.finishing import FinishedPicture, finish
 from server.generation import generation_request, refusals
-from server.images import PictureError, prepare_picture
+from server.images import PictureError
+from server.picture_formats import PictureFormat
 from server.safety import PictureWithheld
 from server.schemas import parse_form
 from server.settings import Settings
@@ -18,37 +27,80 @@ class InvalidInput(ValueError):
     """The picture or a field is wrong; the message names each."""
 
 
-async def make_picture(
-    settings: Settings, upload: bytes, texts: Mapping[str, str]
-) -> tuple[bytes, int]:
-    """A PNG file and the seed that was used.
+class NoPicture(Exception):
+    """No picture could be made, through no fault of the input; the message says why."""
 
-    Raises InvalidInput, server.engine_host.StartError, or what the engine raises.
-    """
-    form, problems = parse_form(texts)
-    if form is None:
+
+class Observer(Protocol):
+    """Hears how far a picture is."""
+
+    def stage(self, words: str) -> None:
+        """Hear what begins now."""
+
+    def step(self, done: int, total: int) -> None:
+        """Hear how many of the U-Net's evaluations are done."""
+
+
+async def make_picture(
+    settings: Settings,
+    upload: bytes,
+    texts: Mapping[str, str],
+    form: PictureFormat,
+    observer: Observer,
+) -> FinishedPicture:
+    """Return the picture that the server would answer with. Raises InvalidInput or NoPicture."""
+    fields, problems = parse_form(texts)
+    if fields is None:
         raise InvalidInput("\n".join(problems))
+    limits = DecoderLimits(settings.picture_cpu_seconds, settings.picture_memory_mib)
+    decoders = DecoderPool(1, limits, spare=False)
+    fit = Fit(fields.width, fields.height, fields.resize_mode, settings.auto_picture_sizes)
     try:
-        picture = prepare_picture(
-            upload, form.width, form.height, form.resize_mode, settings.auto_picture_sizes
-        )
+        picture = await decoders.decode(upload, fit)
     except PictureError as error:
         raise InvalidInput(str(error)) from None
+    except DecodersBusy as error:
+        raise NoPicture(str(error)) from None
+    finally:
+        decoders.close()
+    assert picture is not None
     try:
         deny_list = DenyList.read(settings.prompt_deny_list)
     except DenyListError as error:
         raise InvalidInput(str(error)) from None
-    model = load_model(settings, warm_up=False)
-    if problems := refusals(form, model, deny_list):
+    if missing := missing_extras(settings):
+        raise InvalidInput("\n".join(missing))
+    observer.stage(f"loading {settings.model}")
+    try:
+        model = load_model(settings, warm_up=False)
+    except StartError as error:
+        raise NoPicture(str(error)) from None
+    if problems := refusals(fields, model, deny_list, settings.max_breaks):
         raise InvalidInput("\n".join(problems))
-    generation = generation_request(form, picture)
+    generation = generation_request(fields, picture)
+    observer.stage(f"making {generation.width} x {generation.height} on {model.device}")
     model.engine.start()
     try:
-        result = await model.engine.submit(generation).result()
+        result = await _result(model.engine.submit(generation), observer)
+    except GenerationError as error:
+        raise NoPicture(str(error)) from None
     finally:
         model.engine.drain(0.0)
+    observer.stage("writing")
     try:
-        finished = finish(result, generation, model)
+        return finish(result, generation, model, form)
     except PictureWithheld as error:
         raise InvalidInput(str(error)) from None
-    return finished.png, finished.seed
+
+
+async def _result(handle: Handle, observer: Observer) -> GenerationResult:
+    async def watch() -> None:
+        async for progress in handle.progress():
+            observer.step(progress.step, progress.steps)
+
+    watching = asyncio.create_task(watch())
+    try:
+        return await handle.result()
+    finally:
+        await asyncio.wait((watching,), timeout=1.0)
+        watching.cancel()

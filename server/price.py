@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
 from pipelines.request import MAX_SIDE, MAX_STEPS, MIN_SIDE, MIN_STEPS
 
@@ -47,13 +47,16 @@ def credits_text(tenths: int) -> str:
 
 def parse_credits(text: str) -> int:
     """Tenths from `10` or `10.4`. Raises ValueError that says the rule."""
-    rule = f"{text} is not a number of credits from 0 to {MAX_CREDITS // 10} in steps of 0.1"
+    most = MAX_CREDITS // 10
+    rule = f"{text[:40]!r} is not a number of credits from 0 to {most} in steps of 0.1"
     try:
-        tenths = Decimal(text.strip()) * 10
-    except InvalidOperation:
+        credits = Decimal(text.strip())
+    except ArithmeticError:
         raise ValueError(rule) from None
-    if not tenths.is_finite() or tenths != tenths.to_integral_value():
+    # Compared before anything is computed: 1e999999999 and 1e-999999999 would not come out.
+    if not credits.is_finite() or not 0 <= credits <= most:
         raise ValueError(rule)
-    if not 0 <= tenths <= MAX_CREDITS:
+    steps = credits.quantize(Decimal("0.1"))
+    if steps != credits:
         raise ValueError(rule)
-    return int(tenths)
+    return int(steps * 10)

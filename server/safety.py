@@ -22,6 +22,12 @@ class Scorer(Protocol):
 
     def score(self, picture: Pixels) -> float: ...
 
+    @property
+    def obstacle(self) -> str | None: ...
+
+    @property
+    def alive(self) -> bool: ...
+
 
 class PictureWithheld(Exception):
     """The picture is not handed out; the message goes to the client."""
@@ -39,6 +45,15 @@ class SafetyPolicy:
     mode: Literal["blur", "block"]
     threshold: float
     scorer: Scorer
+
+    @property
+    def obstacle(self) -> str | None:
+        """Say that the check hangs, or None."""
+        return self.scorer.obstacle
+
+    @property
+    def alive(self) -> bool:
+        return self.scorer.alive
 
     def review(self, picture: Pixels, request_id: str) -> tuple[Pixels, bool]:
         """The picture to hand out, and whether it was blurred. Blocks; logs the score.

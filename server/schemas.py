@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
@@ -22,6 +21,8 @@ from pipelines.request import (
     default_sampler,
 )
 from pipelines.styles import STYLES
+from server.fitting import IMAGE_FIELD as IMAGE_FIELD
+from server.fitting import ResizeMode as ResizeMode
 from server.form_fields import (
     choice,
     documented,
@@ -32,16 +33,7 @@ from server.form_fields import (
 )
 
 MAX_PROMPT_LENGTH = 2000
-IMAGE_FIELD = "init_image"
 STYLE_PRESETS = tuple(STYLES)
-
-
-class ResizeMode(StrEnum):
-    """How the picture is made to fit the size asked for."""
-
-    CROP = "crop"
-    STRETCH = "stretch"
-    PAD = "pad"
 
 
 def _side(description: str) -> WithJsonSchema:
@@ -275,8 +267,8 @@ def form_request_body() -> dict[str, Any]:
     }
 
 
-def failure_responses() -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's failures of the picture route, with an example each."""
+def failure_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return OpenAPI's failures of these statuses, with an example each; without any, all."""
     examples = {
         400: "cfg_scale: 40 is not in 0..35; init_image: is required",
         401: "no API key: send it in the Authentication or the Authorization header",
@@ -299,4 +291,5 @@ def failure_responses() -> dict[int | str, dict[str, Any]]:
             },
         }
         for status, message in examples.items()
+        if not statuses or status in statuses
     }

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
+import threading
+import time
+from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from server.app import create_app
 from server.engine_host import EngineHost, ModelStarter, load_model
-from server.http_protocol import limited_protocol
+from server.http_protocol import BoundedProtocol, Limits
+from server.listening import BACKLOG, CannotListen, close, listen, url_of
 from server.settings import Settings, unknown_variables
 
 logger = logging.getLogger(__name__)
@@ -22,6 +28,9 @@ KEEP_ALIVE_SECONDS = 75
 
 SEND_SECONDS = 10
 """What finished answers get to reach their clients once the engine has drained."""
+
+THREAD_SECONDS = 2.0
+"""What threads get to end by themselves once nothing is served any more."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -41,6 +50,11 @@ class DrainingServer(uvicorn.Server):
             self.force_exit = True
         self.should_exit = True
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        urls = ", ".join(map(url_of, sockets or []))
+        logger.info("listening", extra={"fields": {"url": urls}})
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         logger.info("draining", extra={"fields": {"grace_period": self._grace_period}})
         drain = asyncio.ensure_future(self._host.drain(self._grace_period))
@@ -50,7 +64,7 @@ class DrainingServer(uvicorn.Server):
 
 
 def serve(settings: Settings, starter: ModelStarter = load_model) -> str | None:
-    """Serve until told to stop; the reason if it ended because `starter` could not start.
+    """Serve until told to stop; the reason if it ended, or never began, for another one.
 
     Raises server.app.ConfigurationError.
     """
@@ -67,19 +81,54 @@ def serve(settings: Settings, starter: ModelStarter = load_model) -> str | None:
     stopping.append(server)
     if settings.no_auth and settings.api_keys:
         logger.warning("API keys are set, but no_auth lets every request in")
-    server.run()
+    try:
+        # Before the accounts are opened: who does not get the port must not touch them.
+        sockets = listen(settings.host, settings.port)
+    except CannotListen as error:
+        return str(error)
+    try:
+        server.run(sockets)
+    finally:
+        close(sockets)
     reason = app.state.engine_host.failure
     if app.state.accounts is not None and app.state.accounts.failure is not None:
         reason = app.state.accounts.failure
     return None if reason is None else str(reason) or repr(reason)
 
 
+def leave_hung_threads(status: int) -> None:
+    """End the process with `status` at once, if there are threads that would keep or crash it.
+
+    Call after `serve`. The interpreter waits for such threads, and where one is inside the device's
+    library, tearing that down under it aborts the process.
+    """
+    give_up = time.monotonic() + THREAD_SECONDS
+    working = [
+        thread
+        for thread in threading.enumerate()
+        if thread is not threading.current_thread()
+        and (not thread.daemon or thread.name in ("img2img-engine", "img2img-prepare"))
+    ]
+    for thread in working:
+        thread.join(max(0.0, give_up - time.monotonic()))
+    if hung := [thread.name for thread in working if thread.is_alive()]:
+        logger.critical("ended without waiting for what hangs", extra={"fields": {"threads": hung}})
+        logging.shutdown()
+        os._exit(status)
+
+
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    limits = Limits(
+        settings.max_header_kib * 1024, settings.header_timeout, settings.answer_patience
+    )
+    # A class by uvicorn's types, but it is only called.
+    protocol: Any = partial(BoundedProtocol, limits=limits)
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=limited_protocol(settings.max_header_kib * 1024, settings.header_timeout),
+        backlog=BACKLOG,
+        http=protocol,
         lifespan="on",
         ws="none",
         log_config=None,

@@ -15,11 +15,14 @@ from pydantic import BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.spec import AccelerationMode, ModelSpec, Quantization
+from server.key_marker import file_was_made
 from server.limits import parse_rate
 from server.setting_values import is_loopback, split_list, split_lora, split_size
 
 ENV_PREFIX = "IMG2IMG_"
 MIB = 1024 * 1024
+FORM_ALLOWANCE = MIB
+"""Bytes a body may have beyond its picture: the other fields and the form's own lines."""
 
 StringList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
 SecretList = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(split_list)]
@@ -81,12 +84,12 @@ class Settings(BaseSettings):
     limits_url: SecretStr = Field(
         SecretStr("memory://"),
         description="Where rates are counted: `memory://`, or `redis://HOST:6379` for several "
-        "servers (needs the extra `redis`).",
+        "servers.",
     )
     auth_failures: str = Field(
         "30/minute",
-        description="Rate of wrong keys from one address, beyond which it is answered 429; blank: "
-        "any.",
+        description="Rate of wrong keys from one address, and ten times that from its network "
+        "(/24, /64), beyond which it is answered 429; blank: any.",
     )
     no_auth: bool = Field(
         False, description="Ask for no key, whatever the address and whatever keys are set."
@@ -188,7 +191,8 @@ class Settings(BaseSettings):
     request_timeout: float = Field(
         300.0,
         gt=0,
-        description="Seconds a request may take, and its upload as well; then it is answered 504.",
+        description="Seconds a request may take from its arrival, its upload included; then it is "
+        "answered 504. One that would take longer alone is answered 400.",
     )
     grace_period: float = Field(
         30.0, ge=0, description="Seconds that running requests get to finish after SIGTERM."
@@ -203,7 +207,18 @@ class Settings(BaseSettings):
         "0: any.",
     )
     upload_patience: float = Field(
-        15.0, gt=0, description="Seconds that an upload may be behind that rate."
+        15.0, gt=0, description="Seconds that an upload may be behind that rate, or stand still."
+    )
+    answer_patience: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds in which a client has to take some of its answer; then it is cut off.",
+    )
+    max_bytes_in_flight_mib: float = Field(
+        512.0,
+        gt=0,
+        description="MiB of uploads and unread answers held at the same time, at least one "
+        "upload; what would go beyond is answered 503, Retry-After.",
     )
     max_header_kib: int = Field(
         64,
@@ -214,7 +229,22 @@ class Settings(BaseSettings):
         15.0, gt=0, description="Seconds in which a request's headers have to come; then 408."
     )
     picture_threads: int = Field(
-        4, ge=1, le=64, description="Threads that decode uploads and encode answers."
+        4,
+        ge=1,
+        le=64,
+        description="Processes that decode uploads, and threads that encode answers.",
+    )
+    picture_cpu_seconds: float = Field(
+        2.0,
+        gt=0,
+        description="CPU seconds that the decoding of one upload may take, and 0.1 more for each "
+        "million pixels beyond 16; then it is answered 400.",
+    )
+    picture_memory_mib: int = Field(
+        600,
+        ge=16,
+        description="MiB that the decoding of one upload may take above an idle decoder's, and "
+        "11.4 more for each million pixels beyond 16; then it is answered 400.",
     )
 
     safety: Literal["off", "blur", "block"] = Field(
@@ -236,7 +266,14 @@ class Settings(BaseSettings):
     )
     prompt_deny_list: Path | None = Field(
         None,
-        description="File of words and phrases, one a line, that prompts may not hold.",
+        description="File of words and phrases, one a line, that neither prompt may hold.",
+    )
+
+    max_breaks: int = Field(
+        16,
+        ge=0,
+        description="Times that BREAK may stand in a prompt or a negative prompt; more is "
+        "answered 400.",
     )
 
     cors_origins: StringList = Field(
@@ -294,7 +331,10 @@ class Settings(BaseSettings):
     @field_validator("data_dir")
     @classmethod
     def _home(cls, folder: Path) -> Path:
-        return folder.expanduser()
+        try:
+            return folder.expanduser()
+        except RuntimeError as error:  # A user who does not exist.
+            raise ValueError(str(error)) from None
 
     @field_validator("root_path")
     @classmethod
@@ -331,7 +371,7 @@ class Settings(BaseSettings):
     @property
     def has_database(self) -> bool:
         """Whether there is a database of keys: one that was named, or made by `img2img keys`."""
-        return self.database_url is not None or self.accounts_file.exists()
+        return self.database_url is not None or file_was_made(self.data_dir, self.accounts_file)
 
     @property
     def hot_picture_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -351,6 +391,16 @@ class Settings(BaseSettings):
     @property
     def max_upload_bytes(self) -> int:
         return int(self.max_upload_mib * MIB)
+
+    @property
+    def max_bytes_in_flight(self) -> int:
+        """Bytes of requests and answers that may be held; the largest request always has room."""
+        return max(int(self.max_bytes_in_flight_mib * MIB), self.max_body_bytes)
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Bytes of the largest request's body: its picture and the form around it."""
+        return self.max_upload_bytes + FORM_ALLOWANCE
 
     @property
     def model_spec(self) -> ModelSpec:

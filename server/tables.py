@@ -52,6 +52,13 @@ keys = sa.Table(
     sa.Column("revoked_at", Millis),
 )
 
+servers = sa.Table(
+    "servers",
+    metadata,
+    sa.Column("name", sa.String(300), primary_key=True),
+    sa.Column("beat", sa.BigInteger, nullable=False),
+)
+
 reservations = sa.Table(
     "reservations",
     metadata,

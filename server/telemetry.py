@@ -1,4 +1,8 @@
-"""Log lines with a request id each, as text or JSON. No key, prompt, query or picture is logged."""
+"""Log lines with a request id each, as text or JSON. No key, prompt, query or picture is logged.
+
+Libraries do not keep to that at debug: aiosqlite logs the parameters of statements, Pillow the text
+in pictures. So they stay at info, whatever level is set.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,9 @@ from server.deadline import stamp_arrival
 REQUEST_ID_HEADER = "X-Request-Id"
 CLIENT_GONE = 499
 """What the log says of a request whose client left; nobody receives it."""
+
+PROBES = ("/health/live", "/health/ready")
+OWN_PACKAGES = ("server", "pipelines", "models")
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _BARE_WORD = re.compile(r"[^\s\"=]+")
@@ -72,12 +79,15 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(level: str, log_format: Literal["text", "json"]) -> None:
-    """Send every logger's events to standard error in one format."""
+    """Send every logger's events to standard error in one format; at debug, our own alone."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    own_level: int = logging.getLevelNamesMapping()[level.upper()]
+    root.setLevel(max(own_level, logging.INFO))
+    for package in OWN_PACKAGES:
+        logging.getLogger(package).setLevel(own_level)
     # The form parser remarks on each malformed byte; the answer already says so.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
@@ -120,15 +130,16 @@ def _accept_or_make_id(offered: str | None) -> str:
 
 def _log_access(scope: Scope, status: int, seconds: float) -> None:
     client = scope.get("client")
-    # Probes come every few seconds: they are only of interest when they fail.
-    quiet = status < 400 and "/health/" in scope["path"]
+    # Probes come every few seconds; why they fail has a line of its own, once.
+    path: str = scope["path"]
+    quiet = path.removeprefix(scope.get("root_path", "")) in PROBES
     access_log.log(
         logging.DEBUG if quiet else logging.INFO,
         "request",
         extra={
             "fields": {
                 "method": scope["method"],
-                "path": scope["path"],
+                "path": path,
                 "status": status,
                 "seconds": round(seconds, 4),
                 "client": client[0] if client else "-",

@@ -18,8 +18,10 @@ if not torch.cuda.is_available():
 from models.bundle import ModelBundle
 from pipelines.request import Pixels
 from tests.server.databases import KINDS, new_postgres_database, sqlite_url
+from tests.services import skip_or_fail
 from tests.tiny_model import tiny_bundle, tiny_clip, write_tiny_clip, write_tiny_model
 from throwaway_postgres import NoPostgres, Postgres, throwaway_postgres
+from throwaway_redis import NoRedis, Redis, throwaway_redis
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +63,26 @@ def postgres() -> Iterator[Postgres]:
         with throwaway_postgres() as server:
             yield server
     except NoPostgres as reason:
-        pytest.skip(f"without PostgreSQL: {reason}")
+        skip_or_fail(f"without PostgreSQL: {reason}")
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Redis]:
+    """A Redis server of the tests' own; `redis` hands it out running and empty."""
+    try:
+        with throwaway_redis() as server:
+            yield server
+    except NoRedis as reason:
+        skip_or_fail(f"without Redis: {reason}")
+
+
+@pytest.fixture
+def redis(redis_server: Redis) -> Iterator[Redis]:
+    """The tests' Redis server, running and empty; a test may stop and start it."""
+    redis_server.start()
+    redis_server.flush()
+    yield redis_server
+    redis_server.start()
 
 
 @pytest.fixture(params=KINDS)

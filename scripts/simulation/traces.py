@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelines.batching import GroupKey, guidance_rows
 from pipelines.request import Sampler
-from server.images import fit_size
+from server.fitting import fit_size
 
 _TEXT_TOKENS = 77
 _TWO_STAGE = (

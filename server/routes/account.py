@@ -14,6 +14,7 @@ from server.auth import require_key
 from server.bookkeeping import DatabaseAway
 from server.envelope import success
 from server.price import credits_text
+from server.schemas import failure_responses
 
 if TYPE_CHECKING:
     from server.accounts import Accounts
@@ -30,7 +31,10 @@ def _accounts(request: Request, caller: Caller) -> Accounts | None:
     return accounts if caller.account is not None else None
 
 
-@router.get("", summary="Balance and limits of the key")
+_FAILURES = (401, 429, 500, 503)
+
+
+@router.get("", summary="Balance and limits of the key", responses=failure_responses(*_FAILURES))
 async def account(request: Request, caller: AnyCaller) -> Response:
     """The key's name, its credits as decimal text, and its limits; null where there is none."""
     accounts = _accounts(request, caller)
@@ -50,7 +54,11 @@ async def account(request: Request, caller: AnyCaller) -> Response:
     return success({"name": caller.name, "credits": credits, "limits": limits})
 
 
-@router.get("/usage", summary="Pictures and credits by day")
+@router.get(
+    "/usage",
+    summary="Pictures and credits by day",
+    responses=failure_responses(400, *_FAILURES),
+)
 async def usage(
     request: Request,
     caller: AnyCaller,

@@ -16,7 +16,8 @@ router = APIRouter(prefix="/health", tags=["health"])
 @router.head("/live", include_in_schema=False)
 @router.get("/live", summary="Is the process worth keeping?")
 async def live(request: Request) -> Response:
-    """200, also while the model loads; 503 once loading has failed or the engine has died."""
+    """200, also while the model loads; 503 once loading has failed, the engine has died, or its
+    work has hung for so long that only a restart helps."""
     host: EngineHost = request.app.state.engine_host
     if host.live:
         return success({"status": "alive"})
@@ -26,7 +27,8 @@ async def live(request: Request) -> Response:
 @router.head("/ready", include_in_schema=False)
 @router.get("/ready", summary="Can it take a request now?")
 async def ready(request: Request) -> Response:
-    """200 once the model is loaded and warm; 503 before that and while shutting down."""
+    """200 once the model is loaded and warm; 503 before that, while its work hangs, and while
+    shutting down."""
     host: EngineHost = request.app.state.engine_host
     model = host.serving_model
     if model is not None:

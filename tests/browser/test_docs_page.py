@@ -12,17 +12,18 @@ import pytest
 
 from tests.server.pictures import file_of, gradient
 from tests.server.server_process import ServerProcess, running_server
+from tests.services import skip_or_fail
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
 PATH = "/api/generate/basic/imageToImage"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[sync_api.Browser]:
+    if CHROMIUM is None:
+        skip_or_fail("no Chromium is installed (Debian: apt-get install chromium)")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM,
@@ -127,14 +128,47 @@ def test_both_key_headers_are_offered(visit: Visit) -> None:
     assert "Authorization" in shown
 
 
-def test_a_request_can_be_made_from_the_page(visit: Visit, tmp_path: Path) -> None:
+def enter_the_key(visit: Visit) -> None:
     page = visit.page
-    picture = tmp_path / "init_image.png"
-    picture.write_bytes(file_of(gradient(320, 320)))
     page.locator(".auth-wrapper .authorize").click()
     page.locator(".dialog-ux .auth-container input").first.fill("the-key")
     page.locator(".dialog-ux .auth-btn-wrapper .authorize").first.click()
     page.locator(".dialog-ux .btn-done").first.click()
+
+
+def test_a_key_is_forgotten_with_the_page(visit: Visit) -> None:
+    page = visit.page
+    # As an earlier version of the page left it.
+    page.evaluate("localStorage.setItem('authorized', 'the-key')")
+    page.reload()
+    page.locator(".opblock-post").first.wait_for()
+    enter_the_key(visit)
+    page.locator(".auth-wrapper .authorize.locked").wait_for()
+    storage = "JSON.stringify([localStorage, sessionStorage]) + document.cookie"
+    assert "the-key" not in page.evaluate(storage)
+    page.reload()
+    page.locator(".auth-wrapper .authorize.unlocked").wait_for()
+    assert visit.complaints == []
+
+
+def test_the_page_runs_no_script_but_the_servers(visit: Visit) -> None:
+    ran = visit.page.evaluate(
+        """() => {
+            const script = document.createElement("script");
+            script.textContent = "window.injected = true";
+            document.body.append(script);
+            return Boolean(window.injected);
+        }"""
+    )
+    assert not ran
+    assert any("Content Security Policy" in complaint for complaint in visit.complaints)
+
+
+def test_a_request_can_be_made_from_the_page(visit: Visit, tmp_path: Path) -> None:
+    page = visit.page
+    picture = tmp_path / "init_image.png"
+    picture.write_bytes(file_of(gradient(320, 320)))
+    enter_the_key(visit)
     open_form(visit)
     page.locator('input[type="file"]').set_input_files(picture)
     # The stub behind this page takes the prompt as seconds to wait.

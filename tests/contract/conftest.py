@@ -1,4 +1,7 @@
-"""A real server process with a real model, started once, and what clients of the contract do."""
+"""A real server process with a real model, started once, and what clients of the contract do.
+
+It runs in the shipped environment (see server_process.py), which has what requirements.lock lists.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,14 @@ import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from tests.server.pictures import file_of, gradient
 from tests.server.server_process import ServerProcess, running_server
@@ -68,10 +74,23 @@ class Client:
         return Answer(image, png, body["data"]["seed"])
 
 
+LEARNT_WORD = "<loud>"
+
+
+def embeddings(folder: Path) -> Path:
+    """A folder with a textual inversion of the embedded model."""
+    folder.mkdir()
+    vectors = 3 * torch.randn(2, 128, generator=torch.Generator().manual_seed(0))
+    save_file({LEARNT_WORD: vectors}, folder / "learned_embeds.safetensors")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     folder = tmp_path_factory.mktemp("server")
     settings = {"model": contract_model(), "api_keys": KEY, "cors_origins": "https://a.example"}
+    if contract_model() == "embedded":
+        settings["embeddings"] = str(embeddings(folder / "embeddings"))
     with running_server("server.cli", folder, "serve", **settings) as server:
         server.wait_for("/health/live")
         server.wait_for("/health/ready", seconds=300)

@@ -13,7 +13,7 @@ from PIL import Image
 from pipelines.request import ClipGuidancePreset, Sampler
 from server.images import prepare_picture
 from server.schemas import STYLE_PRESETS, ResizeMode
-from tests.contract.conftest import KEY, PATH, QUICK, Client
+from tests.contract.conftest import KEY, LEARNT_WORD, PATH, QUICK, Client, contract_model
 from tests.server.failures import assert_failure
 from tests.server.pictures import file_of, gradient, max_difference
 
@@ -105,6 +105,17 @@ def test_style_preset(client: Client, small_picture: bytes, style: str) -> None:
 def test_clip_guidance_preset(client: Client, small_picture: bytes, preset: str) -> None:
     answer = client.ask(small_picture, **QUICK, clip_guidance_preset=preset, seed=1)
     assert answer.image.size == (320, 320)
+
+
+def test_a_textual_inversion(client: Client, small_picture: bytes) -> None:
+    if contract_model() != "embedded":
+        pytest.skip("the learnt word is the embedded model's")
+    plain = client.ask(small_picture, **QUICK, seed=1, prompt="a circle")
+    learnt = client.ask(small_picture, **QUICK, seed=1, prompt=f"a {LEARNT_WORD} circle")
+    unknown = client.ask(small_picture, **QUICK, seed=1, prompt="a <quiet> circle")
+    assert len({plain.png, learnt.png, unknown.png}) == 3
+    pixels = [np.asarray(answer.image).astype(int) for answer in (plain, learnt)]
+    assert np.abs(pixels[0] - pixels[1]).max() > 2
 
 
 # Numbers and text

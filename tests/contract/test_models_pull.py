@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from shipped_environment import shipped_environment
 from tests.models.hub_server import REPOSITORY, REVISION, running_hub
 from tests.server.server_process import ROOT
 from tests.tiny_model import write_tiny_checker, write_tiny_clip
@@ -19,7 +19,7 @@ from tests.tiny_model import write_tiny_checker, write_tiny_clip
 def run(environment: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("IMG2IMG_", "HF_"))}
     return subprocess.run(
-        [sys.executable, "-m", "server.cli", *args],
+        [str(shipped_environment()), "-m", "server.cli", *args],
         cwd=ROOT,
         env=kept | environment,
         capture_output=True,

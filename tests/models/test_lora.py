@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -281,3 +282,176 @@ def test_what_is_no_lora(tiny_folder: Path, tmp_path: Path) -> None:
     pickled.write_bytes(b"")
     with pytest.raises(ModelLoadError, match="can run code"):
         load(tiny_folder, (str(pickled), 1.0))
+
+
+def renamed(file: Tensors, old: str, new: str) -> Tensors:
+    return {name.replace(old, new): tensor for name, tensor in file.items()}
+
+
+def comfy(bundle: ModelBundle) -> Tensors:
+    """Dots throughout: the U-Net by the original layout's names, the text encoder by its own."""
+    config = bundle.unet.config
+    file: Tensors = {}
+    for part, layers in all_factors().items():
+        for layer, (down, up) in layers.items():
+            ldm = ldm_keys.unet_name(layer, config.layers_per_block, config.up_block_types)
+            unet = part == "unet"
+            stem = f"diffusion_model.{ldm}" if unet else f"text_encoders.clip_l.transformer.{TEXT}"
+            name = stem if unet else f"{stem}.{layer}"
+            file[f"{name}.lora_A.weight"], file[f"{name}.lora_B.weight"] = down, up
+    return file
+
+
+TEXT = "text_model"
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda bundle: renamed(peft(), "unet.", "unet.base_model.model."),
+        lambda bundle: renamed(peft(), "unet.", "base_model.model.unet."),
+        lambda bundle: renamed(
+            renamed(peft(), "lora_A.weight", "lora_A.default_0.weight"),
+            "lora_B.weight",
+            "lora_B.default_0.weight",
+        ),
+        lambda bundle: renamed(
+            renamed(peft(), "lora_A.", "lora_A.my-style."), "lora_B.", "lora_B.my-style."
+        ),
+        lambda bundle: renamed(peft(), "unet.", "diffusion_model."),
+        lambda bundle: renamed(peft(), "text_encoder.text_model.", "text_encoder."),
+        lambda bundle: renamed(peft(), "text_encoder.text_model.", "text_model."),
+        lambda bundle: renamed(kohya(None), "lora_te_", "lora_te1_"),
+        comfy,
+    ],
+)
+def test_key_prefixes_of_the_common_trainers(
+    tiny_folder: Path, tiny: ModelBundle, tmp_path: Path, of: Callable[[ModelBundle], Tensors]
+) -> None:
+    path = tmp_path / "lora.safetensors"
+    save_file(of(tiny), path)
+    assert_changed(tiny, load(tiny_folder, (str(path), 1.0)), by_formula(tiny, 1.0))
+
+
+def test_the_words_that_a_lora_brings(tiny_folder: Path, tiny: ModelBundle, tmp_path: Path) -> None:
+    """kohya's and OneTrainer's bundles: words beside layers."""
+    path = tmp_path / "lora.safetensors"
+    learnt = {
+        "bundle_emb.My.Style.emb_params": torch.full((2, 32), 0.5),
+        "bundle_emb.toy.string_to_param.*": torch.full((1, 32), 0.25),
+        "bundle_emb.cat.clip_l": torch.full((3, 32), 0.75),
+    }
+    save_file(kohya(None) | learnt, path)
+    fused = load(tiny_folder, (str(path), 1.0))
+    assert {word: len(rows) for word, rows in fused.embeddings.items()} == {
+        "my.style": 2,
+        "toy": 1,
+        "cat": 3,
+    }
+    table = fused.text_encoder.get_input_embeddings().weight
+    assert table[fused.embeddings["toy"][0]].eq(0.25).all()
+    assert fused.facts["loras"] == "lora.safetensors at 1 (7 layers)"
+    before = tiny.text_encoder.get_input_embeddings().weight
+    assert torch.equal(table[: len(before)], before)
+
+
+def broken(name: str, value: torch.Tensor) -> Tensors:
+    return {**kohya(1.0), f"lora_unet_up_blocks_0_attentions_0_proj_in.{name}": value}
+
+
+@pytest.mark.parametrize(
+    ("file", "problem"),
+    [
+        (
+            broken("lora_up.weight", torch.full((64, RANK), math.nan)),
+            "proj_in.lora_up.weight holds",
+        ),
+        (broken("lora_down.weight", torch.full((RANK, 64), math.inf)), "holds NaN or infinity"),
+        (broken("alpha", torch.tensor(math.nan)), "proj_in.alpha holds NaN or infinity"),
+        (broken("alpha", torch.ones(2)), "proj_in.alpha has shape"),
+        (broken("alpha", torch.tensor(3e38)), r"at 1 changes unet\..*proj_in by .*beyond half"),
+        (
+            broken("lora_up.weight", torch.full((64, RANK), 3e38)),
+            "proj_in by .*beyond half precision",
+        ),
+        (broken("alpha", torch.tensor(1e8)), "proj_in by .*beyond half precision"),
+        (broken("lora_up.weight", torch.zeros(64)), "lora_up.weight has shape"),
+        (broken("lora_down.weight", torch.zeros(0, 64)), "lora_down.weight has shape"),
+        (broken("lora_up.weight", torch.ones(64, RANK, dtype=torch.int8)), "no floating point"),
+    ],
+)
+def test_a_damaged_file_is_refused_by_name(
+    tiny_folder: Path, tmp_path: Path, file: Tensors, problem: str
+) -> None:
+    path = tmp_path / "bad.safetensors"
+    save_file(file, path)
+    with pytest.raises(ModelLoadError, match=rf"bad\.safetensors.*{problem}"):
+        load(tiny_folder, (str(path), 1.0))
+
+
+def test_the_lora_that_overflows_is_the_one_that_is_named(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    good, bad = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
+    save_file(kohya(1.0), good)
+    save_file(broken("alpha", torch.tensor(3e38)), bad)
+    for order in ((good, bad), (bad, good)):
+        with pytest.raises(ModelLoadError, match=r"bad\.safetensors at 0\.5 changes"):
+            load(tiny_folder, *((str(path), 0.5) for path in order))
+
+
+@pytest.mark.parametrize(
+    "metadata", ["[" * 100_000, "[]", '{"unet.lora_alpha": "x"}', '{"unet.lora_alpha": NaN}',
+                 '{"unet.alpha_pattern": {"(": 1}}', '{"unet.alpha_pattern": 3}']
+)  # fmt: skip
+def test_metadata_that_is_no_use_is_a_reason(
+    tiny_folder: Path, tmp_path: Path, metadata: str
+) -> None:
+    path = tmp_path / "lora.safetensors"
+    save_file(peft(), path, metadata={"lora_adapter_metadata": metadata})
+    with pytest.raises(ModelLoadError, match="its lora_adapter_metadata is not usable"):
+        load(tiny_folder, (str(path), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        ("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", (4, 32), "XL"),
+        ("lora_unet_input_blocks_4_1_x_attn2_to_k.lora_down.weight", (4, 2048), "XL"),
+        ("unet.x.attn2.to_k.lora_A.default_0.weight", (4, 1024), r"2\.x"),
+        ("diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight", (4, 32), "Flux"),
+        ("transformer.joint_blocks.0.x.lora_A.weight", (4, 32), "Stable Diffusion 3"),
+        ("diffusion_model.blocks.0.attn.q.lora_A.weight", (4, 32), "a diffusion transformer"),
+        ("bundle_emb.toy.clip_g", (4, 1280), "XL"),
+    ],
+)
+def test_a_lora_for_another_model_is_named_for_what_it_is(
+    tiny_folder: Path, tmp_path: Path, name: str, shape: tuple[int, ...], words: str
+) -> None:
+    path = tmp_path / "lora.safetensors"
+    save_file(kohya(None) | {name: torch.zeros(shape)}, path)
+    with pytest.raises(ModelLoadError, match=f"is a LoRA for .*{words}.*, not for Stable"):
+        load(tiny_folder, (str(path), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("x.hada_w1_a", "LoHa"),
+        ("x.lokr_w1", "LoKr"),
+        ("x.oft_blocks", "OFT"),
+        ("x.dora_scale", "DoRA"),
+        ("base_model.model.x.lora_magnitude_vector.default_0", "DoRA"),
+        ("lora_unet_x.diff", "norms"),
+        ("lora_unet_x.diff_b", "norms"),
+        ("lora_unet_x.w_norm", "norms"),
+        ("unet.x.lora_B.default_0.bias", "norms"),
+    ],
+)
+def test_other_methods_are_named_for_what_they_are(
+    tiny_folder: Path, tmp_path: Path, name: str, words: str
+) -> None:
+    path = tmp_path / "lora.safetensors"
+    save_file(kohya(None) | {name: torch.zeros(4)}, path)
+    with pytest.raises(ModelLoadError, match=f"{words}.*not a LoRA.*merged"):
+        load(tiny_folder, (str(path), 1.0))

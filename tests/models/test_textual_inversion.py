@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from models.bundle import ModelBundle
+from models.clip_words import clip_normalized, clip_words
 from models.loader import ModelLoadError, ModelSpec, load_model
 from pipelines.prompt import PromptEncoder
 from tests.tiny_model import TEXT_WIDTH
@@ -119,4 +123,72 @@ def test_what_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "b.safetensors").unlink()
     (tmp_path / "old.pt").write_bytes(b"")
     with pytest.raises(ModelLoadError, match=r"old\.pt is a pickle"):
+        load(tiny_folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a mystile b", True),
+        ("a MYSTILE b", True),
+        ("a myst\u0131le b", False),  # the dotless i is no i
+        ("a myst\u0130le b", False),  # lower-cased it is an i and a dot
+        ("a my\u017ftile b", False),  # the long s is no s
+        ("a \u212aelvin b", True),  # the sign of Kelvin lower-cases to k
+        ("a \u00c9t\u00e9 b", True),
+        ("a E\u0301te\u0301 b", True),
+        ("two\u3000words", True),
+    ],
+)
+def test_a_word_is_found_as_clip_lower_cases(
+    tiny_folder: Path, tmp_path: Path, text: str, found: bool
+) -> None:
+    words = {word: vectors(1, i) for i, word in enumerate(["MyStile", "kelvin", "e\u0301te\u0301"])}
+    save_file(words | {"two words": vectors(1, 9)}, tmp_path / "learned_embeds.safetensors")
+    bundle = load(tiny_folder, tmp_path)
+    learnt = {row for rows in bundle.embeddings.values() for row in rows}
+    (chunk,) = PromptEncoder(bundle).chunks(text)
+    assert bool(learnt & set(chunk.ids)) == found
+
+
+ODD = st.text(st.characters(codec="utf-8") | st.sampled_from("iIsSkK\u0131\u0130\u017f\u212a ()"))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(word=ODD, text=ODD)
+def test_any_text_reads_whatever_the_words_are(tiny: ModelBundle, word: str, text: str) -> None:
+    if not (word := clip_normalized(word).strip()):
+        word = "\u0131"
+    bundle = replace(tiny, embeddings={word: (7, 8)})
+    for prompt in (text, f"{text} {word} {word.upper()} {text}", word.swapcase()):
+        assert PromptEncoder(bundle).chunks(prompt)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=ODD)
+def test_the_normal_form_and_the_words_are_the_tokenizers(tiny: ModelBundle, text: str) -> None:
+    backend = tiny.tokenizer._tokenizer
+    normal = clip_normalized(text)
+    assert normal == backend.normalizer.normalize_str(text)
+    if normal.isascii():  # beyond it the two may know different versions of Unicode
+        spans = [span for _, span in backend.pre_tokenizer.pre_tokenize_str(normal)]
+        assert [begin for begin, _ in clip_words(normal)] == [begin for begin, _ in spans]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "problem"),
+    [
+        (torch.tensor(1.0), "no vector of a word"),
+        (torch.zeros(0, TEXT_WIDTH), "no vector of a word"),
+        (torch.zeros(1, 1, TEXT_WIDTH), "no vector of a word"),
+        (torch.zeros(1, TEXT_WIDTH, dtype=torch.int32), "NaN, infinity"),
+        (torch.full((1, TEXT_WIDTH), 1e6), "beyond half precision"),
+        (torch.full((1, TEXT_WIDTH), float("inf")), "NaN, infinity"),
+    ],
+)
+def test_damaged_vectors_are_refused_by_name(
+    tiny_folder: Path, tmp_path: Path, tensor: torch.Tensor, problem: str
+) -> None:
+    save_file({"emb_params": tensor}, tmp_path / "w.safetensors")
+    with pytest.raises(ModelLoadError, match=rf"w\.safetensors.*{problem}"):
         load(tiny_folder, tmp_path)

@@ -2,11 +2,21 @@ r"""The weighting syntax: A1111's own published cases, its rules, and any text a
 
 from __future__ import annotations
 
+import math
+import time
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.prompt_weights import MAX_WEIGHT, Fragment, parse_weights, without_weights
+from pipelines.prompt_weights import (
+    MAX_WEIGHT,
+    Fragment,
+    count_breaks,
+    parse_weights,
+    without_weights,
+)
 
 
 def pairs(prompt: str) -> list[tuple[str, float]]:
@@ -108,3 +118,67 @@ def test_any_text_has_a_reading(prompt: str) -> None:
 def test_text_without_brackets_is_itself(prompt: str) -> None:
     if "BREAK" not in prompt:
         assert parse_weights(prompt) == [Fragment(prompt)]
+
+
+def seconds_of(prompt: str) -> float:
+    """The least CPU time of three readings."""
+    spent = []
+    for _ in range(3):
+        started = time.thread_time()
+        parse_weights(prompt)
+        spent.append(time.thread_time() - started)
+    return min(spent)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        lambda n: "(" * n + ":" * n,
+        lambda n: "[a" * n,
+        lambda n: "(a" * n,
+        lambda n: "(" * n + "a:1.1)" * n,
+        lambda n: "x" + " " * 4 * n + "y",
+        lambda n: "(a:" + "1" * 2 * n,
+        lambda n: "(a:" + " " * 4 * n,
+        lambda n: "\\" * n,
+    ],
+)
+def test_reading_takes_time_in_proportion_to_the_text(prompt: Any) -> None:
+    """Twelve times the text: about 12 times as long, and 144 times if anything is read twice."""
+    assert seconds_of(prompt(6000)) < 60 * max(seconds_of(prompt(500)), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "want"),
+    [
+        ("(x:1e999)", [("x:1e999", 1.1)]),
+        ("(x:nan)", [("x:nan", 1.1)]),
+        ("(x:inf) y", [("x:inf", 1.1), (" y", 1.0)]),
+        ("(x:" + "9" * 400 + ") y", [("x:" + "9" * 400, 1.1), (" y", 1.0)]),
+        ("((x:" + "9" * 300 + "):" + "9" * 300 + ")", [("x", MAX_WEIGHT)]),
+        ("(((x:" + "9" * 300 + "):" + "9" * 300 + "):0)", [("x", 0.0)]),
+        ("(((x:-" + "9" * 300 + "):" + "9" * 300 + "):" + "9" * 300 + ")", [("x", -MAX_WEIGHT)]),
+    ],
+)
+def test_no_weight_is_infinite_or_no_number(prompt: str, want: list[tuple[str, float]]) -> None:
+    assert pairs(prompt) == want
+    assert all(math.isfinite(fragment.weight) for fragment in parse_weights(prompt))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "count"),
+    [
+        ("a cat", 0),
+        ("BREAK", 1),
+        ("a BREAK b, BREAK(c BREAK d:1.2)", 3),
+        ("BREAK " * 333, 333),
+        ("BREAKFAST break _BREAK BRE\\\\AK", 0),
+        (r"\BREAK", 1),
+    ],
+)
+def test_breaks_are_counted_as_they_are_read(prompt: str, count: int) -> None:
+    assert count_breaks(prompt) == count
+
+
+def test_brackets_of_two_kinds_may_cross() -> None:
+    assert pairs("(a [b) c]") == [("a ", 1.1), ("b", 1.0), (" c", 1 / 1.1)]

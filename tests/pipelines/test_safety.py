@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from models.companions import choose_safety
 from models.safety import SafetyModel
 from pipelines.request import Pixels
 from pipelines.safety import MAX_BATCH, SafetyCheck
+from pipelines.watch import Patience
 from tests.tiny_model import write_tiny_checker
 
 
@@ -56,3 +59,24 @@ def test_close_scores_what_waits(model: SafetyModel) -> None:
     futures = [check.submit(picture) for picture in pictures(5)]
     check.close()
     assert all(future.done() for future in futures)
+
+
+def test_a_check_that_hangs_says_so_and_keeps_no_caller(
+    model: SafetyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(model, "scores", lambda batch: release.wait(60) and [0.5] * len(batch))
+    patience = Patience(seconds=0.0, factor=0.1, lost_seconds=0.0, lost_factor=0.2)
+    check = SafetyCheck(model, patience, score_seconds=0.01)
+    assert check.obstacle is None
+    with pytest.raises(TimeoutError):
+        check.score(pictures(1)[0])
+    give_up = time.monotonic() + 30
+    while check.alive and time.monotonic() < give_up:
+        time.sleep(0.01)
+    assert not check.alive
+    assert "the safety check hangs" in str(check.obstacle)
+    release.set()
+    check.close()
+    assert check.obstacle is None
+    assert check.alive

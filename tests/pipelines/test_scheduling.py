@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from pipelines.batching import GroupKey, TickLimits
 from pipelines.cost import CostTable, PictureCost, TickPoint
 from pipelines.crowding import Crowding
+from pipelines.guidance_cost import MEASURED
+from pipelines.request import ClipGuidancePreset
 from pipelines.scheduling import PolicyConfig, Scheduler
-from pipelines.tasks import Decode, Encode, Task, Tick
+from pipelines.tasks import Decode, Encode, Refusal, Task, Tick, TooLong
 
 SMALL = GroupKey(40, 40, 77, False)
 MEDIUM = GroupKey(64, 64, 77, False)
@@ -346,7 +348,7 @@ def test_a_full_queue_refuses_until_its_work_is_done() -> None:
     scheduler = crowded(LINEAR, PolicyConfig(max_queue=2))
     work = sum(scheduler.alone_seconds(put(scheduler, ident)) for ident in range(2))
     refusal = scheduler.offer(Task(2, MEDIUM, 2, 3, 0.0), 0.0)
-    assert refusal is not None
+    assert isinstance(refusal, Refusal)
     assert refusal.retry_after == pytest.approx(work)
     assert len(scheduler) == 2
 
@@ -356,10 +358,119 @@ def test_what_cannot_meet_its_deadline_is_refused() -> None:
     alone = scheduler.alone_seconds(put(scheduler, 0))
     late = Task(1, MEDIUM, 2, 3, 0.0, deadline=1.5 * alone)
     refusal = scheduler.offer(late, 0.0)
-    assert refusal is not None
+    assert isinstance(refusal, Refusal)
     assert refusal.retry_after == pytest.approx(0.5 * alone)
     assert scheduler.offer(Task(2, MEDIUM, 2, 3, 0.0, deadline=2.1 * alone), 0.0) is None
     assert scheduler.overdue(2.2 * alone) == [2]
+
+
+def test_retrying_is_not_put_off_beyond_the_end_of_the_queue() -> None:
+    """Of 100 s the upload took 90: what is late by more than the queue holds gains by no wait."""
+    scheduler = crowded(LINEAR, PolicyConfig(slack_factor=0.0))
+    alone = scheduler.alone_seconds(put(scheduler, 0))
+    late = Task(1, MEDIUM, 2, 3, 90.0, deadline=90.0 + 0.1 * alone, allowed=10.0 * alone)
+    refusal = scheduler.offer(late, 90.0)
+    assert isinstance(refusal, Refusal)
+    assert refusal.retry_after == pytest.approx(alone)
+
+
+# Too long for its limit
+
+
+def too_long(ident: int, scheduler: Scheduler, at: float, limit: float = 60.0) -> Task:
+    """A request that alone takes about a minute and a half, and may take one."""
+    task = Task(ident, MEDIUM, 2, 45, at, deadline=at + limit)
+    assert scheduler.alone_seconds(task) == pytest.approx(91.2, abs=0.1)
+    return task
+
+
+def test_what_takes_too_long_in_itself_is_refused_but_for_one_a_minute() -> None:
+    scheduler = crowded(LINEAR)
+    assert scheduler.offer(too_long(0, scheduler, 5.0), 5.0) is None
+    scheduler.remove(0)
+    for ident, at in enumerate((5.0, 30.0, 64.9), 1):
+        refusal = scheduler.offer(too_long(ident, scheduler, at), at)
+        assert isinstance(refusal, TooLong)
+        assert refusal.seconds == pytest.approx(91.2, abs=0.1)
+        assert refusal.allowed == pytest.approx(60.0)
+    assert scheduler.offer(too_long(4, scheduler, 65.0), 65.0) is None
+
+
+def test_one_that_takes_too_long_is_tried_at_a_time_and_only_if_its_turn_would_come() -> None:
+    scheduler = crowded(LINEAR)
+    assert scheduler.offer(too_long(0, scheduler, 0.0), 0.0) is None
+    assert isinstance(scheduler.offer(too_long(1, scheduler, 200.0), 200.0), TooLong)
+    scheduler.remove(0)
+    put(scheduler, 2, evaluations=40, arrived=190.0)
+    assert isinstance(scheduler.offer(too_long(3, scheduler, 200.0), 200.0), TooLong)
+    scheduler.remove(2)
+    assert scheduler.offer(too_long(4, scheduler, 200.0), 200.0) is None
+
+
+def test_one_that_takes_too_long_goes_behind_all_others() -> None:
+    for share in (0.0, 1.0):  # served one at a time, and as a crowd
+        scheduler = Scheduler(LINEAR)
+        assert scheduler.offer(too_long(0, scheduler, 0.0), 0.0) is None
+        put(scheduler, 1, LARGE, evaluations=2, arrived=1.0, deadline=61.0)
+        scheduler.crowding.share = share
+        assert run_all(scheduler) == [1, 0]
+
+
+def test_a_table_that_is_wrong_heals_by_what_is_let_through() -> None:
+    scheduler = crowded(make_table(0.0, per_row=100.0))
+    for minute in range(20):
+        task = Task(minute, MEDIUM, 2, 10, 60.0 * minute, deadline=60.0 * minute + 60.0)
+        assert scheduler.offer(task, task.arrived) is None
+        while (work := scheduler.plan()) is not None:
+            scheduler.complete(work, 1.0 if isinstance(work, Tick) else work.seconds)
+        if scheduler.alone_seconds(Task(-1, MEDIUM, 2, 10, 0.0)) < 60.0:
+            break
+    assert 2 <= minute <= 6
+
+
+def test_one_unit_that_hung_does_not_make_others_too_long() -> None:
+    scheduler = crowded(LINEAR)
+    put(scheduler, 0)
+    before = scheduler.table.tick_seconds(4096, 2)
+    while not isinstance(work := scheduler.plan(), Tick):
+        assert work is not None
+        scheduler.complete(work)
+    scheduler.complete(work, 3600.0)
+    assert before < scheduler.table.tick_seconds(4096, 2) < 1.5 * before
+
+
+def test_time_spent_before_it_came_makes_no_request_too_long() -> None:
+    scheduler = crowded(LINEAR)
+    alone = scheduler.alone_seconds(Task(0, MEDIUM, 2, 3, 0.0))
+    task = Task(0, MEDIUM, 2, 3, 0.0, deadline=0.5 * alone, allowed=2.0 * alone)
+    assert isinstance(scheduler.offer(task, 0.0), Refusal)
+
+
+# CLIP guidance
+
+
+def test_guidance_is_predicted_and_learned_by_preset() -> None:
+    scheduler = crowded(LINEAR)
+    slow = ClipGuidancePreset.SLOW
+    task = Task(0, MEDIUM, 2, 30, 0.0, guidance=slow)
+    plain = Task(1, MEDIUM, 2, 30, 0.0)
+    denoising = 30 * scheduler.table.tick_seconds(4096, 2)
+    added = scheduler.alone_seconds(task) - scheduler.alone_seconds(plain)
+    assert added == pytest.approx(MEASURED[slow] * denoising)
+    assert scheduler.offer(task, 0.0) is None
+    before = scheduler.table.to_json()
+    while (work := scheduler.plan()) is not None:
+        if isinstance(work, Tick):
+            alone = scheduler.table.tick_seconds(4096, 2)
+            assert work.seconds == pytest.approx((1 + scheduler.guidance.ratio(slow)) * alone)
+            scheduler.complete(work, 9.0 * alone)
+        else:
+            scheduler.complete(work)
+    assert scheduler.guidance.ratio(slow) == pytest.approx(8.0, rel=0.05)
+    assert (
+        scheduler.guidance.ratio(ClipGuidancePreset.SLOWER) == MEASURED[ClipGuidancePreset.SLOWER]
+    )
+    assert scheduler.table.to_json() == before
 
 
 # No starvation

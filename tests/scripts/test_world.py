@@ -22,6 +22,7 @@ from embedded.world import (
     is_held_out,
     sample_scene,
 )
+from models import demo
 from pipelines.styles import STYLES as TEMPLATES
 
 
@@ -229,3 +230,13 @@ def test_a_dropped_caption_never_names_the_scene() -> None:
     assert 0.5 < np.mean([text == "" for text in texts]) < 0.9
     assert TEMPLATES["anime"].negative_prompt not in texts
     assert {text for text in texts if text} <= {s.negative_prompt for s in TEMPLATES.values()}
+
+
+def test_the_demo_notice_names_the_words_of_this_world() -> None:
+    assert tuple(OBJECTS) == demo.THINGS
+    assert tuple(COLOURS) == demo.COLOURS
+    assert demo.BACKGROUNDS == BACKGROUNDS
+    notice = demo.demo_notice("embedded")
+    assert notice is not None
+    assert all(word in notice for word in (*OBJECTS, *COLOURS, *BACKGROUNDS))
+    assert demo.demo_notice("someone/else") is None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -11,7 +12,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from server.app import create_app
+from server.decoder_limits import DecoderLimits
+from server.decoders import DecoderPool
 from server.settings import ENV_PREFIX, Settings
+from server.telemetry import OWN_PACKAGES
 from tests.server.pictures import file_of, four_corners
 from tests.server.stub_engine import StubEngine
 
@@ -33,10 +37,13 @@ def clean_environment(
 def restored_logging() -> Iterator[None]:
     """The command line sets up the process's logging."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers = root.handlers[:]
+    loggers = [root, *map(logging.getLogger, OWN_PACKAGES)]
+    levels = [logger.level for logger in loggers]
     yield
     root.handlers[:] = handlers
-    root.setLevel(level)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)
@@ -50,16 +57,26 @@ def engine() -> StubEngine:
     return StubEngine()
 
 
+@pytest.fixture(scope="session")
+def decoders() -> Iterator[DecoderPool]:
+    """Decoder processes that all applications of the tests share."""
+    pool = DecoderPool(2, DecoderLimits())
+    # Tests with short deadlines are not to wait for the first decoder's start.
+    asyncio.run(pool.decode(file_of(four_corners(64, 64)), None))
+    yield pool
+    pool.close()
+
+
 MakeClient = Callable[..., TestClient]
 
 
 @pytest.fixture
-def make_client(engine: StubEngine) -> Iterator[MakeClient]:
+def make_client(engine: StubEngine, decoders: DecoderPool) -> Iterator[MakeClient]:
     """Makes clients of an application with the given settings, whose engine is the stub."""
     with ExitStack() as stack:
 
         def make(**settings: Any) -> TestClient:
-            app = create_app(Settings(**settings), starter=engine.starter())
+            app = create_app(Settings(**settings), starter=engine.starter(), decoders=decoders)
             client = stack.enter_context(
                 TestClient(app, raise_server_exceptions=False, follow_redirects=False)
             )

@@ -16,8 +16,10 @@ from pathlib import Path
 import requests
 
 from server.settings import ENV_PREFIX, Settings, environment_name
+from shipped_environment import shipped_environment
 
 ROOT = Path(__file__).resolve().parents[2]
+PRODUCT = "server.cli"
 
 
 @dataclass
@@ -73,7 +75,11 @@ def free_port() -> int:
 def running_server(
     module: str, folder: Path, *args: str, **settings: str
 ) -> Iterator[ServerProcess]:
-    """Runs `python -m module args` with the given settings in its environment."""
+    """Runs `python -m module args` with the given settings in its environment.
+
+    The product itself runs in the shipped environment, which lacks what the tests alone need.
+    """
+    python = shipped_environment() if module == PRODUCT else sys.executable
     unknown = set(settings) - set(Settings.model_fields)
     assert not unknown
     port = settings.setdefault("port", str(free_port()))
@@ -85,7 +91,7 @@ def running_server(
     log_file = folder / f"server-{port}.log"
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, *args],
+            [str(python), "-m", module, *args],
             cwd=ROOT,
             env=environment,
             stdout=log,

@@ -31,6 +31,8 @@ class StubHandle:
 
     async def progress(self) -> AsyncIterator[Progress]:
         yield Progress(1, 1)
+        while self.engine.silent and not self.cancelled:
+            await asyncio.sleep(0.005)
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -40,11 +42,14 @@ class StubEngine:
     def __init__(self) -> None:
         self.ready = False
         self.alive = False
+        self.obstacle: str | None = None
         self.holding = False
+        self.silent = False
         self.refusal: GenerationError | None = None
         self.outcome: BaseException | None = None
         self.handles: list[StubHandle] = []
         self.timeouts: list[float | None] = []
+        self.arrivals: list[float | None] = []
         self.drained_with: list[float] = []
         self.clip: str | None = "stub-clip"
         self.safety: SafetyPolicy | None = None
@@ -52,7 +57,12 @@ class StubEngine:
     def start(self) -> None:
         self.ready = self.alive = True
 
-    def submit(self, request: GenerationRequest, timeout: float | None = None) -> StubHandle:
+    def submit(
+        self,
+        request: GenerationRequest,
+        timeout: float | None = None,
+        arrived: float | None = None,
+    ) -> StubHandle:
         if self.refusal is not None:
             raise self.refusal
         if self.drained_with:
@@ -60,6 +70,7 @@ class StubEngine:
         handle = StubHandle(self, request)
         self.handles.append(handle)
         self.timeouts.append(timeout)
+        self.arrivals.append(arrived)
         return handle
 
     def drain(self, grace: float) -> None:

@@ -1,4 +1,5 @@
-"""A real server process with an engine that only waits: as many seconds as the prompt says.
+"""A real server process with an engine that only waits: as many seconds as the prompt says, or
+until the file that it names is there.
 
 Run as `python -m tests.server.stub_server`, with the settings in the environment. With a model
 named `slow` loading takes a second, with one named `broken` it fails.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from pathlib import Path
 
 from pipelines.errors import EngineDraining
 from pipelines.request import GenerationRequest, GenerationResult
@@ -23,8 +25,12 @@ class WaitingHandle(StubHandle):
     async def result(self) -> GenerationResult:
         engine = self.engine
         assert isinstance(engine, WaitingEngine)
-        until = time.monotonic() + float(self.request.prompt)
-        while time.monotonic() < until and not self.cancelled:
+        until = time.monotonic()
+        file = Path(self.request.prompt)
+        if not file.is_absolute():
+            until += float(self.request.prompt)
+            file = Path("/")
+        while (time.monotonic() < until or not file.exists()) and not self.cancelled:
             await asyncio.sleep(0.01)
             if engine.stopped:
                 raise EngineDraining("the server is shutting down", 5.0)
@@ -38,7 +44,12 @@ class WaitingEngine(StubEngine):
         self.running = 0
         self.stopped = False
 
-    def submit(self, request: GenerationRequest, timeout: float | None = None) -> StubHandle:
+    def submit(
+        self,
+        request: GenerationRequest,
+        timeout: float | None = None,
+        arrived: float | None = None,
+    ) -> StubHandle:
         self.running += 1
         return WaitingHandle(self, request)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from starlette.testclient import TestClient
 
 from pipelines.errors import (
@@ -25,7 +29,7 @@ from pipelines.errors import (
 from server.bookkeeping import Balance
 from server.key_text import make_key
 from server.keys import KeyStore
-from server.telemetry import JsonFormatter, TextFormatter
+from server.telemetry import JsonFormatter, TextFormatter, configure_logging
 from tests.server.conftest import PATH, MakeClient
 from tests.server.databases import new_postgres_database
 from tests.server.failures import assert_failure
@@ -174,6 +178,9 @@ def test_the_same_request_is_answered_again_for_nothing(
     assert_failure(
         post(client, key, headers={"Idempotency-Key": "k"}, prompt="a dog"), 409, "another request"
     )
+    more = post(client, key, headers={"Idempotency-Key": "k"}, unknown="x")
+    assert more.content == first.content
+    assert more.headers["x-ignored-fields"] == "unknown"
     assert_failure(post(client, key, headers={"Idempotency-Key": "l"}), 402)
     assert post(client, other, headers={"Idempotency-Key": "k"}, prompt="x").status_code == 200
     assert len(engine.handles) == 2
@@ -408,3 +415,33 @@ def test_no_key_reaches_logs_or_answers(
         for answer in answers:
             assert secret[4:20] not in answer.text
             assert secret[4:20] not in str(answer.headers)
+
+
+def test_debug_logs_hold_nothing_that_a_client_sent(
+    make_client: MakeClient, team: Team, post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    configure_logging("debug", "text")
+    key = team.make_key()
+    client = make_client(database_url=team.url)
+    picture = PngInfo()
+    picture.add_text("Comment", "secret-comment")
+    file = io.BytesIO()
+    Image.new("RGB", (320, 320)).save(file, "PNG", pnginfo=picture)
+    sent = client.post(
+        PATH,
+        data={"prompt": "secret-prompt", "unknown": "secret-field", **SMALL},
+        files={"init_image": ("secret-name.png", file.getvalue())},
+        headers={"Authorization": key, "Idempotency-Key": "secret-idempotency"},
+    )
+    assert sent.status_code == 200
+    again = post(client, key, headers={"Idempotency-Key": "secret-idempotency"})
+    assert_failure(again, 409)
+    client.get("/health/live")
+    log = written.getvalue()
+    assert "level=debug logger=server.access" in log
+    assert "path=/health/live" in log
+    assert "secret-" not in log
+    assert key[4:20] not in log
+    assert hashlib.sha256(key.encode()).hexdigest() not in log

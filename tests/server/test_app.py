@@ -3,22 +3,25 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from server.app import ConfigurationError, create_app
+from server.decoders import DecoderPool
 from server.engine_host import LoadedModel
 from server.settings import Settings
 from tests.server.conftest import PATH, MakeClient
+from tests.server.databases import sqlite_url
 from tests.server.failures import assert_failure
 from tests.server.stub_engine import StubEngine
 
 # Failures of the framework
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/api/generate/basic/imagetoimage", PATH + "/"])
+@pytest.mark.parametrize("path", ["/nothing", "/api/generate/basic/imagetoimage", PATH + "/x"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_unknown_paths(client: TestClient, method: str, path: str) -> None:
     assert_failure(client.request(method, path), 404, f"nothing is at {path}")
@@ -121,7 +124,35 @@ def test_cors_headers_are_on_failures_too(make_client: MakeClient, engine: StubE
         response = client.post(path, headers={"Origin": ORIGIN})
         assert_failure(response, status)
         assert response.headers["access-control-allow-origin"] == ORIGIN
-        assert "Retry-After" in response.headers["access-control-expose-headers"]
+        exposed = response.headers["access-control-expose-headers"]
+        assert "Retry-After" in exposed
+        assert "X-Ignored-Fields" in exposed
+
+
+ANY_HEADER = {
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "traceparent, x-anything, content-type, idempotency-key",
+    "Access-Control-Request-Private-Network": "true",
+}
+
+
+@pytest.mark.parametrize("origins", [ORIGIN, "*"])
+def test_a_preflight_with_any_header_from_a_public_page(
+    make_client: MakeClient, origins: str
+) -> None:
+    client = make_client(cors_origins=origins)
+    allowed = client.options(PATH, headers={"Origin": ORIGIN, **ANY_HEADER})
+    assert allowed.status_code == 200
+    assert allowed.headers["access-control-allow-origin"] in (ORIGIN, "*")
+    assert "x-anything" in allowed.headers["access-control-allow-headers"]
+    assert allowed.headers["access-control-allow-private-network"] == "true"
+
+
+def test_a_preflight_of_another_origin_is_allowed_nothing(make_client: MakeClient) -> None:
+    client = make_client(cors_origins=ORIGIN)
+    refused = client.options(PATH, headers={"Origin": "https://other.example", **ANY_HEADER})
+    assert_failure(refused, 400, "Disallowed CORS origin")
+    assert not [name for name in refused.headers if name.startswith("access-control-")]
 
 
 def test_cors_for_everyone(make_client: MakeClient) -> None:
@@ -143,6 +174,56 @@ def test_root_path_whether_the_proxy_strips_it_or_not(make_client: MakeClient, p
     assert client.get(f"{prefix}/openapi.json").json()["servers"] == [{"url": "/images"}]
     assert_failure(client.get(f"{prefix}{PATH}"), 405)
     assert_failure(client.get(f"{prefix}/imagesX/health/live"), 404)
+
+
+OWN_PATHS = ["/api/account", "/api/account/usage", "/health/live", "/docs", "/openapi.json"]
+
+
+@pytest.mark.parametrize("stripped", [True, False])
+@pytest.mark.parametrize("root_path", ["/api", "/sd", "/api/generate", "/a/b", "/docs", "/static"])
+def test_a_root_path_that_looks_like_the_contract(
+    make_client: MakeClient, root_path: str, stripped: bool, picture_file: bytes
+) -> None:
+    client = make_client(root_path=root_path)
+    prefix = "" if stripped else root_path
+    for path in OWN_PATHS:
+        assert client.get(prefix + path).status_code == 200, path
+    assert f"{root_path}/openapi.json" in client.get(f"{prefix}/docs").text
+    assert client.get(f"{prefix}/openapi.json").json()["servers"] == [{"url": root_path}]
+    assert client.get(f"{prefix}/static/swagger/swagger-ui.css").status_code == 200
+    form: Any = {"data": {"prompt": "a"}, "files": {"init_image": ("a", picture_file)}}
+    assert client.post(prefix + PATH, **form).json()["code"] == 0
+    assert_failure(client.get(prefix + PATH), 405)
+    assert_failure(client.get(f"{prefix}/nothing"), 404)
+
+
+@pytest.mark.parametrize("root_path", ["", "/api", "/sd"])
+@pytest.mark.parametrize("prefixed", [True, False])
+@pytest.mark.parametrize(
+    "path", [PATH + "/", PATH + "//", "/" + PATH, PATH.replace("/", "//"), PATH + "/?a=b"]
+)
+def test_slashes_do_not_matter(
+    make_client: MakeClient, root_path: str, prefixed: bool, path: str, picture_file: bytes
+) -> None:
+    client = make_client(root_path=root_path)
+    target = "http://testserver" + (root_path if prefixed else "") + path
+    form: Any = {"data": {"prompt": "a"}, "files": {"init_image": ("a", picture_file)}}
+    answer = client.post(target, **form)
+    assert (answer.status_code, answer.json()["code"]) == (200, 0)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/health/live/",
+        "//health//live",
+        "/docs/",
+        "/api//account/",
+        "//static/swagger//swagger-ui.css",
+    ],
+)
+def test_slashes_do_not_matter_anywhere(client: TestClient, path: str) -> None:
+    assert client.get("http://testserver" + path).status_code == 200
 
 
 def test_no_root_path_by_default(client: TestClient) -> None:
@@ -254,6 +335,28 @@ def test_the_end_of_the_lifespan_drains(engine: StubEngine, make_client: MakeCli
     assert client.get("/health/live").status_code == 200
 
 
+def test_what_was_started_is_ended_if_the_rest_does_not_start(
+    engine: StubEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("server.accounts.Accounts.start", broken)
+    app = create_app(Settings(database_url=sqlite_url(tmp_path)), starter=engine.starter())
+    with pytest.raises(ZeroDivisionError), TestClient(app):
+        raise AssertionError
+    assert app.state.decoders._closed
+
+
+def test_decoders_of_others_are_used_and_left_to_them(
+    make_client: MakeClient, decoders: DecoderPool, engine: StubEngine
+) -> None:
+    app = create_app(Settings(), starter=engine.starter(), decoders=decoders)
+    with TestClient(app):
+        assert app.state.decoders is decoders
+    assert not decoders._closed
+
+
 def test_an_open_address_without_keys_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"Refusing to listen on 0\.0\.0\.0"):
         create_app(Settings(host="0.0.0.0"))
@@ -292,9 +395,65 @@ def test_openapi_describes_the_form_and_the_answers(client: TestClient) -> None:
     assert "$ref" not in json.dumps(operation["requestBody"])
 
 
+# Headers that keep browsers safe
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/docs", "/openapi.json", "/health/live", "/static/docs.js", "/nothing", "/broken"],
+)
+def test_every_answer_tells_browsers_to_be_careful(make_client: MakeClient, path: str) -> None:
+    client = make_client(cors_origins=(ORIGIN,))
+    application: Any = client.app
+
+    @application.get("/broken")
+    def broken() -> None:
+        raise RuntimeError
+
+    for response in (
+        client.get(path),
+        client.head(path),
+        client.post(path),
+        preflight(client, "x"),
+    ):
+        headers = response.headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["x-frame-options"] == "DENY"
+        assert headers["referrer-policy"] == "no-referrer"
+        policy = headers.get_list("content-security-policy")
+        assert len(policy) == 1
+        assert "frame-ancestors 'none'" in policy[0]
+        assert "default-src 'none'" in policy[0]
+        assert "unsafe" not in policy[0]
+
+
+def test_the_page_holds_no_script_or_style_of_its_own(client: TestClient) -> None:
+    response = client.get("/docs")
+    assert "script-src 'self'; style-src 'self';" in response.headers["content-security-policy"]
+    assert "<style" not in response.text
+    assert response.text.count("<script") == response.text.count("></script>") == 2
+    script = client.get("/static/docs.js")
+    assert script.headers["content-type"].startswith("text/javascript")
+    assert "persistAuthorization: false" in script.text
+
+
+def test_a_prefix_cannot_break_out_of_the_page(make_client: MakeClient) -> None:
+    page = make_client(root_path='/a"><script>').get("/docs").text
+    assert "<script>" not in page
+
+
 def test_docs_ask_nothing_of_another_host(client: TestClient) -> None:
     page = client.get("/docs").text
     assert "http://" not in page
     assert "https://" not in page
     for name in ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png", "LICENSE"):
         assert client.get(f"/static/swagger/{name}").status_code == 200
+
+
+def test_the_description_says_that_the_embedded_model_is_a_demo(tmp_path: Path) -> None:
+    def described(model: str) -> str:
+        settings = Settings(model=model, data_dir=tmp_path)
+        return str(create_app(settings).openapi()["info"]["description"])
+
+    assert "this is a demo model: it knows 14 things (circle, " in described("embedded")
+    assert "demo" not in described("someone/else")

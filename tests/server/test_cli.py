@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,11 @@ from typer.testing import CliRunner
 
 from server import __version__
 from server.cli import app
+from server.decoder_process import Worker
+from server.finishing import FinishedPicture
 from server.key_text import is_well_formed
+from server.one_picture import NoPicture
+from server.schemas import ImageToImageForm
 from server.settings import Settings
 from tests.server.pictures import file_of, four_corners
 
@@ -68,6 +74,35 @@ def test_generate_refuses_what_is_no_picture(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "init_image: the file is no picture" in result.output
     assert not output.exists()
+
+
+def test_generate_without_a_decoder_is_no_fault_of_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture, output = tmp_path / "in.png", tmp_path / "out.png"
+    picture.write_bytes(file_of(four_corners()))
+    monkeypatch.setattr("server.decoder_process.WORKER", "server.no_such_module")
+    result = runner.invoke(app, ["generate", str(picture), "a cat", "-o", str(output)])
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "no decoder could be started"
+    assert not output.exists()
+
+
+def test_generate_starts_one_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = 0
+
+    class Counted(Worker):
+        def __init__(self) -> None:
+            nonlocal started
+            started += 1
+            super().__init__()
+
+    monkeypatch.setattr("server.decoders.Worker", Counted)
+    picture = tmp_path / "in.png"
+    picture.write_bytes(file_of(four_corners()))
+    options = ["--model", str(tmp_path / "nothing"), "-o", str(tmp_path / "out.png")]
+    assert runner.invoke(app, ["generate", str(picture), "a cat", *options]).exit_code == 1
+    assert started == 1
 
 
 def test_generate_without_its_picture(tmp_path: Path) -> None:
@@ -179,3 +214,108 @@ def test_doctor_says_what_is_quantised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMG2IMG_QUANTIZE", "int8")
     output = runner.invoke(app, ["doctor", "--device", "cpu"]).output
     assert "quantized  int8, " in output
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("none/out.png", "the folder"),
+        ("out.gif", "out.gif has none of the suffixes .png, .jpg, .jpeg, .webp"),
+        ("out", "out has none of the suffixes"),
+        ("folder.png", "is a folder; give the name of a file"),
+    ],
+)
+def test_generate_looks_at_its_output_before_it_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, said: str
+) -> None:
+    picture = tmp_path / "in.png"
+    picture.write_bytes(file_of(four_corners()))
+    (tmp_path / "folder.png").mkdir()
+
+    def fail(*_: object) -> None:
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr("server.one_picture.make_picture", fail)
+    result = runner.invoke(app, ["generate", str(picture), "a", "-o", str(tmp_path / output)])
+    assert result.exit_code == 2
+    assert said in result.output.replace("\n", "")
+
+
+def test_generate_keeps_a_picture_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture, output = tmp_path / "in.png", tmp_path / "out.webp"
+    picture.write_bytes(file_of(four_corners()))
+
+    async def made(*_: object) -> FinishedPicture:
+        output.mkdir()  # from now on no file can have that name
+        return FinishedPicture(b"the file", 7)
+
+    monkeypatch.setattr("server.one_picture.make_picture", made)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    result = runner.invoke(app, ["generate", str(picture), "a", "-o", str(output)])
+    assert result.exit_code == 1
+    assert "the picture is in" in result.output
+    (kept,) = tmp_path.glob("img2img-*.webp")
+    assert kept.read_bytes() == b"the file"
+
+
+def test_generate_says_every_failure_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = tmp_path / "in.png"
+    picture.write_bytes(file_of(four_corners()))
+
+    async def fail(*_: object) -> FinishedPicture:
+        raise NoPicture("generation failed: OutOfMemoryError")
+
+    monkeypatch.setattr("server.one_picture.make_picture", fail)
+    monkeypatch.chdir(tmp_path)
+    result = runner.invoke(app, ["generate", str(picture), "a"])
+    assert result.exit_code == 1
+    assert result.output == "generation failed: OutOfMemoryError\n"
+
+
+def test_help_of_generate_has_the_forms_choices_ranges_and_defaults() -> None:
+    wide = {"COLUMNS": "400", "TERMINAL_WIDTH": "400"}
+    help_text = " ".join(runner.invoke(app, ["generate", "--help"], env=wide).output.split())
+    for name, schema in ImageToImageForm.model_json_schema()["properties"].items():
+        if name in ("prompt", "previews"):
+            continue
+        assert f"--{name.replace('_', '-')}" in help_text
+        for choice in schema.get("enum", []):
+            assert choice in help_text
+        if schema.get("default") not in (None, ""):
+            assert f"Default: {schema['default']}." in help_text
+        if "minimum" in schema:
+            assert f"{schema['minimum']:g} to {schema['maximum']:.10g}." in help_text
+
+
+def test_doctor_tells_a_sampler_whose_library_is_missing() -> None:
+    """A fresh install once lacked scipy, which one sampler needs: every request of it failed."""
+    without_scipy = (
+        "import sys; sys.modules['scipy'] = None; sys.argv = ['img2img', 'doctor'];"
+        "from server.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", without_scipy], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout.startswith("problem    sampler K_LMS fails: ")
+    assert done.stdout.count("problem ") == 1
+
+
+def test_doctor_names_a_damaged_lora(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    name = "lora_unet_conv_in"
+    file = {f"{name}.lora_down.weight": torch.full((1, 4, 3, 3), float("nan"))}
+    save_file(
+        file | {f"{name}.lora_up.weight": torch.zeros(1, 1, 1, 1)}, tmp_path / "x.safetensors"
+    )
+    monkeypatch.setenv("IMG2IMG_LORAS", str(tmp_path / "x.safetensors"))
+    result = runner.invoke(app, ["doctor", "--device", "cpu"])
+    assert result.exit_code == 1
+    assert "x.safetensors: lora_unet_conv_in.lora_down.weight holds NaN" in result.output

@@ -27,7 +27,7 @@ from server.tables import metadata
 from tests.server.databases import new_postgres_database, sqlite_url
 from throwaway_postgres import Postgres
 
-REVISIONS = ["0001", "0002"]
+REVISIONS = ["0001", "0002", "0003"]
 
 KEY = make_key()
 ROWS = {
@@ -43,6 +43,7 @@ ROWS = {
         "INSERT INTO entries VALUES (1004, 7, 'q', 'reserve', 'available', 'held', 6, 2000)",
     ],
     "0002": ["INSERT INTO answers VALUES (7, 'k', 'f', 'r', 2000, 9000, 1, '1')"],
+    "0003": ["INSERT INTO servers VALUES ('a:1:b', 3)"],
 }
 """What a database of each revision holds beyond what the one before does."""
 

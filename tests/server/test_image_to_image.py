@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import io
 import json
 import logging
@@ -9,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -22,6 +25,10 @@ from pipelines.errors import (
 )
 from pipelines.request import Sampler
 from server import __version__
+from server.decoder_process import DecodersBusy
+from server.decoders import DecoderPool
+from server.deny_list import DenyList
+from server.schemas import parse_form
 from tests.server.conftest import PATH, MakeClient, Send
 from tests.server.failures import assert_failure
 from tests.server.pictures import corner_colours, file_of, four_corners
@@ -108,6 +115,48 @@ def test_resize_modes_differ(send: Send) -> None:
     assert corner_colours(Image.fromarray(made["stretch"]))["bottom right"] == (255, 255, 0)
 
 
+@pytest.mark.parametrize(
+    ("keys", "hosts", "clients"),
+    [
+        # A key has one turn, from however many addresses it is used.
+        (["a", "a"], ["192.0.2.1", "198.51.100.7"], 1),
+        (["a", "b"], ["192.0.2.1", "192.0.2.1"], 2),
+        # Without a key a network has one.
+        ([None, None], ["192.0.2.1", "192.0.2.99"], 1),
+        ([None, None], ["192.0.2.1", "198.51.100.7"], 2),
+        ([None, None], ["2001:db8::1", "2001:db8::ffff:1"], 1),
+        ([None, None], ["2001:db8::1", "2001:db8:0:1::1"], 2),
+        ([None, None], ["192.0.2.1", "::ffff:192.0.2.2"], 1),
+    ],
+)
+def test_who_takes_turns_at_decoding(
+    make_client: MakeClient,
+    picture_file: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    keys: list[str | None],
+    hosts: list[str],
+    clients: int,
+) -> None:
+    seen: list[str] = []
+
+    async def decode(*_: object, client: str, **__: object) -> None:
+        seen.append(client)
+        raise DecodersBusy("seen")
+
+    monkeypatch.setattr(DecoderPool, "decode", decode)
+    app = make_client(api_keys="a,b" if any(keys) else "").app
+    for key, host in zip(keys, hosts, strict=True):
+        answer = TestClient(app, client=(host, 1)).post(
+            PATH,
+            data={"prompt": "a cat"},
+            files={"init_image": ("a.png", picture_file)},
+            headers={"Authorization": key} if key else None,
+        )
+        assert_failure(answer, 503, "seen")
+    assert len(seen) == 2
+    assert len(set(seen)) == clients
+
+
 def test_the_same_request_gives_the_same_bytes(send: Send) -> None:
     assert send(seed="3").content == send(seed="3").content
 
@@ -164,6 +213,107 @@ def test_problems_of_the_picture(
     message = assert_failure(send(files=files), 400)
     assert message.startswith(problem)
     assert not engine.handles
+
+
+@pytest.mark.parametrize("form", ["bytes", "data URL", "base64"])
+@pytest.mark.parametrize("size", [0, 300_000])
+def test_a_picture_as_text_of_any_size_is_told_the_same(
+    send: Send, picture_file: bytes, form: str, size: int
+) -> None:
+    data: str | bytes = picture_file + b"\0" * size
+    if form != "bytes":
+        data = base64.b64encode(picture_file + b"\0" * size).decode()
+        data = f"data:image/png;base64,{data}" if form == "data URL" else data
+    message = assert_failure(send(files={"init_image": (None, data)}), 400)
+    assert message == "init_image: came as text; send it as a file, with a file name"
+
+
+def raw_form(picture: bytes, prompt: bytes, *headers: str, encoding: str = "binary") -> bytes:
+    """A form with one text field and a picture, written by hand."""
+    lines = ['Content-Disposition: form-data; name="prompt"', *headers]
+    file_lines = [
+        'Content-Disposition: form-data; name="init_image"; filename="a.png"',
+        f"Content-Transfer-Encoding: {encoding}",
+    ]
+    return b"\r\n".join(
+        (
+            b"--B",
+            *(line.encode() for line in lines),
+            b"",
+            prompt,
+            b"--B",
+            *(line.encode() for line in file_lines),
+            b"",
+            picture,
+            b"--B--",
+            b"",
+        )
+    )
+
+
+FORM_B = {"Content-Type": "multipart/form-data; boundary=B"}
+
+
+def test_text_in_another_charset_is_read_as_it_was_meant(
+    client: TestClient, engine: StubEngine, picture_file: bytes
+) -> None:
+    for body in (
+        raw_form(
+            picture_file,
+            "синий круг".encode("cp1251"),
+            "Content-Type: text/plain; charset=windows-1251",
+        ),
+        raw_form(
+            picture_file,
+            base64.b64encode("синий круг".encode()),
+            "Content-Transfer-Encoding: base64",
+        ),
+        raw_form(base64.encodebytes(picture_file), "синий круг".encode(), encoding="base64"),
+    ):
+        assert client.post(PATH, content=body, headers=FORM_B).status_code == 200
+        assert engine.last_request.prompt == "синий круг"
+
+
+def test_what_cannot_be_decoded_is_named_beside_the_rest(
+    client: TestClient, engine: StubEngine, picture_file: bytes
+) -> None:
+    body = raw_form(picture_file, b"caf\xe9")
+    message = assert_failure(client.post(PATH, content=body, headers=FORM_B), 400)
+    assert message == "prompt: is not valid UTF-8; send it as UTF-8 or declare its charset"
+    body = raw_form(b"!", b"caf\xe9", "Content-Type: text/plain; charset=zip", encoding="base64")
+    body = body.replace(
+        b"--B--", b'--B\r\nContent-Disposition: form-data; name="steps"\r\n\r\n5\r\n--B--'
+    )
+    message = assert_failure(client.post(PATH, content=body, headers=FORM_B), 400)
+    assert message == (
+        "init_image: is cut short: its base64 ends within four characters; "
+        "steps: 5 is not in 10..50; prompt: the charset zip is not known; send it as UTF-8"
+    )
+    assert not engine.handles
+
+
+def test_an_encoded_body_is_refused_by_name(client: TestClient, picture_file: bytes) -> None:
+    response = client.post(
+        PATH,
+        content=gzip.compress(raw_form(picture_file, b"a")),
+        headers={**FORM_B, "Content-Encoding": "gzip"},
+    )
+    assert_failure(response, 415, "Content-Encoding: gzip is not supported; send the body as it is")
+    assert response.headers["accept-encoding"] == "identity"
+
+
+def test_unknown_fields_are_named_whatever_the_answer(send: Send, engine: StubEngine) -> None:
+    named = "guidance, init_image%5B%5D"
+    fields = {"guidance": "7", "init_image[]": "x"}
+    assert send(**fields).headers["x-ignored-fields"] == named
+    streamed = send(**fields, headers={"Accept": "text/event-stream"})
+    assert streamed.headers["content-type"].startswith("text/event-stream")
+    assert streamed.headers["x-ignored-fields"] == named
+    assert send(**fields, steps="5").headers["x-ignored-fields"] == named
+    engine.refusal = EngineBusy("busy", 3.0)
+    assert send(**fields).headers["x-ignored-fields"] == named
+    engine.refusal = None
+    assert "x-ignored-fields" not in send().headers
 
 
 def test_a_text_field_that_comes_as_a_file(send: Send, picture_file: bytes) -> None:
@@ -291,7 +441,7 @@ def test_a_picture_that_cannot_be_encoded_is_an_internal_error(
     def broken(*_: object) -> bytes:
         raise ZeroDivisionError("the secret inside")
 
-    monkeypatch.setattr("server.finishing.encode_png", broken)
+    monkeypatch.setattr("server.finishing.encode_picture", broken)
     message = assert_failure(send(), 500)
     assert "secret" not in message
 
@@ -366,3 +516,60 @@ def test_an_upload_that_stalls_is_given_up(make_client: MakeClient, engine: Stub
     sent = call_and_leave(client, [part], lambda: False)
     assert sent[0]["status"] == 504
     assert "the upload was not complete" in json.loads(sent[1]["body"])["message"]
+
+
+def test_break_may_stand_sixteen_times(
+    make_client: MakeClient, engine: StubEngine, picture_file: bytes
+) -> None:
+    def post(client: TestClient, **fields: str) -> Any:
+        return client.post(PATH, data=fields, files={"init_image": ("a.png", picture_file)})
+
+    client = make_client()
+    assert post(client, prompt="a BREAK " * 16, negative_prompt="(b BREAK:1.2)" * 16).is_success
+    message = assert_failure(
+        post(client, prompt="BREAK " * 333, negative_prompt="x (BREAK " * 17), 400
+    )
+    assert message == (
+        "prompt: has BREAK 333 times, over the 16 it may have; "
+        "negative_prompt: has BREAK 17 times, over the 16 it may have"
+    )
+    # No other text is refused for its tokens.
+    assert post(client, prompt="\u732b" * 2000, negative_prompt="\U0001f600" * 2000).is_success
+    few = make_client(max_breaks=1)
+    assert "over the 1 it may" in assert_failure(post(few, prompt="BREAK a BREAK"), 400)
+
+
+def test_texts_are_read_off_the_event_loop(
+    send: Send, engine: StubEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deny list and the engine both parse weights."""
+    on_loop: dict[str, bool] = {}
+
+    def watched(name: str, work: Any) -> Any:
+        def run(*arguments: Any, **named: Any) -> Any:
+            try:
+                asyncio.get_running_loop()
+                on_loop[name] = True
+            except RuntimeError:
+                on_loop[name] = False
+            return work(*arguments, **named)
+
+        return run
+
+    monkeypatch.setattr(engine, "submit", watched("submit", engine.submit))
+    monkeypatch.setattr(DenyList, "find", watched("find", DenyList.find))
+    assert send(prompt="(a:1.2)", negative_prompt="[b]").status_code == 200
+    assert on_loop == {"submit": False, "find": False}
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(text=st.text(st.characters(codec="utf-8"), max_size=60))
+def test_no_text_is_an_internal_error(send: Send, engine: StubEngine, text: str) -> None:
+    response = send(prompt=f"a {text}", negative_prompt=text)
+    assert response.status_code in (200, 400), response.text
+
+
+def test_half_a_surrogate_pair_is_refused() -> None:
+    form, problems = parse_form({"prompt": "a \ud83d cat"})
+    assert form is None
+    assert problems == ["prompt: holds half of a surrogate pair, which is no character"]

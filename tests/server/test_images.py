@@ -8,13 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, features
 
+from server.fitting import fit_picture, fit_size
 from server.images import (
     MAX_PIXELS,
     PictureError,
     decode_picture,
     encode_png,
-    fit_picture,
-    fit_size,
     prepare_picture,
 )
 from server.schemas import ResizeMode

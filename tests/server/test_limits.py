@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 
 import pytest
 
 from server.limits import LimitsProblem, Places, Rates, parse_rate
 from server.settings import Settings
 from tests.server.server_process import free_port
+from throwaway_redis import Redis
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,18 @@ def test_rates_are_read(text: str, amount: int, seconds: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "fast", "0/minute", "5/fortnight", "1/second;5/minute", "-1/s"]
+    "text",
+    [
+        "",
+        "fast",
+        "0/minute",
+        "5/fortnight",
+        "1/second;5/minute",
+        "-1/s",
+        f"{10**20}/minute",
+        f"1/{10**20} years",
+        "9" * 5000,
+    ],
 )
 def test_what_is_no_rate(text: str) -> None:
     with pytest.raises(LimitsProblem):
@@ -60,23 +71,31 @@ def test_while_redis_is_away_each_server_counts_for_itself(
     asyncio.run(main())
 
 
-def test_redis_is_asked_where_the_url_says() -> None:
-    """No Redis runs here: what a listener hears on its port is Redis's protocol."""
+def test_servers_that_share_a_redis_share_a_rate(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.limits.RETRY_STORE_SECONDS", 0.0)
+    rate = parse_rate("2/hour")
 
-    async def main() -> bytes:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            listener.setblocking(False)
-            rates = Rates(f"redis://127.0.0.1:{listener.getsockname()[1]}/3")
-            asking = asyncio.ensure_future(rates.hit(parse_rate("2/hour"), "a"))
-            loop = asyncio.get_running_loop()
-            connection, _ = await loop.sock_accept(listener)
-            with connection:
-                connection.setblocking(False)
-                heard = await loop.sock_recv(connection, 1024)
-            await asking
-            return heard
+    async def hits(*servers: Rates) -> list[bool]:
+        return [(await rates.hit(rate, "a")).allowed for rates in servers]
 
-    assert asyncio.run(main()).startswith(b"*")
+    async def main() -> None:
+        one, other = Rates(redis.url), Rates(redis.url)
+        elsewhere = Rates(f"{redis.url}/1")  # the URL's number is the database
+        assert await hits(one, other, one) == [True, True, False]
+        assert not (await other.look(rate, "a")).allowed
+        assert await hits(elsewhere) == [True]
+
+        redis.stop()
+        assert await hits(other, other, other) == [True, True, False]
+        redis.start()
+        await one.look(rate, "a")  # finds its old connection closed
+        assert await hits(one, other, one) == [True, True, False]
+        for rates in (one, other, elsewhere):
+            await rates.close()
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("url", ["nonsense://x", "memory", ""])

@@ -1,47 +1,15 @@
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
+import base64
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.admission import fingerprint
 from server.envelope import ApiError, BadRequest, ContentTooLarge, UnsupportedMedia
-from server.multipart import MAX_FIELD_BYTES, MAX_PARTS, Part, read_form
-
-CONTENT_TYPE = "multipart/form-data; boundary=xyz"
-WANTED = frozenset({"prompt", "init_image"})
-
-
-def part(disposition: str, data: bytes, *headers: str) -> bytes:
-    lines = [f"Content-Disposition: form-data; {disposition}", *headers]
-    return b"--xyz\r\n" + "\r\n".join(lines).encode() + b"\r\n\r\n" + data + b"\r\n"
-
-
-def read(
-    body: bytes,
-    content_type: str | None = CONTENT_TYPE,
-    *,
-    chunk: int = 10_000,
-    max_file_bytes: int = 1000,
-) -> dict[str, Part]:
-    async def stream() -> AsyncIterator[bytes]:
-        for start in range(0, len(body), chunk):
-            yield body[start : start + chunk]
-
-    return asyncio.run(
-        read_form(
-            content_type,
-            stream(),
-            wanted=WANTED,
-            file_fields=frozenset({"init_image"}),
-            max_file_bytes=max_file_bytes,
-        )
-    )
-
-
-END = b"--xyz--\r\n"
+from server.multipart import MAX_FIELD_BYTES, MAX_PARTS, refuse_encoded_body
+from tests.server.forms import CONTENT_TYPE, END, WANTED, part, read
 
 
 @given(st.integers(1, 50), st.binary(max_size=300))
@@ -90,8 +58,102 @@ def test_text_that_is_typed_as_bytes_is_text() -> None:
     assert not read(body)["prompt"].is_file
 
 
-def test_text_that_is_not_utf8_is_latin1() -> None:
-    assert read(part('name="prompt"', b"caf\xe9") + END)["prompt"].text == "café"
+def test_the_charset_of_a_part_goes_before_the_forms() -> None:
+    body = (
+        part('name="prompt"', "蓝色圆".encode("gbk"), "Content-Type: text/plain; charset=GBK")
+        + part('name="negative"', "кот".encode("cp1251"))
+        + part('name="_charset_"', b"windows-1251\r\n")
+        + part('name="init_image"; filename="a.png"', b"\xff\xfe", "Content-Type: a/b; charset=x")
+        + END
+    )
+    for form_charset in ("", "; charset=koi8-r"):
+        parts = read(body, CONTENT_TYPE + form_charset, wanted=WANTED | {"negative"})
+        assert set(parts) == {"prompt", "negative", "init_image"}
+        assert (parts["prompt"].text, parts["negative"].text) == ("蓝色圆", "кот")
+        assert parts["init_image"].data == b"\xff\xfe"
+        assert not any(part.problem for part in parts.values())
+
+
+@pytest.mark.parametrize(
+    "type_", ["form-data; charset=gbk; boundary=xyz", 'form-data; boundary="xyz"; Charset="GBK"']
+)
+def test_the_charset_of_the_form(type_: str) -> None:
+    body = part('name="prompt"', "蓝色圆".encode("gbk"), "Content-Type: text/plain") + END
+    assert read(body, f"multipart/{type_}")["prompt"].text == "蓝色圆"
+
+
+def test_text_is_kept_as_utf8_without_a_byte_order_mark() -> None:
+    utf_16 = part(
+        'name="prompt"', "猫".encode("utf-16"), "Content-Type: text/plain; charset=UTF-16"
+    )
+    for body in (utf_16, part('name="prompt"', b"\xef\xbb\xbf" + "猫".encode())):
+        assert read(body + END)["prompt"].data == "猫".encode()
+
+
+def test_a_request_is_the_same_in_any_charset() -> None:
+    utf_8 = part('name="prompt"', "кот".encode()) + END
+    cyrillic = part('name="prompt"', "кот".encode("cp1251")) + END
+    same = fingerprint(read(utf_8))
+    assert fingerprint(read(cyrillic, f"{CONTENT_TYPE}; charset=windows-1251")) == same
+    assert fingerprint(read(utf_8, f"{CONTENT_TYPE}; charset=koi8-r")) != same
+    assert fingerprint(read(utf_8, f"{CONTENT_TYPE}; charset=unknown")) != same
+
+
+def test_text_that_cannot_be_decoded_has_a_problem() -> None:
+    for data, declared, problem in (
+        (b"caf\xe9", "", "is not valid UTF-8; send it as UTF-8 or declare its charset"),
+        (b"caf\xe9", "; charset=utf-8", "is not valid utf-8, its declared charset"),
+        (b"a cat", "; charset=hex", "the charset hex is not known; send it as UTF-8"),
+    ):
+        body = part('name="prompt"', data, f"Content-Type: text/plain{declared}") + END
+        assert read(body)["prompt"].problem == problem
+
+
+@given(st.integers(1, 50), st.binary(max_size=200))
+def test_transfer_encodings(chunk: int, data: bytes) -> None:
+    lines = base64.encodebytes(data).replace(b"\n", b"\r\n")
+    parts = read(
+        part('name="prompt"', b"a=20c=\r\nat", "Content-Transfer-Encoding: Quoted-Printable")
+        + part('name="init_image"; filename="a"', lines, "content-transfer-encoding: BASE64 ")
+        + END,
+        chunk=chunk,
+    )
+    assert parts["prompt"].text == "a cat"
+    assert parts["init_image"].data == data
+
+
+def test_a_broken_transfer_encoding_is_a_problem_of_its_field() -> None:
+    for encoding, data, problem in (
+        ("base64", b"a blue circle!", "is not valid base64"),
+        ("base64", b"YWJ", "is cut short"),
+        ("x-uuencode", b"abc", "Content-Transfer-Encoding x-uuencode is not supported"),
+    ):
+        for place in ('name="prompt"', 'name="init_image"; filename="a"'):
+            body = part(place, data, f"Content-Transfer-Encoding: {encoding}") + END
+            (read_part,) = read(body).values()
+            assert read_part.problem.startswith(problem)
+    body = part('name="other"', b"!", "Content-Transfer-Encoding: gzip") + part(
+        'name="prompt"', b"a"
+    )
+    assert read(body + END)["prompt"].text == "a"
+
+
+def test_limits_hold_for_what_was_decoded() -> None:
+    lines = base64.encodebytes(b"x" * 1000)
+    encoded = "Content-Transfer-Encoding: base64"
+    body = part('name="init_image"; filename="a"', lines, encoded) + END
+    assert len(read(body)["init_image"].data) == 1000
+    with pytest.raises(ContentTooLarge, match="init_image: the file is over"):
+        read(body, max_file_bytes=999)
+
+
+def test_text_in_the_files_place_has_the_files_limit_and_is_not_held() -> None:
+    body = part('name="init_image"', b"x" * 300_000) + END
+    kept = read(body, max_file_bytes=300_000)["init_image"]
+    assert not kept.is_file
+    assert len(kept.data) == MAX_FIELD_BYTES
+    with pytest.raises(ContentTooLarge, match="init_image: the file is over"):
+        read(body, max_file_bytes=299_999)
 
 
 def test_file_input_with_nothing_chosen() -> None:
@@ -101,6 +163,41 @@ def test_file_input_with_nothing_chosen() -> None:
 
 def test_a_form_without_fields() -> None:
     assert read(END) == {}
+    assert read(b"\r\n" + END) == {}
+
+
+@pytest.mark.parametrize(
+    ("disposition", "name"),
+    [
+        ("name=prompt", "prompt"),
+        ("NAME=prompt", "prompt"),
+        ('name = "prompt" ; x=y', "prompt"),
+        ("filename*=UTF-8''a.png; name=\"init_image\"", "init_image"),
+        ('name="init_image"; filename="a;b\\"c.png"', "init_image"),
+        ('name="init_image"; filename="猫.png"', "init_image"),
+    ],
+)
+def test_ways_to_write_a_name(disposition: str, name: str) -> None:
+    assert set(read(part(disposition, b"x") + END)) == {name}
+
+
+def test_unknown_fields_are_told_as_they_come() -> None:
+    told: list[bytes] = []
+    body = (
+        part('name="mask"; filename="a.png"', b"x")
+        + part('name="_charset_"', b"utf-8")
+        + part('name="Prompt"', b"x")
+        + part('name="a%22b%0D%0A"', b"x")
+        + part('name="gr\xf6\xdfe"', b"x")
+        + part('name="prompt"', b"x") * 2
+        + part('name="mask"', b"x")
+    )
+    read(body + END, on_unknown=told.append)
+    assert told == [b"mask", b"Prompt", b'a"b\r\n', "größe".encode(), b"mask"]
+    del told[:]
+    with pytest.raises(BadRequest, match="ends before"):
+        read(part('name="mask"', b"x") + b"--xyz\r\n", on_unknown=told.append)
+    assert told == [b"mask"]
 
 
 COMPLETE = (
@@ -132,11 +229,22 @@ def test_malformed_bodies(body: bytes) -> None:
         read(body)
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "identity, br", "x" * 500])
+def test_an_encoded_body_is_refused_by_name(encoding: str) -> None:
+    named = encoding.split(", ")[-1][:100]
+    with pytest.raises(UnsupportedMedia, match=f"Content-Encoding: {named} is not supported"):
+        refuse_encoded_body(["identity", encoding])
+    refuse_encoded_body(["identity", "", " Identity ,"])
+    refuse_encoded_body([])
+
+
 def test_missing_and_oversized_boundary() -> None:
     with pytest.raises(BadRequest, match="has no boundary"):
         read(b"", "multipart/form-data")
     with pytest.raises(BadRequest, match="malformed"):
         read(b"", "multipart/form-data; boundary=" + "x" * 10_000)
+    with pytest.raises(BadRequest, match="malformed"):
+        read(b"", "multipart/form-data; boundary=" + "x" * 500)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ import contextlib
 import json
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,7 +20,7 @@ import requests
 
 from tests.server.conftest import PATH
 from tests.server.failures import assert_failure
-from tests.server.server_process import ServerProcess, running_server
+from tests.server.server_process import ROOT, ServerProcess, running_server
 
 
 @contextmanager
@@ -45,13 +47,22 @@ def test_live_while_loading_then_ready(tmp_path: Path, picture_file: bytes) -> N
         assert ask(server, 0, picture_file).json()["code"] == 0
 
 
+def begin(
+    pool: ThreadPoolExecutor, server: ServerProcess, seconds: float, picture: bytes
+) -> Future[requests.Response]:
+    """Ask for a picture that takes ``seconds``; return once it is under way."""
+    ask(server, 0, picture)  # the first decoder has to start, which a busy machine takes long for
+    running = pool.submit(ask, server, seconds, picture)
+    time.sleep(1.0)
+    return running
+
+
 def test_shutdown_finishes_what_runs_and_refuses_what_comes(
     tmp_path: Path, picture_file: bytes
 ) -> None:
     with stub_server(tmp_path, grace_period="30") as server, ThreadPoolExecutor() as pool:
         server.wait_for("/health/ready")
-        running = pool.submit(ask, server, 2.5, picture_file)
-        time.sleep(0.5)
+        running = begin(pool, server, 2.5, picture_file)
         server.terminate()
         assert_failure(server.wait_for("/health/ready", 503), 503, "shutting down")
         assert_failure(ask(server, 0, picture_file), 503, "shutting down")
@@ -63,8 +74,7 @@ def test_shutdown_finishes_what_runs_and_refuses_what_comes(
 def test_shutdown_fails_what_outlasts_the_grace_period(tmp_path: Path, picture_file: bytes) -> None:
     with stub_server(tmp_path, grace_period="0.3") as server, ThreadPoolExecutor() as pool:
         server.wait_for("/health/ready")
-        running = pool.submit(ask, server, 60, picture_file)
-        time.sleep(0.5)
+        running = begin(pool, server, 60, picture_file)
         server.terminate()
         assert_failure(running.result(), 503, "shutting down")
         assert server.exit_status() == 0, server.log
@@ -73,8 +83,7 @@ def test_shutdown_fails_what_outlasts_the_grace_period(tmp_path: Path, picture_f
 def test_a_second_signal_ends_it_at_once(tmp_path: Path, picture_file: bytes) -> None:
     with stub_server(tmp_path, grace_period="300") as server, ThreadPoolExecutor() as pool:
         server.wait_for("/health/ready")
-        running = pool.submit(ask, server, 120, picture_file)
-        time.sleep(0.5)
+        running = begin(pool, server, 120, picture_file)
         server.terminate()
         server.wait_for("/health/ready", 503)
         server.process.send_signal(signal.SIGINT)
@@ -88,6 +97,47 @@ def test_a_stop_while_loading(tmp_path: Path) -> None:
         server.wait_for("/health/live")
         server.terminate()
         assert server.exit_status() == 0, server.log
+
+
+HUNG_THREAD = """
+import threading
+from server.serving import leave_hung_threads
+threading.Thread(target=threading.Event().wait).start()
+leave_hung_threads(3)
+"""
+
+
+def test_a_thread_that_hangs_does_not_keep_the_process() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", HUNG_THREAD], cwd=ROOT, capture_output=True, timeout=60, check=False
+    )
+    assert ended.returncode == 3
+    assert b"ended without waiting for what hangs" in ended.stderr
+
+
+FAILED_AND_HUNG = """
+import threading
+from server import cli, serving
+
+def fail(settings):
+    threading.Thread(target=threading.Event().wait).start()
+    return "no such weights"
+
+serving.serve = fail
+cli.app(["serve"])
+"""
+
+
+def test_a_server_that_failed_ends_too_if_a_thread_of_it_hangs() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", FAILED_AND_HUNG],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert b"no such weights" in ended.stderr
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_process(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from server.telemetry import JsonFormatter, TextFormatter, configure_logging
+from tests.server.conftest import MakeClient
+from tests.server.stub_engine import StubEngine
 
 
 def record(message: str, **fields: object) -> logging.LogRecord:
@@ -53,9 +55,44 @@ def test_configured_logging_writes_access_lines(
     configure_logging("info", "json")
     client.get("/health/live")
     client.get("/nothing?secret=1", headers={"X-Request-Id": "id-3"})
-    (line,) = written.getvalue().splitlines()  # a probe that went well is not worth a line
+    (line,) = written.getvalue().splitlines()  # a probe is not worth a line
     fields = json.loads(line)
     assert fields["logger"] == "server.access"
     assert (fields["method"], fields["path"], fields["status"]) == ("GET", "/nothing", 404)
     assert fields["request_id"] == "id-3"
     assert fields["seconds"] >= 0
+
+
+def test_probes_are_logged_at_debug_also_when_they_fail(
+    make_client: MakeClient, engine: StubEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, prefixed = make_client(), make_client(root_path="/images")
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    configure_logging("info", "json")
+    engine.ready = False
+    assert client.get("/health/ready").status_code == 503
+    assert prefixed.get("/images/health/ready").status_code == 503
+    assert written.getvalue() == ""
+    # What only looks like a probe has its line.
+    assert client.get("/x/health/ready").status_code == 404
+    assert len(written.getvalue().splitlines()) == 1
+    configure_logging("debug", "json")
+    client.get("/health/ready")
+    fields = json.loads(written.getvalue().splitlines()[-1])
+    assert (fields["level"], fields["status"]) == ("debug", 503)
+
+
+@pytest.mark.parametrize("library", ["aiosqlite", "PIL.PngImagePlugin", "asyncio", "new.library"])
+def test_libraries_say_nothing_at_debug(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    configure_logging("debug", "text")
+    logging.getLogger(library).debug("parameters: secret")
+    logging.getLogger("server.x").debug("ours")
+    assert "secret" not in written.getvalue()
+    assert "ours" in written.getvalue()
+    configure_logging("error", "text")
+    logging.getLogger(library).warning("too low")
+    logging.getLogger("server.x").warning("too low")
+    assert "too low" not in written.getvalue()

@@ -1,0 +1,59 @@
+"""A server whose engine gives back the fitted picture at once, for fuzzing its HTTP side."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+
+from pipelines.request import GenerationRequest, GenerationResult, Progress
+from server.engine_host import LoadedModel
+from server.serving import serve
+from server.settings import Settings
+from server.telemetry import configure_logging
+
+
+class EchoHandle:
+    """A request that has ended already."""
+
+    def __init__(self, request: GenerationRequest) -> None:
+        self._result = GenerationResult(request.image, request.seed)
+
+    async def result(self) -> GenerationResult:
+        return self._result
+
+    async def progress(self) -> AsyncIterator[Progress]:
+        yield Progress(1, 1)
+
+    def cancel(self) -> None:
+        pass
+
+
+class EchoEngine:
+    """An engine without a model."""
+
+    ready = alive = True
+    obstacle = None
+
+    def start(self) -> None:
+        pass
+
+    def submit(
+        self,
+        request: GenerationRequest,
+        timeout: float | None = None,
+        arrived: float | None = None,
+    ) -> EchoHandle:
+        return EchoHandle(request)
+
+    def drain(self, grace: float) -> None:
+        pass
+
+
+def start(_: Settings) -> LoadedModel:
+    return LoadedModel(engine=EchoEngine(), name="echo", device="cpu", dtype="float32", clip="echo")
+
+
+if __name__ == "__main__":
+    settings = Settings()
+    configure_logging(settings.log_level, settings.log_format)
+    sys.exit(serve(settings, start))

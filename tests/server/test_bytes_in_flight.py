@@ -1,0 +1,199 @@
+"""What is held for clients is counted to the byte, and given back on every way out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import weakref
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
+
+from server.bytes_in_flight import ByteBudget, BytesInFlight
+from server.envelope import Unavailable
+from server.multipart import Part, read_form
+from server.routes import image_to_image
+from server.settings import MIB, Settings
+from tests.server.conftest import PATH, MakeClient
+from tests.server.stub_engine import StubEngine
+
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+SCOPE = {"type": "http"}
+
+
+async def upload() -> Message:
+    return {"type": "http.request", "body": b"x" * 100, "more_body": True}
+
+
+async def read(receive: Receive) -> None:
+    for _ in range(3):
+        await receive()
+
+
+async def reply(send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200})
+    await send({"type": "http.response.body", "body": b"y" * 50, "more_body": True})
+    await send({"type": "http.response.body", "body": b"y" * 20})
+
+
+async def answers(scope: Scope, receive: Receive, send: Send) -> None:
+    await read(receive)
+    await reply(send)
+
+
+async def fails(scope: Scope, receive: Receive, send: Send) -> None:
+    await read(receive)
+    raise ZeroDivisionError
+
+
+async def leaves(scope: Scope, receive: Receive, send: Send) -> None:
+    await read(receive)
+    raise ClientDisconnect
+
+
+async def waits(scope: Scope, receive: Receive, send: Send) -> None:
+    await read(receive)
+    await asyncio.sleep(60)
+
+
+async def reads_too_much(scope: Scope, receive: Receive, send: Send) -> None:
+    while True:
+        await receive()
+
+
+@pytest.mark.parametrize("app", [answers, fails, leaves, waits, reads_too_much])
+def test_everything_is_given_back(app: App) -> None:
+    budget = ByteBudget(1000)
+    held: list[int] = []
+
+    async def send(message: Message) -> None:
+        held.append(budget.held)
+
+    async def scene() -> None:
+        task = asyncio.ensure_future(BytesInFlight(app, budget)(dict(SCOPE), upload, send))
+        await asyncio.sleep(0.02)
+        if not task.done():
+            assert budget.held == 300
+            task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(scene())
+    assert budget.held == 0
+    if app is answers:
+        assert held == [300, 350, 320]
+
+
+def test_an_answer_that_cannot_be_sent_is_given_back() -> None:
+    budget = ByteBudget(1000)
+
+    async def send(message: Message) -> None:
+        raise OSError
+
+    with pytest.raises(OSError):
+        asyncio.run(BytesInFlight(answers, budget)(dict(SCOPE), upload, send))
+    assert budget.held == 0
+
+
+def test_an_upload_beyond_the_ceiling_is_refused_and_an_answer_is_not() -> None:
+    budget = ByteBudget(310)
+    sent: list[Any] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(BytesInFlight(answers, budget)(dict(SCOPE), upload, send))
+    assert len(sent) == 3
+    budget.held = 211
+    with pytest.raises(Unavailable) as caught:
+        asyncio.run(BytesInFlight(answers, budget)(dict(SCOPE), upload, send))
+    assert caught.value.headers == {"Retry-After": "5"}
+    assert budget.held == 211
+
+
+def test_requests_are_counted_while_they_run(
+    make_client: MakeClient, engine: StubEngine, picture_file: bytes
+) -> None:
+    client = make_client(max_bytes_in_flight_mib=32)
+    budget: ByteBudget = client.app.state.byte_budget  # type: ignore[attr-defined]
+    held: list[int] = []
+    submit = engine.submit
+
+    def watch(*args: Any, **options: Any) -> Any:
+        held.append(budget.held)
+        return submit(*args, **options)
+
+    engine.submit = watch  # type: ignore[method-assign]
+    form: Any = {"data": {"prompt": "a"}, "files": {"init_image": ("a", picture_file)}}
+    answer = client.post(PATH, **form)
+    assert answer.status_code == 200
+    assert held == [int(answer.request.headers["content-length"])]
+    assert budget.held == 0
+    budget.held = budget.ceiling
+    refused = client.post(PATH, **form)
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"] == "5"
+    assert refused.json()["code"] == -1
+    assert budget.held == budget.ceiling
+
+
+def test_what_holds_nothing_is_never_refused() -> None:
+    """Such as the end of a body, and the word that the client has left."""
+    budget = ByteBudget(10)
+    budget.held = 11
+    got: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"} if got else {"type": "http.request", "body": b""}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        got.append(await receive())
+        got.append(await receive())
+
+    async def send(message: Message) -> None:
+        raise AssertionError
+
+    asyncio.run(BytesInFlight(app, budget)(dict(SCOPE), receive, send))
+    assert [message["type"] for message in got] == ["http.request", "http.disconnect"]
+    assert budget.held == 11
+
+
+def test_an_upload_is_let_go_of_while_its_picture_is_made(
+    make_client: MakeClient,
+    engine: StubEngine,
+    picture_file: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its count and its memory: what waits for the engine has its picture decoded."""
+    client = make_client()
+    budget: ByteBudget = client.app.state.byte_budget  # type: ignore[attr-defined]
+    parts: list[weakref.ref[Part]] = []
+
+    async def read(*args: Any, **options: Any) -> dict[str, Part]:
+        form = await read_form(*args, **options)
+        parts.extend(map(weakref.ref, form.values()))
+        assert budget.held > len(picture_file)
+        return form
+
+    monkeypatch.setattr(image_to_image, "read_form", read)
+    engine.holding = True
+    with ThreadPoolExecutor() as pool:
+        form: Any = {"data": {"prompt": "a"}, "files": {"init_image": ("a", picture_file)}}
+        running = pool.submit(client.post, PATH, **form)
+        try:
+            give_up = time.monotonic() + 20
+            while budget.held or len(parts) != 2 or any(part() for part in parts):
+                assert time.monotonic() < give_up, (budget.held, parts)
+                time.sleep(0.01)
+        finally:
+            engine.holding = False
+        assert running.result().status_code == 200
+    assert budget.held == 0
+
+
+def test_the_largest_upload_always_has_room() -> None:
+    assert Settings(max_upload_mib=600).max_bytes_in_flight == 601 * MIB
+    assert Settings().max_bytes_in_flight == 512 * MIB

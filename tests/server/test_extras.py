@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+from typer.testing import CliRunner
+
+from server import extras
+from server.app import ConfigurationError, create_app
+from server.cli import app
+from server.extras import NEEDS, missing_extras, missing_requirements
+from server.settings import Settings
+from shipped_environment import ROOT
+
+runner = CliRunner()
+
+ASKED = {
+    "quantize": ("int8", "img2img-server[quantize]"),
+    "database_url": ("postgresql://u@127.0.0.1/x", "asyncpg"),
+    "limits_url": ("redis://127.0.0.1:6379", "redis"),
+}
+
+
+@pytest.mark.parametrize("need", NEEDS, ids=lambda need: need.setting)
+def test_a_setting_whose_library_is_missing_is_refused_at_start(
+    need: extras.Need, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value, install = ASKED[need.setting]
+    monkeypatch.setitem(sys.modules, need.module, None)
+    monkeypatch.setenv(f"IMG2IMG_{need.setting.upper()}", value)
+    with pytest.raises(ConfigurationError, match="which is not installed"):
+        create_app(Settings())
+    served = runner.invoke(app, ["serve", "--port", "0"])
+    assert served.exit_code == 2
+    (line,) = served.output.splitlines()
+    assert line.startswith(f"IMG2IMG_{need.setting.upper()} needs {need.module}")
+    assert line.endswith(f'pip install "{install}"')
+
+
+def test_what_is_not_asked_for_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for need in NEEDS:
+        monkeypatch.setitem(sys.modules, need.module, None)
+    assert missing_extras(Settings()) == []
+
+
+def test_the_doctor_says_once_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    monkeypatch.setenv("IMG2IMG_QUANTIZE", "int8")
+    result = runner.invoke(app, ["doctor", "--device", "cpu"])
+    assert result.exit_code == 1
+    assert result.output.count('pip install "img2img-server[quantize]"') == 1
+    assert result.output.count("problem ") == 1
+
+
+def test_requirements_that_are_not_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert missing_requirements() == []
+    installed = extras.version
+
+    def without_scipy(name: str) -> str:
+        if name == "scipy":
+            raise PackageNotFoundError(name)
+        return "0.1" if name == "uvicorn" else installed(name)
+
+    monkeypatch.setattr(extras, "version", without_scipy)
+    scipy, uvicorn = sorted(missing_requirements())
+    assert scipy.startswith("scipy is not installed: pip install ")
+    assert uvicorn.startswith("uvicorn 0.1 is installed, which does not fit: pip install ")
+
+
+def test_the_extras_that_lines_name_exist() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    for need in NEEDS:
+        name, _, extra = need.install.partition("[")
+        assert f'\n{extra.rstrip("]")} = ["{need.module}' in project if extra else name in project

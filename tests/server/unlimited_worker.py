@@ -1,0 +1,10 @@
+"""A decoder as it is on a system without limits of the kernel."""
+
+from __future__ import annotations
+
+from server import picture_worker
+
+picture_worker.KERNEL_LIMITS = False
+
+if __name__ == "__main__":
+    picture_worker.main()

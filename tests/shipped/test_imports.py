@@ -1,0 +1,84 @@
+"""Whatever the three packages import, and what libraries import for them, is in requirements.lock.
+
+A library that only the tests need would hide from them that the product needs it as well.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.utils import canonicalize_name
+
+from server.extras import NEEDS
+from shipped_environment import ROOT, shipped_distributions, shipped_environment
+from tests.shipped.reach import PACKAGES, imports, sources
+
+EXTRAS = {need.module for need in NEEDS if "[" in need.install}
+
+NOT_NEEDED = {
+    "_pytest": "torch looks whether a test runs it",
+    "matplotlib": "scipy, tqdm and torch draw with it when they are asked to",
+    "mpl_toolkits": "comes with matplotlib",
+    "pylab": "comes with matplotlib",
+    "peft": "diffusers loads LoRAs with it; models/lora.py does here",
+    "pytest": "numpy and scipy test themselves with it",
+}
+"""What is here for the tests and asked for by libraries that we reach, and why no user has it."""
+
+Reached = dict[str, list[str]]
+
+
+@pytest.fixture(scope="module")
+def reached() -> Reached:
+    command = [str(shipped_environment()), "-m", "tests.shipped.reach", *EXTRAS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found: Reached = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def not_shipped(modules: set[str]) -> set[str]:
+    """Those of the top-level modules that are installed here, but not for users."""
+    shipped, installed = set(shipped_distributions()), packages_distributions()
+    return {
+        module
+        for module in modules - sys.stdlib_module_names - set(PACKAGES)
+        if module in installed
+        and shipped.isdisjoint(canonicalize_name(name) for name in installed[module])
+    }
+
+
+def test_what_is_imported_is_shipped() -> None:
+    """However deep in a function it is; all but what an extra brings."""
+    modules = {
+        module.partition(".")[0] for file in sources(ROOT) for module, _ in imports(file)
+    } - set(sys.stdlib_module_names)
+    assert {"torch", "diffusers", "psutil", "pillow_heif", "alembic"} <= modules  # lazy ones too
+    unknown = modules - set(packages_distributions()) - set(PACKAGES)
+    assert unknown - EXTRAS == set()
+    assert not_shipped(modules) - EXTRAS == set()
+
+
+def test_all_of_it_can_be_imported_and_used_as_it_is_shipped(reached: Reached) -> None:
+    """Samplers, the model with CLIP, databases, limits, uvicorn's loops, HEIC."""
+    assert reached["failures"] == []
+
+
+def test_what_libraries_ask_for_is_shipped_or_known_not_to_be_needed(reached: Reached) -> None:
+    files = [Path(file) for file in reached["files"]]
+    assert any(file.name == "scheduling_lms_discrete.py" for file in files)
+    names = sorted(not_shipped(set(packages_distributions())))
+    mentions = re.compile(rf"(?:import|from)[ \t]+(?:{'|'.join(map(re.escape, names))})\b")
+    asked = {
+        module.partition(".")[0]
+        for file in files
+        if mentions.search(file.read_text(encoding="utf-8", errors="replace"))
+        for module, _ in imports(file)
+    }
+    assert not_shipped(asked) - EXTRAS == set(NOT_NEEDED)
