@@ -6,11 +6,13 @@ import datetime
 import os
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,13 +39,10 @@ def environment(command: str) -> dict[str, str]:
     """Return where a run took place."""
     cuda = device().type == "cuda"
     name = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {os.cpu_count()} cores"
-    revision = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
     return {
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "revision": revision.stdout.strip() or "unknown",
+        "revision": _revision(),
         "device": name,
         "cuda": str(torch.version.cuda) if cuda else "",
         "cudnn": str(torch.backends.cudnn.version()) if cuda else "",
@@ -51,6 +50,15 @@ def environment(command: str) -> dict[str, str]:
         "diffusers": version("diffusers"),
         "dtype": str(half()).removeprefix("torch."),
     }
+
+
+def _revision() -> str:
+    git = shutil.which("git")  # a machine with a card may have a copy of the files alone
+    if git is None:
+        return "unknown"
+    command = [git, "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
 
 
 def peak_memory() -> int:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from gpu_benchmark.device import device
 from models.device import synchronize
-from serving_benchmark.profiling import torch_profile
 
 _RUNS = 2
 
@@ -53,7 +53,8 @@ def kernel_times(run: Callable[[], object], most: int = 14) -> KernelTimes:
     cuda = device().type == "cuda"
     run()
     synchronize(device())
-    with torch_profile() as profiler:
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
+    with profile(activities=activities, acc_events=True) as profiler:
         for _ in range(_RUNS):
             run()
         synchronize(device())

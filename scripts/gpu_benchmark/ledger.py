@@ -45,9 +45,10 @@ class Ledger:
             return
         self._say(f"== {part}")
         self.put({"status": RUNNING, "seconds": 0.0}, "parts", part)
-        started, status = time.monotonic(), DONE
+        started, status = time.monotonic(), "cut off"
         try:
             work()
+            status = DONE
         except Exception as error:
             status = f"failed: {(str(error).splitlines() or [type(error).__name__])[0]}"
             if "CUDA error" in status:  # of this process's context nothing can be had any more

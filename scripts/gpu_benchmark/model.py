@@ -68,7 +68,8 @@ class RandomModel:
     def parts(self) -> dict[str, Any]:
         """U-Net, VAE and text encoder in float32 on the device."""
         torch.manual_seed(0)
-        with torch.device(device()):
+        # Ordinary tensors whoever asks first: all copies are made of these.
+        with torch.inference_mode(False), torch.device(device()):
             parts = make_parts(self.narrow)
             _give_range(parts["unet"], parts["vae"])
         return {name: part.eval().requires_grad_(False) for name, part in parts.items()}
@@ -78,9 +79,10 @@ class RandomModel:
         from transformers import CLIPTokenizer
 
         # Converted one at a time, so that a second float32 copy is never whole.
-        parts = {name: deepcopy(part).to(dtype) for name, part in self.parts.items()}
-        for name in ("unet", "vae"):
-            parts[name] = parts[name].to(memory_format=torch.channels_last)
+        with torch.inference_mode(False):
+            parts = {name: deepcopy(part).to(dtype) for name, part in self.parts.items()}
+            for name in ("unet", "vae"):
+                parts[name] = parts[name].to(memory_format=torch.channels_last)
         return ModelBundle(
             name="random weights",
             tokenizer=CLIPTokenizer.from_pretrained(SD15_FOLDER / "tokenizer"),

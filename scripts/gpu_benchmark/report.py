@@ -14,7 +14,7 @@ from typing import Any
 from gpu_benchmark.correctness import LEAST_PSNR, MOST_ERROR
 from gpu_benchmark.forwards import FAST, MODULES
 from gpu_benchmark.kernel_times import KINDS
-from gpu_benchmark.ledger import DONE
+from gpu_benchmark.ledger import DONE, RUNNING
 from gpu_benchmark.start import PHASES
 from serving_benchmark.report import table
 
@@ -174,11 +174,12 @@ def run_lines(title: str, run: Run) -> list[str]:
 
 
 def _part_lines(run: Run) -> list[str]:
-    left = [
-        f"{name}: {part['status']}"
-        for name, part in run.get("parts", {}).items()
-        if part["status"] != DONE
-    ]
+    parts = run.get("parts", {})
+    left = []
+    for name in run.get("wanted", parts):
+        status = get(parts, name, "status") or "not begun"
+        if status != DONE:
+            left.append(f"{name}: {'cut off' if status == RUNNING else status}")
     return [f"**Not all of it was measured.** {'; '.join(left)}.", ""] if left else []
 
 

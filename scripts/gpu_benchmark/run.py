@@ -8,6 +8,7 @@ are processes of their own by nature.
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +49,7 @@ def run_all(
     ledger = Ledger(results, until)
     ledger.put(device.environment(command), "environment")
     ledger.put(asdict(scale) | {"evaluations": scale.evaluations, "narrow": narrow}, "scale")
+    ledger.put(list(parts), "wanted")
     for cut in (signal.SIGTERM, signal.SIGALRM):
         signal.signal(cut, _end)
     # Whatever hangs, a server included: it is paid for by the minute.
@@ -136,7 +138,8 @@ def main(results: str, until: str, folder: str, size: str, *parts: str) -> None:
     started = time.time()
     model = RandomModel(narrow)
     written = Path(folder) / "model"
-    if not written.exists():
+    if not (written / "model_index.json").exists():  # the last file of it
+        shutil.rmtree(written, ignore_errors=True)
         model.write(written)
     ledger.put(time.time() - started, "model")
     works: dict[str, Callable[[], None]] = {

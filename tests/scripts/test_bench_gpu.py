@@ -133,6 +133,14 @@ def test_what_does_not_fit_into_the_time_is_skipped(tmp_path: Path) -> None:
     assert kept["short"] == {"figure": 1.5}
     statuses = {part: of["status"] for part, of in kept["parts"].items()}
     assert statuses == {"short": "done", "long": SKIPPED, "wrong": "failed: no such thing"}
+
+    def cut() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ledger.run("cut", cut, 0)
+    assert ledger.results["parts"]["cut"]["status"] == "cut off"
+    kept = json.loads(file.read_text())
     # Another process goes on where this one was.
     assert Ledger(file).results == kept
 
@@ -259,10 +267,16 @@ def test_a_page_of_nothing_measured_says_so() -> None:
     assert "have not run on a card yet" in make_page(None, json.loads(BEFORE.read_text()))
     some: dict[str, Any] = {
         "environment": {"cuda": "", "device": "a CPU"},
-        "parts": {"device": {"status": "done"}, "http": {"status": SKIPPED}},
+        "wanted": ["device", "unet", "http", "start"],
+        "parts": {
+            "device": {"status": "done"},
+            "unet": {"status": "running"},
+            "http": {"status": SKIPPED},
+        },
     }
     page = make_page(some, None)
-    assert f"**Not all of it was measured.** http: {SKIPPED}." in page
+    left = f"unet: cut off; http: {SKIPPED}; start: not begun"
+    assert f"**Not all of it was measured.** {left}." in page
     assert "Not run on CUDA" in page
     assert len([line for line in page.splitlines() if line.endswith("|  |  |  |")]) == len(TARGETS)
 
