@@ -200,7 +200,7 @@ class Settings(BaseSettings):
         description="Requests that may wait or run; one more is answered 503, Retry-After.",
     )
     max_batch: int = Field(
-        16, ge=1, le=MOST_REQUESTS, description="Requests that run at the same time, at most."
+        16, ge=1, le=1024, description="Requests that run at the same time, at most."
     )
     exact: bool = Field(
         False,
