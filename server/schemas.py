@@ -59,6 +59,7 @@ class ImageToImageForm(BaseModel):
             type="string",
             minLength=1,
             maxLength=MAX_PROMPT_LENGTH,
+            pattern=r"\S",  # blank ones count as left out
             description="What the picture should become.",
             examples=["a blue circle on a grass background"],
         ),
