@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -143,7 +144,11 @@ async def _lifespan(
         host.start(on_start_failure)
         if accounts is not None:
             await accounts.start(on_start_failure)
-        yield
+        try:
+            yield
+        except asyncio.CancelledError:
+            ending.pop_all()  # Told twice to stop: nothing is waited for.
+            raise
 
 
 def _open_accounts(settings: Settings) -> Accounts | None:
