@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from models.clip import ClipModel
-from models.compiled import CompiledParts
+from models.acceleration.compiled import CompiledParts
+from models.acceleration.quantization import stored_bytes
+from models.auxiliary.clip import ClipModel
 from models.padding import circular_padding
-from models.quantization import stored_bytes
 
 if TYPE_CHECKING:
-    from models.fast_forwards import FastForwards
+    from models.acceleration.fast_forwards import FastForwards
 
 
 @dataclass(eq=False)

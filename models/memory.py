@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from models.autoencoder import TILE_SIDE
 from models.bundle import ModelBundle
+from models.loading.autoencoder import TILE_SIDE
 from models.peak_memory import peak_on_meta
 
 RESERVE = 0.2

@@ -11,7 +11,8 @@ PRODUCTION_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
 class AccelerationMode(StrEnum):
-    """How a model is made fast; each mode has all of the one before (`models/acceleration.py`)."""
+    """How a model is made fast; each mode has all of the one before
+    (`models/acceleration/modes.py`)."""
 
     OFF = "off"
     GRAPHS = "graphs"
@@ -33,7 +34,7 @@ class ModelSpec:
     checkpoint that carries both. ``vae`` is a folder or a file that replaces the autoencoder,
     ``loras`` are files with the weights at which they are fused, in this order, and
     ``embeddings`` is a folder of textual inversions. ``quantize`` is the number format of linear
-    layers of the U-Net (see `models.quantization`).
+    layers of the U-Net (see `models.acceleration.quantization`).
     """
 
     model: str = EMBEDDED

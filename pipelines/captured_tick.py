@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from models.graphs import Capturer
+from models.acceleration.cuda_graphs import Capturer
 from pipelines.tick_batch import Batch, Evaluation, StaticBatch
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = 4
 """Ticks of a bucket before it is captured, in a size that nobody configured: a capture costs
-about four ticks (`models.graphs.WARM_UP_RUNS` and the recording)."""
+about four ticks (`models.acceleration.cuda_graphs.WARM_UP_RUNS` and the recording)."""
 
 
 class CapturedTick:

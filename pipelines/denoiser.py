@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
+from models.acceleration.cuda_graphs import Capturer
 from models.bundle import ModelBundle
-from models.graphs import Capturer
 from pipelines.captured_tick import CapturedTick
 from pipelines.errors import GenerationFailed
 from pipelines.guidance import ClipGuide, Correction

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from models.acceleration.cuda_graphs import Capturer
 from models.bundle import ModelBundle
-from models.graphs import Capturer
 from pipelines.batching import GroupKey
 from pipelines.cache import CacheCounts
 from pipelines.denoiser import Denoiser

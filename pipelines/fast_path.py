@@ -1,8 +1,8 @@
 """The fast path of an engine: what is accelerated, for which sizes, and run before any request.
 
-`models.acceleration` decides what a device can do; here ticks are captured and compiled code is
-made for the *hot* sizes, those that an operator configured. Whatever fails there falls back to what
-works, and the log says why.
+`models.acceleration.modes` decides what a device can do; here ticks are captured and compiled code
+is made for the *hot* sizes, those that an operator configured. Whatever fails there falls back to
+what works, and the log says why.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.acceleration import Acceleration, accelerate, make_capturer
+from models.acceleration.compiled import CompileCache
+from models.acceleration.modes import Acceleration, accelerate, make_capturer
 from models.bundle import ModelBundle
-from models.compiled import CompileCache
 from models.spec import AccelerationMode
 from pipelines.batching import GroupKey
 from pipelines.execution import Executor

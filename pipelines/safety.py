@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from models.safety import SafetyModel
+from models.auxiliary.safety_checker import SafetyModel
 from pipelines.request import Pixels
 from pipelines.watch import Patience, Watch
 

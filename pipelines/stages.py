@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from models.autoencoder import TILE_SIDE
 from models.bundle import ModelBundle
 from models.device import Arrival, download, host_tensor
+from models.loading.autoencoder import TILE_SIDE
 from pipelines.cache import ByteCache, CacheCounts
 from pipelines.request import Pixels
 from pipelines.samplers import Table

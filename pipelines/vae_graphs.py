@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from models.graphs import Capturer
+from models.acceleration.cuda_graphs import Capturer
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
-from models.autoencoder import TILE_SIDE, downscale
+from models.acceleration.vae import VaeStep
+from models.loading.autoencoder import TILE_SIDE, downscale
 from models.padding import circular_padding
-from models.vae_forward import VaeStep
 
 Tensor = torch.Tensor
 
@@ -74,7 +74,7 @@ def decoder_layers(vae: Any) -> list[Layer]:
 
 
 def fast_layers(steps: Sequence[VaeStep], tile: bool) -> list[Layer]:
-    """The same of a forward of our own (`models.vae_forward`); ``tile`` pads circularly."""
+    """The same of a forward of our own (`models.acceleration.vae`); ``tile`` pads circularly."""
 
     def layer(step: VaeStep) -> Layer:
         return Layer(lambda x: step.run(x, tile), step.cost)

@@ -12,7 +12,7 @@ import anyio
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from models.demo import demo_notice
+from models.embedded.vocabulary import demo_notice
 from server import __version__
 from server.access import Access
 from server.admission import EXPOSED_HEADERS

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.demo import demo_notice
+from models.embedded.vocabulary import demo_notice
 from server import __version__
 from server.deny_list import DenyList, DenyListError
 from server.extras import missing_extras, missing_requirements
@@ -31,10 +31,10 @@ def diagnose(settings: Settings) -> Diagnosis:
     """Load the model as the server would, without starting the engine."""
     import torch
 
-    from models.acceleration import choose_acceleration, describe_forwards
-    from models.attention import attention_backends
-    from models.companions import choose_clip
-    from models.loader import ModelLoadError, load_model
+    from models.acceleration.attention import attention_backends
+    from models.acceleration.modes import choose_acceleration, describe_forwards
+    from models.auxiliary.choose import choose_clip
+    from models.loading.loader import ModelLoadError, load_model
     from server.decoder_limits import limits_in_words
     from server.images import FORMATS
 
@@ -139,7 +139,7 @@ def _accounts_in_words(settings: Settings, problems: list[str]) -> str:
 
 def _safety_in_words(bundle: ModelBundle, settings: Settings) -> str:
     """What checks pictures. Raises ModelLoadError where a checker is asked for and missing."""
-    from models.companions import choose_safety, shipped_checker
+    from models.auxiliary.choose import choose_safety, shipped_checker
 
     if settings.safety == "off":
         shipped = shipped_checker(bundle.path) is not None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
-from models.demo import demo_notice
+from models.embedded.vocabulary import demo_notice
 from pipelines.request import GenerationRequest, GenerationResult, Progress
 from server.safety import SafetyPolicy
 from server.settings import Settings
@@ -103,9 +103,9 @@ def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
     # Imported here: importing torch takes seconds in which the port would not answer.
     import torch
 
-    from models import loader
-    from models.acceleration import choose_acceleration
-    from models.companions import choose_clip
+    from models.acceleration.modes import choose_acceleration
+    from models.auxiliary.choose import choose_clip
+    from models.loading import loader
     from pipelines.engine import Engine, EngineConfig
     from pipelines.fast_path import FastPath
     from pipelines.watch import Patience
@@ -156,7 +156,7 @@ def _safety_policy(bundle: ModelBundle, settings: Settings) -> SafetyPolicy | No
     """Raises ModelLoadError where a check is asked for and there is no checker."""
     if settings.safety == "off":
         return None
-    from models.companions import choose_safety
+    from models.auxiliary.choose import choose_safety
     from pipelines.safety import SafetyCheck
 
     model = choose_safety(bundle, settings.safety_checker, settings.model_revision)

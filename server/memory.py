@@ -64,7 +64,7 @@ def memory_policy(bundle: ModelBundle, settings: Settings, free: int | None = No
         above = None if asked is None or asked >= LARGEST else asked
         return MemoryPolicy(TickLimits(), above)
 
-    from models.acceleration import choose_acceleration
+    from models.acceleration.modes import choose_acceleration
     from models.memory import MemoryPlan, measure_footprint
     from pipelines.fast_path import FastPath
 

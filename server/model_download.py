@@ -22,8 +22,8 @@ def pull_model(settings: Settings, *, named: bool) -> str:
 
     from models.device import choose_device, choose_dtype
     from models.errors import HubUnreachable, ModelLoadError
-    from models.folder import check_layout
-    from models.hub import PINNED_REVISIONS, cached, download, is_hub_id
+    from models.loading.folder import check_layout
+    from models.loading.hub import PINNED_REVISIONS, cached, download, is_hub_id
     from models.spec import EMBEDDED, PRODUCTION_MODEL
 
     model = settings.model
@@ -62,7 +62,7 @@ def pull_model(settings: Settings, *, named: bool) -> str:
 
 def _pull_companions(settings: Settings, model: str) -> str:
     """Fetch what stands beside the model; in words. Raises RuntimeError for what must be there."""
-    from models.companions import AUTO, pull_checker, pull_clip
+    from models.auxiliary.choose import AUTO, pull_checker, pull_clip
     from models.errors import ModelLoadError
 
     lines = []

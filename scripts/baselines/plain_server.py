@@ -22,7 +22,7 @@ from fastapi import FastAPI, File, Form
 from PIL import Image
 
 from models.bundle import ModelBundle
-from models.loader import load_bundle
+from models.loading.loader import load_bundle
 from pipelines.request import Sampler
 from pipelines.schedules import make_scheduler
 

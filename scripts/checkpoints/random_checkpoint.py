@@ -1,6 +1,6 @@
 """Writes a Stable Diffusion 1.x checkpoint of random weights in the original (LDM) layout.
 
-`models.ldm_keys` gives the names. That they are LDM's own is checked by who reads the file:
+`models.loading.ldm_keys` gives the names. That they are LDM's own is checked by who reads the file:
 diffusers' converter, see `converted_by_diffusers`.
 """
 
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import ldm_keys
-from models.parts import make_text_encoder, make_unet, make_vae
+from models.loading import ldm_keys
+from models.loading.parts import make_text_encoder, make_unet, make_vae
 
 
 def random_parts(

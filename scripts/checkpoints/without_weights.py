@@ -8,8 +8,8 @@ import torch
 from transformers import CLIPTokenizer
 
 from models.bundle import ModelBundle
-from models.checkpoint import SD15_FOLDER
-from models.parts import make_text_encoder, make_unet, make_vae
+from models.loading.checkpoint import SD15_FOLDER
+from models.loading.parts import make_text_encoder, make_unet, make_vae
 
 
 def bundle_without_weights(

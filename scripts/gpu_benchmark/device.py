@@ -19,8 +19,8 @@ import torch
 
 from gpu_benchmark.ledger import Ledger
 from gpu_benchmark.plan import Scale
+from models.acceleration.cuda_graphs import CudaCapturer, EagerCapturer
 from models.device import synchronize
-from models.graphs import CudaCapturer, EagerCapturer
 
 _WARM_UP = 3
 

@@ -16,7 +16,7 @@ from gpu_benchmark.forwards import unet_inputs
 from gpu_benchmark.ledger import Ledger
 from gpu_benchmark.model import RandomModel
 from gpu_benchmark.plan import Scale, ask, several
-from models.acceleration import choose_acceleration
+from models.acceleration.modes import choose_acceleration
 from models.bundle import ModelBundle
 from models.spec import AccelerationMode
 from pipelines.engine import Engine, EngineConfig

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from gpu_benchmark.device import device
 from gpu_benchmark.plan import Scale
-from models.acceleration import accelerate, choose_acceleration
+from models.acceleration.fast_forwards import FACT, make_forwards
+from models.acceleration.modes import accelerate, choose_acceleration
+from models.acceleration.torch_kernels import TorchKernels
 from models.bundle import ModelBundle
-from models.fast_forwards import FACT, make_forwards
 from models.spec import AccelerationMode
-from models.torch_kernels import TorchKernels
 
 
 def make_fast(bundle: ModelBundle, scale: Scale) -> str:

@@ -18,8 +18,8 @@ from PIL import Image
 
 from gpu_benchmark.device import device, half
 from models.bundle import ModelBundle
-from models.checkpoint import SD15_FOLDER
-from models.parts import read_config
+from models.loading.checkpoint import SD15_FOLDER
+from models.loading.parts import read_config
 from pipelines.request import GenerationRequest, Pixels, Sampler
 from pipelines.schedules import make_scheduler
 

@@ -42,7 +42,7 @@ def main(folder: str, size: int, spawned: float) -> None:
 
     from gpu_benchmark.device import half
     from gpu_benchmark.engine import running_engine
-    from models.loader import load_bundle
+    from models.loading.loader import load_bundle
 
     scale = replace(FULL, size=size)
     marks = [spawned, time.time()]

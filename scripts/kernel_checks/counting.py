@@ -4,8 +4,8 @@ Every operator that makes a tensor is one kernel that reads its arguments and wr
 once. What torch does besides on CUDA is added by hand: a convolution adds its bias in a kernel of
 its own; group norm copies a picture out of channels_last, reads it twice and writes it, and the
 next convolution copies it back (`models.peak_memory.MetaKernels`). Our own kernels count as
-`models/triton_kernels.py` launches them. What a cache saves, and what a library splits into several
-kernels or pads, is not counted.
+`models/acceleration/triton_kernels.py` launches them. What a cache saves, and what a library splits
+into several kernels or pads, is not counted.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from models.acceleration.torch_kernels import TorchKernels
+from models.acceleration.triton_kernels import Geometry
 from models.peak_memory import MetaKernels
-from models.torch_kernels import TorchKernels
-from models.triton_kernels import Geometry
 
 Tensor = torch.Tensor
 

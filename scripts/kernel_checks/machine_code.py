@@ -19,8 +19,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from models import kernels
-from models.triton_kernels import NEXT, PROVEN
+from models.acceleration import kernels
+from models.acceleration.triton_kernels import NEXT, PROVEN
 
 CAPABILITIES = (80, 86, 89, 90)
 _CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"

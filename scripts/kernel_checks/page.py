@@ -98,7 +98,7 @@ INTRODUCTION = """# Kernels of a forward: counted, not measured
 half precision, pictures of 512 x 512. Every kernel reads its arguments and writes its result once;
 what a library splits or pads is not in it. *modules* are diffusers' with fused projections, as they
 ran before; `proven` and `next` are our forwards with either geometry of the Triton kernels
-(`models/triton_kernels.py`). `proven` serves.
+(`models/acceleration/triton_kernels.py`). `proven` serves.
 
 `scripts/compile_kernels` compiles every specialisation for sm_80, 86, 89 and 90 without a card: 51
 for each, none of which spills a register. Accesses are of 16 bytes but for layer norms of 320

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch.profiler import ProfilerActivity, _ExperimentalConfig, profile
 
-from models.loader import load_bundle
+from models.loading.loader import load_bundle
 from pipelines.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Sampler
 from pipelines.stages import Decoding, Encoding

@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from models.bundle import ModelBundle
-from models.loader import load_bundle
+from models.loading.loader import load_bundle
 from pipelines.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Sampler
 from simulation.tables import load_table

@@ -8,11 +8,11 @@ from functools import partial
 import pytest
 import torch
 
-from models import acceleration
-from models.acceleration import Acceleration
-from models.fast_forwards import make_forwards
-from models.graphs import Capturer, EagerCapturer
-from models.torch_kernels import TorchKernels
+from models.acceleration import modes as acceleration
+from models.acceleration.cuda_graphs import Capturer, EagerCapturer
+from models.acceleration.fast_forwards import make_forwards
+from models.acceleration.modes import Acceleration
+from models.acceleration.torch_kernels import TorchKernels
 from pipelines import fast_path
 from tests.gpu.rig import Rig
 

@@ -18,9 +18,9 @@ from gpu_benchmark.fast import make_fast
 from gpu_benchmark.forwards import relative_error
 from gpu_benchmark.model import RandomModel
 from gpu_benchmark.plan import FULL, NARROW, Scale, picture
-from models.acceleration import Acceleration
+from models.acceleration.cuda_graphs import Capturer, CudaCapturer, EagerCapturer
+from models.acceleration.modes import Acceleration
 from models.bundle import ModelBundle
-from models.graphs import Capturer, CudaCapturer, EagerCapturer
 from models.spec import AccelerationMode
 from pipelines.calibration import guessed_costs
 from pipelines.engine import Engine, EngineConfig

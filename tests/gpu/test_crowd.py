@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models.bundle import ModelBundle
-from models.loader import load_bundle
+from models.loading.loader import load_bundle
 from pipelines.engine import Engine, EngineConfig
 from pipelines.fast_path import FastPath
 from pipelines.request import GenerationRequest, Pixels, Sampler

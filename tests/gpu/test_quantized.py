@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from gpu_benchmark.forwards import relative_error, unet_inputs
+from models.acceleration.fast_forwards import FACT
+from models.acceleration.quantization import check_quantization, quantize_unet
 from models.errors import ModelLoadError
-from models.fast_forwards import FACT
-from models.quantization import check_quantization, quantize_unet
 from models.spec import Quantization
 from tests.gpu.rig import Rig, images
 

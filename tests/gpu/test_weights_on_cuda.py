@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from checkpoints.random_checkpoint import converted_by_diffusers, write_checkpoint
-from models.loader import ModelSpec, load_model
+from models.loading.loader import ModelSpec, load_model
 from tests.models.narrow import write_configuration
 
 pytestmark = [

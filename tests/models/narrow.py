@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from models.checkpoint import SD15_FOLDER
+from models.loading.checkpoint import SD15_FOLDER
 
 TEXT_WIDTH = 32
 

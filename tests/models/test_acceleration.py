@@ -13,22 +13,22 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend
 
-from models import acceleration as module
-from models.acceleration import (
-    Acceleration,
-    accelerate,
-    choose_acceleration,
-    describe_forwards,
-)
-from models.attention import (
+from models.acceleration import modes as module
+from models.acceleration.attention import (
     HOPPER_ORDER,
     attention_shapes,
     choose_kernels,
     fuse_projections,
     kernel_orders,
 )
+from models.acceleration.compiled import CompileCache, compile_parts
+from models.acceleration.modes import (
+    Acceleration,
+    accelerate,
+    choose_acceleration,
+    describe_forwards,
+)
 from models.bundle import ModelBundle
-from models.compiled import CompileCache, compile_parts
 from models.spec import AccelerationMode
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -157,7 +157,7 @@ def test_the_doctor_says_what_the_parts_run_through(own: ModelBundle, mode: str,
 def test_without_triton_the_modules_stay_and_the_log_says_so_once(
     own: ModelBundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(sys.modules, "models.triton_kernels", None)
+    monkeypatch.setitem(sys.modules, "models.acceleration.triton_kernels", None)
     want = predicted(own.unet, own.text_width)
     graphs = Acceleration(AccelerationMode.GRAPHS, graphs=True)
     accelerate(own, graphs, [(8, 8)], [2])

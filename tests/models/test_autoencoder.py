@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors.torch import load_file, save_file
 
 from models.bundle import ModelBundle
-from models.loader import ModelLoadError, ModelSpec, load_model
+from models.loading.loader import ModelLoadError, ModelSpec, load_model
 from pipelines.engine import Engine, EngineConfig
 from pipelines.preview import LatentToRgb
 from pipelines.request import GenerationRequest, Pixels

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints.random_checkpoint import converted_by_diffusers, to_ldm, write_checkpoint
 from models.bundle import ModelBundle
-from models.loader import ModelLoadError, ModelSpec, load_model
+from models.loading.loader import ModelLoadError, ModelSpec, load_model
 from pipelines.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Pixels
 
@@ -162,7 +162,7 @@ def test_values_that_are_not_finite_are_refused(
 def test_reading_in_many_spans_is_reading_at_once(
     narrow: Path, checkpoint_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from models import weights_file
+    from models.loading import weights_file
 
     monkeypatch.setattr(weights_file, "_SPAN", 10_000)
     assert_equal(load(checkpoint_file, narrow), converted_by_diffusers(checkpoint_file, narrow))

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from transformers import CLIPModel
 
 from embedded.world import draw, sample_scene
-from models.loader import EMBEDDED_FOLDER, load_bundle
+from models.loading.loader import EMBEDDED_FOLDER, load_bundle
 from tests.logged_warnings import no_logged_warnings
 
 MEGABYTE = 1_000_000

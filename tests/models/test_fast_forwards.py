@@ -13,14 +13,14 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from safetensors.torch import save_file
 
+from models.acceleration.fast_forwards import FastForwards, make_forwards
+from models.acceleration.layers import phases_of
+from models.acceleration.quantization import QuantizedLinear
+from models.acceleration.torch_kernels import Kernels, TorchKernels
+from models.acceleration.unet import FastUNet, unsupported_reason
+from models.acceleration.vae import FastVae
 from models.bundle import ModelBundle
-from models.fast_forwards import FastForwards, make_forwards
-from models.forward_layers import phases_of
 from models.padding import circular_padding
-from models.quantization import QuantizedLinear
-from models.torch_kernels import Kernels, TorchKernels
-from models.unet_forward import FastUNet, unsupported_reason
-from models.vae_forward import FastVae
 from tests.models.narrow import TEXT_WIDTH
 from tests.models.test_lora import kohya
 from tests.models.test_lora import load as load_lora
@@ -297,7 +297,7 @@ def test_the_triton_kernels_in_a_whole_forward(tiny: ModelBundle, choice: str) -
     pytest.importorskip("triton")
     if torch.cuda.is_available():
         pytest.skip("a card runs the kernels themselves: tests/gpu")
-    from models.fast_forwards import triton_kernels
+    from models.acceleration.fast_forwards import triton_kernels
 
     kernels = triton_kernels("next" if choice == "next" else "proven")
     unet, vae = deepcopy(tiny.unet), tiny.vae

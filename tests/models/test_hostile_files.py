@@ -15,14 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from models.autoencoder import load_autoencoder
+from models.auxiliary.choose import choose_clip, choose_safety
 from models.bundle import ModelBundle
-from models.checkpoint import open_checkpoint
-from models.companions import choose_clip, choose_safety
-from models.loader import ModelLoadError, ModelSpec, load_folder, load_model
-from models.lora import read_lora
-from models.textual_inversion import read_embeddings
-from models.weights_file import WeightsFile
+from models.loading.autoencoder import load_autoencoder
+from models.loading.checkpoint import open_checkpoint
+from models.loading.loader import ModelLoadError, ModelSpec, load_folder, load_model
+from models.loading.lora import read_lora
+from models.loading.textual_inversion import read_embeddings
+from models.loading.weights_file import WeightsFile
 from tests.tiny_model import TEXT_WIDTH, write_tiny_checker
 
 NESTED = "[" * 100_000

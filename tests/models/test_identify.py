@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.identify import Contents, identify
-from models.loader import ModelLoadError, ModelSpec, load_model
-from models.weights_file import WeightsFile
+from models.loading.identify import Contents, identify
+from models.loading.loader import ModelLoadError, ModelSpec, load_model
+from models.loading.weights_file import WeightsFile
 
 UNET = "model.diffusion_model."
 CONV_IN = f"{UNET}input_blocks.0.0.weight"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from models.kernel_cache import use_compiled
+from models.acceleration.kernel_cache import use_compiled
 from tests.models.narrow import write_configuration
 
 pytest.importorskip("triton")
@@ -19,13 +19,13 @@ pytest.importorskip("triton")
 SCRIPT = """
 import os
 from pathlib import Path
-from models.kernel_cache import fill, use_compiled
+from models.acceleration.kernel_cache import fill, use_compiled
 image, cache, narrow = map(Path, {paths!r})
 first = fill(image, [90], configuration=narrow)
 os.environ["TRITON_CACHE_DIR"] = str(cache)
 copied = [use_compiled(image), use_compiled(image)]
 # As in a new process, which remembers nothing.
-from models import kernels
+from models.acceleration import kernels
 for kernel in vars(kernels).values():
     if hasattr(kernel, "device_caches"):
         kernel.device_caches.clear()

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.torch_kernels import TorchKernels
+from models.acceleration.torch_kernels import TorchKernels
 
 triton = pytest.importorskip("triton")
 if torch.cuda.is_available():
@@ -20,7 +20,7 @@ if torch.cuda.is_available():
 if not triton.knobs.runtime.interpret:
     pytest.skip("Triton was imported before TRITON_INTERPRET was set", allow_module_level=True)
 
-from models.triton_kernels import NEXT, PROVEN, Geometry, TritonKernels  # noqa: E402
+from models.acceleration.triton_kernels import NEXT, PROVEN, Geometry, TritonKernels  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 GEOMETRIES = pytest.mark.parametrize("geometry", [PROVEN, NEXT], ids=["proven", "next"])

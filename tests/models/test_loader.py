@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import hub, loader
-from models.loader import ModelLoadError, load_bundle
+from models.loading import hub, loader
+from models.loading.loader import ModelLoadError, load_bundle
 
 
 def test_a_local_folder(tiny_folder: Path) -> None:

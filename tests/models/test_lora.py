@@ -12,9 +12,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 
-from models import ldm_keys
 from models.bundle import ModelBundle
-from models.loader import ModelLoadError, ModelSpec, load_model
+from models.loading import ldm_keys
+from models.loading.loader import ModelLoadError, ModelSpec, load_model
 
 RANK = 4
 Tensors = dict[str, torch.Tensor]

@@ -9,8 +9,8 @@ import torch
 
 from checkpoints.without_weights import bundle_without_weights
 from models.bundle import ModelBundle
-from models.checkpoint import SD15_FOLDER
-from models.loader import load_bundle
+from models.loading.checkpoint import SD15_FOLDER
+from models.loading.loader import load_bundle
 from models.memory import SLOTS, Footprint, MemoryPlan, measure_footprint, without_weights
 from models.peak_memory import MetaKernels, PeakMemory, peak_on_meta
 from pipelines import samplers

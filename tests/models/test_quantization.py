@@ -10,11 +10,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models import quantization
-from models.attention import fuse_projections
+from models.acceleration import quantization
+from models.acceleration.attention import fuse_projections
+from models.acceleration.quantization import (
+    QuantizedLinear,
+    check_quantization,
+    quantizable,
+    stored_bytes,
+)
 from models.bundle import ModelBundle
-from models.loader import EMBEDDED, ModelLoadError, ModelSpec, load_model
-from models.quantization import QuantizedLinear, check_quantization, quantizable, stored_bytes
+from models.loading.loader import EMBEDDED, ModelLoadError, ModelSpec, load_model
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from transformers import CLIPTokenizer
 
-from models.checkpoint import SD15_FOLDER
-from models.parts import make_text_encoder, make_unet, make_vae
+from models.loading.checkpoint import SD15_FOLDER
+from models.loading.parts import make_text_encoder, make_unet, make_vae
 
 
 @pytest.fixture(scope="module")

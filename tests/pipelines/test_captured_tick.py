@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.acceleration import Acceleration
+from models.acceleration.cuda_graphs import Capturer, EagerCapturer
+from models.acceleration.modes import Acceleration
 from models.bundle import ModelBundle
-from models.graphs import Capturer, EagerCapturer
 from models.spec import AccelerationMode
 from pipelines import fast_path
 from pipelines.batching import GroupKey

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models.bundle import ModelBundle
-from models.loader import ModelSpec, load_model
+from models.loading.loader import ModelSpec, load_model
 from pipelines.calibration import guessed_costs
 from pipelines.engine import Engine, EngineConfig
 from pipelines.errors import GenerationFailed

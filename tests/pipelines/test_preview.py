@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from models.loader import load_bundle
+from models.loading.loader import load_bundle
 from pipelines.preview import LatentToRgb
 from pipelines.request import Pixels
 from pipelines.stages import encode_picture

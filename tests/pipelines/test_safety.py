@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.auxiliary.choose import choose_safety
+from models.auxiliary.safety_checker import SafetyModel
 from models.bundle import ModelBundle
-from models.companions import choose_safety
-from models.safety import SafetyModel
 from pipelines.request import Pixels
 from pipelines.safety import MAX_BATCH, SafetyCheck
 from pipelines.watch import Patience

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from models.acceleration import Acceleration
+from models.acceleration.cuda_graphs import Capturer, EagerCapturer
+from models.acceleration.fast_forwards import make_forwards
+from models.acceleration.modes import Acceleration
+from models.acceleration.torch_kernels import TorchKernels
 from models.bundle import ModelBundle
-from models.fast_forwards import make_forwards
-from models.graphs import Capturer, EagerCapturer
 from models.spec import AccelerationMode
-from models.torch_kernels import TorchKernels
 from pipelines import fast_path
 from pipelines.calibration import guessed_costs
 from pipelines.engine import Engine, EngineConfig

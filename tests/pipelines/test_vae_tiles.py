@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderTiny
 
 from models.bundle import ModelBundle
-from models.loader import load_bundle
+from models.loading.loader import load_bundle
 from models.memory import measure_footprint, without_weights
 from models.peak_memory import peak_on_meta
 from pipelines import stages

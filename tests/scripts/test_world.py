@@ -22,7 +22,7 @@ from embedded.world import (
     is_held_out,
     sample_scene,
 )
-from models import demo
+from models.embedded import vocabulary as demo
 from pipelines.styles import STYLES as TEMPLATES
 
 

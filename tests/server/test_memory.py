@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from checkpoints.without_weights import bundle_without_weights
 from models.bundle import ModelBundle
-from models.loader import load_bundle
+from models.loading.loader import load_bundle
 from pipelines.batching import GroupKey, TickLimits
 from pipelines.engine import Engine, EngineConfig
 from server.cli import app

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models.auxiliary.choose import choose_safety
 from models.bundle import ModelBundle
-from models.companions import choose_safety
 from pipelines.request import Pixels
 from pipelines.safety import SafetyCheck
 from server.deny_list import DenyList, DenyListError

@@ -64,8 +64,8 @@ def use_schedulers() -> None:
 
 
 def use_models() -> None:
-    from models.companions import choose_clip
-    from models.loader import load_model
+    from models.auxiliary.choose import choose_clip
+    from models.loading.loader import load_model
     from models.spec import ModelSpec
 
     bundle = load_model(ModelSpec("embedded"), device="cpu", dtype="float32")

@@ -27,7 +27,7 @@ NOT_NEEDED = {
     "matplotlib": "scipy, tqdm and torch draw with it when they are asked to",
     "mpl_toolkits": "comes with matplotlib",
     "pylab": "comes with matplotlib",
-    "peft": "diffusers loads LoRAs with it; models/lora.py does here",
+    "peft": "diffusers loads LoRAs with it; models/loading/lora.py does here",
     "pytest": "numpy and scipy test themselves with it",
 }
 """What is here for the tests and asked for by libraries that we reach, and why no user has it."""

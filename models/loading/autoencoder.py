@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from models import checkpoint
 from models.errors import ModelLoadError
-from models.folder import part_files
-from models.identify import Contents, identify
-from models.parts import diffusers_vae_names, fill, make_vae
-from models.weights_file import WeightsFile, refuse_pickle
+from models.loading import checkpoint
+from models.loading.folder import part_files
+from models.loading.identify import Contents, identify
+from models.loading.parts import diffusers_vae_names, fill, make_vae
+from models.loading.weights_file import WeightsFile, refuse_pickle
 
 TILE_SIDE = 512
 """Pixels to a side of a tile, where a picture is encoded and decoded in tiles."""

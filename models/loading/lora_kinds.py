@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from models.weights_file import WeightsFile
+from models.loading.weights_file import WeightsFile
 
 _METHODS = (
     (r"\.hada_w", "a LyCORIS LoHa"),

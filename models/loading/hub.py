@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from models.errors import HubUnreachable, ModelLoadError
-from models.folder import PARTS, check_layout
+from models.loading.folder import PARTS, check_layout
 from models.spec import PRODUCTION_MODEL
 
 PINNED_REVISIONS = {PRODUCTION_MODEL: "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"}

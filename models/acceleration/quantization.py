@@ -142,7 +142,7 @@ def quantize_unet(unet: torch.nn.Module, kind: Quantization, device: torch.devic
     config = _config(kind, device)
     from torchao.quantization import quantize_
 
-    from models.attention import fuse_projections  # diffusers takes seconds to import
+    from models.acceleration.attention import fuse_projections  # diffusers takes seconds to import
 
     # Weights that torchao holds cannot be fused any more; a fused U-Net is left as it is.
     fuse_projections(unet)

@@ -63,7 +63,7 @@ def compile_parts(
 
     The whole of each part and without a break (``fullgraph``): convolutions and group norms are
     over half of the U-Net's work, and fusing between blocks is what a compiler gains there. No
-    CUDA graphs of its own: the tick is captured by us (`models/graphs.py`).
+    CUDA graphs of its own: the tick is captured by us (`models/acceleration/cuda_graphs.py`).
     """
     mode = "max-autotune-no-cudagraphs" if autotune else None
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from models.errors import ModelLoadError
-from models.json_files import read_object
-from models.weights_file import WeightsFile
+from models.loading.json_files import read_object
+from models.loading.weights_file import WeightsFile
 
 Candidates = Callable[[str], Sequence[str]]
 """The names that a tensor of diffusers' layout may have in a file, the best one first."""

@@ -1,9 +1,9 @@
 """How fast a model is made: `IMG2IMG_ACCELERATION`, what of it this device can do, and doing it.
 
 ``off`` runs the parts as they are. ``graphs`` runs forwards of our own over their weights
-(`models/fast_forwards.py`), with the fastest kernel of attention, captured as CUDA graphs.
-``compile`` compiles the parts for the configured sizes instead, ``max`` lets the compiler try out
-kernels, for minutes; both fuse projections and capture ticks too.
+(`models/acceleration/fast_forwards.py`), with the fastest kernel of attention, captured as CUDA
+graphs. ``compile`` compiles the parts for the configured sizes instead, ``max`` lets the compiler
+try out kernels, for minutes; both fuse projections and capture ticks too.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from dataclasses import dataclass
 
 import torch
 
-from models.attention import (
+from models.acceleration.attention import (
     attention_shapes,
     choose_kernels,
     fuse_projections,
     kernel_orders,
     orders_in_words,
 )
+from models.acceleration.compiled import compile_parts
+from models.acceleration.cuda_graphs import Capturer, CudaCapturer
+from models.acceleration.fast_forwards import FACT, make_forwards
 from models.bundle import ModelBundle
-from models.compiled import compile_parts
 from models.device import make_current
-from models.fast_forwards import FACT, make_forwards
-from models.graphs import Capturer, CudaCapturer
 from models.spec import AccelerationMode
 
 

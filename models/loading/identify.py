@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Iterable
 from enum import Enum
 
-from models.ldm_keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
-from models.weights_file import TensorInfo, WeightsFile
+from models.loading.ldm_keys import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
+from models.loading.weights_file import TensorInfo, WeightsFile
 
 _GET_SD1 = "use a Stable Diffusion 1.x checkpoint"
 _GET_PLAIN = "use the plain Stable Diffusion 1.x checkpoint it was made from"

@@ -9,12 +9,12 @@ import contextlib
 import logging
 from pathlib import Path
 
+from models.auxiliary.clip import ClipModel, load_beside
+from models.auxiliary.safety_checker import SafetyModel, load_safety
 from models.bundle import ModelBundle
-from models.clip import ClipModel, load_beside
 from models.errors import ModelLoadError
-from models.hub import PINNED_REVISIONS as MODEL_REVISIONS
-from models.hub import is_hub_id
-from models.safety import SafetyModel, load_safety
+from models.loading.hub import PINNED_REVISIONS as MODEL_REVISIONS
+from models.loading.hub import is_hub_id
 
 logger = logging.getLogger(__name__)
 

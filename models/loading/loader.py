@@ -13,17 +13,18 @@ from typing import Any
 
 import torch
 
-from models import checkpoint
-from models.autoencoder import downscale, load_autoencoder
+from models.acceleration.quantization import check_quantization, quantize_unet
+from models.auxiliary.clip import load_beside
 from models.bundle import ModelBundle
-from models.checkpoint import SD15_FOLDER
-from models.clip import load_beside
 from models.device import choose_device, choose_dtype
 from models.errors import ModelLoadError
-from models.folder import check_layout, part_files
-from models.hub import PINNED_REVISIONS, download, is_hub_id
-from models.lora import fuse_loras
-from models.parts import (
+from models.loading import checkpoint
+from models.loading.autoencoder import downscale, load_autoencoder
+from models.loading.checkpoint import SD15_FOLDER
+from models.loading.folder import check_layout, part_files
+from models.loading.hub import PINNED_REVISIONS, download, is_hub_id
+from models.loading.lora import fuse_loras
+from models.loading.parts import (
     diffusers_vae_names,
     fill,
     make_text_encoder,
@@ -31,10 +32,9 @@ from models.parts import (
     make_vae,
     transformers_text_names,
 )
-from models.quantization import check_quantization, quantize_unet
+from models.loading.textual_inversion import add_embeddings, add_words, read_embeddings
+from models.loading.weights_file import WeightsFile, refuse_pickle
 from models.spec import EMBEDDED, ModelSpec
-from models.textual_inversion import add_embeddings, add_words, read_embeddings
-from models.weights_file import WeightsFile, refuse_pickle
 
 __all__ = [
     "EMBEDDED",
@@ -50,7 +50,7 @@ __all__ = [
     "resolve_model",
 ]
 
-EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
+EMBEDDED_FOLDER = Path(__file__).parents[1] / "embedded"
 
 
 def load_bundle(

@@ -7,8 +7,8 @@ from pathlib import Path, PureWindowsPath
 import torch
 
 from models.errors import ModelLoadError
-from models.json_files import read_object
-from models.weights_file import WeightsFile
+from models.loading.json_files import read_object
+from models.loading.weights_file import WeightsFile
 
 PARTS = ("unet", "vae", "text_encoder")
 

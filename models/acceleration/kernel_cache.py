@@ -1,6 +1,6 @@
 """Kernels compiled ahead of time, for cards that are not here: a first start then compiles nothing.
 
-    python -m models.kernel_cache [80 86 89 90] [--folder FOLDER] [--dtype float16]
+    python -m models.acceleration.kernel_cache [80 86 89 90] [--folder FOLDER] [--dtype float16]
 
 fills FOLDER, by default the one in the environment that this package is installed in, which an
 image's build does. A start copies from there what Triton's own cache lacks: that one is to be
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from models.checkpoint import SD15_FOLDER
+from models.loading.checkpoint import SD15_FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -88,12 +88,12 @@ def fill(
 
 @torch.inference_mode()
 def _run_forwards(dtype: torch.dtype, configuration: Path) -> None:
-    from models.fast_forwards import KERNELS
+    from models.acceleration.fast_forwards import KERNELS
+    from models.acceleration.triton_kernels import NEXT, PROVEN, TritonKernels
+    from models.acceleration.unet import FastUNet
+    from models.acceleration.vae import FastVae
+    from models.loading.parts import make_unet, make_vae
     from models.memory import without_weights
-    from models.parts import make_unet, make_vae
-    from models.triton_kernels import NEXT, PROVEN, TritonKernels
-    from models.unet_forward import FastUNet
-    from models.vae_forward import FastVae
 
     kernels = TritonKernels(NEXT if KERNELS == "next" else PROVEN)
 
@@ -160,7 +160,7 @@ def _absent_card(capability: int) -> Any:
 
 def main() -> None:
     """Fill a folder, say what was compiled."""
-    parser = argparse.ArgumentParser(prog="python -m models.kernel_cache")
+    parser = argparse.ArgumentParser(prog="python -m models.acceleration.kernel_cache")
     parser.add_argument("capabilities", nargs="*", type=int, default=list(CAPABILITIES))
     parser.add_argument("--folder", type=Path, default=COMPILED)
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from models.errors import ModelLoadError
-from models.json_files import parse_object
+from models.loading.json_files import parse_object
 
 _SPAN = 64 * 2**20
 _MAX_HEADER = 100 * 2**20

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from models.attention import Order, attend, fuse_projections, head_size
-from models.forward_layers import (
+from models.acceleration.attention import Order, attend, fuse_projections, head_size
+from models.acceleration.layers import (
     Convolution,
     Downsampling,
     Resnet,
@@ -28,7 +28,7 @@ from models.forward_layers import (
     product,
     split_last,
 )
-from models.torch_kernels import Kernels
+from models.acceleration.torch_kernels import Kernels
 
 Tensor = torch.Tensor
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from models.torch_kernels import Kernels
+from models.acceleration.torch_kernels import Kernels
 
 Tensor = torch.Tensor
 

@@ -1,7 +1,7 @@
 """What the kernels of a fast forward compute, said in torch: their meaning, and their test.
 
-Sums are in float32 whatever the dtype, as in `models/kernels.py`. It runs on any device, and no
-faster than diffusers' modules.
+Sums are in float32 whatever the dtype, as in `models/acceleration/kernels.py`. It runs on any
+device, and no faster than diffusers' modules.
 """
 
 from __future__ import annotations

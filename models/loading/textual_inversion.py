@@ -14,8 +14,8 @@ import torch
 from models.bundle import ModelBundle
 from models.clip_words import clip_normalized
 from models.errors import ModelLoadError
-from models.identify import Contents, identify
-from models.weights_file import PICKLE_SUFFIXES, WeightsFile, refuse_pickle
+from models.loading.identify import Contents, identify
+from models.loading.weights_file import PICKLE_SUFFIXES, WeightsFile, refuse_pickle
 
 _VECTORS = ("emb_params", "clip_l", "string_to_param.*")
 """Names of the vectors where the word stands elsewhere: in the file's name, or before them."""

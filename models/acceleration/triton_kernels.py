@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from models import kernels
+from models.acceleration import kernels
 
 Tensor = torch.Tensor
 
@@ -26,7 +26,7 @@ class Geometry:
     its second half goes by tiles, a skip connection need not be concatenated, and pictures of at
     most ``whole_below`` pixels take one kernel. GEGLU has tiles of ``geglu``, (rows, columns);
     layer norm has ``norm_elements`` elements a program, at least a row. ``folds_upsampling``:
-    see `models.forward_layers.Upsampling`.
+    see `models.acceleration.layers.Upsampling`.
     """
 
     pixels: int

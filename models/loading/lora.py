@@ -18,12 +18,12 @@ import torch
 
 from models.bundle import ModelBundle
 from models.errors import ModelLoadError
-from models.identify import Contents, identify
-from models.json_files import parse_object
-from models.ldm_keys import unet_name
-from models.lora_kinds import other_method, other_model
-from models.textual_inversion import add_words, bundled_words, is_bundled
-from models.weights_file import WeightsFile
+from models.loading.identify import Contents, identify
+from models.loading.json_files import parse_object
+from models.loading.ldm_keys import unet_name
+from models.loading.lora_kinds import other_method, other_model
+from models.loading.textual_inversion import add_words, bundled_words, is_bundled
+from models.loading.weights_file import WeightsFile
 
 _FACTOR = re.compile(
     r"(?P<layer>.+?)(?:\.lora_linear_layer|\.lora|_lora)?"

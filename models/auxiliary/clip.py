@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from models.errors import ModelLoadError
-from models.folder import part_files
-from models.json_files import read_object
-from models.parts import fill, make_clip, transformers_clip_names
+from models.loading.folder import part_files
+from models.loading.json_files import read_object
+from models.loading.parts import fill, make_clip, transformers_clip_names
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -1,13 +1,14 @@
 """Triton kernels for what is left between the products and the convolutions of a forward.
 
 Pictures are (N, C, H, W) in channels_last, so a kernel sees (N, H * W, C) in memory; tokens are
-(N, S, C). Sums are in float32 whatever the dtype. `TorchKernels` (`models/torch_kernels.py`) says
-in torch what each of these computes.
+(N, S, C). Sums are in float32 whatever the dtype. `TorchKernels`
+(`models/acceleration/torch_kernels.py`) says in torch what each of these computes.
 
 Statistics of a group norm never cancel: a program sums deviations from the first pixel that it
 reads and hands on a mean and a sum of squared deviations, which are combined by Chan's formula.
 (The experiment that these kernels come from subtracted squares of sums, which leaves nothing of a
-spread of one around a mean of thousands.) They are launched by `models/triton_kernels.py`.
+spread of one around a mean of thousands.) They are launched by
+`models/acceleration/triton_kernels.py`.
 
 Numbers that a new picture size changes are not specialised: no size compiles anything anew.
 """

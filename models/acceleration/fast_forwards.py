@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from models.attention import Order
-from models.kernel_cache import use_compiled
-from models.torch_kernels import Kernels
-from models.unet_forward import FastUNet
-from models.unet_forward import unsupported_reason as unet_reason
-from models.vae_forward import FastVae
-from models.vae_forward import unsupported_reason as vae_reason
+from models.acceleration.attention import Order
+from models.acceleration.kernel_cache import use_compiled
+from models.acceleration.torch_kernels import Kernels
+from models.acceleration.unet import FastUNet
+from models.acceleration.unet import unsupported_reason as unet_reason
+from models.acceleration.vae import FastVae
+from models.acceleration.vae import unsupported_reason as vae_reason
 
 if TYPE_CHECKING:
     from models.bundle import ModelBundle
@@ -61,7 +61,7 @@ class FastForwards:
 def triton_kernels(choice: KernelChoice) -> Kernels:
     """Return the kernels of a choice. Raises ImportError where there is no Triton."""
     use_compiled()
-    from models.triton_kernels import NEXT, PROVEN, TritonKernels
+    from models.acceleration.triton_kernels import NEXT, PROVEN, TritonKernels
 
     return TritonKernels(NEXT if choice == "next" else PROVEN)
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend
 
-from models.attention import attend
-from models.forward_layers import (
+from models.acceleration.attention import attend
+from models.acceleration.layers import (
     Convolution,
     Downsampling,
     Resnet,
@@ -25,7 +25,7 @@ from models.forward_layers import (
     product,
     split_last,
 )
-from models.torch_kernels import Kernels
+from models.acceleration.torch_kernels import Kernels
 
 Tensor = torch.Tensor
 

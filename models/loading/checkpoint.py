@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from models import ldm_keys
 from models.errors import ModelLoadError
-from models.identify import Contents, identify
-from models.json_files import read_object
-from models.parts import fill, make_text_encoder, make_unet, make_vae
-from models.weights_file import WeightsFile
+from models.loading import ldm_keys
+from models.loading.identify import Contents, identify
+from models.loading.json_files import read_object
+from models.loading.parts import fill, make_text_encoder, make_unet, make_vae
+from models.loading.weights_file import WeightsFile
 
-SD15_FOLDER = Path(__file__).parent / "sd15"
+SD15_FOLDER = Path(__file__).parents[1] / "sd15"
 
 
 def open_checkpoint(path: Path) -> WeightsFile:

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from models.clip import normalization
-from models.folder import part_files
-from models.parts import fill, make_safety_checker, transformers_clip_names
+from models.auxiliary.clip import normalization
+from models.loading.folder import part_files
+from models.loading.parts import fill, make_safety_checker, transformers_clip_names
 
 SPECIAL_CARE = 0.01
 """What every concept's score rises by in a picture that is near a concept of special care."""
