@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from models.clip_words import clip_normalized, clip_words
-from pipelines.prompt_weights import without_weights
+from pipelines.prompt.weights import without_weights
 
 _JOINT = "\0"
 """Stands between two words with no blank between them, so that every word's end can be seen."""

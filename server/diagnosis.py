@@ -92,8 +92,8 @@ def diagnose(settings: Settings) -> Diagnosis:
 def _sampler_problems(bundle: ModelBundle) -> list[str]:
     """Return a line for each sampler of the contract that cannot run on this model here."""
     from pipelines.request import Sampler
-    from pipelines.samplers import make_table
-    from pipelines.schedules import NoiseSchedule
+    from pipelines.samplers.programs import make_table
+    from pipelines.samplers.schedules import NoiseSchedule
 
     problems = []
     for sampler in Sampler:

@@ -37,7 +37,7 @@ class Handle(Protocol):
 
 
 class RunningEngine(Protocol):
-    """What the server needs of `pipelines.engine.Engine`."""
+    """What the server needs of `pipelines.engine.engine.Engine`."""
 
     @property
     def ready(self) -> bool: ...
@@ -106,9 +106,9 @@ def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
     from models.acceleration.modes import choose_acceleration
     from models.auxiliary.choose import choose_clip
     from models.loading import loader
-    from pipelines.engine import Engine, EngineConfig
-    from pipelines.fast_path import FastPath
-    from pipelines.watch import Patience
+    from pipelines.engine.engine import Engine, EngineConfig
+    from pipelines.engine.warmup import FastPath
+    from pipelines.engine.watch import Patience
     from server.memory import memory_policy
 
     if settings.threads:
@@ -157,7 +157,7 @@ def _safety_policy(bundle: ModelBundle, settings: Settings) -> SafetyPolicy | No
     if settings.safety == "off":
         return None
     from models.auxiliary.choose import choose_safety
-    from pipelines.safety import SafetyCheck
+    from pipelines.safety_check import SafetyCheck
 
     model = choose_safety(bundle, settings.safety_checker, settings.model_revision)
     return SafetyPolicy(settings.safety, settings.safety_threshold, SafetyCheck(model))

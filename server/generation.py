@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pipelines.prompt_weights import count_breaks
+from pipelines.prompt.styles import apply_style
+from pipelines.prompt.weights import count_breaks
 from pipelines.request import ClipGuidancePreset, GenerationRequest, Pixels
-from pipelines.styles import apply_style
 from server.deny_list import DenyList
 from server.engine_host import LoadedModel
 from server.schemas import ImageToImageForm

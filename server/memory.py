@@ -6,8 +6,8 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines.batching import GroupKey, TickLimits
 from pipelines.request import MAX_SIDE
+from pipelines.scheduler.batching import GroupKey, TickLimits
 from server.settings import MIB, Settings
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def memory_policy(bundle: ModelBundle, settings: Settings, free: int | None = No
 
     from models.acceleration.modes import choose_acceleration
     from models.memory import MemoryPlan, measure_footprint
-    from pipelines.fast_path import FastPath
+    from pipelines.engine.warmup import FastPath
 
     buckets = FastPath(choose_acceleration(settings.acceleration, bundle.device)).buckets
     plan = MemoryPlan(measure_footprint(bundle), available, settings.max_batch, LARGEST, asked)

@@ -18,7 +18,7 @@ BLUR_SHARE = 1 / 12
 
 
 class Scorer(Protocol):
-    """What is needed of `pipelines.safety.SafetyCheck`."""
+    """What is needed of `pipelines.safety_check.SafetyCheck`."""
 
     def score(self, picture: Pixels) -> float: ...
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
+from pipelines.prompt.styles import STYLES
 from pipelines.request import (
     MAX_CFG_SCALE,
     MAX_SEED,
@@ -20,7 +21,6 @@ from pipelines.request import (
     Sampler,
     default_sampler,
 )
-from pipelines.styles import STYLES
 from server.fitting import IMAGE_FIELD as IMAGE_FIELD
 from server.fitting import ResizeMode as ResizeMode
 from server.form_fields import (

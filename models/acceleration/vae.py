@@ -1,7 +1,7 @@
 """The autoencoder of Stable Diffusion 1.x as forwards of our own, over diffusers' weights.
 
 An encode and a decode are lists of steps, so that a large picture can be put down between any two
-(`pipelines/vae_passes.py`). An AutoencoderTiny has no norm and runs as its module.
+(`pipelines/vae/passes.py`). An AutoencoderTiny has no norm and runs as its module.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Textual inversions: words that a prompt may use, each standing for vectors learnt for it.
 
 Their vectors become rows of the text encoder's table after its own. The word itself is found in
-the text by `pipelines.prompt`, so the tokenizer stays as it is.
+the text by `pipelines.prompt.encoder`, so the tokenizer stays as it is.
 """
 
 from __future__ import annotations

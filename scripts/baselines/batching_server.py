@@ -36,7 +36,7 @@ from baselines.plain_server import (
 )
 from models.bundle import ModelBundle
 from pipelines.request import Sampler
-from pipelines.schedules import make_scheduler
+from pipelines.samplers.schedules import make_scheduler
 
 
 @dataclass(frozen=True)

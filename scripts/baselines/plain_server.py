@@ -24,7 +24,7 @@ from PIL import Image
 from models.bundle import ModelBundle
 from models.loading.loader import load_bundle
 from pipelines.request import Sampler
-from pipelines.schedules import make_scheduler
+from pipelines.samplers.schedules import make_scheduler
 
 PATH = "/api/generate/basic/imageToImage"
 

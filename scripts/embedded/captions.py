@@ -6,7 +6,7 @@ import numpy as np
 
 from embedded.backgrounds import plain_tone
 from embedded.world import Scene, Thing
-from pipelines.styles import PLACEHOLDER, STYLES, apply_style
+from pipelines.prompt.styles import PLACEHOLDER, STYLES, apply_style
 
 _PLACES: dict[str, tuple[str, ...]] = {
     "sky": ("in the sky", "on a sky background", "in a clear sky", "against the sky"),

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipelines.styles import STYLES as STYLE_PRESETS
+from pipelines.prompt.styles import STYLES as STYLE_PRESETS
 
 OBJECTS: tuple[str, ...] = (
     "circle",

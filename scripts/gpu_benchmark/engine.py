@@ -19,8 +19,8 @@ from gpu_benchmark.plan import Scale, ask, several
 from models.acceleration.modes import choose_acceleration
 from models.bundle import ModelBundle
 from models.spec import AccelerationMode
-from pipelines.engine import Engine, EngineConfig
-from pipelines.fast_path import FastPath
+from pipelines.engine.engine import Engine, EngineConfig
+from pipelines.engine.warmup import FastPath
 from pipelines.request import GenerationRequest
 
 

@@ -21,7 +21,7 @@ from models.bundle import ModelBundle
 from models.loading.checkpoint import SD15_FOLDER
 from models.loading.parts import read_config
 from pipelines.request import GenerationRequest, Pixels, Sampler
-from pipelines.schedules import make_scheduler
+from pipelines.samplers.schedules import make_scheduler
 
 NARROW_PARTS: dict[str, dict[str, Any]] = {
     "unet": {

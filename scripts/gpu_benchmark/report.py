@@ -110,8 +110,8 @@ def make_page(now: Run | None, before: Run | None) -> str:
     if now is None:
         lines += [
             "**The fast forwards (`models/acceleration/fast_forwards.py`) have not run on a card "
-            "yet.** What is expected of them is counted, not measured ([kernels.md](kernels.md)). What stands "
-            "here was measured before them.",
+            "yet.** What is expected of them is counted, not measured ([kernels.md](kernels.md)). "
+            "What stands here was measured before them.",
             "",
         ]
     lines += [

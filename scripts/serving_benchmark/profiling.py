@@ -20,9 +20,9 @@ from PIL import Image
 from torch.profiler import ProfilerActivity, _ExperimentalConfig, profile
 
 from models.loading.loader import load_bundle
-from pipelines.engine import Engine, EngineConfig
+from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Sampler
-from pipelines.stages import Decoding, Encoding
+from pipelines.vae.stages import Decoding, Encoding
 from serving_benchmark.processes import ROOT
 from serving_benchmark.ticks import NoOpUnet, hollow_engine, run_crowd
 from serving_benchmark.traces import MIXED, Call, make_calls

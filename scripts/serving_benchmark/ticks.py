@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL
 
 from models.bundle import ModelBundle
 from models.loading.loader import load_bundle
-from pipelines.engine import Engine, EngineConfig
+from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Sampler
 from simulation.tables import load_table
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
-from pipelines.cost import CostTable
-from pipelines.scheduling import PolicyConfig
+from pipelines.scheduler.cost_model import CostTable
+from pipelines.scheduler.scheduler import PolicyConfig
 from simulation.measures import WARM_UP, quantile
 from simulation.servers import Jitter, alone_seconds, serve_by_policy
 from simulation.traces import MIXES, at_rate, make_trace

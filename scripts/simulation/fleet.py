@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.cost import CostTable
-from pipelines.scheduling import PolicyConfig
+from pipelines.scheduler.cost_model import CostTable
+from pipelines.scheduler.scheduler import PolicyConfig
 from simulation.measures import quantile
 from simulation.servers import Device, Outcome, alone_seconds
 from simulation.traces import Arrival

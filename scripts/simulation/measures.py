@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from pipelines.cost import CostTable
-from pipelines.scheduling import PolicyConfig
+from pipelines.scheduler.cost_model import CostTable
+from pipelines.scheduler.scheduler import PolicyConfig
 from simulation.servers import (
     Device,
     Outcome,

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from pipelines.batching import pad_rows
-from pipelines.cost import CostTable
-from pipelines.scheduling import PolicyConfig, Scheduler
-from pipelines.tasks import Encode, Task, Tick, Work
+from pipelines.scheduler.batching import pad_rows
+from pipelines.scheduler.cost_model import CostTable
+from pipelines.scheduler.scheduler import PolicyConfig, Scheduler
+from pipelines.scheduler.work import Encode, Task, Tick, Work
 from simulation.traces import Arrival
 
 

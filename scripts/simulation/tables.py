@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
-from pipelines.cost import CostTable, PictureCost, Provenance, TickPoint
+from pipelines.scheduler.cost_model import CostTable, PictureCost, Provenance, TickPoint
 
 FOLDER = Path(__file__).resolve().parents[1] / "cost_tables"
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.batching import GroupKey, guidance_rows
 from pipelines.request import Sampler
+from pipelines.scheduler.batching import GroupKey, guidance_rows
 from server.fitting import fit_size
 
 _TEXT_TOKENS = 77

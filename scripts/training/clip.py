@@ -18,7 +18,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from embedded.captions import caption, plain_caption
 from embedded.world import BACKGROUNDS, COLOURS, OBJECTS, STYLES, Scene, sample_scene
-from pipelines.styles import STYLES as TEMPLATES
+from pipelines.prompt.styles import STYLES as TEMPLATES
 from training.data import Drawn, to_model
 from training.tokenizer import encode, write_tokenizer
 from training.trainer import Plan, Run

@@ -24,9 +24,9 @@ from embedded.world import (
     sample_scene,
 )
 from models.bundle import ModelBundle
-from pipelines.engine import Engine
+from pipelines.engine.engine import Engine
+from pipelines.prompt.styles import apply_style
 from pipelines.request import GenerationRequest, Pixels, Sampler
-from pipelines.styles import apply_style
 from training.data import to_model
 from training.judge import LABELS, Judge, labels_of
 from training.vae import psnr

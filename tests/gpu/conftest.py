@@ -13,7 +13,7 @@ from models.acceleration.cuda_graphs import Capturer, EagerCapturer
 from models.acceleration.fast_forwards import make_forwards
 from models.acceleration.modes import Acceleration
 from models.acceleration.torch_kernels import TorchKernels
-from pipelines import fast_path
+from pipelines.engine import warmup as fast_path
 from tests.gpu.rig import Rig
 
 HAS_CARD = torch.cuda.is_available()

@@ -22,10 +22,10 @@ from models.acceleration.cuda_graphs import Capturer, CudaCapturer, EagerCapture
 from models.acceleration.modes import Acceleration
 from models.bundle import ModelBundle
 from models.spec import AccelerationMode
-from pipelines.calibration import guessed_costs
-from pipelines.engine import Engine, EngineConfig
-from pipelines.fast_path import FastPath
-from pipelines.handle import GenerationHandle
+from pipelines.engine.calibration import guessed_costs
+from pipelines.engine.engine import Engine, EngineConfig
+from pipelines.engine.handle import GenerationHandle
+from pipelines.engine.warmup import FastPath
 from pipelines.request import GenerationRequest, Pixels
 
 GRAPHS = Acceleration(AccelerationMode.GRAPHS, graphs=True)

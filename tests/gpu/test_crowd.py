@@ -10,8 +10,8 @@ import pytest
 
 from models.bundle import ModelBundle
 from models.loading.loader import load_bundle
-from pipelines.engine import Engine, EngineConfig
-from pipelines.fast_path import FastPath
+from pipelines.engine.engine import Engine, EngineConfig
+from pipelines.engine.warmup import FastPath
 from pipelines.request import GenerationRequest, Pixels, Sampler
 from tests.gpu.rig import GRAPHS, Rig, images
 

@@ -16,11 +16,11 @@ import torch
 from gpu_benchmark.forwards import unet_inputs
 from gpu_benchmark.plan import Scale
 from models.bundle import ModelBundle
-from pipelines.batching import TickLimits
-from pipelines.engine import Engine
+from pipelines.denoise.latent_pool import LatentPool
+from pipelines.engine.engine import Engine
 from pipelines.errors import GenerationCancelled, GenerationFailed
-from pipelines.pool import LatentPool
-from pipelines.stages import decode_latents
+from pipelines.scheduler.batching import TickLimits
+from pipelines.vae.stages import decode_latents
 from tests.gpu.rig import Rig, images
 
 

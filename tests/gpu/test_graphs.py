@@ -13,14 +13,14 @@ import torch
 from gpu_benchmark.forwards import unet_inputs
 from gpu_benchmark.plan import picture
 from models.bundle import ModelBundle
-from pipelines.batching import GroupKey
-from pipelines.denoiser import Denoiser
-from pipelines.pool import LatentPool
+from pipelines.denoise.batch import Evaluation
+from pipelines.denoise.denoiser import Denoiser
+from pipelines.denoise.latent_pool import LatentPool
 from pipelines.request import Sampler
-from pipelines.samplers import make_table
-from pipelines.stages import decode_latents, decode_together, encode_picture
-from pipelines.tick_batch import Evaluation
-from pipelines.vae_graphs import VaeGraphs
+from pipelines.samplers.programs import make_table
+from pipelines.scheduler.batching import GroupKey
+from pipelines.vae.graphs import VaeGraphs
+from pipelines.vae.stages import decode_latents, decode_together, encode_picture
 from tests.gpu.rig import Rig
 
 

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from models.bundle import ModelBundle
 from models.loading.loader import ModelLoadError, ModelSpec, load_model
-from pipelines.engine import Engine, EngineConfig
-from pipelines.preview import LatentToRgb
+from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Pixels
-from pipelines.stages import PictureEncoder, decode_latents, encode_picture
+from pipelines.vae.preview import LatentToRgb
+from pipelines.vae.stages import PictureEncoder, decode_latents, encode_picture
 
 
 def load(model: Path, vae: Path, configuration: Path | None = None) -> ModelBundle:

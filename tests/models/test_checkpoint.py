@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from checkpoints.random_checkpoint import converted_by_diffusers, to_ldm, write_checkpoint
 from models.bundle import ModelBundle
 from models.loading.loader import ModelLoadError, ModelSpec, load_model
-from pipelines.engine import Engine, EngineConfig
+from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Pixels
 
 

@@ -13,8 +13,8 @@ from models.loading.checkpoint import SD15_FOLDER
 from models.loading.loader import load_bundle
 from models.memory import SLOTS, Footprint, MemoryPlan, measure_footprint, without_weights
 from models.peak_memory import MetaKernels, PeakMemory, peak_on_meta
-from pipelines import samplers
-from pipelines.vae_passes import Layer, VaePass, decoder_layers, encoder_layers
+from pipelines.samplers import programs as samplers
+from pipelines.vae.passes import Layer, VaePass, decoder_layers, encoder_layers
 
 GIB = 2**30
 LARGEST = 1536 * 1536

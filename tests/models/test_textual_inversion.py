@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from models.bundle import ModelBundle
 from models.clip_words import clip_normalized, clip_words
 from models.loading.loader import ModelLoadError, ModelSpec, load_model
-from pipelines.prompt import PromptEncoder
+from pipelines.prompt.encoder import PromptEncoder
 from tests.tiny_model import TEXT_WIDTH
 
 

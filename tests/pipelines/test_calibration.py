@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from models.bundle import ModelBundle
-from pipelines.batching import TickLimits
-from pipelines.calibration import ROWS, guessed_costs, measure_costs
-from pipelines.denoiser import Denoiser
+from pipelines.denoise.denoiser import Denoiser
+from pipelines.engine.calibration import ROWS, guessed_costs, measure_costs
+from pipelines.scheduler.batching import TickLimits
 
 
 def clock_of(step: float) -> Iterator[float]:

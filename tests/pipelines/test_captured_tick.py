@@ -12,18 +12,18 @@ from models.acceleration.cuda_graphs import Capturer, EagerCapturer
 from models.acceleration.modes import Acceleration
 from models.bundle import ModelBundle
 from models.spec import AccelerationMode
-from pipelines import fast_path
-from pipelines.batching import GroupKey
-from pipelines.calibration import guessed_costs
-from pipelines.captured_tick import PATIENCE
-from pipelines.denoiser import Denoiser
-from pipelines.engine import Engine, EngineConfig
-from pipelines.fast_path import FastPath
-from pipelines.pool import LatentPool, PoolShelf
+from pipelines.denoise.batch import Evaluation
+from pipelines.denoise.captured_step import PATIENCE
+from pipelines.denoise.denoiser import Denoiser
+from pipelines.denoise.latent_pool import LatentPool, PoolShelf
+from pipelines.engine import warmup as fast_path
+from pipelines.engine.calibration import guessed_costs
+from pipelines.engine.engine import Engine, EngineConfig
+from pipelines.engine.warmup import FastPath
 from pipelines.request import GenerationRequest, Pixels, Sampler
-from pipelines.samplers import Table, make_table
-from pipelines.stages import RequestNoise
-from pipelines.tick_batch import Evaluation
+from pipelines.samplers.programs import Table, make_table
+from pipelines.scheduler.batching import GroupKey
+from pipelines.vae.stages import RequestNoise
 
 BUCKETS = (1, 2, 4, 8, 16)
 KEY = GroupKey(8, 8, 77, False)

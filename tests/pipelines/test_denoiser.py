@@ -9,15 +9,15 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
 
 from models.bundle import ModelBundle
-from pipelines.batching import GroupKey
-from pipelines.denoiser import Denoiser
-from pipelines.pool import LatentPool
-from pipelines.prompt import PromptEncoder
+from pipelines.denoise.batch import Evaluation
+from pipelines.denoise.denoiser import Denoiser
+from pipelines.denoise.latent_pool import LatentPool
+from pipelines.prompt.encoder import PromptEncoder
 from pipelines.request import Pixels, Sampler
-from pipelines.samplers import Table, make_table
-from pipelines.schedules import make_scheduler
-from pipelines.stages import RequestNoise, encode_picture, start_latents
-from pipelines.tick_batch import Evaluation
+from pipelines.samplers.programs import Table, make_table
+from pipelines.samplers.schedules import make_scheduler
+from pipelines.scheduler.batching import GroupKey
+from pipelines.vae.stages import RequestNoise, encode_picture, start_latents
 
 RIGHT_IN_DIFFUSERS = [s for s in Sampler if s not in (Sampler.K_DPMPP_2S_ANCESTRAL, Sampler.K_LMS)]
 

@@ -16,9 +16,9 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
 
 from models.bundle import ModelBundle
-from pipelines.calibration import guessed_costs
-from pipelines.cost import CostTable, PictureCost, TickPoint
-from pipelines.engine import Engine, EngineConfig
+from pipelines.engine.calibration import guessed_costs
+from pipelines.engine.engine import Engine, EngineConfig
+from pipelines.engine.watch import Patience
 from pipelines.errors import (
     DeadlineExceeded,
     EngineBusy,
@@ -30,8 +30,8 @@ from pipelines.errors import (
     RequestTooLong,
 )
 from pipelines.request import GenerationRequest, Pixels, Progress, Sampler
-from pipelines.schedules import make_scheduler
-from pipelines.watch import Patience
+from pipelines.samplers.schedules import make_scheduler
+from pipelines.scheduler.cost_model import CostTable, PictureCost, TickPoint
 
 # diffusers lacks 2S ancestral, and its LMS is wrong after a mid-schedule start.
 RIGHT_IN_DIFFUSERS = [s for s in Sampler if s not in (Sampler.K_DPMPP_2S_ANCESTRAL, Sampler.K_LMS)]
@@ -180,7 +180,7 @@ def test_a_mixed_crowd_shares_forwards_and_each_gets_its_own_picture(
 def test_not_finite_latents_fail_alone(
     engine: Engine, picture: Pixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pipelines.execution as module
+    import pipelines.engine.model_runner as module
 
     good = GenerationRequest(picture, "a cat", steps=10, seed=3)
     bad = GenerationRequest(picture, "a dog", steps=10, seed=4)
@@ -349,7 +349,7 @@ def test_a_preparation_that_hangs_ends_readiness_and_does_not_hold_the_drain(
         assert release.wait(60)
         raise ValueError("released")
 
-    monkeypatch.setattr("pipelines.preparer.make_table", hanging)
+    monkeypatch.setattr("pipelines.engine.preparer.make_table", hanging)
     patience = Patience(seconds=0.1)
     engine = Engine(tiny, EngineConfig(warm_up=False, patience=patience), costs_of(1e-6))
     engine.start()

@@ -12,11 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from models.bundle import ModelBundle
-from pipelines.batching import GroupKey
-from pipelines.denoiser import Denoiser
-from pipelines.engine import Engine, EngineConfig
-from pipelines.errors import GenerationFailed
-from pipelines.guidance import (
+from pipelines.denoise.batch import Evaluation
+from pipelines.denoise.clip_guidance import (
     FLAT_WINDOW,
     PRESETS,
     ClipGuide,
@@ -24,13 +21,16 @@ from pipelines.guidance import (
     GuidanceRun,
     spherical_distance,
 )
-from pipelines.pool import LatentPool
-from pipelines.preview import LatentToRgb
+from pipelines.denoise.denoiser import Denoiser
+from pipelines.denoise.latent_pool import LatentPool
+from pipelines.engine.engine import Engine, EngineConfig
+from pipelines.errors import GenerationFailed
 from pipelines.request import ClipGuidancePreset, GenerationRequest, Pixels, Sampler
-from pipelines.samplers import make_table
-from pipelines.schedules import NoiseSchedule
-from pipelines.stages import RequestNoise
-from pipelines.tick_batch import Evaluation
+from pipelines.samplers.programs import make_table
+from pipelines.samplers.schedules import NoiseSchedule
+from pipelines.scheduler.batching import GroupKey
+from pipelines.vae.preview import LatentToRgb
+from pipelines.vae.stages import RequestNoise
 
 Guidance = ClipGuidancePreset
 GUIDED = list(PRESETS)

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from models.loading.loader import load_bundle
-from pipelines.preview import LatentToRgb
 from pipelines.request import Pixels
-from pipelines.stages import encode_picture
+from pipelines.vae.preview import LatentToRgb
+from pipelines.vae.stages import encode_picture
 
 
 def test_a_preview_looks_like_the_picture(picture: Pixels) -> None:

@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 
 from models.bundle import ModelBundle
-from pipelines.prompt import PromptEncoder, weighted
+from pipelines.prompt.encoder import PromptEncoder, weighted
 
 
 @pytest.fixture(autouse=True)

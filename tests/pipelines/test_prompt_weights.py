@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.prompt_weights import (
+from pipelines.prompt.weights import (
     MAX_WEIGHT,
     Fragment,
     count_breaks,

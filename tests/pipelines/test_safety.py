@@ -13,9 +13,9 @@ import pytest
 from models.auxiliary.choose import choose_safety
 from models.auxiliary.safety_checker import SafetyModel
 from models.bundle import ModelBundle
+from pipelines.engine.watch import Patience
 from pipelines.request import Pixels
-from pipelines.safety import MAX_BATCH, SafetyCheck
-from pipelines.watch import Patience
+from pipelines.safety_check import MAX_BATCH, SafetyCheck
 from tests.tiny_model import write_tiny_checker
 
 

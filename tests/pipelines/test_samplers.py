@@ -14,8 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.request import Sampler
-from pipelines.samplers import NOISE, SLOTS, Table, compile_table, evaluation_count, make_table
-from pipelines.schedules import (
+from pipelines.samplers.programs import (
+    NOISE,
+    SLOTS,
+    Table,
+    compile_table,
+    evaluation_count,
+    make_table,
+)
+from pipelines.samplers.schedules import (
     SAMPLER_SPECS,
     NoiseSchedule,
     denoising_steps,

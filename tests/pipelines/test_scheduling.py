@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.batching import GroupKey, TickLimits
-from pipelines.cost import CostTable, PictureCost, TickPoint
-from pipelines.crowding import Crowding
-from pipelines.guidance_cost import MEASURED
 from pipelines.request import ClipGuidancePreset
-from pipelines.scheduling import PolicyConfig, Scheduler
-from pipelines.tasks import Decode, Encode, Refusal, Task, Tick, TooLong
+from pipelines.scheduler.batching import GroupKey, TickLimits
+from pipelines.scheduler.cost_model import CostTable, PictureCost, TickPoint
+from pipelines.scheduler.crowding import Crowding
+from pipelines.scheduler.guidance_cost import MEASURED
+from pipelines.scheduler.scheduler import PolicyConfig, Scheduler
+from pipelines.scheduler.work import Decode, Encode, Refusal, Task, Tick, TooLong
 
 SMALL = GroupKey(40, 40, 77, False)
 MEDIUM = GroupKey(64, 64, 77, False)

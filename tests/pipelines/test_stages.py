@@ -11,10 +11,10 @@ from diffusers import AutoencoderKL
 
 from models.bundle import ModelBundle
 from models.padding import circular_padding
-from pipelines.engine import Engine, EngineConfig
+from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Pixels, Sampler
-from pipelines.samplers import make_table
-from pipelines.stages import (
+from pipelines.samplers.programs import make_table
+from pipelines.vae.stages import (
     Decoding,
     Moments,
     PictureEncoder,

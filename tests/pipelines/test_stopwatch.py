@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from models.bundle import ModelBundle
-from pipelines.calibration import guessed_costs
-from pipelines.engine import Engine, EngineConfig
+from pipelines.engine.calibration import guessed_costs
+from pipelines.engine.device_timer import Elapsed, HostStopwatch, make_stopwatch
+from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Pixels
-from pipelines.stopwatch import Elapsed, HostStopwatch, make_stopwatch
 
 
 class RunningAhead:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.styles import STYLES, apply_style
+from pipelines.prompt.styles import STYLES, apply_style
 
 CONTRACT = [
     "3d-model",

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.batching import GroupKey
-from pipelines.cost import CostTable, PictureCost, TextCost, TickPoint
-from pipelines.scheduling import Scheduler
-from pipelines.tasks import Encode, Task
+from pipelines.scheduler.batching import GroupKey
+from pipelines.scheduler.cost_model import CostTable, PictureCost, TextCost, TickPoint
+from pipelines.scheduler.scheduler import Scheduler
+from pipelines.scheduler.work import Encode, Task
 
 LONG = 71 * 77
 

@@ -16,18 +16,18 @@ from models.acceleration.modes import Acceleration
 from models.acceleration.torch_kernels import TorchKernels
 from models.bundle import ModelBundle
 from models.spec import AccelerationMode
-from pipelines import fast_path
-from pipelines.calibration import guessed_costs
-from pipelines.engine import Engine, EngineConfig
-from pipelines.fast_path import FastPath
+from pipelines.engine import warmup as fast_path
+from pipelines.engine.calibration import guessed_costs
+from pipelines.engine.engine import Engine, EngineConfig
+from pipelines.engine.warmup import FastPath
 from pipelines.request import GenerationRequest, Pixels
-from pipelines.stages import (
+from pipelines.vae.graphs import PATIENCE, PassKey, VaeGraphs
+from pipelines.vae.stages import (
     PictureEncoder,
     decode_latents,
     decode_together,
     encode_picture,
 )
-from pipelines.vae_graphs import PATIENCE, PassKey, VaeGraphs
 
 
 @pytest.fixture(autouse=True)

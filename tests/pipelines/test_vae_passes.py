@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from models.bundle import ModelBundle
 from models.padding import circular_padding
-from pipelines.vae_passes import VaePass, decoder_layers, encoder_layers, partition
+from pipelines.vae.passes import VaePass, decoder_layers, encoder_layers, partition
 
 
 def finish(one: VaePass, parts: int) -> torch.Tensor:

@@ -13,10 +13,9 @@ from models.bundle import ModelBundle
 from models.loading.loader import load_bundle
 from models.memory import measure_footprint, without_weights
 from models.peak_memory import peak_on_meta
-from pipelines import stages
 from pipelines.request import Pixels
-from pipelines.stages import decode_latents, encode_picture, goes_in_tiles
-from pipelines.vae_passes import (
+from pipelines.vae import stages
+from pipelines.vae.passes import (
     Layer,
     VaePass,
     decoder_layers,
@@ -24,6 +23,7 @@ from pipelines.vae_passes import (
     tiled_decoder,
     tiled_encoder,
 )
+from pipelines.vae.stages import decode_latents, encode_picture, goes_in_tiles
 
 
 @pytest.fixture(scope="module")

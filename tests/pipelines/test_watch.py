@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from pipelines.watch import Patience, Watch
+from pipelines.engine.watch import Patience, Watch
 
 
 class Clock:

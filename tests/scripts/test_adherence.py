@@ -19,7 +19,7 @@ from diffusers import UNet2DConditionModel
 from embedded.world import COLOURS, Scene, Thing, draw
 from models.bundle import ModelBundle
 from models.loading.loader import load_bundle
-from pipelines.engine import Engine, EngineConfig
+from pipelines.engine.engine import Engine, EngineConfig
 from training.judge import Judge, load_judge
 from training.measures import edits, make, request_for, right, strength_ladder
 

@@ -23,7 +23,7 @@ from gpu_benchmark.ledger import SKIPPED, Ledger
 from gpu_benchmark.model import make_parts
 from gpu_benchmark.plan import FULL, NARROW, PARTS, SECONDS, ask, checked_requests
 from gpu_benchmark.report import BEFORE, TARGETS, good, make_page, outside
-from pipelines.samplers import make_table
+from pipelines.samplers.programs import make_table
 from serving_benchmark.load import Plan
 from tests.tiny_model import tiny_bundle
 

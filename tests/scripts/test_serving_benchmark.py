@@ -18,9 +18,9 @@ from PIL import Image
 
 from baselines import batching_server, plain_server
 from models.bundle import ModelBundle
-from pipelines.engine import Engine, EngineConfig
+from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import Pixels, Sampler
-from pipelines.schedules import denoising_steps
+from pipelines.samplers.schedules import denoising_steps
 from serving_benchmark import traces
 from serving_benchmark.load import PATH, Plan, Planned, Record, offer, percentile
 from serving_benchmark.measures import Health, Point, Results, Saturation, SizePlan, SizeResult

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.batching import GroupKey
 from pipelines.request import Sampler
-from pipelines.samplers import make_table
-from pipelines.scheduling import PolicyConfig
+from pipelines.samplers.programs import make_table
+from pipelines.scheduler.batching import GroupKey
+from pipelines.scheduler.scheduler import PolicyConfig
 from simulation import fleet, measures, tables, traces
 from simulation.servers import (
     alone_seconds,

@@ -17,7 +17,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from embedded.captions import caption
 from embedded.edits import earlier_scene
 from embedded.world import Scene, Thing, is_held_out, sample_scene
-from pipelines.styles import STYLES
+from pipelines.prompt.styles import STYLES
 from tests.logged_warnings import no_logged_warnings
 from training.clip import WithHeads, embed_text, finished_clip, make_clip, make_tokenizer
 from training.data import draw_scenes, to_model

@@ -23,7 +23,7 @@ from embedded.world import (
     sample_scene,
 )
 from models.embedded import vocabulary as demo
-from pipelines.styles import STYLES as TEMPLATES
+from pipelines.prompt.styles import STYLES as TEMPLATES
 
 
 def lone(kind: str, colour: str, background: str, style: str | None = None) -> Scene:

@@ -14,11 +14,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from models.bundle import ModelBundle
-from pipelines.cost import CostTable, PictureCost, TickPoint
-from pipelines.engine import Engine, EngineConfig
+from pipelines.engine.engine import Engine, EngineConfig
+from pipelines.engine.watch import Patience
 from pipelines.errors import EngineStalled, RequestTooLong
 from pipelines.request import Pixels
-from pipelines.watch import Patience
+from pipelines.scheduler.cost_model import CostTable, PictureCost, TickPoint
 from server.app import create_app
 from server.bookkeeping import Balance, Order, State
 from server.decoders import DecoderPool

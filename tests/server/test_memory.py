@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 from checkpoints.without_weights import bundle_without_weights
 from models.bundle import ModelBundle
 from models.loading.loader import load_bundle
-from pipelines.batching import GroupKey, TickLimits
-from pipelines.engine import Engine, EngineConfig
+from pipelines.engine.engine import Engine, EngineConfig
+from pipelines.scheduler.batching import GroupKey, TickLimits
 from server.cli import app
 from server.engine_host import load_model
 from server.memory import EXACT_ROWS, LARGEST, available_bytes, memory_policy

@@ -16,7 +16,7 @@ from PIL import Image
 from models.auxiliary.choose import choose_safety
 from models.bundle import ModelBundle
 from pipelines.request import Pixels
-from pipelines.safety import SafetyCheck
+from pipelines.safety_check import SafetyCheck
 from server.deny_list import DenyList, DenyListError
 from server.engine_host import StartError, load_model
 from server.safety import SafetyPolicy, blurred

@@ -57,7 +57,7 @@ def import_one(module: str, name: str | None) -> None:
 
 def use_schedulers() -> None:
     from pipelines.request import Sampler
-    from pipelines.schedules import make_schedule
+    from pipelines.samplers.schedules import make_schedule
 
     for sampler in Sampler:
         make_schedule(sampler, 10, 0.0)

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from pipelines.batching import GroupKey
-from pipelines.guidance import GuidanceRun
-from pipelines.handle import GenerationHandle
-from pipelines.prompt import PromptChunks
+from pipelines.denoise.batch import Evaluation
+from pipelines.denoise.clip_guidance import GuidanceRun
+from pipelines.engine.handle import GenerationHandle
+from pipelines.prompt.encoder import PromptChunks
 from pipelines.request import GenerationRequest, Pixels
-from pipelines.samplers import Table
-from pipelines.stages import Decoded, Decoding, Encoding, RequestNoise
-from pipelines.tick_batch import Evaluation
+from pipelines.samplers.programs import Table
+from pipelines.scheduler.batching import GroupKey
+from pipelines.vae.stages import Decoded, Decoding, Encoding, RequestNoise
 
 
 @dataclass

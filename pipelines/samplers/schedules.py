@@ -1,7 +1,8 @@
 """Schedules: at which noise levels a sampler evaluates the U-Net.
 
 A schedule is the list of timesteps and sigmas that the mapped diffusers scheduler chooses for a
-number of steps, cut at the denoising strength. `pipelines.samplers` compiles it to a table.
+number of steps, cut at the denoising strength. `pipelines.samplers.programs` compiles it to a
+table.
 
 Spacing is always passed explicitly: a folder written by ``save_pretrained`` carries ``leading``,
 and inheriting that would start the K samplers at sigma 8.4 instead of 14.6.

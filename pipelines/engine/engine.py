@@ -22,11 +22,14 @@ import torch
 
 from models.bundle import ModelBundle
 from models.device import make_current
-from pipelines.batching import GroupKey, guidance_rows
 from pipelines.cache import CacheCounts
-from pipelines.calibration import guessed_costs, measure_costs
-from pipelines.cost import CostTable
-from pipelines.engine_config import EngineConfig
+from pipelines.engine.calibration import guessed_costs, measure_costs
+from pipelines.engine.config import EngineConfig
+from pipelines.engine.device_timer import Elapsed, make_stopwatch
+from pipelines.engine.handle import GenerationHandle
+from pipelines.engine.job import Job, TickCounts, table_of
+from pipelines.engine.preparer import Preparer
+from pipelines.engine.watch import Watch
 from pipelines.errors import (
     DeadlineExceeded,
     EngineBusy,
@@ -40,16 +43,13 @@ from pipelines.errors import (
     RequestTooLong,
     as_failure,
 )
-from pipelines.handle import GenerationHandle
-from pipelines.job import Job, TickCounts, table_of
-from pipelines.preparer import Preparer
-from pipelines.prompt import PromptChunks
+from pipelines.prompt.encoder import PromptChunks
 from pipelines.request import ClipGuidancePreset, GenerationRequest, GenerationResult, Progress
-from pipelines.samplers import evaluation_count
-from pipelines.scheduling import Scheduler
-from pipelines.stopwatch import Elapsed, make_stopwatch
-from pipelines.tasks import Decode, Encode, Refusal, Task, Tick, TooLong, Work
-from pipelines.watch import Watch
+from pipelines.samplers.programs import evaluation_count
+from pipelines.scheduler.batching import GroupKey, guidance_rows
+from pipelines.scheduler.cost_model import CostTable
+from pipelines.scheduler.scheduler import Scheduler
+from pipelines.scheduler.work import Decode, Encode, Refusal, Task, Tick, TooLong, Work
 
 __all__ = ["Engine", "EngineConfig"]
 

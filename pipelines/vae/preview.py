@@ -14,7 +14,7 @@ import torch
 
 from models.bundle import ModelBundle
 from pipelines.request import Pixels
-from pipelines.stages import encode_picture
+from pipelines.vae.stages import encode_picture
 
 _PATCHES = 12
 _PATCH_LATENTS = 4

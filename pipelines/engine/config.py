@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from pipelines.batching import TickLimits
-from pipelines.fast_path import FastPath
-from pipelines.scheduling import PolicyConfig
-from pipelines.watch import Patience
+from pipelines.engine.warmup import FastPath
+from pipelines.engine.watch import Patience
+from pipelines.scheduler.batching import TickLimits
+from pipelines.scheduler.scheduler import PolicyConfig
 
 SHARED_DECODES = (2, 4)
 """On an H200 four pictures of 512 x 512 took 6.7 ms each in one decode, 8.8 ms alone."""

@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection
 import torch
 
 from models.bundle import ModelBundle
-from pipelines.batching import GroupKey
-from pipelines.captured_tick import PATIENCE, CapturedTicks
-from pipelines.samplers import SLOTS
+from pipelines.denoise.captured_step import PATIENCE, CapturedTicks
+from pipelines.samplers.programs import SLOTS
+from pipelines.scheduler.batching import GroupKey
 
 
 class LatentPool:

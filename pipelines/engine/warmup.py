@@ -19,13 +19,13 @@ from models.acceleration.compiled import CompileCache
 from models.acceleration.modes import Acceleration, accelerate, make_capturer
 from models.bundle import ModelBundle
 from models.spec import AccelerationMode
-from pipelines.batching import GroupKey
-from pipelines.execution import Executor
+from pipelines.denoise.batch import Evaluation
+from pipelines.engine.model_runner import Executor
 from pipelines.request import Sampler
-from pipelines.samplers import make_table
-from pipelines.scheduling import PolicyConfig
-from pipelines.stages import decode_latents, decode_together, encode_picture
-from pipelines.tick_batch import Evaluation
+from pipelines.samplers.programs import make_table
+from pipelines.scheduler.batching import GroupKey
+from pipelines.scheduler.scheduler import PolicyConfig
+from pipelines.vae.stages import decode_latents, decode_together, encode_picture
 
 logger = logging.getLogger(__name__)
 

@@ -37,10 +37,10 @@ from models.auxiliary.clip import ClipModel
 from models.bundle import ModelBundle
 from models.padding import circular_padding
 from pipelines.cache import ByteCache
-from pipelines.preview import LatentToRgb
-from pipelines.prompt_weights import without_weights
+from pipelines.prompt.weights import without_weights
 from pipelines.request import ClipGuidancePreset, GenerationRequest, Sampler
-from pipelines.samplers import Row
+from pipelines.samplers.programs import Row
+from pipelines.vae.preview import LatentToRgb
 
 FLAT_WINDOW = 5
 """Guided evaluations over which the loss must be flat for guidance to end."""

@@ -28,12 +28,12 @@ from bisect import insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from pipelines.batching import GroupKey, TickLimits, pad_rows
-from pipelines.cost import MOST_ERROR, CostTable
-from pipelines.crowding import Crowding
-from pipelines.guidance_cost import GuidanceCosts
 from pipelines.request import ClipGuidancePreset
-from pipelines.tasks import Decode, Encode, Refusal, Task, Tick, TooLong, Work
+from pipelines.scheduler.batching import GroupKey, TickLimits, pad_rows
+from pipelines.scheduler.cost_model import MOST_ERROR, CostTable
+from pipelines.scheduler.crowding import Crowding
+from pipelines.scheduler.guidance_cost import GuidanceCosts
+from pipelines.scheduler.work import Decode, Encode, Refusal, Task, Tick, TooLong, Work
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from models.device import Arrival, download, host_tensor
 from models.loading.autoencoder import TILE_SIDE
 from pipelines.cache import ByteCache, CacheCounts
 from pipelines.request import Pixels
-from pipelines.samplers import Table
-from pipelines.vae_graphs import PassKey, VaeGraphs
-from pipelines.vae_passes import (
+from pipelines.samplers.programs import Table
+from pipelines.vae.graphs import PassKey, VaeGraphs
+from pipelines.vae.passes import (
     Layer,
     VaePass,
     decoder_layers,

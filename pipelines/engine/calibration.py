@@ -10,14 +10,14 @@ import torch
 
 from models.bundle import ModelBundle
 from models.device import synchronize
-from pipelines.batching import GroupKey, TickLimits
-from pipelines.cost import CostTable, PictureCost, Provenance, TextCost, TickPoint
-from pipelines.denoiser import Denoiser
-from pipelines.fast_path import dummy_evaluations
-from pipelines.pool import LatentPool
-from pipelines.prompt import PromptChunks, PromptEncoder
-from pipelines.stages import decode_latents, encode_picture
-from pipelines.tick_batch import Evaluation
+from pipelines.denoise.batch import Evaluation
+from pipelines.denoise.denoiser import Denoiser
+from pipelines.denoise.latent_pool import LatentPool
+from pipelines.engine.warmup import dummy_evaluations
+from pipelines.prompt.encoder import PromptChunks, PromptEncoder
+from pipelines.scheduler.batching import GroupKey, TickLimits
+from pipelines.scheduler.cost_model import CostTable, PictureCost, Provenance, TextCost, TickPoint
+from pipelines.vae.stages import decode_latents, encode_picture
 
 SIDES = (320, 512)
 ROWS = (1, 2, 4, 8, 16)

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable
 
 from models.bundle import ModelBundle
-from pipelines.job import Job
-from pipelines.samplers import make_table
-from pipelines.schedules import NoiseSchedule
-from pipelines.stages import RequestNoise, picture_digest
-from pipelines.watch import Watch
+from pipelines.engine.job import Job
+from pipelines.engine.watch import Watch
+from pipelines.samplers.programs import make_table
+from pipelines.samplers.schedules import NoiseSchedule
+from pipelines.vae.stages import RequestNoise, picture_digest
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 
 from models.device import host_tensor, upload
-from pipelines.batching import guidance_rows, pad_rows
-from pipelines.guidance import GuidanceRun
-from pipelines.samplers import SLOTS, Row
+from pipelines.denoise.clip_guidance import GuidanceRun
+from pipelines.samplers.programs import SLOTS, Row
+from pipelines.scheduler.batching import guidance_rows, pad_rows
 
 UNCOND, COND = 0, 1
 

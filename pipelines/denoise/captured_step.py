@@ -2,7 +2,7 @@
 
 CLIP guidance acts between the two. There are 400 sizes and several buckets of rows: only the
 configured sizes are captured at start, others once they have been used a few times, and only
-while few are kept (`pipelines/pool.py`).
+while few are kept (`pipelines/denoise/latent_pool.py`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from models.acceleration.cuda_graphs import Capturer
-from pipelines.tick_batch import Batch, Evaluation, StaticBatch
+from pipelines.denoise.batch import Batch, Evaluation, StaticBatch
 
 if TYPE_CHECKING:
-    from pipelines.pool import LatentPool
+    from pipelines.denoise.latent_pool import LatentPool
 
 logger = logging.getLogger(__name__)
 

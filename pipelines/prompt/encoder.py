@@ -5,7 +5,7 @@ unmasked. A longer text is encoded in chunks of 75 tokens, each with its own sta
 states are joined; BREAK starts a new chunk; the shorter text of a pair is padded with empty chunks.
 Nothing is cut silently.
 
-A token's states are multiplied by its weight (`pipelines.prompt_weights`). The chunk is then
+A token's states are multiplied by its weight (`pipelines.prompt.weights`). The chunk is then
 scaled so that its mean is what it was, as A1111 does by default. That only means something where
 the mean is not near zero. Where it is below a hundredth of the standard deviation, as with the
 embedded model, the ratio of two means would be chance, and the weighted states stay as they are.
@@ -27,7 +27,7 @@ from models.bundle import ModelBundle
 from models.clip_words import clip_normalized
 from models.device import upload
 from pipelines.cache import ByteCache, CacheCounts
-from pipelines.prompt_weights import parse_weights
+from pipelines.prompt.weights import parse_weights
 
 _TRUSTED_MEAN = 0.01
 """Mean over standard deviation of a chunk's states above which the mean is restored."""

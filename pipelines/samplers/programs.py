@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.request import Sampler
-from pipelines.schedules import (
+from pipelines.samplers.schedules import (
     SAMPLER_SPECS,
     Float64,
     NoiseSchedule,

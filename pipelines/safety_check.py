@@ -13,8 +13,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from models.auxiliary.safety_checker import SafetyModel
+from pipelines.engine.watch import Patience, Watch
 from pipelines.request import Pixels
-from pipelines.watch import Patience, Watch
 
 MAX_BATCH = 8
 SECONDS_A_PICTURE = 1.0

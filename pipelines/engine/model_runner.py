@@ -12,21 +12,21 @@ import torch
 
 from models.acceleration.cuda_graphs import Capturer
 from models.bundle import ModelBundle
-from pipelines.batching import GroupKey
 from pipelines.cache import CacheCounts
-from pipelines.denoiser import Denoiser
-from pipelines.job import Job, TickCounts, evaluation_of, table_of
-from pipelines.pool import LatentPool, PoolShelf
-from pipelines.preview import LatentToRgb
-from pipelines.prompt import PromptEncoder
+from pipelines.denoise.denoiser import Denoiser
+from pipelines.denoise.latent_pool import LatentPool, PoolShelf
+from pipelines.engine.job import Job, TickCounts, evaluation_of, table_of
+from pipelines.prompt.encoder import PromptEncoder
 from pipelines.request import Pixels
-from pipelines.stages import (
+from pipelines.scheduler.batching import GroupKey
+from pipelines.vae.graphs import VaeGraphs
+from pipelines.vae.preview import LatentToRgb
+from pipelines.vae.stages import (
     Decoding,
     PictureEncoder,
     decode_together,
     start_latents,
 )
-from pipelines.vae_graphs import VaeGraphs
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from pipelines.batching import GroupKey
 from pipelines.request import ClipGuidancePreset
+from pipelines.scheduler.batching import GroupKey
 
 
 @dataclass(eq=False)

@@ -17,11 +17,11 @@ import torch
 
 from models.acceleration.cuda_graphs import Capturer
 from models.bundle import ModelBundle
-from pipelines.captured_tick import CapturedTick
+from pipelines.denoise.batch import Batch, Evaluation, assemble, row_count, stack_noise
+from pipelines.denoise.captured_step import CapturedTick
+from pipelines.denoise.clip_guidance import ClipGuide, Correction
+from pipelines.denoise.latent_pool import LatentPool
 from pipelines.errors import GenerationFailed
-from pipelines.guidance import ClipGuide, Correction
-from pipelines.pool import LatentPool
-from pipelines.tick_batch import Batch, Evaluation, assemble, row_count, stack_noise
 
 
 @dataclass(frozen=True, eq=False)
