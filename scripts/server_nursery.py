@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
 from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
 
-import server.accounts
-import server.serving
+import server.accounts.service
+import server.serve
+from server.observability.logs import configure_logging
 from server.settings import Settings
-from server.telemetry import configure_logging
 
 
 def serve() -> None:

@@ -14,26 +14,26 @@ from starlette.middleware import Middleware
 
 from models.embedded.vocabulary import demo_notice
 from server import __version__
-from server.access import Access
-from server.admission import EXPOSED_HEADERS
-from server.answer_headers import AnswerHeaders, SafeHeaders
-from server.body_limit import BodyLimit
-from server.bookkeeping import DatabaseUnusable
-from server.bytes_in_flight import ByteBudget, BytesInFlight
-from server.decoder_limits import DecoderLimits
-from server.decoders import DecoderPool
-from server.deny_list import DenyList, DenyListError
-from server.engine_host import EngineHost, ModelStarter, load_model
-from server.envelope import EnvelopedCors, ErrorsAs200, FailureGuard, add_failure_handlers
+from server.accounts.access import Access
+from server.accounts.admission import EXPOSED_HEADERS
+from server.accounts.rate_limits import LimitsProblem
+from server.accounts.types import DatabaseUnusable
+from server.api import account, basic, docs, health
+from server.engine_service import EngineHost, ModelStarter, load_model
 from server.extras import missing_extras
-from server.limits import LimitsProblem
-from server.request_path import RequestPath
-from server.routes import account, health, image_to_image, pages
+from server.http.body_limit import BodyLimit
+from server.http.bytes_in_flight import ByteBudget, BytesInFlight
+from server.http.errors import EnvelopedCors, ErrorsAs200, FailureGuard, add_failure_handlers
+from server.http.request_path import RequestPath
+from server.http.response_headers import AnswerHeaders, SafeHeaders
+from server.images.workers.limits import DecoderLimits
+from server.images.workers.pool import DecoderPool
+from server.img2img.deny_list import DenyList, DenyListError
+from server.observability.logs import REQUEST_ID_HEADER, RequestContext
 from server.settings import Settings
-from server.telemetry import REQUEST_ID_HEADER, RequestContext
 
 if TYPE_CHECKING:
-    from server.accounts import Accounts
+    from server.accounts.service import Accounts
 
 _DESCRIPTION = """\
 Image-to-image generation with Stable Diffusion 1.x. Every answer, failures too, is
@@ -117,11 +117,11 @@ def create_app(
     )
     app.state.picture_limiter = anyio.CapacityLimiter(settings.picture_threads)
     add_failure_handlers(app)
-    app.include_router(image_to_image.router)
+    app.include_router(basic.router)
     app.include_router(account.router)
     app.include_router(health.router)
-    app.include_router(pages.router)
-    app.mount("/static", pages.static_files)
+    app.include_router(docs.router)
+    app.mount("/static", docs.static_files)
     return app
 
 
@@ -155,7 +155,7 @@ def _open_accounts(settings: Settings) -> Accounts | None:
     if settings.no_auth or not settings.has_database:
         return None
     # Imported here: a server without a database should not load one either.
-    from server.accounts import Accounts
+    from server.accounts.service import Accounts
 
     try:
         return Accounts(settings)

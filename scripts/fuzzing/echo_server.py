@@ -6,10 +6,10 @@ import sys
 from collections.abc import AsyncIterator
 
 from pipelines.request import GenerationRequest, GenerationResult, Progress
-from server.engine_host import LoadedModel
-from server.serving import serve
+from server.engine_service import LoadedModel
+from server.observability.logs import configure_logging
+from server.serve import serve
 from server.settings import Settings
-from server.telemetry import configure_logging
 
 
 class EchoHandle:

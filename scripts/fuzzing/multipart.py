@@ -10,8 +10,8 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["python_multipart", "server"]):
-    from server.envelope import ApiError
-    from server.multipart import read_form
+    from server.http.errors import ApiError
+    from server.http.multipart import read_form
 
 WANTED = frozenset({"init_image", "prompt", "steps"})
 CONTENT_TYPES = (

@@ -10,8 +10,8 @@ import atheris
 from PIL import Image
 
 with atheris.instrument_imports(include=["PIL", "server"]):
-    from server.images import PictureError, prepare_picture
-    from server.schemas import ResizeMode
+    from server.images.decode import PictureError, prepare_picture
+    from server.img2img.form import ResizeMode
 
 SIDE = 320
 

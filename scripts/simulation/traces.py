@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelines.request import Sampler
 from pipelines.scheduler.batching import GroupKey, guidance_rows
-from server.fitting import fit_size
+from server.images.fit import fit_size
 
 _TEXT_TOKENS = 77
 _TWO_STAGE = (

@@ -11,8 +11,8 @@ import requests
 from PIL import Image
 
 from pipelines.request import ClipGuidancePreset, Sampler
-from server.images import prepare_picture
-from server.schemas import STYLE_PRESETS, ResizeMode
+from server.images.decode import prepare_picture
+from server.img2img.form import STYLE_PRESETS, ResizeMode
 from tests.contract.conftest import KEY, LEARNT_WORD, PATH, QUICK, Client, contract_model
 from tests.server.failures import assert_failure
 from tests.server.pictures import file_of, gradient, max_difference

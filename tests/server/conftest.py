@@ -12,10 +12,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from server.app import create_app
-from server.decoder_limits import DecoderLimits
-from server.decoders import DecoderPool
+from server.images.workers.limits import DecoderLimits
+from server.images.workers.pool import DecoderPool
+from server.observability.logs import OWN_PACKAGES
 from server.settings import ENV_PREFIX, Settings
-from server.telemetry import OWN_PACKAGES
 from tests.server.pictures import file_of, four_corners
 from tests.server.stub_engine import StubEngine
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-from server.multipart import Part, read_form
+from server.http.multipart import Part, read_form
 
 CONTENT_TYPE = "multipart/form-data; boundary=xyz"
 END = b"--xyz--\r\n"

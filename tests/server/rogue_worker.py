@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from server.decoder_messages import read_message, write_message
+from server.images.workers.messages import read_message, write_message
 
 SIDE = 320
 HONEST, FORGED = b"\x01", b"\x02"

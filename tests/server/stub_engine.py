@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 from pipelines.errors import EngineDraining, GenerationCancelled, GenerationError
 from pipelines.request import GenerationRequest, GenerationResult, Progress
-from server.engine_host import LoadedModel, ModelStarter
-from server.safety import SafetyPolicy
+from server.engine_service import LoadedModel, ModelStarter
+from server.img2img.moderation import SafetyPolicy
 from server.settings import Settings
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from pipelines.errors import EngineDraining
 from pipelines.request import GenerationRequest, GenerationResult
-from server.engine_host import LoadedModel, StartError
-from server.serving import serve
+from server.engine_service import LoadedModel, StartError
+from server.observability.logs import configure_logging
+from server.serve import serve
 from server.settings import Settings
-from server.telemetry import configure_logging
 from tests.server.stub_engine import StubEngine, StubHandle
 
 

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from server.audit import audit
-from server.bookkeeping import Balance
-from server.database import Database
-from server.keys import KeyStore
-from server.ledger import Ledger
-from server.tables import reservations
+from server.accounts.api_keys import KeyStore
+from server.accounts.audit import audit
+from server.accounts.db import Database
+from server.accounts.ledger import Ledger
+from server.accounts.tables import reservations
+from server.accounts.types import Balance
 
 T = TypeVar("T")
 

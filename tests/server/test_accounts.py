@@ -26,10 +26,10 @@ from pipelines.errors import (
     GenerationError,
     GenerationFailed,
 )
-from server.bookkeeping import Balance
-from server.key_text import make_key
-from server.keys import KeyStore
-from server.telemetry import JsonFormatter, TextFormatter, configure_logging
+from server.accounts.api_keys import KeyStore
+from server.accounts.key_text import make_key
+from server.accounts.types import Balance
+from server.observability.logs import JsonFormatter, TextFormatter, configure_logging
 from tests.server.conftest import PATH, MakeClient
 from tests.server.databases import new_postgres_database
 from tests.server.failures import assert_failure

@@ -10,8 +10,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from server.app import ConfigurationError, create_app
-from server.decoders import DecoderPool
-from server.engine_host import LoadedModel
+from server.engine_service import LoadedModel
+from server.images.workers.pool import DecoderPool
 from server.settings import Settings
 from tests.server.conftest import PATH, MakeClient
 from tests.server.databases import sqlite_url
@@ -341,7 +341,7 @@ def test_what_was_started_is_ended_if_the_rest_does_not_start(
     async def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("server.accounts.Accounts.start", broken)
+    monkeypatch.setattr("server.accounts.service.Accounts.start", broken)
     app = create_app(Settings(database_url=sqlite_url(tmp_path)), starter=engine.starter())
     with pytest.raises(ZeroDivisionError), TestClient(app):
         raise AssertionError

@@ -6,7 +6,7 @@ import logging
 import pytest
 from starlette.testclient import TestClient
 
-from server.telemetry import JsonFormatter, TextFormatter
+from server.observability.logs import JsonFormatter, TextFormatter
 from tests.server.conftest import PATH, MakeClient
 from tests.server.failures import assert_failure
 from tests.server.raw_asgi import Message, call

@@ -13,10 +13,10 @@ import pytest
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from server.bytes_in_flight import ByteBudget, BytesInFlight
-from server.envelope import Unavailable
-from server.multipart import Part, read_form
-from server.routes import image_to_image
+from server.api import basic as image_to_image
+from server.http.bytes_in_flight import ByteBudget, BytesInFlight
+from server.http.errors import Unavailable
+from server.http.multipart import Part, read_form
 from server.settings import MIB, Settings
 from tests.server.conftest import PATH, MakeClient
 from tests.server.stub_engine import StubEngine

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.charsets import UndecodableText, decode_text
+from server.http.charsets import UndecodableText, decode_text
 
 
 @pytest.mark.parametrize(

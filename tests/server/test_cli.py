@@ -8,12 +8,12 @@ import pytest
 from typer.testing import CliRunner
 
 from server import __version__
-from server.cli import app
-from server.decoder_process import Worker
-from server.finishing import FinishedPicture
-from server.key_text import is_well_formed
-from server.one_picture import NoPicture
-from server.schemas import ImageToImageForm
+from server.accounts.key_text import is_well_formed
+from server.cli.main import app
+from server.images.workers.process import Worker
+from server.img2img.finishing import FinishedPicture
+from server.img2img.form import ImageToImageForm
+from server.img2img.one_image import NoPicture
 from server.settings import Settings
 from tests.server.pictures import file_of, four_corners
 
@@ -81,7 +81,7 @@ def test_generate_without_a_decoder_is_no_fault_of_the_picture(
 ) -> None:
     picture, output = tmp_path / "in.png", tmp_path / "out.png"
     picture.write_bytes(file_of(four_corners()))
-    monkeypatch.setattr("server.decoder_process.WORKER", "server.no_such_module")
+    monkeypatch.setattr("server.images.workers.process.WORKER", "server.no_such_module")
     result = runner.invoke(app, ["generate", str(picture), "a cat", "-o", str(output)])
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1] == "no decoder could be started"
@@ -97,7 +97,7 @@ def test_generate_starts_one_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyP
             started += 1
             super().__init__()
 
-    monkeypatch.setattr("server.decoders.Worker", Counted)
+    monkeypatch.setattr("server.images.workers.pool.Worker", Counted)
     picture = tmp_path / "in.png"
     picture.write_bytes(file_of(four_corners()))
     options = ["--model", str(tmp_path / "nothing"), "-o", str(tmp_path / "out.png")]
@@ -235,7 +235,7 @@ def test_generate_looks_at_its_output_before_it_works(
     def fail(*_: object) -> None:
         raise AssertionError("work was begun")
 
-    monkeypatch.setattr("server.one_picture.make_picture", fail)
+    monkeypatch.setattr("server.img2img.one_image.make_picture", fail)
     result = runner.invoke(app, ["generate", str(picture), "a", "-o", str(tmp_path / output)])
     assert result.exit_code == 2
     assert said in result.output.replace("\n", "")
@@ -251,7 +251,7 @@ def test_generate_keeps_a_picture_that_cannot_be_written(
         output.mkdir()  # from now on no file can have that name
         return FinishedPicture(b"the file", 7)
 
-    monkeypatch.setattr("server.one_picture.make_picture", made)
+    monkeypatch.setattr("server.img2img.one_image.make_picture", made)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     result = runner.invoke(app, ["generate", str(picture), "a", "-o", str(output)])
@@ -270,7 +270,7 @@ def test_generate_says_every_failure_in_one_line(
     async def fail(*_: object) -> FinishedPicture:
         raise NoPicture("generation failed: OutOfMemoryError")
 
-    monkeypatch.setattr("server.one_picture.make_picture", fail)
+    monkeypatch.setattr("server.img2img.one_image.make_picture", fail)
     monkeypatch.chdir(tmp_path)
     result = runner.invoke(app, ["generate", str(picture), "a"])
     assert result.exit_code == 1
@@ -296,7 +296,7 @@ def test_doctor_tells_a_sampler_whose_library_is_missing() -> None:
     """A fresh install once lacked scipy, which one sampler needs: every request of it failed."""
     without_scipy = (
         "import sys; sys.modules['scipy'] = None; sys.argv = ['img2img', 'doctor'];"
-        "from server.cli import main; main()"
+        "from server.cli.main import main; main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", without_scipy], capture_output=True, text=True, check=False

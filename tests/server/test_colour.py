@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from server.images import decode_picture
+from server.images.decode import decode_picture
 from tests.server.pictures import (
     assert_upright,
     file_of,

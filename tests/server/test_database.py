@@ -13,17 +13,17 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection
 
-from server.audit import audit
-from server.bookkeeping import Balance, DatabaseAway, DatabaseUnusable
-from server.database import (
+from server.accounts.api_keys import KeyStore
+from server.accounts.audit import audit
+from server.accounts.db import (
     MIGRATIONS,
     Database,
     alembic_config,
 )
-from server.key_text import digest_of, make_key
-from server.keys import KeyStore
-from server.ledger import Ledger
-from server.tables import metadata
+from server.accounts.key_text import digest_of, make_key
+from server.accounts.ledger import Ledger
+from server.accounts.tables import metadata
+from server.accounts.types import Balance, DatabaseAway, DatabaseUnusable
 from tests.server.databases import new_postgres_database, sqlite_url
 from throwaway_postgres import Postgres
 
@@ -207,8 +207,8 @@ def test_postgresql_that_goes_away_and_comes_back(postgres: Postgres) -> None:
 def test_postgresql_that_does_not_answer(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.database.STATEMENT_SECONDS", 0.5)
-    monkeypatch.setattr("server.database.CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("server.accounts.db.STATEMENT_SECONDS", 0.5)
+    monkeypatch.setattr("server.accounts.db.CONNECT_SECONDS", 0.5)
 
     async def main(url: str) -> None:
         database = Database(url)

@@ -19,14 +19,14 @@ from pipelines.engine.watch import Patience
 from pipelines.errors import EngineStalled, RequestTooLong
 from pipelines.request import Pixels
 from pipelines.scheduler.cost_model import CostTable, PictureCost, TickPoint
+from server.accounts.ledger import Ledger
+from server.accounts.types import Balance, Order, State
 from server.app import create_app
-from server.bookkeeping import Balance, Order, State
-from server.decoders import DecoderPool
-from server.engine_host import LoadedModel
-from server.ledger import Ledger
-from server.safety import SafetyPolicy
+from server.engine_service import LoadedModel
+from server.http.waiting import TimeLimit
+from server.images.workers.pool import DecoderPool
+from server.img2img.moderation import SafetyPolicy
 from server.settings import Settings
-from server.waiting import TimeLimit
 from tests.server.conftest import PATH, MakeClient
 from tests.server.databases import sqlite_url
 from tests.server.failures import assert_failure

@@ -19,15 +19,16 @@ import psutil
 import pytest
 from PIL import Image
 
-from server import decoder_limits, decoder_process
-from server import decoders as decoders_module
-from server.decoder_limits import LARGE_PIXELS, DecoderLimits, limits_in_words
-from server.decoder_messages import read_message
-from server.decoder_process import DecodersBusy, Fit
-from server.decoders import DecoderPool, DecodeTimeout
-from server.fair_turns import FairTurns
-from server.fitting import ResizeMode
-from server.images import PictureError, prepare_picture
+from server.http.fair_turns import FairTurns
+from server.images.decode import PictureError, prepare_picture
+from server.images.fit import ResizeMode
+from server.images.workers import limits as decoder_limits
+from server.images.workers import pool as decoders_module
+from server.images.workers import process as decoder_process
+from server.images.workers.limits import LARGE_PIXELS, DecoderLimits, limits_in_words
+from server.images.workers.messages import read_message
+from server.images.workers.pool import DecoderPool, DecodeTimeout
+from server.images.workers.process import DecodersBusy, Fit
 from tests.server.hostile_pictures import large_palette, progressive_jpeg
 from tests.server.pictures import file_of, four_corners, gradient
 from tests.server.rogue_worker import HONEST, NONSENSE
@@ -118,7 +119,7 @@ async def test_workers_are_reused_and_light() -> None:
 
 
 def test_a_worker_imports_no_more_than_decoding_takes() -> None:
-    code = "import sys, server.picture_worker; print(*sys.modules)"
+    code = "import sys, server.images.workers.worker; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     loaded = {name.split(".")[0] for name in run.stdout.split()}
     heavy = {"torch", "transformers", "diffusers", "fastapi", "starlette", "pydantic", "sqlalchemy"}
@@ -531,6 +532,6 @@ async def test_a_worker_does_not_end_by_the_signals_of_its_server() -> None:
 
 def test_a_worker_ends_when_its_input_does() -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "server.picture_worker"], cwd=ROOT, input=b"", timeout=60
+        [sys.executable, "-m", "server.images.workers.worker"], cwd=ROOT, input=b"", timeout=60
     )
     assert run.returncode == 0

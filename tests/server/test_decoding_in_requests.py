@@ -49,7 +49,7 @@ def busy_decoders(server: ServerProcess) -> list[psutil.Process]:
     decoders = [
         child
         for child in psutil.Process(server.process.pid).children()
-        if "server.picture_worker" in " ".join(child.cmdline())
+        if "server.images.workers.worker" in " ".join(child.cmdline())
     ]
     before = {child.pid: sum(child.cpu_times()[:2]) for child in decoders}
     time.sleep(0.2)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, features
 
-from server.images import PictureError, decode_picture
+from server.images.decode import PictureError, decode_picture
 from tests.server.hostile_pictures import (
     empty_chunks,
     false_chunk_starts,

@@ -13,9 +13,9 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from pipelines.request import GenerationRequest, GenerationResult, Progress
-from server import event_stream
-from server.event_stream import KEEP_ALIVE, kept_alive, stream_response
-from server.waiting import TimeLimit
+from server.http.waiting import TimeLimit
+from server.img2img import events as event_stream
+from server.img2img.events import KEEP_ALIVE, kept_alive, stream_response
 from tests.server.conftest import PATH, MakeClient
 from tests.server.pictures import four_corners
 from tests.server.stub_engine import StubEngine, StubHandle

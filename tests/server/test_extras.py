@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from server import extras
 from server.app import ConfigurationError, create_app
-from server.cli import app
+from server.cli.main import app
 from server.extras import NEEDS, missing_extras, missing_requirements
 from server.settings import Settings
 from shipped_environment import ROOT

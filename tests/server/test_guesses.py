@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from server.access import Access, Caller
-from server.accounts import Accounts
-from server.envelope import TooManyRequests, Unauthorized
-from server.guesses import Source, source_of
-from server.key_text import make_key
+from server.accounts.access import Access, Caller
+from server.accounts.guesses import Source, source_of
+from server.accounts.key_text import make_key
+from server.accounts.service import Accounts
+from server.http.errors import TooManyRequests, Unauthorized
 from server.settings import Settings
 from tests.server.team import Team
 from throwaway_redis import Redis
@@ -182,7 +182,7 @@ def test_what_comes_back_after_its_window_lets_in_no_more(store: str) -> None:
 
 
 def test_redis_goes_away_and_comes_back(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.limits.RETRY_STORE_SECONDS", 0.2)
+    monkeypatch.setattr("server.accounts.rate_limits.RETRY_STORE_SECONDS", 0.2)
 
     async def test(servers: list[Access]) -> None:
         async def guesses() -> Counter[str]:

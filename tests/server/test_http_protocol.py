@@ -15,9 +15,10 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from server import client_transport, http_protocol
-from server.client_transport import LINGER_BYTES
-from server.http_protocol import BoundedProtocol, Limits
+from server.http import protocol as http_protocol
+from server.http import transport as client_transport
+from server.http.protocol import BoundedProtocol, Limits
+from server.http.transport import LINGER_BYTES
 from tests.server.raw_http import parse_answer
 
 LOOPS = ["asyncio", "uvloop"]

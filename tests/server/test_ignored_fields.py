@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from urllib.parse import unquote_to_bytes
 
-from server.ignored_fields import IgnoredFields
+from server.http.ignored_fields import IgnoredFields
 
 
 def header(*names: bytes) -> str | None:

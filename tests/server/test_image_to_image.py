@@ -25,10 +25,10 @@ from pipelines.errors import (
 )
 from pipelines.request import Sampler
 from server import __version__
-from server.decoder_process import DecodersBusy
-from server.decoders import DecoderPool
-from server.deny_list import DenyList
-from server.schemas import parse_form
+from server.images.workers.pool import DecoderPool
+from server.images.workers.process import DecodersBusy
+from server.img2img.deny_list import DenyList
+from server.img2img.form import parse_form
 from tests.server.conftest import PATH, MakeClient, Send
 from tests.server.failures import assert_failure
 from tests.server.pictures import corner_colours, file_of, four_corners
@@ -441,7 +441,7 @@ def test_a_picture_that_cannot_be_encoded_is_an_internal_error(
     def broken(*_: object) -> bytes:
         raise ZeroDivisionError("the secret inside")
 
-    monkeypatch.setattr("server.finishing.encode_picture", broken)
+    monkeypatch.setattr("server.img2img.finishing.encode_picture", broken)
     message = assert_failure(send(), 500)
     assert "secret" not in message
 

@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from server.fitting import fit_picture, fit_size
-from server.images import (
+from server.images.decode import (
     MAX_PIXELS,
     PictureError,
     decode_picture,
     encode_png,
     prepare_picture,
 )
-from server.schemas import ResizeMode
+from server.images.fit import fit_picture, fit_size
+from server.img2img.form import ResizeMode
 from tests.server.pictures import (
     assert_upright,
     file_of,

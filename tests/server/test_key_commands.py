@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from server.cli import app
-from server.price import MAX_CREDITS, parse_credits
+from server.accounts.pricing import MAX_CREDITS, parse_credits
+from server.cli.main import app
 
 runner = CliRunner()
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from server.accounts import Accounts
-from server.cli import app
-from server.database import Database
-from server.key_marker import keys_were_made, marker_file, note_keys_made
+from server.accounts.db import Database
+from server.accounts.key_marker import keys_were_made, marker_file, note_keys_made
+from server.accounts.service import Accounts
+from server.cli.main import app
 from server.settings import Settings
 from tests.server.databases import new_postgres_database
 from tests.server.server_process import running_server
@@ -140,7 +140,7 @@ def test_a_schema_that_is_missing(
 def test_a_server_ends_when_the_database_comes_back_empty(
     postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.accounts.RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("server.accounts.service.RETRY_SECONDS", 0.1)
 
     async def main(url: str) -> None:
         note_keys_made(tmp_path, Database(url).identity)

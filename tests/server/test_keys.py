@@ -8,9 +8,9 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.database import Database
-from server.key_text import KEY_PREFIX, digest_of, is_well_formed, make_key
-from server.keys import KeyProblem, KeyStore
+from server.accounts.api_keys import KeyProblem, KeyStore
+from server.accounts.db import Database
+from server.accounts.key_text import KEY_PREFIX, digest_of, is_well_formed, make_key
 from tests.server.databases import Clock
 
 Test = Callable[[Database, KeyStore, Clock], Awaitable[None]]

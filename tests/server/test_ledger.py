@@ -8,8 +8,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import exc
 
-from server.audit import audit
-from server.bookkeeping import (
+from server.accounts.api_keys import KeyStore
+from server.accounts.audit import audit
+from server.accounts.db import Database
+from server.accounts.ledger import Ledger
+from server.accounts.tables import answers, entries, reservations
+from server.accounts.types import (
     Balance,
     DayOfUse,
     Idempotency,
@@ -20,10 +24,6 @@ from server.bookkeeping import (
     StillRunning,
     TooManyAtOnce,
 )
-from server.database import Database
-from server.keys import KeyStore
-from server.ledger import Ledger
-from server.tables import answers, entries, reservations
 from tests.server.databases import Clock
 
 

@@ -22,8 +22,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from server.audit import audit
-from server.bookkeeping import (
+from server.accounts.api_keys import KeyStore
+from server.accounts.audit import audit
+from server.accounts.db import Database
+from server.accounts.ledger import Ledger
+from server.accounts.types import (
     Balance,
     Idempotency,
     IdempotencyConflict,
@@ -33,9 +36,6 @@ from server.bookkeeping import (
     StillRunning,
     TooManyAtOnce,
 )
-from server.database import Database
-from server.keys import KeyStore
-from server.ledger import Ledger
 from tests.server.databases import Clock
 
 T = TypeVar("T")

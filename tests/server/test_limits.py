@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from server.limits import LimitsProblem, Places, Rates, parse_rate
+from server.accounts.rate_limits import LimitsProblem, Places, Rates, parse_rate
 from server.settings import Settings
 from tests.server.server_process import free_port
 from throwaway_redis import Redis
@@ -74,7 +74,7 @@ def test_while_redis_is_away_each_server_counts_for_itself(
 def test_servers_that_share_a_redis_share_a_rate(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.limits.RETRY_STORE_SECONDS", 0.0)
+    monkeypatch.setattr("server.accounts.rate_limits.RETRY_STORE_SECONDS", 0.0)
     rate = parse_rate("2/hour")
 
     async def hits(*servers: Rates) -> list[bool]:

@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from server.listening import CannotListen, close, listen, url_of
+from server.http.listening import CannotListen, close, listen, url_of
 
 
 def test_a_port_that_is_in_use_is_one_line() -> None:

@@ -10,9 +10,9 @@ from models.bundle import ModelBundle
 from models.loading.loader import load_bundle
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.scheduler.batching import GroupKey, TickLimits
-from server.cli import app
-from server.engine_host import load_model
-from server.memory import EXACT_ROWS, LARGEST, available_bytes, memory_policy
+from server.cli.main import app
+from server.engine_service import load_model
+from server.memory_plan import EXACT_ROWS, LARGEST, available_bytes, memory_policy
 from server.settings import Settings
 
 GIB = 2**30

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.admission import fingerprint
-from server.envelope import ApiError, BadRequest, ContentTooLarge, UnsupportedMedia
-from server.multipart import MAX_FIELD_BYTES, MAX_PARTS, refuse_encoded_body
+from server.accounts.admission import fingerprint
+from server.http.errors import ApiError, BadRequest, ContentTooLarge, UnsupportedMedia
+from server.http.multipart import MAX_FIELD_BYTES, MAX_PARTS, refuse_encoded_body
 from tests.server.forms import CONTENT_TYPE, END, WANTED, part, read
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.envelope import BadRequest
-from server.part_headers import MAX_HEADER_BYTES, MAX_LOOKALIKES, PartHeaders
+from server.http.errors import BadRequest
+from server.http.part_headers import MAX_HEADER_BYTES, MAX_LOOKALIKES, PartHeaders
 from tests.server.forms import END, part, read
 
 

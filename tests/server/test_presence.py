@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from server.accounts import Accounts
-from server.bookkeeping import DatabaseAway, Order, TooManyAtOnce
-from server.database import Database
-from server.presence import SILENT_LOOKS, Presence
+from server.accounts.db import Database
+from server.accounts.presence import SILENT_LOOKS, Presence
+from server.accounts.service import Accounts
+from server.accounts.types import DatabaseAway, Order, TooManyAtOnce
 from server.settings import Settings
 from tests.server.databases import Clock, new_postgres_database
 from tests.server.server_process import ROOT
@@ -120,8 +120,8 @@ def test_an_outage_of_the_database_is_nobodys_silence(postgres: Postgres, tmp_pa
 HOLDER = """
 import asyncio, sys
 from pathlib import Path
-from server.database import Database
-from server.presence import Presence
+from server.accounts.db import Database
+from server.accounts.presence import Presence
 async def main():
     database = Database(sys.argv[1])
     presence = Presence(database, Path(sys.argv[2]))

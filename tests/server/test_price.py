@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.price import MAX_PRICE, MIN_PRICE, credits_text, parse_credits, price, price_table
+from server.accounts.pricing import (
+    MAX_PRICE,
+    MIN_PRICE,
+    credits_text,
+    parse_credits,
+    price,
+    price_table,
+)
 
 SIDES = st.integers(5, 24).map(lambda n: n * 64)
 STEPS = st.integers(10, 50)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from server.cli import app
+from server.cli.main import app
 from server.settings import Settings, environment_name
 
 README = Path(__file__).resolve().parents[2] / "README.md"

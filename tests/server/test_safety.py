@@ -17,9 +17,9 @@ from models.auxiliary.choose import choose_safety
 from models.bundle import ModelBundle
 from pipelines.request import Pixels
 from pipelines.safety_check import SafetyCheck
-from server.deny_list import DenyList, DenyListError
-from server.engine_host import StartError, load_model
-from server.safety import SafetyPolicy, blurred
+from server.engine_service import StartError, load_model
+from server.img2img.deny_list import DenyList, DenyListError
+from server.img2img.moderation import SafetyPolicy, blurred
 from server.settings import Settings
 from tests.server.conftest import PATH, MakeClient
 from tests.server.failures import assert_failure

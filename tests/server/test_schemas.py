@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.request import ClipGuidancePreset, Sampler
-from server.schemas import (
+from server.img2img.form import (
     FORM_FIELDS,
     STYLE_PRESETS,
     ImageToImageForm,

@@ -101,7 +101,7 @@ def test_a_stop_while_loading(tmp_path: Path) -> None:
 
 HUNG_THREAD = """
 import threading
-from server.serving import leave_hung_threads
+from server.serve import leave_hung_threads
 threading.Thread(target=threading.Event().wait).start()
 leave_hung_threads(3)
 """
@@ -117,7 +117,8 @@ def test_a_thread_that_hangs_does_not_keep_the_process() -> None:
 
 FAILED_AND_HUNG = """
 import threading
-from server import cli, serving
+from server.cli import main as cli
+from server import serve as serving
 
 def fail(settings):
     threading.Thread(target=threading.Event().wait).start()

@@ -9,7 +9,7 @@ import typer
 from pydantic import ValidationError
 
 from models.spec import ModelSpec
-from server.command_line import USAGE_ERROR, read_settings
+from server.cli.shared import USAGE_ERROR, read_settings
 from server.setting_values import is_loopback
 from server.settings import Settings, environment_name, unknown_variables
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import requests
 
-from server.bookkeeping import Balance
+from server.accounts.types import Balance
 from tests.server.conftest import PATH
 from tests.server.server_process import ServerProcess, running_server
 from tests.server.team import Team

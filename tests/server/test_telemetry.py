@@ -8,7 +8,7 @@ import sys
 import pytest
 from starlette.testclient import TestClient
 
-from server.telemetry import JsonFormatter, TextFormatter, configure_logging
+from server.observability.logs import JsonFormatter, TextFormatter, configure_logging
 from tests.server.conftest import MakeClient
 from tests.server.stub_engine import StubEngine
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from server.images import PictureError, decode_picture
+from server.images.decode import PictureError, decode_picture
 from tests.server.pictures import file_of, four_corners
 from tests.server.tiff_files import tiff_of
 

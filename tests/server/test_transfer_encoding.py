@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.transfer_encoding import UndecodablePart, decoder
+from server.http.transfer_encoding import UndecodablePart, decoder
 
 
 def decoded(encoding: str, data: bytes, chunk: int = 1000) -> bytes:

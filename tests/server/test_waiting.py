@@ -11,7 +11,7 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from server.waiting import TimeLimit, within
+from server.http.waiting import TimeLimit, within
 
 
 def waits(receive: Any, work: Any, undo: Any = lambda _: None) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server import picture_worker
+from server.images.workers import worker as picture_worker
 
 picture_worker.KERNEL_LIMITS = False
 

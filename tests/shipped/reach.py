@@ -73,8 +73,8 @@ def use_models() -> None:
 
 
 def use_databases() -> None:
-    from server.database import Database
-    from server.keys import KeyStore
+    from server.accounts.api_keys import KeyStore
+    from server.accounts.db import Database
 
     async def list_keys(folder: str) -> None:
         database = Database(f"sqlite:///{folder}/accounts.db")
@@ -88,7 +88,7 @@ def use_databases() -> None:
 
 
 def use_limits() -> None:
-    from server.limits import Rates
+    from server.accounts.rate_limits import Rates
 
     Rates("redis://127.0.0.1:9")
 
@@ -107,7 +107,7 @@ def use_uvicorn() -> None:
 def use_pictures() -> None:
     import pillow_heif
 
-    from server.images import FORMATS
+    from server.images.decode import FORMATS
 
     assert pillow_heif.libheif_version()
     assert "HEIF" in FORMATS
@@ -123,7 +123,7 @@ def main(root: Path, left_out: set[str]) -> dict[str, list[str]]:
     failures = []
     for file in sources(root):
         name = module_name(file, root)
-        if name == "server.migrations.env":  # runs a migration when it is imported
+        if name == "server.accounts.migrations.env":  # runs a migration when it is imported
             continue
         wanted = [(name, None), *imports(file)]
         for module, part in wanted:

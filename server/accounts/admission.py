@@ -1,0 +1,266 @@
+"""One request for a picture, from its key to its end: its limits, its place, its credits.
+
+The dependency of the route closes it when the answer has been sent or has failed, whatever the way:
+what was not settled by then is released.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import Depends, Header, Request
+
+from server.accounts.access import Access, Caller
+from server.accounts.auth import require_key
+from server.accounts.pricing import credits_text
+from server.accounts.types import (
+    Balance,
+    DatabaseAway,
+    Idempotency,
+    IdempotencyConflict,
+    InsufficientCredits,
+    Order,
+    ReservationLost,
+    StillRunning,
+    TooManyAtOnce,
+)
+from server.http.errors import BadRequest, Conflict, PaymentRequired, TooManyRequests, Unavailable
+from server.http.ignored_fields import IGNORED_FIELDS_HEADER
+from server.http.multipart import Part
+from server.http.response_headers import answer_headers
+from server.observability.logs import current_request_id
+
+if TYPE_CHECKING:
+    from server.accounts.service import Accounts
+
+IDEMPOTENCY_HEADER = "Idempotency-Key"
+REPLAYED_HEADER = "Idempotency-Replayed"
+CHARGED_HEADER = "X-Credits-Charged"
+REMAINING_HEADER = "X-Credits-Remaining"
+EXPOSED_HEADERS = (
+    CHARGED_HEADER,
+    REMAINING_HEADER,
+    REPLAYED_HEADER,
+    IGNORED_FIELDS_HEADER,
+    "RateLimit",
+    "RateLimit-Policy",
+    "RateLimit-Limit",
+    "RateLimit-Remaining",
+    "RateLimit-Reset",
+)
+"""What pages of other origins may read of an answer."""
+
+DATABASE_RETRY_SECONDS = 5.0
+SETTLE_DELAYS = (0.0, 0.2, 1.0, 3.0)
+"""Seconds before each try to settle: a short outage costs no picture."""
+
+_SANE_IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}", re.ASCII)
+
+logger = logging.getLogger(__name__)
+
+
+class Admission:
+    """A request that may go on. Without an account, nothing is reserved or kept."""
+
+    def __init__(
+        self,
+        request: Request,
+        caller: Caller,
+        accounts: Accounts | None,
+        idempotency_key: str | None = None,
+    ) -> None:
+        self._accounts = accounts if caller.account is not None else None
+        self._account_id = 0 if caller.account is None else caller.account.id
+        self.identity = caller.identity
+        self._concurrency = caller.concurrency
+        self._headers = answer_headers(request.scope)
+        self._idempotency_key = idempotency_key
+        self._idempotency: Idempotency | None = None
+        self._order: Order | None = None
+        self._reserving: asyncio.Future[bytes | None] | None = None
+        self._settled = False
+
+    async def kept_answer(self, parts: Mapping[str, Part]) -> bytes | None:
+        """The answer to the same request under the same Idempotency-Key, at no charge.
+
+        Raises Conflict if the key stands for another request, or the first one still runs.
+        """
+        if self._accounts is None or self._idempotency_key is None:
+            return None
+        self._idempotency = Idempotency(self._idempotency_key, fingerprint(parts))
+        try:
+            kept = await self._accounts.ledger.answer(self._account_id, self._idempotency)
+        except IdempotencyConflict:
+            raise self._conflict() from None
+        except StillRunning:
+            raise self._still_running() from None
+        except DatabaseAway:
+            raise database_away() from None
+        return None if kept is None else await self._replay(self._accounts, kept)
+
+    async def reserve(self, price: int) -> bytes | None:
+        """Hold the price, in tenths; or the kept answer, if another request was quicker.
+
+        Raises PaymentRequired, TooManyRequests, Conflict or Unavailable.
+        """
+        accounts = self._accounts
+        if accounts is None:
+            return None
+        self._order = order = Order(
+            id=uuid.uuid4().hex,
+            account_id=self._account_id,
+            amount=price if accounts.charges else 0,
+            server=accounts.server_name,
+            lease_seconds=accounts.lease_seconds,
+            request_id=current_request_id(),
+            concurrency=self._concurrency,
+            idempotency=self._idempotency,
+        )
+        try:
+            self._reserving = asyncio.ensure_future(accounts.ledger.reserve(order))
+            kept = await asyncio.shield(self._reserving)
+        except InsufficientCredits as error:
+            self._headers[REMAINING_HEADER] = credits_text(error.available)
+            raise PaymentRequired(
+                f"not enough credits: this picture costs {credits_text(price)}, "
+                f"{credits_text(error.available)} are left"
+            ) from None
+        except TooManyAtOnce:
+            raise too_many_at_once(self._concurrency) from None
+        except IdempotencyConflict:
+            raise self._conflict() from None
+        except StillRunning:
+            raise self._still_running() from None
+        except DatabaseAway:
+            raise database_away() from None
+        return None if kept is None else await self._replay(accounts, kept)
+
+    async def settle(self, answer: bytes) -> None:
+        """Charge for the picture and keep the answer for its key; only then may it be sent.
+
+        Raises Unavailable; then nothing is charged and the answer must not be sent.
+        """
+        accounts, order = self._accounts, self._order
+        if accounts is None or order is None:
+            return
+        balance = await self._settle(accounts, order, answer if order.idempotency else None)
+        self._settled = True
+        self._add_credit_headers(accounts, order.amount, balance)
+
+    async def _settle(self, accounts: Accounts, order: Order, answer: bytes | None) -> Balance:
+        for delay in SETTLE_DELAYS:
+            await asyncio.sleep(delay)
+            try:
+                return await accounts.ledger.settle(order.id, answer)
+            except ReservationLost:
+                logger.warning("the reservation was lost")
+                raise Unavailable("the credits held for this request were released") from None
+            except DatabaseAway:
+                continue
+        # It may have gone through all the same: the client is told of a failure, so it is undone.
+        self._settled = True
+        accounts.withdraw_later(order.id)
+        raise database_away()
+
+    async def close(self) -> None:
+        """Release what was not settled."""
+        if self._accounts is not None and self._order is not None and not self._settled:
+            self._settled = True
+            await asyncio.shield(asyncio.ensure_future(self._release(self._accounts, self._order)))
+
+    async def _release(self, accounts: Accounts, order: Order) -> None:
+        if self._reserving is not None:
+            # One that was left (its client has gone) still runs: releasing must not overtake it.
+            await asyncio.wait((self._reserving,))
+        await accounts.release(order.id)
+
+    async def _replay(self, accounts: Accounts, kept: bytes) -> bytes:
+        self._order = None
+        self._headers[REPLAYED_HEADER] = "true"
+        try:
+            balance = await accounts.ledger.balance(self._account_id)
+        except DatabaseAway:
+            raise database_away() from None
+        self._add_credit_headers(accounts, 0, balance)
+        return kept
+
+    def _add_credit_headers(self, accounts: Accounts, charged: int, balance: Balance) -> None:
+        if accounts.charges:
+            self._headers[CHARGED_HEADER] = credits_text(charged)
+            self._headers[REMAINING_HEADER] = credits_text(balance.available)
+
+    def _conflict(self) -> Conflict:
+        return Conflict(f"{IDEMPOTENCY_HEADER}: was used for another request; take a new one")
+
+    def _still_running(self) -> Conflict:
+        return Conflict(
+            f"{IDEMPOTENCY_HEADER}: the first request with it has not ended yet",
+            {"Retry-After": "1"},
+        )
+
+
+def fingerprint(parts: Mapping[str, Part]) -> str:
+    """SHA-256 in hex of the form's fields: not of the boundary, the file's name or their order."""
+    digest = hashlib.sha256()
+    for name in sorted(parts):
+        part = parts[name]
+        content = hashlib.sha256(part.data)
+        # What cannot be decoded is not the field that has the same bytes.
+        content.update(part.problem.encode())
+        digest.update(b"%s\0%d\0%s" % (name.encode(), part.is_file, content.digest()))
+    return digest.hexdigest()
+
+
+def _checked(key: str | None) -> str | None:
+    if key is not None and not _SANE_IDEMPOTENCY_KEY.fullmatch(key):
+        raise BadRequest(f"{IDEMPOTENCY_HEADER}: is not 1 to 255 printable ASCII characters")
+    return key
+
+
+def database_away() -> Unavailable:
+    return Unavailable("the accounts cannot be reached", DATABASE_RETRY_SECONDS)
+
+
+def too_many_at_once(limit: int | None) -> TooManyRequests:
+    return TooManyRequests(f"this key may have {limit} requests at the same time", 1.0)
+
+
+async def admit(
+    request: Request,
+    caller: Annotated[Caller, Depends(require_key)],
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            alias=IDEMPOTENCY_HEADER,
+            description="The same request with the same key gets the first answer again, at no "
+            "charge. An addition to the hosted service's headers.",
+            json_schema_extra={"minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
+        ),
+    ] = None,
+) -> AsyncIterator[Admission]:
+    """Admit a request within its key's limits, before its body is read."""
+    access: Access = request.app.state.access
+    with access.places.take(caller.identity, caller.concurrency) as taken:
+        if not taken:
+            raise too_many_at_once(caller.concurrency)
+        if caller.rate is not None:
+            window = await access.rates.hit(caller.rate, "rate", caller.identity)
+            answer_headers(request.scope).update(window.headers)
+            if not window.allowed:
+                raise TooManyRequests(f"this key may ask {caller.rate}", window.reset)
+        admission = Admission(
+            request, caller, request.app.state.accounts, _checked(idempotency_key)
+        )
+        try:
+            yield admission
+        finally:
+            await admission.close()
+
+
+Admitted = Annotated[Admission, Depends(admit)]

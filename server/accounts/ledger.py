@@ -1,0 +1,345 @@
+"""Credits: reserve before the work, settle on success, release otherwise.
+
+Every operation is one transaction, and doing it again does nothing more, so that a caller who does
+not know whether it went through repeats it. Each begins by locking the account's row: what happens
+to one account happens one after the other, on any database and for any number of servers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from server.accounts.clock import Clock, now_millis
+from server.accounts.db import Database
+from server.accounts.idempotency import KeptAnswers
+from server.accounts.tables import accounts, entries, reservations, servers
+from server.accounts.types import (
+    Balance,
+    DayOfUse,
+    Idempotency,
+    InsufficientCredits,
+    Order,
+    ReservationLost,
+    State,
+    TooManyAtOnce,
+)
+
+DAY_MILLIS = 24 * 60 * 60 * 1000
+
+
+class Ledger:
+    """The ledger in one database."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        max_answer_bytes: int = 512 * 2**20,
+        answer_seconds: float = 24 * 3600,
+        clock: Clock = now_millis,
+    ) -> None:
+        self._database = database
+        self._answers = KeptAnswers(max_answer_bytes, int(answer_seconds * 1000), clock)
+        self._clock = clock
+
+    async def grant(self, account_id: int, amount: int) -> Balance:
+        """Give credits. Not to be repeated blindly: each call gives anew."""
+
+        async def work(connection: AsyncConnection) -> Balance:
+            await _lock(connection, account_id)
+            if amount:
+                await _move(connection, account_id, "grant", "issued", "available", amount, self)
+            return await _balance(connection, account_id)
+
+        return await self._database.write(work)
+
+    async def balance(self, account_id: int) -> Balance:
+        return await self._database.read(lambda connection: _balance(connection, account_id))
+
+    async def answer(self, account_id: int, idempotency: Idempotency) -> bytes | None:
+        """The kept answer to the same request, or None if there is none.
+
+        Raises IdempotencyConflict or StillRunning.
+        """
+
+        async def work(connection: AsyncConnection) -> bytes | None:
+            return await self._answers.find(connection, account_id, idempotency)
+
+        return await self._database.read(work)
+
+    async def reserve(self, order: Order) -> bytes | None:
+        """Hold the amount; or, where the same request has been answered already, its answer.
+
+        Raises InsufficientCredits, TooManyAtOnce, IdempotencyConflict or StillRunning.
+        """
+
+        async def work(connection: AsyncConnection) -> bytes | None:
+            await _lock(connection, order.account_id)
+            if await _reservation(connection, order.id) is not None:
+                return None
+            if order.idempotency is not None:
+                kept = await self._answers.find(connection, order.account_id, order.idempotency)
+                if kept is not None:
+                    return kept
+            now = self._clock()
+            await _check_concurrency(connection, order, now)
+            await connection.execute(
+                reservations.insert().values(
+                    id=order.id,
+                    account_id=order.account_id,
+                    amount=order.amount,
+                    state=State.OPEN,
+                    server=order.server,
+                    request_id=order.request_id,
+                    lease_until=now + int(order.lease_seconds * 1000),
+                    created_at=now,
+                )
+            )
+            if order.amount:
+                await _spend(connection, order.account_id, order.id, "reserve", order.amount, self)
+            if order.idempotency is not None:
+                await self._answers.expect(
+                    connection, order.account_id, order.idempotency, order.id
+                )
+            return None
+
+        return await self._database.write(work)
+
+    async def settle(self, reservation_id: str, answer: bytes | None = None) -> Balance:
+        """Take the held amount for good, and keep the answer for its Idempotency-Key, as one.
+
+        A reservation that was released meanwhile (its lease ran out) is charged anew if it can be.
+        Raises ReservationLost; then nothing was charged, and the picture must not be given.
+        """
+
+        async def work(connection: AsyncConnection) -> Balance:
+            held = await self._locked(connection, reservation_id)
+            if held.state == State.SETTLED:
+                return await _balance(connection, held.account_id)
+            if held.state == State.REFUNDED or (
+                held.state == State.RELEASED and answer is not None
+            ):
+                # With its key given up, the client may have asked again under the same one.
+                raise ReservationLost
+            if held.state == State.OPEN and held.amount:
+                await _move(
+                    connection, held.account_id, "settle", "held", "earned", held.amount, self,
+                    reservation_id,
+                )  # fmt: skip
+            elif held.state == State.RELEASED and held.amount:
+                try:
+                    await _spend(
+                        connection, held.account_id, reservation_id, "settle", held.amount, self
+                    )
+                except InsufficientCredits:
+                    raise ReservationLost from None
+            await self._end(connection, reservation_id, State.SETTLED)
+            await self._answers.keep(connection, reservation_id, answer)
+            return await _balance(connection, held.account_id)
+
+        return await self._database.write(work)
+
+    async def release(self, reservation_id: str) -> None:
+        """Give an open reservation's amount back. One that has ended or never was stays so."""
+
+        async def work(connection: AsyncConnection) -> None:
+            held = await self._locked(connection, reservation_id, missing_ok=True)
+            if held is not None and held.state == State.OPEN:
+                await self._release(connection, held)
+
+        await self._database.write(work)
+
+    async def withdraw(self, reservation_id: str) -> None:
+        """As `release`, and a settled one is refunded unless its answer is kept to be fetched.
+
+        For a request whose client was told of a failure while it was unknown whether `settle` had
+        gone through.
+        """
+
+        async def work(connection: AsyncConnection) -> None:
+            held = await self._locked(connection, reservation_id, missing_ok=True)
+            if held is None:
+                return
+            if held.state == State.OPEN:
+                await self._release(connection, held)
+            elif held.state == State.SETTLED and not await self._answers.has(
+                connection, reservation_id
+            ):
+                if held.amount:
+                    await _move(
+                        connection, held.account_id, "refund", "earned", "available", held.amount,
+                        self, reservation_id,
+                    )  # fmt: skip
+                await self._end(connection, reservation_id, State.REFUNDED)
+
+        await self._database.write(work)
+
+    async def release_stale(self, server: str | None = None) -> int:
+        """Release what is stale; with `server`, all that one left open. How many.
+
+        Stale is what is beyond its lease, and of no server that `server.accounts.presence` knows:
+        whether one of those runs is not a question of time. Give the name of a server only where
+        that server cannot be running.
+        """
+
+        async def find(connection: AsyncConnection) -> list[str]:
+            stale = ~_is_attended(self._clock())
+            if server is not None:
+                stale = stale | (reservations.c.server == server)
+            query = sa.select(reservations.c.id).where(reservations.c.state == State.OPEN, stale)
+            return list((await connection.execute(query)).scalars())
+
+        found = await self._database.read(find)
+        for reservation_id in found:
+            await self.release(reservation_id)
+        return len(found)
+
+    async def drop_old_answers(self) -> None:
+        """Forget what is over its age, and the oldest of what is over the store's bytes."""
+
+        async def work(connection: AsyncConnection) -> None:
+            await self._answers.drop_old(connection)
+
+        await self._database.write(work)
+
+    async def usage(self, account_id: int, days: int) -> list[DayOfUse]:
+        """What was settled on each of the last `days` UTC days with any, today included."""
+        first = self._clock() // DAY_MILLIS - days + 1
+
+        async def work(connection: AsyncConnection) -> list[DayOfUse]:
+            day = sa.cast(reservations.c.ended_at // DAY_MILLIS, sa.BigInteger).label("day")
+            amount = sa.cast(sa.func.sum(reservations.c.amount), sa.BigInteger)
+            query = (
+                sa.select(day, sa.func.count(), amount)
+                .where(
+                    reservations.c.account_id == account_id,
+                    reservations.c.state == State.SETTLED,
+                    reservations.c.ended_at >= first * DAY_MILLIS,
+                )
+                .group_by(day)
+                .order_by(day)
+            )
+            return [DayOfUse(*map(int, row)) for row in await connection.execute(query)]
+
+        return await self._database.read(work)
+
+    # Parts of transactions
+
+    @property
+    def clock(self) -> Clock:
+        return self._clock
+
+    async def _locked(
+        self, connection: AsyncConnection, reservation_id: str, *, missing_ok: bool = False
+    ) -> Any:
+        """The reservation as it is once its account is locked."""
+        found = await _reservation(connection, reservation_id)
+        if found is None:
+            if missing_ok:
+                return None
+            raise ReservationLost
+        await _lock(connection, found.account_id)
+        return await _reservation(connection, reservation_id)
+
+    async def _release(self, connection: AsyncConnection, held: Any) -> None:
+        if held.amount:
+            await _move(
+                connection, held.account_id, "release", "held", "available", held.amount, self,
+                held.id,
+            )  # fmt: skip
+        await self._end(connection, held.id, State.RELEASED)
+        await self._answers.forget(connection, held.id)
+
+    async def _end(self, connection: AsyncConnection, reservation_id: str, state: State) -> None:
+        await connection.execute(
+            reservations.update()
+            .where(reservations.c.id == reservation_id)
+            .values(state=state, ended_at=self._clock())
+        )
+
+
+async def _lock(connection: AsyncConnection, account_id: int) -> None:
+    await connection.execute(
+        sa.select(accounts.c.id).where(accounts.c.id == account_id).with_for_update()
+    )
+
+
+async def _reservation(connection: AsyncConnection, reservation_id: str) -> Any:
+    columns = reservations.c
+    query = sa.select(columns.id, columns.account_id, columns.amount, columns.state)
+    return (await connection.execute(query.where(columns.id == reservation_id))).one_or_none()
+
+
+async def _balance(connection: AsyncConnection, account_id: int) -> Balance:
+    query = sa.select(accounts.c.available, accounts.c.held).where(accounts.c.id == account_id)
+    return Balance(*(await connection.execute(query)).one())
+
+
+def _is_attended(now: int) -> sa.ColumnElement[bool]:
+    """Whether a reservation is one of a known server's, or within its lease.
+
+    The lease alone would end with the first clock that is set forward.
+    """
+    known = reservations.c.server.in_(sa.select(servers.c.name))
+    return known | (reservations.c.lease_until >= now)
+
+
+async def _check_concurrency(connection: AsyncConnection, order: Order, now: int) -> None:
+    if order.concurrency is None:
+        return
+    query = sa.select(sa.func.count()).where(
+        reservations.c.account_id == order.account_id,
+        reservations.c.state == State.OPEN,
+        _is_attended(now),
+    )
+    if (await connection.execute(query)).scalar_one() >= order.concurrency:
+        raise TooManyAtOnce
+
+
+async def _spend(
+    connection: AsyncConnection,
+    account_id: int,
+    reservation_id: str,
+    kind: str,
+    amount: int,
+    ledger: Ledger,
+) -> None:
+    """Move from `available` to where `kind` puts it, or raise InsufficientCredits."""
+    balance = await _balance(connection, account_id)
+    if balance.available < amount:
+        raise InsufficientCredits(balance.available)
+    target = "held" if kind == "reserve" else "earned"
+    await _move(connection, account_id, kind, "available", target, amount, ledger, reservation_id)
+
+
+async def _move(
+    connection: AsyncConnection,
+    account_id: int,
+    kind: str,
+    source: str,
+    target: str,
+    amount: int,
+    ledger: Ledger,
+    reservation_id: str | None = None,
+) -> None:
+    """Write one entry, and with it the balances that it changes."""
+    await connection.execute(
+        entries.insert().values(
+            account_id=account_id,
+            reservation_id=reservation_id,
+            kind=kind,
+            source=source,
+            target=target,
+            amount=amount,
+            created_at=ledger.clock(),
+        )
+    )
+    changes: dict[str, Any] = {}
+    for book in ("available", "held"):
+        if book in (source, target):
+            column = accounts.c[book]
+            changes[book] = column - amount if book == source else column + amount
+    await connection.execute(accounts.update().where(accounts.c.id == account_id).values(**changes))

@@ -1,0 +1,7 @@
+"""Run the `img2img` command as `python -m server.cli`."""
+
+from __future__ import annotations
+
+from server.cli.main import main
+
+main()

@@ -1,0 +1,173 @@
+"""What `img2img doctor` finds out: the versions, the device, the model, and what is wrong."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.embedded.vocabulary import demo_notice
+from server import __version__
+from server.extras import missing_extras, missing_requirements
+from server.img2img.deny_list import DenyList, DenyListError
+from server.memory_plan import memory_policy
+from server.settings import Settings, unknown_variables
+
+if TYPE_CHECKING:
+    from models.bundle import ModelBundle
+
+
+@dataclass
+class Diagnosis:
+    """Facts by name, and a line for each problem."""
+
+    facts: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def diagnose(settings: Settings) -> Diagnosis:
+    """Load the model as the server would, without starting the engine."""
+    import torch
+
+    from models.acceleration.attention import attention_backends
+    from models.acceleration.modes import choose_acceleration, describe_forwards
+    from models.auxiliary.choose import choose_clip
+    from models.loading.loader import ModelLoadError, load_model
+    from server.images.decode import FORMATS
+    from server.images.workers.limits import limits_in_words
+
+    diagnosis = Diagnosis()
+    facts = diagnosis.facts
+    missing = missing_extras(settings)
+    diagnosis.problems += missing_requirements() + missing
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    facts["version"] = f"img2img-server {__version__}, Python {platform.python_version()}"
+    facts["torch"] = torch.__version__
+    facts["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} CPUs"
+    facts["pictures"] = ", ".join(FORMATS)
+    facts["decoders"] = f"{settings.picture_threads}, {limits_in_words()}"
+    facts["listens"] = f"{settings.host}:{settings.port}"
+    facts["keys"] = f"{len(settings.api_keys)}" + (", not asked for" if settings.no_auth else "")
+    facts["accounts"] = _accounts_in_words(settings, diagnosis.problems)
+    facts["model"] = settings.model
+    try:
+        bundle = load_model(settings.model_spec, device=settings.device, dtype=settings.dtype)
+    except ModelLoadError as error:
+        if not (missing and isinstance(error.__cause__, ImportError)):  # else said already
+            diagnosis.problems.append(str(error))
+    else:
+        facts["model"] = bundle.name
+        facts |= bundle.facts
+        facts["device"] = _device_in_words(bundle.device)
+        facts["dtype"] = str(bundle.dtype).removeprefix("torch.")
+        facts["memory"] = _memory_in_words(bundle.weight_bytes, bundle.device)
+        acceleration = choose_acceleration(settings.acceleration, bundle.device)
+        facts["acceleration"] = acceleration.in_words
+        facts["forwards"] = describe_forwards(bundle, acceleration)
+        diagnosis.problems.extend(_sampler_problems(bundle))
+        facts["attention"] = attention_backends(bundle.head_sizes, bundle.device, bundle.dtype)
+        try:
+            clip = choose_clip(bundle, settings.clip_model)
+            facts["guidance"] = "none" if clip is None else f"by CLIP, {clip.name}"
+            facts["safety"] = _safety_in_words(bundle, settings)
+            facts["plan"] = memory_policy(bundle, settings).in_words(bundle.downscale)
+        except ModelLoadError as error:
+            diagnosis.problems.append(str(error))
+    try:
+        phrases = DenyList.read(settings.prompt_deny_list).phrases
+        facts["deny list"] = f"{len(phrases)} phrases"
+    except DenyListError as error:
+        diagnosis.problems.append(str(error))
+    if notice := demo_notice(settings.model):
+        facts["note"] = notice
+    if problem := settings.exposure_problem():
+        diagnosis.problems.append(problem)
+    diagnosis.problems.extend(unknown_variables())
+    return diagnosis
+
+
+def _sampler_problems(bundle: ModelBundle) -> list[str]:
+    """Return a line for each sampler of the contract that cannot run on this model here."""
+    from pipelines.request import Sampler
+    from pipelines.samplers.programs import make_table
+    from pipelines.samplers.schedules import NoiseSchedule
+
+    problems = []
+    for sampler in Sampler:
+        try:
+            make_table(sampler, 30, 0.35, NoiseSchedule.from_config(bundle.scheduler_config))
+        except Exception as error:  # of whatever library a scheduler needs
+            problems.append(f"sampler {sampler} fails: {error}")
+    return problems
+
+
+def _accounts_in_words(settings: Settings, problems: list[str]) -> str:
+    if not settings.has_database:
+        return "none"
+    import asyncio
+
+    from sqlalchemy.exc import ProgrammingError
+
+    from server.accounts.api_keys import KeyStore
+    from server.accounts.db import Database, first_line, require_known
+    from server.accounts.types import DatabaseAway, DatabaseUnusable
+
+    async def look() -> str:
+        database = Database(settings.accounts_url)
+        try:
+            await require_known(database, settings.data_dir)
+            if database.is_sqlite and not Path(str(database.url.database)).exists():
+                return f"{database.name}, made at the first start"
+            return f"{len(await KeyStore(database).list())} keys in {database.name}"
+        except ProgrammingError:
+            return f"{database.name}, without tables: they are made at the first start"
+        except DatabaseAway as error:
+            problems.append(f"the database cannot be reached: {first_line(error.__cause__)}")
+            return database.name
+        finally:
+            await database.close()
+
+    try:
+        return asyncio.run(look())
+    except DatabaseUnusable as error:
+        problems.append(str(error))
+        return "unusable"
+
+
+def _safety_in_words(bundle: ModelBundle, settings: Settings) -> str:
+    """What checks pictures. Raises ModelLoadError where a checker is asked for and missing."""
+    from models.auxiliary.choose import choose_safety, shipped_checker
+
+    if settings.safety == "off":
+        shipped = shipped_checker(bundle.path) is not None
+        return f"off (the model ships {'a' if shipped else 'no'} checker)"
+    checker = choose_safety(bundle, settings.safety_checker, settings.model_revision)
+    return f"{settings.safety} above {settings.safety_threshold:g}, by {checker.name}"
+
+
+def _device_in_words(device: object) -> str:
+    import torch
+
+    chosen = torch.device(str(device))
+    if chosen.type != "cuda":
+        return str(chosen)
+    properties = torch.cuda.get_device_properties(chosen)
+    return f"{chosen} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)"
+
+
+def _memory_in_words(weight_bytes: int, device: object) -> str:
+    """What the weights take, and what is left beside them."""
+    import psutil
+    import torch
+
+    chosen = torch.device(str(device))
+    if chosen.type == "cuda":
+        free, total = torch.cuda.mem_get_info(chosen)
+    else:
+        machine = psutil.virtual_memory()
+        free, total = machine.available, machine.total
+    weights, left, whole = (f"{n / 2**30:.2f}" for n in (weight_bytes, free, total))
+    return f"weights {weights} GiB, then {left} GiB free of {whole} GiB"

@@ -1,0 +1,284 @@
+"""Starts the engine off the event loop, says whether it can serve, and drains it.
+
+Loading takes seconds to minutes. The port is open meanwhile, so that an orchestrator sees a live
+process that is not ready yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
+
+from models.embedded.vocabulary import demo_notice
+from pipelines.request import GenerationRequest, GenerationResult, Progress
+from server.img2img.moderation import SafetyPolicy
+from server.settings import Settings
+
+if TYPE_CHECKING:
+    from models.bundle import ModelBundle
+
+logger = logging.getLogger(__name__)
+
+
+class Handle(Protocol):
+    """One submitted request."""
+
+    async def result(self) -> GenerationResult: ...
+
+    def progress(self) -> AsyncIterator[Progress]: ...
+
+    def cancel(self) -> None: ...
+
+
+class RunningEngine(Protocol):
+    """What the server needs of `pipelines.engine.engine.Engine`."""
+
+    @property
+    def ready(self) -> bool: ...
+
+    @property
+    def alive(self) -> bool: ...
+
+    @property
+    def obstacle(self) -> str | None: ...
+
+    def start(self) -> None: ...
+
+    def submit(
+        self,
+        request: GenerationRequest,
+        timeout: float | None = None,
+        arrived: float | None = None,
+    ) -> Handle: ...
+
+    def drain(self, grace: float) -> None: ...
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """An engine that is not started yet, and what it runs."""
+
+    engine: RunningEngine
+    name: str
+    device: str
+    dtype: str
+    clip: str | None = None
+    """The CLIP model that guides; None refuses every preset but NONE."""
+    safety: SafetyPolicy | None = None
+    """What checks finished pictures; None hands them out unchecked."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request that comes now can get its picture."""
+        return self.engine.ready and self.obstacle is None
+
+    @property
+    def alive(self) -> bool:
+        """Whether waiting may help."""
+        return self.engine.alive and (self.safety is None or self.safety.alive)
+
+    @property
+    def obstacle(self) -> str | None:
+        """Say what hangs, or None."""
+        if self.engine.obstacle is not None or self.safety is None:
+            return self.engine.obstacle
+        return self.safety.obstacle
+
+
+class StartError(Exception):
+    """The engine cannot be started; the message is fit for the operator."""
+
+
+ModelStarter = Callable[[Settings], LoadedModel]
+
+
+def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
+    """Load the weights that `settings` name. Raises StartError."""
+    # Imported here: importing torch takes seconds in which the port would not answer.
+    import torch
+
+    from models.acceleration.modes import choose_acceleration
+    from models.auxiliary.choose import choose_clip
+    from models.loading import loader
+    from pipelines.engine.engine import Engine, EngineConfig
+    from pipelines.engine.warmup import FastPath
+    from pipelines.engine.watch import Patience
+    from server.memory_plan import memory_policy
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    try:
+        bundle = loader.load_model(
+            settings.model_spec, device=settings.device, dtype=settings.dtype
+        )
+        bundle.clip = choose_clip(bundle, settings.clip_model)
+        safety = _safety_policy(bundle, settings)
+    except loader.ModelLoadError as error:
+        raise StartError(str(error)) from error
+    logger.info("loaded", extra={"fields": {"model": bundle.name, **bundle.facts}})
+    if notice := demo_notice(settings.model):
+        logger.warning(notice)
+    memory = memory_policy(bundle, settings)
+    bundle.vae_tile_above = memory.tile_above
+    logger.info("memory", extra={"fields": {"plan": memory.in_words(bundle.downscale)}})
+    config = EngineConfig(
+        limits=memory.limits,
+        exact_rows=memory.exact_rows,
+        max_queue=settings.max_queue,
+        max_batch=settings.max_batch,
+        exact=settings.exact,
+        warm_up=warm_up,
+        fast=FastPath(
+            choose_acceleration(settings.acceleration, bundle.device),
+            settings.hot_picture_sizes,
+            settings.compile_folder,
+        ),
+        # A unit that outlasts the limit of every request has failed all of those that wait.
+        patience=Patience(seconds=min(Patience.seconds, settings.request_timeout)),
+    )
+    return LoadedModel(
+        engine=Engine(bundle, config),
+        name=bundle.name,
+        device=str(bundle.device),
+        dtype=str(bundle.dtype).removeprefix("torch."),
+        clip=None if bundle.clip is None else bundle.clip.name,
+        safety=safety,
+    )
+
+
+def _safety_policy(bundle: ModelBundle, settings: Settings) -> SafetyPolicy | None:
+    """Raises ModelLoadError where a check is asked for and there is no checker."""
+    if settings.safety == "off":
+        return None
+    from models.auxiliary.choose import choose_safety
+    from pipelines.safety_check import SafetyCheck
+
+    model = choose_safety(bundle, settings.safety_checker, settings.model_revision)
+    return SafetyPolicy(settings.safety, settings.safety_threshold, SafetyCheck(model))
+
+
+class State(Enum):
+    """Where the engine is in its life, in words for a client."""
+
+    LOADING = "the model is loading"
+    SERVING = "ready"
+    DRAINING = "the server is shutting down"
+    FAILED = "the model could not be loaded"
+
+
+class EngineHost:
+    """Owns the engine from loading to drained."""
+
+    def __init__(self, settings: Settings, starter: ModelStarter = load_model) -> None:
+        self._settings = settings
+        self._starter = starter
+        self._state = State.LOADING
+        self._model: LoadedModel | None = None
+        self._lock = threading.Lock()
+        self._drain_lock = threading.Lock()
+        self.failure: Exception | None = None
+
+    @property
+    def model(self) -> LoadedModel | None:
+        """What is loaded, None before that."""
+        return self._model
+
+    @property
+    def serving_model(self) -> LoadedModel | None:
+        """What is loaded, if it takes requests now."""
+        model = self._model
+        serves = self._state is State.SERVING and model is not None and model.ready
+        return model if serves else None
+
+    @property
+    def obstacle(self) -> str:
+        """Why it does not serve, in words for a client."""
+        if self._state is not State.SERVING:
+            return str(self._state.value)
+        obstacle = None if self._model is None else self._model.obstacle
+        return obstacle or "the engine has stopped"
+
+    @property
+    def live(self) -> bool:
+        """Whether waiting may help: false once loading failed, the engine has died, or what hangs
+        has done so for too long to come back."""
+        if self._state is State.FAILED:
+            return False
+        model = self._model
+        return self._state is not State.SERVING or (model is not None and model.alive)
+
+    def start(self, on_failure: Callable[[], None] = lambda: None) -> None:
+        """Load and warm up in a thread of its own, and return at once.
+
+        `on_failure` is called in that thread if it does not succeed; `failure` then says why.
+        """
+        # A daemon, so that a server that is stopped while it loads does not wait for it.
+        thread = threading.Thread(target=self._load, args=(on_failure,), name="load", daemon=True)
+        thread.start()
+
+    def _load(self, on_failure: Callable[[], None]) -> None:
+        began = time.perf_counter()
+        try:
+            model = self._starter(self._settings)
+            model.engine.start()
+        except Exception as error:
+            if not isinstance(error, StartError):
+                logger.exception("the engine could not be started")
+            self.failure = error
+            with self._lock:
+                self._state = State.FAILED
+            on_failure()
+            return
+        with self._lock:
+            self._model = model
+            abandoned = self._state is State.DRAINING
+            if not abandoned:
+                self._state = State.SERVING
+        if abandoned:
+            model.engine.drain(0.0)
+            return
+        logger.info(
+            "ready",
+            extra={
+                "fields": {
+                    "model": model.name,
+                    "device": model.device,
+                    "dtype": model.dtype,
+                    "seconds": round(time.perf_counter() - began, 2),
+                }
+            },
+        )
+
+    def refuse_new(self) -> None:
+        """Take no more requests from now on."""
+        with self._lock:
+            if self._state is not State.FAILED:
+                self._state = State.DRAINING
+
+    async def drain(self, grace: float) -> None:
+        """Take no more requests and give the running ones `grace` seconds. Safe to call twice."""
+        self.refuse_new()
+        loop, drained = asyncio.get_running_loop(), asyncio.Event()
+        # A daemon, so that a second signal can end the process without waiting for it.
+        threading.Thread(
+            target=self._drain, args=(grace, loop, drained), name="drain", daemon=True
+        ).start()
+        await drained.wait()
+
+    def _drain(self, grace: float, loop: asyncio.AbstractEventLoop, drained: asyncio.Event) -> None:
+        try:
+            with self._drain_lock:
+                model, self._model = self._model, None
+                if model is not None:
+                    model.engine.drain(grace)
+        except Exception:
+            logger.exception("draining failed")
+        finally:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(drained.set)

@@ -1,0 +1,264 @@
+"""A multipart form from a request's stream: bounded, decoded, and refused when it is cut short.
+
+Starlette's reader drops an unfinished part without a word, so a cut body would look like a form
+that lacks a field; and it holds a file only if the part names one, which some clients leave out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from server.http.charsets import UndecodableText, decode_text
+from server.http.errors import BadRequest, ContentTooLarge, UnsupportedMedia
+from server.http.part_headers import MAX_HEADER_BYTES, PartHeaders
+from server.http.transfer_encoding import AsIs, Decoder, UndecodablePart, decoder
+from server.settings import MIB
+
+MAX_PARTS = 100
+MAX_FIELD_BYTES = 64 * 1024
+FORM_TYPE = "multipart/form-data"
+CHARSET_FIELD = "_charset_"
+"""The field whose value is the charset of the parts that declare none (RFC 7578, 4.6)."""
+
+_MAX_HEADER_LINE = 8 * 1024
+_MAX_CONTENT_TYPE = 1024
+
+
+@dataclass
+class Part:
+    """One part of the form: a file if it has a file name, or is a file field with a file's type.
+
+    Once the form is read, the data of a text part is UTF-8 without a byte order mark, whatever its
+    charset was; of text in a file's place the start alone is kept.
+    """
+
+    name: str = ""
+    is_file: bool = False
+    file_name: str = ""
+    charset: str = ""
+    data: bytearray = field(default_factory=bytearray)
+    problem: str = ""
+    """Why the data could not be decoded, or `""`."""
+
+    @property
+    def text(self) -> str:
+        """The data of a text part without a problem."""
+        return self.data.decode()
+
+    @property
+    def is_absent_file(self) -> bool:
+        """What a browser sends for a file input where nothing was chosen."""
+        return self.is_file and not self.file_name and not self.data
+
+
+class _PartCollector:
+    """Collects parts from the parser's callbacks within the limits."""
+
+    def __init__(
+        self,
+        wanted: frozenset[str],
+        file_fields: frozenset[str],
+        max_file_bytes: int,
+        on_unknown: Callable[[bytes], None],
+    ) -> None:
+        self.wanted = wanted
+        self.file_fields = file_fields
+        self.max_file_bytes = max_file_bytes
+        self.on_unknown = on_unknown
+        self.parts: dict[str, Part] = {}
+        self.finished = False
+        self._count = 0
+        self._part = Part()
+        self._size = 0
+        self._decoder: Decoder = AsIs()
+        self._headers: dict[bytes, bytes] = {}
+        self._header_name = b""
+        self._header_value = b""
+
+    def on_part_begin(self) -> None:
+        self._count += 1
+        if self._count > MAX_PARTS:
+            raise BadRequest(f"the form has more than {MAX_PARTS} fields")
+        self._part = Part()
+        self._size = 0
+        self._headers = {}
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def on_header_end(self) -> None:
+        self._headers[self._header_name.lower()] = self._header_value
+        self._header_name = self._header_value = b""
+
+    def on_headers_finished(self) -> None:
+        disposition = self._headers.get(b"content-disposition", b"")
+        _, options = parse_options_header(disposition)
+        if b"name" not in options:
+            raise BadRequest("malformed multipart form: a part has no name")
+        part = self._part
+        part.name = options[b"name"].decode("utf-8", "replace")
+        if part.name not in self.wanted:
+            if part.name != CHARSET_FIELD:
+                self.on_unknown(_as_meant(options[b"name"]))
+            return
+        part.file_name = options.get(b"filename", b"").decode("utf-8", "replace")
+        content_type, type_options = parse_options_header(self._headers.get(b"content-type"))
+        part.charset = type_options.get(b"charset", b"").decode("latin-1")
+        typed_as_file = content_type.startswith((b"image/", b"application/octet-stream"))
+        # Some clients write a name beyond ASCII as `filename*=` alone.
+        named = b"filename" in options or b"filename*" in disposition.lower()
+        part.is_file = named or (typed_as_file and part.name in self.file_fields)
+        try:
+            encoding = self._headers.get(b"content-transfer-encoding", b"")
+            self._decoder = decoder(encoding.decode("latin-1"))
+        except UndecodablePart as error:
+            part.problem = str(error)
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        part = self._part
+        if part.name == CHARSET_FIELD:
+            part.data += data[start : min(end, start + MAX_FIELD_BYTES - len(part.data))]
+            return
+        if part.name not in self.wanted or part.problem:
+            return  # An unknown field is ignored, and not held either.
+        try:
+            self._hold(self._decoder.feed(data[start:end]))
+        except UndecodablePart as error:
+            part.problem = str(error)
+
+    def _hold(self, data: bytes) -> None:
+        part = self._part
+        self._size += len(data)
+        in_files_place = part.name in self.file_fields
+        if (part.is_file or in_files_place) and self._size > self.max_file_bytes:
+            limit = f"{self.max_file_bytes / MIB:.3g}"
+            raise ContentTooLarge(f"{part.name}: the file is over {limit} MiB")
+        if part.is_file:
+            part.data += data
+        elif in_files_place:
+            # It will be refused, whatever its size; the limit above is a file's all the same.
+            part.data += data[: MAX_FIELD_BYTES - len(part.data)]
+        elif self._size > MAX_FIELD_BYTES:
+            raise ContentTooLarge(f"{part.name}: the text is over {MAX_FIELD_BYTES // 1024} KiB")
+        else:
+            part.data += data
+
+    def on_part_end(self) -> None:
+        part = self._part
+        if part.name == CHARSET_FIELD:
+            self.parts[CHARSET_FIELD] = part
+        if part.name not in self.wanted:
+            return
+        try:
+            if not part.problem:
+                self._hold(self._decoder.end())
+        except UndecodablePart as error:
+            part.problem = str(error)
+        # The last of repeated fields counts, wherever it stood.
+        self.parts[part.name] = part
+
+    def on_end(self) -> None:
+        self.finished = True
+
+    def decoded(self, form_charset: str) -> dict[str, Part]:
+        """The parts, their text decoded: `_charset_` may have come after what it describes."""
+        parts = self.parts
+        if (named := parts.pop(CHARSET_FIELD, None)) is not None:
+            form_charset = named.data.decode("latin-1").strip() or form_charset
+        for part in parts.values():
+            if part.is_file or part.name in self.file_fields or part.problem:
+                continue
+            try:
+                text = decode_text(part.data, part.charset or form_charset)
+            except UndecodableText as error:
+                part.problem = str(error)
+            else:
+                part.data = bytearray(text.encode())
+        return parts
+
+
+def _as_meant(name: bytes) -> bytes:
+    """A field's name without the escapes that browsers write (WHATWG HTML, 4.10.21.8)."""
+    return name.replace(b"%0D", b"\r").replace(b"%0A", b"\n").replace(b"%22", b'"')
+
+
+def refuse_encoded_body(encodings: Iterable[str]) -> None:
+    """Raise UnsupportedMedia if the Content-Encoding headers name any but `identity`."""
+    for encoding in (item.strip() for header in encodings for item in header.split(",")):
+        if encoding and encoding.lower() != "identity":
+            raise UnsupportedMedia(
+                f"Content-Encoding: {encoding[:100]} is not supported; send the body as it is",
+                {"Accept-Encoding": "identity"},
+            )
+
+
+def _boundary_and_charset(content_type: str | None) -> tuple[bytes, str]:
+    """The boundary and the charset, or `""`, in a multipart Content-Type.
+
+    Raises UnsupportedMedia for another media type, BadRequest for a multipart without boundary.
+    """
+    if content_type is not None and len(content_type) > _MAX_CONTENT_TYPE:
+        raise BadRequest(
+            f"malformed multipart form: Content-Type is over {_MAX_CONTENT_TYPE} characters"
+        )
+    media_type, options = parse_options_header(content_type or "")
+    if media_type.lower() != FORM_TYPE.encode():
+        sent = (content_type or "none").split(";")[0].strip()[:100]
+        raise UnsupportedMedia(f"Content-Type is {sent}; send the fields as {FORM_TYPE}")
+    boundary = options.get(b"boundary", b"")
+    if not boundary:
+        raise BadRequest(f"malformed multipart form: Content-Type {FORM_TYPE} has no boundary")
+    return boundary, options.get(b"charset", b"").decode("latin-1")
+
+
+async def read_form(
+    content_type: str | None,
+    stream: AsyncIterator[bytes],
+    *,
+    wanted: frozenset[str],
+    file_fields: frozenset[str],
+    max_file_bytes: int,
+    on_unknown: Callable[[bytes], None] = lambda name: None,
+) -> dict[str, Part]:
+    """Return the wanted fields of a multipart body, by name; the last of a repeated field.
+
+    `on_unknown` is told the name of each other field as it comes. Raises UnsupportedMedia,
+    ContentTooLarge, or BadRequest for a body that is malformed or ends before its closing boundary.
+    """
+    boundary, form_charset = _boundary_and_charset(content_type)
+    collector = _PartCollector(wanted, file_fields, max_file_bytes, on_unknown)
+    part_headers = PartHeaders(boundary)
+    try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": collector.on_part_begin,
+                "on_header_field": collector.on_header_field,
+                "on_header_value": collector.on_header_value,
+                "on_header_end": collector.on_header_end,
+                "on_headers_finished": collector.on_headers_finished,
+                "on_part_data": collector.on_part_data,
+                "on_part_end": collector.on_part_end,
+                "on_end": collector.on_end,
+            },
+            max_header_count=MAX_HEADER_BYTES,
+            max_header_size=_MAX_HEADER_LINE,
+        )
+        async for chunk in stream:
+            parser.write(part_headers.feed(chunk))
+    except FormParserError:
+        raise BadRequest("malformed multipart form") from None
+    if part_headers.in_preamble:
+        raise BadRequest(
+            "malformed multipart form: no line of it is the boundary that Content-Type names"
+        )
+    if not collector.finished:
+        raise BadRequest("malformed multipart form: it ends before its closing boundary")
+    return collector.decoded(form_charset)

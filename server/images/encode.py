@@ -1,0 +1,55 @@
+"""A finished picture as a file: PNG, JPEG or WebP, with its generation settings inside."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import PurePath
+
+from PIL import Image
+from PIL.ExifTags import IFD, Base
+
+from pipelines.request import Pixels
+from server.images import parameters_text
+from server.images.decode import encode_png
+
+_QUALITY = 95
+
+
+class PictureFormat(StrEnum):
+    """A file format that finished pictures can be written in, by Pillow's name."""
+
+    PNG = "PNG"
+    JPEG = "JPEG"
+    WEBP = "WEBP"
+
+
+SUFFIXES = {
+    ".png": PictureFormat.PNG,
+    ".jpg": PictureFormat.JPEG,
+    ".jpeg": PictureFormat.JPEG,
+    ".webp": PictureFormat.WEBP,
+}
+
+
+def format_of(path: PurePath) -> PictureFormat | None:
+    """Return the format that the suffix of ``path`` names, None where it names none of ours."""
+    return SUFFIXES.get(path.suffix.lower())
+
+
+def encode_picture(pixels: Pixels, text: Mapping[str, str], form: PictureFormat) -> bytes:
+    """Return a file of `(height, width, 3)` uint8 that holds ``text``.
+
+    PNG holds all of it as text chunks. JPEG and WebP have the `parameters` text as EXIF's
+    UserComment and the software's name as its Software, where A1111's tools look for them.
+    """
+    if form is PictureFormat.PNG:
+        return encode_png(pixels, text)
+    exif = Image.Exif()
+    exif[Base.Software] = text.get(parameters_text.SOFTWARE_KEY, "")
+    comment = text.get(parameters_text.KEY, "")
+    exif.get_ifd(IFD.Exif)[Base.UserComment] = b"UNICODE\0" + comment.encode("utf-16-be")
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form.value, quality=_QUALITY, exif=exif)
+    return buffer.getvalue()

@@ -1,0 +1,125 @@
+"""The layout of a TIFF's samples, in words too, and the kinds that are not left to Pillow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.images.files import tiff_tags as tags_of
+from server.images.files.tiff_tags import Tags, TiffProblem
+
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, LAB, ICC_LAB = 0, 1, 2, 3, 5, 6, 8, 9
+COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, CMYK: 4, LAB: 3, ICC_LAB: 3}
+"""Samples of a pixel without the extra ones, by the kind of colour that is read here."""
+
+_NAMES = {WHITE_IS_ZERO: "grey", BLACK_IS_ZERO: "grey", RGB: "RGB", PALETTE: "palette"}
+_NAMES |= {CMYK: "CMYK", YCBCR: "YCbCr", LAB: "Lab", ICC_LAB: "Lab", 10: "Lab", 4: "mask"}
+_NAMES |= {32803: "camera raw", 34892: "camera raw", 32844: "LogL", 32845: "LogLuv"}
+
+UNCOMPRESSED = 1
+_COMPRESSIONS = {2: "CCITT", 3: "CCITT", 4: "CCITT", 5: "LZW", 6: "old JPEG", 7: "JPEG"}
+_COMPRESSIONS |= {8: "deflate", 32773: "PackBits", 32946: "deflate", 34712: "JPEG 2000"}
+_COMPRESSIONS |= {34887: "LERC", 34925: "LZMA", 50000: "Zstandard", 50001: "WebP"}
+_LOSSLESS = (UNCOMPRESSED, 5, 8, 32773, 32946, 34925, 50000)
+_PREDICTING = (5, 8, 32946, 34925, 50000)
+
+UNSIGNED, SIGNED, FLOAT = 1, 2, 3
+_FORMATS = {UNSIGNED: "", SIGNED: "signed ", FLOAT: "floating-point "}
+_UNTYPED = 4
+
+ALPHA_KINDS = ASSOCIATED, _STRAIGHT = 1, 2
+_SEPARATE = 2
+_MOST_SAMPLES = 32
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layout of the samples of a TIFF."""
+
+    order: str
+    width: int
+    height: int
+    bits: int
+    samples: int
+    photometric: int
+    compression: int
+    predictor: int
+    sample_format: int
+    extra: tuple[int, ...]
+    separate: bool
+    backwards: bool
+    mixed: bool
+
+    @property
+    def in_words(self) -> str:
+        """The kind of TIFF, for a message."""
+        colour = _NAMES.get(self.photometric, f"photometric {self.photometric}")
+        depth = f"{self.bits}-bit {_FORMATS.get(self.sample_format, 'complex ')}{colour}"
+        extra = " with alpha" if set(self.extra) & set(ALPHA_KINDS) else ""
+        packed = ""
+        if self.compression != UNCOMPRESSED:
+            name = _COMPRESSIONS.get(self.compression, f"unknown ({self.compression})")
+            packed = f" under {name} compression"
+        return f"{'mixed ' if self.mixed else ''}{depth} TIFF{extra}{packed}"
+
+    @property
+    def is_rare(self) -> bool:
+        """Whether the samples are read here, not by Pillow."""
+        if self.photometric in (LAB, ICC_LAB) or self.sample_format == FLOAT:
+            return True
+        if self.photometric == PALETTE and self.bits == 8 and len(self.extra) <= 1:
+            return False
+        if self.sample_format == SIGNED and self.bits == 8 and self.photometric in COLOURS:
+            return True
+        odd_alpha = bool(self.extra) and self.photometric != RGB
+        narrow = self.bits < 8 and self.samples > 1
+        return self.bits > 8 or odd_alpha or narrow or len(self.extra) > 1
+
+    def check_readable(self) -> None:
+        """Raise TiffProblem, naming the kind, if the samples cannot be read here."""
+        colours = COLOURS.get(self.photometric, 0)
+        depths = {
+            UNSIGNED: (*range(1, 17), 32),
+            SIGNED: (8, 16, 32),
+            FLOAT: (16, 32, 64),
+        }.get(self.sample_format, ())
+        if self.photometric in (LAB, ICC_LAB):
+            depths = (8, 16) if self.sample_format == UNSIGNED else ()
+        predictors = (1, 3) if self.sample_format == FLOAT else (1, 2)
+        if (
+            self.mixed
+            or not colours <= self.samples <= _MOST_SAMPLES
+            or not colours
+            or self.bits not in depths
+            or self.compression not in _LOSSLESS
+            or self.predictor not in predictors
+            or (self.predictor == 2 and self.bits not in (8, 16, 32))
+        ):
+            raise TiffProblem(f"{self.in_words} is not supported")
+
+
+def layout_of(tags: Tags) -> Layout:
+    """Return how the samples are stored. Raises TiffProblem where the file says no size."""
+    width, height = tags.size
+    samples = tags.number(tags_of.SAMPLES, 1)
+    photometric = tags.number(tags_of.PHOTOMETRIC, 0)
+    bits = tags.numbers.get(tags_of.BITS, (1,))
+    formats = tags.numbers.get(tags_of.SAMPLE_FORMAT, (1,))
+    extra = tags.numbers.get(tags_of.EXTRA_SAMPLES, ())
+    compression = tags.number(tags_of.COMPRESSION, UNCOMPRESSED)
+    return Layout(
+        order=tags.order,
+        width=width,
+        height=height,
+        bits=bits[0],
+        samples=samples,
+        photometric=photometric,
+        compression=compression,
+        # Only these know predictors.
+        predictor=tags.number(tags_of.PREDICTOR, 1) if compression in _PREDICTING else 1,
+        # Without a format samples are whole numbers.
+        sample_format=UNSIGNED if formats[0] == _UNTYPED else formats[0],
+        extra=extra,
+        separate=tags.number(tags_of.PLANAR, 1) == _SEPARATE and samples > 1,
+        backwards=tags.number(tags_of.FILL_ORDER, 1) == 2,
+        mixed=len(set(bits[:samples])) > 1 or len(set(formats[:samples])) > 1,
+    )

@@ -1,0 +1,119 @@
+"""Progress as server-sent events, for a client that asks for `text/event-stream`.
+
+`progress` events while the picture is made, then one `result` event whose data is the envelope that
+an ordinary request would have been answered with, failures too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+
+import anyio
+from fastapi import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from pipelines.request import Progress
+from server.engine_service import Handle
+from server.http.errors import ApiError, failure
+from server.http.waiting import TimeLimit
+from server.images.decode import encode_png
+
+EVENT_STREAM = "text/event-stream"
+KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE_SECONDS = 10.0
+"""Seconds without an event, after which a comment is sent: proxies cut what is silent for 30."""
+
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+def wants_events(request: Request) -> bool:
+    """Whether the client's Accept header names `text/event-stream`.
+
+    Not over HTTP/1.0, where an answer without a length could not be told from one cut short.
+    """
+    if request.scope["http_version"] == "1.0":
+        return False
+    accepted = request.headers.get("accept", "").lower().split(",")
+    return any(part.split(";")[0].strip() == EVENT_STREAM for part in accepted)
+
+
+def event(name: str, data: bytes) -> bytes:
+    """One event; `data` is JSON on one line."""
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), data)
+
+
+def progress_event(progress: Progress) -> bytes:
+    """A `progress` event; its `preview` is a base64 PNG, a pixel for every 8 x 8 of the picture."""
+    data: dict[str, object] = {
+        "step": progress.step,
+        "steps": progress.steps,
+        "queue_position": progress.queue_position,
+    }
+    if progress.preview is not None:
+        data["preview"] = base64.b64encode(encode_png(progress.preview, {})).decode()
+    return event("progress", json.dumps(data, separators=(",", ":")).encode())
+
+
+class EventStream(StreamingResponse):
+    """A stream of `events` that withdraws the request of `handle` however it ends: its client may
+    leave while something is sent, when no generator is told."""
+
+    def __init__(self, handle: Handle, events: AsyncGenerator[bytes]) -> None:
+        super().__init__(kept_alive(events), media_type=EVENT_STREAM, headers=_HEADERS)
+        self._handle = handle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._handle.cancel()
+
+
+def stream_response(
+    handle: Handle, answer: Callable[[], Awaitable[bytes]], limit: TimeLimit
+) -> EventStream:
+    """Stream a request's progress and its answer.
+
+    `answer` awaits the success's body, or raises ApiError. A client that leaves withdraws the
+    request, and so does the end of its time.
+    """
+
+    async def events() -> AsyncGenerator[bytes]:
+        try:
+            # The limit is on each wait: the time while an event is sent is the client's.
+            updates = handle.progress()
+            while (progress := await limit.apply(anext(updates, None))) is not None:
+                yield progress_event(progress)
+            body = await answer()
+        except ApiError as error:
+            body = bytes(failure(error.status, error.message).body)
+        yield event("result", body)
+
+    return EventStream(handle, events())
+
+
+async def kept_alive(events: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the events, and a comment whenever none has come for a while."""
+    while True:
+        coming = asyncio.ensure_future(anext(events, None))
+        try:
+            while not (await asyncio.wait((coming,), timeout=KEEP_ALIVE_SECONDS))[0]:
+                yield KEEP_ALIVE
+        finally:
+            if not coming.done():
+                # The client has left: what the events still hold is let go of before this ends.
+                coming.cancel()
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait((coming,))
+        if (data := coming.result()) is None:
+            return
+        yield data
+
+
+def stream_answer(body: bytes) -> Response:
+    """A stream of an answer that is there already."""
+    return Response(event("result", body), media_type=EVENT_STREAM, headers=_HEADERS)

@@ -1,0 +1,142 @@
+"""Runs the application under uvicorn, and ends it in order on SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+import time
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from server.app import create_app
+from server.engine_service import EngineHost, ModelStarter, load_model
+from server.http.listening import BACKLOG, CannotListen, close, listen, url_of
+from server.http.protocol import BoundedProtocol, Limits
+from server.settings import Settings, unknown_variables
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECONDS = 75
+"""Longer than the usual proxies keep an idle connection, so that they close it and not we."""
+
+SEND_SECONDS = 10
+"""What finished answers get to reach their clients once the engine has drained."""
+
+THREAD_SECONDS = 2.0
+"""What threads get to end by themselves once nothing is served any more."""
+
+
+class DrainingServer(uvicorn.Server):
+    """A uvicorn server that, told to stop, first finishes what runs while it refuses new work.
+
+    Uvicorn alone closes its port at once, and ends by the signal's own death instead of exit 0.
+    """
+
+    def __init__(self, config: uvicorn.Config, host: EngineHost, grace_period: float) -> None:
+        super().__init__(config)
+        self._host = host
+        self._grace_period = grace_period
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._host.refuse_new()
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        urls = ", ".join(map(url_of, sockets or []))
+        logger.info("listening", extra={"fields": {"url": urls}})
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        logger.info("draining", extra={"fields": {"grace_period": self._grace_period}})
+        drain = asyncio.ensure_future(self._host.drain(self._grace_period))
+        while not drain.done() and not self.force_exit:
+            await asyncio.wait((drain,), timeout=0.1)
+        await super().shutdown(sockets)
+
+
+def serve(settings: Settings, starter: ModelStarter = load_model) -> str | None:
+    """Serve until told to stop; the reason if it ended, or never began, for another one.
+
+    Raises server.app.ConfigurationError.
+    """
+    for line in unknown_variables():
+        logger.warning(line)
+    stopping: list[DrainingServer] = []
+
+    def stop() -> None:
+        for server in stopping:
+            server.should_exit = True
+
+    app = create_app(settings, starter=starter, on_start_failure=stop)
+    server = DrainingServer(_config(app, settings), app.state.engine_host, settings.grace_period)
+    stopping.append(server)
+    if settings.no_auth and settings.api_keys:
+        logger.warning("API keys are set, but no_auth lets every request in")
+    try:
+        # Before the accounts are opened: who does not get the port must not touch them.
+        sockets = listen(settings.host, settings.port)
+    except CannotListen as error:
+        return str(error)
+    try:
+        server.run(sockets)
+    finally:
+        close(sockets)
+    reason = app.state.engine_host.failure
+    if app.state.accounts is not None and app.state.accounts.failure is not None:
+        reason = app.state.accounts.failure
+    return None if reason is None else str(reason) or repr(reason)
+
+
+def leave_hung_threads(status: int) -> None:
+    """End the process with `status` at once, if there are threads that would keep or crash it.
+
+    Call after `serve`. The interpreter waits for such threads, and where one is inside the device's
+    library, tearing that down under it aborts the process.
+    """
+    give_up = time.monotonic() + THREAD_SECONDS
+    working = [
+        thread
+        for thread in threading.enumerate()
+        if thread is not threading.current_thread()
+        and (not thread.daemon or thread.name in ("img2img-engine", "img2img-prepare"))
+    ]
+    for thread in working:
+        thread.join(max(0.0, give_up - time.monotonic()))
+    if hung := [thread.name for thread in working if thread.is_alive()]:
+        logger.critical("ended without waiting for what hangs", extra={"fields": {"threads": hung}})
+        logging.shutdown()
+        os._exit(status)
+
+
+def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    limits = Limits(
+        settings.max_header_kib * 1024, settings.header_timeout, settings.answer_patience
+    )
+    # A class by uvicorn's types, but it is only called.
+    protocol: Any = partial(BoundedProtocol, limits=limits)
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        backlog=BACKLOG,
+        http=protocol,
+        lifespan="on",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(settings.forwarded_allow_ips),
+        forwarded_allow_ips=list(settings.forwarded_allow_ips),
+        workers=1,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=SEND_SECONDS,
+    )
