@@ -490,7 +490,7 @@ def parent() -> Iterator[subprocess.Popen[str]]:
     """A process that has a decoder at work, and prints its process id."""
     code = (
         "import asyncio, sys\n"
-        "from server.decoders import *\n"
+        "from server.images.workers.pool import *\n"
         "from tests.server.hostile_pictures import progressive_jpeg\n"
         "async def main():\n"
         "    pool = DecoderPool(1, DecoderLimits(seconds=3))\n"
