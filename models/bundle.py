@@ -110,6 +110,6 @@ class ModelBundle:
     def unet_for(self, rows: int, height: int, width: int, tokens: int, tile: bool) -> Any:
         """The U-Net's module for such a forward: compiled where there is a compiled form for it."""
         compiled = self.compiled
-        if compiled is not None and compiled.covers_tick(rows, height, width, tokens, tile):
+        if compiled is not None and compiled.covers_step(rows, height, width, tokens, tile):
             return compiled.unet
         return self.unet

@@ -47,7 +47,7 @@ class Footprint:
     latent_channels: int
     downscale: int
 
-    def tick(self, rows: int, pixels: int) -> float:
+    def step(self, rows: int, pixels: int) -> float:
         """Bytes of a U-Net forward of ``rows`` rows of pictures of ``pixels`` pixels."""
         return self.row_pixel * rows * pixels / self.downscale**2
 
@@ -82,14 +82,14 @@ def measure_footprint(bundle: ModelBundle) -> Footprint:
     steps = torch.empty(rows, device="meta")
     one = latents[:1]
     picture = empty(1, 3, small * scale, small * scale)
-    tick = peak_on_meta(lambda: empty_unet(latents, steps, encoder_hidden_states=text), on_cuda)
+    step = peak_on_meta(lambda: empty_unet(latents, steps, encoder_hidden_states=text), on_cuda)
     encode = peak_on_meta(lambda: empty_vae.encode(picture), on_cuda)
     decode = peak_on_meta(lambda: empty_vae.decode(one), on_cuda)
     pixels = float(small * small)
     overlap = float(vae.tile_overlap_factor)
     return Footprint(
         weights=bundle.weight_bytes,
-        row_pixel=tick / (rows * pixels),
+        row_pixel=step / (rows * pixels),
         encode_pixel=encode / (pixels * scale**2),
         decode_pixel=decode / (pixels * scale**2),
         # All tiles are kept until the last one is there; they overlap. Float32 at the most.
@@ -140,15 +140,15 @@ class MemoryPlan:
     def tile_above(self) -> int | None:
         """Pixels of a picture above which the VAE runs in tiles; None: never.
 
-        Where a whole pass does not fit beside a tick of one request, two rows, of that picture.
+        Where a whole pass does not fit beside a step of one request, two rows, of that picture.
         The two do not run at the same time, but each keeps what it has: a pass between its parts,
-        a tick in its graphs and the allocator's cache.
+        a step in its graphs and the allocator's cache.
         """
         if self.asked_tile_above is not None:
             above = self.asked_tile_above
         else:
             made = self.footprint
-            above = int(self.usable / (made.vae(1, tiled=False) + made.tick(2, 1)))
+            above = int(self.usable / (made.vae(1, tiled=False) + made.step(2, 1)))
             above = max(above, TILE_SIDE**2)  # a tile is no smaller
         return None if above >= self.largest else above
 
@@ -159,10 +159,10 @@ class MemoryPlan:
 
     @property
     def max_pixels(self) -> int:
-        """Latent pixels over all rows of a tick that fit beside the most expensive VAE pass.
+        """Latent pixels over all rows of a step that fit beside the most expensive VAE pass.
 
-        At most half of what is usable: captured ticks keep the memory of the largest of them,
-        and a tick that is not captured needs its own beside that.
+        At most half of what is usable: captured steps keep the memory of the largest of them,
+        and a step that is not captured needs its own beside that.
         """
         left = min(self.usable - self._worst_vae, self.usable / 2)
         return max(0, int(left / self.footprint.row_pixel))
@@ -171,7 +171,7 @@ class MemoryPlan:
         """Whether one request of a picture of ``pixels`` pixels does."""
         tiled = self.tile_above is not None and pixels > self.tile_above
         vae = self.footprint.vae(pixels, tiled=tiled)
-        return vae + self.footprint.tick(2, pixels) <= self.usable
+        return vae + self.footprint.step(2, pixels) <= self.usable
 
     @property
     def _worst_vae(self) -> float:

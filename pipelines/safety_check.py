@@ -1,6 +1,6 @@
 """Scores finished pictures beside the engine: a thread of its own checks what waits, in batches.
 
-The engine is done with a picture by then, so its ticks never wait for a check.
+The engine is done with a picture by then, so its steps never wait for a check.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class SafetyCheck:
                     return
 
     def _stream(self) -> AbstractContextManager[object]:
-        """On CUDA a stream of its own: on the engine's, a tick would wait for a check."""
+        """On CUDA a stream of its own: on the engine's, a step would wait for a check."""
         device = self.model.mean.device
         if device.type != "cuda":
             return nullcontext()

@@ -25,7 +25,7 @@ from server.http.body_limit import BodyLimit
 from server.http.bytes_in_flight import ByteBudget, BytesInFlight
 from server.http.errors import EnvelopedCors, ErrorsAs200, FailureGuard, add_failure_handlers
 from server.http.request_path import RequestPath
-from server.http.response_headers import AnswerHeaders, SafeHeaders
+from server.http.response_headers import ResponseHeaders, SafeHeaders
 from server.images.workers.limits import DecoderLimits
 from server.images.workers.pool import DecoderPool
 from server.img2img.deny_list import DenyList, DenyListError
@@ -181,7 +181,7 @@ def _middleware(settings: Settings, byte_budget: ByteBudget) -> list[Middleware]
                 expose_headers=[REQUEST_ID_HEADER, "Retry-After", "X-Status", *EXPOSED_HEADERS],
             )
         )
-    stack.append(Middleware(AnswerHeaders))
+    stack.append(Middleware(ResponseHeaders))
     stack.append(Middleware(FailureGuard))
     stack.append(Middleware(BytesInFlight, budget=byte_budget))
     stack.append(

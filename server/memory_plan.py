@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipelines.request import MAX_SIDE
-from pipelines.scheduler.batching import GroupKey, TickLimits
+from pipelines.scheduler.batching import GroupKey, StepLimits
 from server.settings import MIB, Settings
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 LARGEST = MAX_SIDE * MAX_SIDE
 EXACT_ROWS = 8
-"""Rows of every tick of the exact lane, where the memory allows it."""
+"""Rows of every step of the exact lane, where the memory allows it."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class MemoryPolicy:
     ``plan`` is None where memory is not counted: on the CPU without a limit.
     """
 
-    limits: TickLimits
+    limits: StepLimits
     tile_above: int | None
     exact_rows: int = EXACT_ROWS
     plan: MemoryPlan | None = None
@@ -55,14 +55,14 @@ class MemoryPolicy:
 def memory_policy(bundle: ModelBundle, settings: Settings, free: int | None = None) -> MemoryPolicy:
     """Plan for ``free`` bytes beside the weights, by default what the device has.
 
-    Memory is unlimited on a CPU that `IMG2IMG_MEMORY_LIMIT_MIB` does not limit; ticks then keep
+    Memory is unlimited on a CPU that `IMG2IMG_MEMORY_LIMIT_MIB` does not limit; steps then keep
     their usual limits.
     """
     asked = round(settings.vae_tile_above * 1e6) or None
     available = available_bytes(bundle, settings) if free is None else free
     if available is None:
         above = None if asked is None or asked >= LARGEST else asked
-        return MemoryPolicy(TickLimits(), above)
+        return MemoryPolicy(StepLimits(), above)
 
     from models.acceleration.modes import choose_acceleration
     from models.memory import MemoryPlan, measure_footprint
@@ -70,8 +70,8 @@ def memory_policy(bundle: ModelBundle, settings: Settings, free: int | None = No
 
     buckets = FastPath(choose_acceleration(settings.acceleration, bundle.device)).buckets
     plan = MemoryPlan(measure_footprint(bundle), available, settings.max_batch, LARGEST, asked)
-    limits = TickLimits(plan.max_rows, plan.max_pixels, buckets)
-    # Every exact tick is padded to the one bucket, whatever its size.
+    limits = StepLimits(plan.max_rows, plan.max_pixels, buckets)
+    # Every exact step is padded to the one bucket, whatever its size.
     exact_rows = min(EXACT_ROWS, limits.rows_for(_key(MAX_SIDE, bundle.downscale)))
     return MemoryPolicy(limits, plan.tile_above, exact_rows, plan)
 

@@ -45,7 +45,7 @@ class CompiledParts:
         """Whether these are for latents of that size; circular padding is not compiled."""
         return not tile and (height, width) in self.sizes
 
-    def covers_tick(self, rows: int, height: int, width: int, tokens: int, tile: bool) -> bool:
+    def covers_step(self, rows: int, height: int, width: int, tokens: int, tile: bool) -> bool:
         """Whether the U-Net is for such a forward; any other would set the compiler going."""
         fits = rows in self.rows and tokens == self.text_length
         return fits and self.covers(height, width, tile)
@@ -63,7 +63,7 @@ def compile_parts(
 
     The whole of each part and without a break (``fullgraph``): convolutions and group norms are
     over half of the U-Net's work, and fusing between blocks is what a compiler gains there. No
-    CUDA graphs of its own: the tick is captured by us (`models/acceleration/cuda_graphs.py`).
+    CUDA graphs of its own: the step is captured by us (`models/acceleration/cuda_graphs.py`).
     """
     mode = "max-autotune-no-cudagraphs" if autotune else None
 

@@ -1,6 +1,6 @@
 """Capturing work on the device once, to replay it with one launch: CUDA graphs.
 
-A tick of Stable Diffusion is about a thousand kernels; launched one by one, the host is the slower
+A step of Stable Diffusion is about a thousand kernels; launched one by one, the host is the slower
 one for small batches. What is captured must read and write tensors that never move, take no
 decision on the host, and allocate alike every time.
 """

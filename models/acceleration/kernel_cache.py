@@ -141,7 +141,7 @@ def _absent_card(capability: int) -> Any:
             return GPUTarget("cuda", capability, 32)
 
         def get_current_device(self) -> int:
-            return capability  # what was compiled is remembered by device
+            return capability  # what was compiled is cached by device
 
         def get_current_stream(self, device: int) -> int:
             return 0

@@ -3,7 +3,7 @@
 ``off`` runs the parts as they are. ``graphs`` runs forwards of our own over their weights
 (`models/acceleration/fast_forwards.py`), with the fastest kernel of attention, captured as CUDA
 graphs. ``compile`` compiles the parts for the configured sizes instead, ``max`` lets the compiler
-try out kernels, for minutes; both fuse projections and capture ticks too.
+try out kernels, for minutes; both fuse projections and capture steps too.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _choose_kernels(
     """Attention's kernels, and the forwards that run them: ours, or else the modules."""
     # Triton launches on the current card; on the engine's thread that is set once.
     make_current(bundle.device)
-    # Where the attention's time goes: the largest of the sizes, the largest tick.
+    # Where the attention's time goes: the largest of the sizes, the largest step.
     height, width = max(sizes or [bundle.latent_size(512, 512)], key=lambda size: size[0] * size[1])
     shapes = attention_shapes(bundle, height, width)
     orders = kernel_orders(shapes, bundle.device, bundle.dtype, max(rows, default=2))
@@ -139,5 +139,5 @@ def describe_forwards(bundle: ModelBundle, acceleration: Acceleration) -> str:
 
 
 def make_capturer(acceleration: Acceleration, device: torch.device) -> Capturer | None:
-    """What captures ticks; None where they run as they come."""
+    """What captures steps; None where they run as they come."""
     return CudaCapturer(device) if acceleration.graphs else None

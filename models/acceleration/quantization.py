@@ -3,8 +3,8 @@
 Weights have one scale a row, made when the model is loaded; activations one a token, made as they
 come. Both are then multiplied as they are stored, so that the product itself gets cheaper. Weights
 alone would be read back to the model's dtype before every product, which saves memory and, at a
-tick's hundreds to thousands of tokens, no time. One scale for all activations of a product is no
-option: requests share a tick, and a request's picture, or its NaN, would reach its neighbours.
+step's hundreds to thousands of tokens, no time. One scale for all activations of a product is no
+option: requests share a step, and a request's picture, or its NaN, would reach its neighbours.
 
 Query, key and value of self-attention are fused first, so that their input is rounded once.
 

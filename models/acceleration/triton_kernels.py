@@ -81,7 +81,7 @@ class TritonKernels:
         if skip is not None:
             skip = _in_channels_last(skip)
         added = _Added(add, x)
-        y = _empty_picture(x, channels)
+        y = _empty_image(x, channels)
         cpg = channels // norm.num_groups
         if skip is None and hw <= geometry.whole_below:
             kernels.gn_group[(n, norm.num_groups)](
@@ -128,7 +128,7 @@ class TritonKernels:
         x = _in_channels_last(x)
         n, channels, height, width = x.shape
         added = x if residual is None else _in_channels_last(residual)
-        y = _empty_picture(x, channels)
+        y = _empty_image(x, channels)
         hw = height * width
         kernels.bias_residual[(_blocks(hw * channels, _TILE), n)](
             x, bias, added, y, hw, channels, residual is not None, _TILE, num_warps=8, **_FUSED
@@ -206,7 +206,7 @@ def _in_channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _empty_picture(like: Tensor, channels: int) -> Tensor:
+def _empty_image(like: Tensor, channels: int) -> Tensor:
     n, _, height, width = like.shape
     return torch.empty(
         (n, channels, height, width),

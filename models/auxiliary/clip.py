@@ -58,7 +58,7 @@ class ClipModel:
             embeddings.append(F.normalize(self.model.text_projection(pooled)[0].float(), dim=-1))
         return F.normalize(torch.stack(embeddings).mean(dim=0), dim=-1)
 
-    def embed_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
+    def embed_images(self, pictures: torch.Tensor) -> torch.Tensor:
         """Unit embeddings (N, D) float32 of pictures (N, 3, side, side) in 0..1.
 
         Differentiable.

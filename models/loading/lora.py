@@ -2,7 +2,7 @@
 
 A layer's change is ``weight * alpha / rank * up @ down`` (Hu et al. 2021, arXiv:2106.09685); of a
 convolution, the same over its input positions, with a third factor ``mid`` in LoCon's Tucker form.
-Fused, a LoRA costs nothing in a tick and holds for every request.
+Fused, a LoRA costs nothing in a step and holds for every request.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The evaluations of one tick as arrays: made on the host, then put on the device.
+"""The evaluations of one step as arrays: made on the host, then put on the device.
 
-Made for a tick as it comes (`upload`), or written into tensors that stay where they are
+Made for a step as it comes (`upload`), or written into tensors that stay where they are
 (`StaticBatch`), which a captured graph needs: there the number of requests is padded to the number
 of U-Net rows as well, and what is padded points at the pool's scratch place.
 """
@@ -16,7 +16,7 @@ import torch
 
 from models.device import host_tensor, upload
 from pipelines.denoise.clip_guidance import GuidanceRun
-from pipelines.samplers.programs import SLOTS, Row
+from pipelines.samplers.programs import SLOTS, StepCoefficients
 from pipelines.scheduler.batching import guidance_rows, pad_rows
 
 UNCOND, COND = 0, 1
@@ -24,10 +24,10 @@ UNCOND, COND = 0, 1
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What one request does in a tick: its place in the pool, its table row, its draw."""
+    """What one request does in a step: its place in the pool, its table row, its draw."""
 
     position: int
-    row: Row
+    coefficients: StepCoefficients
     cfg_scale: float
     slots: int
     noise: torch.Tensor | None  # (4, h, w) float32, on the CPU
@@ -37,7 +37,7 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """The evaluations of a tick as arrays on the device. B requests, R rows, S slots."""
+    """The evaluations of a step as arrays on the device. B requests, R rows, S slots."""
 
     index: torch.Tensor  # (B,) places in the pool
     c_in: torch.Tensor  # (B, 1, 1, 1)
@@ -75,7 +75,7 @@ class HostBatch:
 
 
 def row_count(evaluations: Sequence[Evaluation], buckets: Sequence[int]) -> int:
-    """The U-Net rows of a tick, padded to its bucket."""
+    """The U-Net rows of a step, padded to its bucket."""
     return pad_rows(sum(guidance_rows(e.cfg_scale) for e in evaluations), buckets)
 
 
@@ -87,7 +87,7 @@ def assemble(
     pad_to: int = 0,
     scratch: int = 0,
 ) -> HostBatch:
-    """The arrays of a tick of ``rows`` U-Net rows, of which padding repeats the first.
+    """The arrays of a step of ``rows`` U-Net rows, of which padding repeats the first.
 
     ``slots`` are those that are mixed; left out, as many as these samplers use. Fewer than
     ``pad_to`` requests are filled up with some that read row 0 and write the place ``scratch``.
@@ -104,7 +104,7 @@ def assemble(
     padding = rows - len(request_of)
     request_of += request_of[:1] * padding
     text += text[:1] * padding
-    timestep = [e.row.timestep for e in evaluations]
+    timestep = [e.coefficients.timestep for e in evaluations]
 
     slots = slots or max(e.slots for e in evaluations)
     requests = max(pad_to, len(evaluations))
@@ -112,8 +112,8 @@ def assemble(
     # (B, S, S + 2): the columns of the slots in use, eps, noise.
     mix = np.zeros((requests, slots, slots + 2))
     for b, evaluation in enumerate(evaluations):
-        mix[b, :, :slots] = evaluation.row.mix[:slots, :slots]
-        mix[b, :, slots:] = evaluation.row.mix[:slots, SLOTS:]
+        mix[b, :, :slots] = evaluation.coefficients.mix[:slots, :slots]
+        mix[b, :, slots:] = evaluation.coefficients.mix[:slots, SLOTS:]
     integers = [
         [e.position for e in evaluations] + [scratch] * spare,
         first + [0] * spare,
@@ -122,7 +122,7 @@ def assemble(
         text,
     ]
     floats: list[npt.ArrayLike] = [
-        [e.row.c_in for e in evaluations] + [0.0] * spare,
+        [e.coefficients.c_in for e in evaluations] + [0.0] * spare,
         [e.cfg_scale for e in evaluations] + [0.0] * spare,
         [timestep[b] for b in request_of],
         mix.ravel(),
@@ -196,11 +196,11 @@ class StaticBatch:
         self._floats = torch.zeros(3 * rows + rows * SLOTS * (SLOTS + 2), device=device)
         noise = torch.zeros(rows, *latent, device=device)
         self.batch = _views(self._integers, self._floats, rows, rows, SLOTS, None, noise)
-        # Until something is written, every request is padding: a capture may run the tick.
+        # Until something is written, every request is padding: a capture may run the step.
         self.batch.index.fill_(scratch)
 
     def write(self, evaluations: Sequence[Evaluation]) -> None:
-        """Queue the copies of a tick's arrays; the host waits for none of them on CUDA."""
+        """Queue the copies of a step's arrays; the host waits for none of them on CUDA."""
         host = assemble(
             evaluations, self._rows, slots=SLOTS, pad_to=self._rows, scratch=self._scratch
         )

@@ -1,4 +1,4 @@
-"""A tick as two captured graphs, *denoise* and *mix*, and when it pays to capture one.
+"""A step as two captured graphs, *denoise* and *mix*, and when it pays to capture one.
 
 CLIP guidance acts between the two. There are 400 sizes and several buckets of rows: only the
 configured sizes are captured at start, others once they have been used a few times, and only
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PATIENCE = 4
-"""Ticks of a bucket before it is captured, in a size that nobody configured: a capture costs
-about four ticks (`models.acceleration.cuda_graphs.WARM_UP_RUNS` and the recording)."""
+"""Steps of a bucket before it is captured, in a size that nobody configured: a capture costs
+about four steps (`models.acceleration.cuda_graphs.WARM_UP_RUNS` and the recording)."""
 
 
-class CapturedTick:
-    """The tick of one pool and one bucket of ``rows``, over tensors that stay in place."""
+class CapturedStep:
+    """The step of one pool and one bucket of ``rows``, over tensors that stay in place."""
 
     def __init__(
         self,
@@ -60,31 +60,31 @@ class CapturedTick:
         self._mix()
 
 
-class CapturedTicks:
-    """The captured ticks of one pool, by their bucket of rows.
+class CapturedSteps:
+    """The captured steps of one pool, by their bucket of rows.
 
-    ``patience`` ticks of a bucket run as they come before one is captured; None: it never is.
+    ``patience`` steps of a bucket run as they come before one is captured; None: it never is.
     """
 
     def __init__(self, patience: int | None) -> None:
         self.patience = patience
-        self._ticks: dict[int, CapturedTick | None] = {}  # None: it could not be captured
+        self._steps: dict[int, CapturedStep | None] = {}  # None: it could not be captured
         self._seen: dict[int, int] = {}
 
     @property
     def any(self) -> bool:
         """Whether there is something to keep."""
-        return any(tick is not None for tick in self._ticks.values())
+        return any(step is not None for step in self._steps.values())
 
-    def get_or_capture(self, rows: int, capture: Callable[[], CapturedTick]) -> CapturedTick | None:
-        """The tick of a bucket; None while it runs as it comes. A failed capture is said once."""
-        if rows not in self._ticks:
+    def get_or_capture(self, rows: int, capture: Callable[[], CapturedStep]) -> CapturedStep | None:
+        """The step of a bucket; None while it runs as it comes. A failed capture is said once."""
+        if rows not in self._steps:
             seen = self._seen[rows] = self._seen.get(rows, 0) + 1
             if self.patience is None or seen <= self.patience:
                 return None
             try:
-                self._ticks[rows] = capture()
+                self._steps[rows] = capture()
             except RuntimeError as error:  # torch.OutOfMemoryError is one
-                logger.warning("a tick of %d rows is not captured: %s", rows, error)
-                self._ticks[rows] = None
-        return self._ticks[rows]
+                logger.warning("a step of %d rows is not captured: %s", rows, error)
+                self._steps[rows] = None
+        return self._steps[rows]

@@ -39,7 +39,7 @@ from models.padding import circular_padding
 from pipelines.cache import ByteCache
 from pipelines.prompt.weights import without_weights
 from pipelines.request import ClipGuidancePreset, GenerationRequest, Sampler
-from pipelines.samplers.programs import Row
+from pipelines.samplers.programs import StepCoefficients
 from pipelines.vae.preview import LatentToRgb
 
 FLAT_WINDOW = 5
@@ -94,7 +94,7 @@ PRESETS: dict[ClipGuidancePreset, Preset] = {
 class GuidanceRun:
     """How far the guidance of one request is.
 
-    Only `commit` changes it, so a tick that raised can be run again.
+    Only `commit` changes it, so a step that raised can be run again.
     """
 
     preset: Preset
@@ -138,7 +138,7 @@ class GuidanceRun:
     def boxes(self, height: int, width: int) -> list[tuple[int, int, int]]:
         """(top, left, side) of the next evaluation's square cutouts, the whole picture left out.
 
-        They depend on the seed and the evaluation alone, so that they are the same in a tick that
+        They depend on the seed and the evaluation alone, so that they are the same in a step that
         is run again, and take nothing from the noise's generator.
         """
         rng = np.random.default_rng((_CUTOUT_STREAM, self.seed, self.evaluation))
@@ -152,13 +152,15 @@ class GuidanceRun:
             found.append((top, left, side))
         return found
 
-    def pushed(self, row: Row, direction: torch.Tensor, loss: float | None) -> Correction:
+    def pushed(
+        self, row: StepCoefficients, direction: torch.Tensor, loss: float | None
+    ) -> Correction:
         """The correction that pushes x0 against ``direction``, (4, h, w) of unit RMS."""
         undecided = row.sigma / math.sqrt(row.sigma**2 + 1)
         push = -self.preset.strength * undecided * direction
         return Correction(push / row.x0[1], direction, loss)
 
-    def repeated(self, row: Row) -> Correction | None:
+    def repeated(self, row: StepCoefficients) -> Correction | None:
         """The last push once more, for an evaluation that is not due; None where guidance is over
         or there was none."""
         if self.ended or self.direction is None:
@@ -205,13 +207,13 @@ class ClipGuide:
     def correction(
         self,
         run: GuidanceRun,
-        row: Row,
+        row: StepCoefficients,
         latents: torch.Tensor,
         output: torch.Tensor,
         text: torch.Tensor,
         tile: bool,
     ) -> Correction | None:
-        """The correction of one request's model output in a tick; None where it is not finite.
+        """The correction of one request's model output in a step; None where it is not finite.
 
         ``latents`` is slot 0 and ``output`` the guided model output, (4, h, w) float32 both;
         ``text`` (2, T, D) the request's text states, read by SLOWEST alone.
@@ -241,7 +243,7 @@ class ClipGuide:
             for top, left, side in run.boxes(height, width)
         ]
         resized = torch.cat([self._clip.resized(cut[None]) for cut in cuts])
-        return spherical_distance(self._clip.embed_pictures(resized), self._text(run.text))
+        return spherical_distance(self._clip.embed_images(resized), self._text(run.text))
 
     def _text(self, text: str) -> torch.Tensor:
         with torch.no_grad():
@@ -267,7 +269,7 @@ class ClipGuide:
     def _through_unet(
         self,
         run: GuidanceRun,
-        row: Row,
+        row: StepCoefficients,
         latents: torch.Tensor,
         gradient: torch.Tensor,
         text: torch.Tensor,

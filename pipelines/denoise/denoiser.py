@@ -1,4 +1,4 @@
-"""The tick: one U-Net forward advances many requests by one evaluation each.
+"""The step: one U-Net forward advances many requests by one evaluation each.
 
     out   = unet((state[:, 0] * c_in)[rows], timestep[rows], text[rows])   # (R, 4, h, w)
     eps   = out[i0] + scale * (out[i1] - out[i0])                          # (B, 4, h, w)
@@ -18,15 +18,15 @@ import torch
 from models.acceleration.cuda_graphs import Capturer
 from models.bundle import ModelBundle
 from pipelines.denoise.batch import Batch, Evaluation, assemble, row_count, stack_noise
-from pipelines.denoise.captured_step import CapturedTick
+from pipelines.denoise.captured_step import CapturedStep
 from pipelines.denoise.clip_guidance import ClipGuide, Correction
 from pipelines.denoise.latent_pool import LatentPool
 from pipelines.errors import GenerationFailed
 
 
 @dataclass(frozen=True, eq=False)
-class Tick:
-    """What a tick did: the U-Net rows that ran, padding included, and predicted latents.
+class Step:
+    """What a step did: the U-Net rows that ran, padding included, and predicted latents.
 
     ``predicted`` has the x0 of the evaluations that asked, (4, h, w) float32, by pool position.
     """
@@ -36,9 +36,9 @@ class Tick:
 
 
 class Denoiser:
-    """Runs ticks. ``row_buckets`` are the sizes R is padded to; empty means no padding.
+    """Runs steps. ``row_buckets`` are the sizes R is padded to; empty means no padding.
 
-    With a ``capturer`` a pool that allows it has its ticks captured, one pair of graphs a bucket.
+    With a ``capturer`` a pool that allows it has its steps captured, one pair of graphs a bucket.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class Denoiser:
 
     @property
     def captures(self) -> bool:
-        """Whether ticks are captured."""
+        """Whether steps are captured."""
         return self._capturer is not None
 
-    def tick(self, pool: LatentPool, evaluations: Sequence[Evaluation]) -> Tick:
+    def step(self, pool: LatentPool, evaluations: Sequence[Evaluation]) -> Step:
         """Advance each evaluation's request by one.
 
-        The pool changes only when everything has gone well, so a tick that raised can be run again.
+        The pool changes only when everything has gone well, so a step that raised can be run again.
         """
         rows = row_count(evaluations, self._row_buckets)
         captured = self._captured(pool, rows)
@@ -79,7 +79,8 @@ class Denoiser:
         for b, correction in corrections.items():
             eps[b] += correction.output
         predicted = {
-            e.position: e.row.x0[0] * pool.state[e.position, 0] + e.row.x0[1] * eps[b]
+            e.position: e.coefficients.x0[0] * pool.state[e.position, 0]
+            + e.coefficients.x0[1] * eps[b]
             for b, e in enumerate(evaluations)
             if e.predict
         }
@@ -87,15 +88,15 @@ class Denoiser:
         for b, evaluation in enumerate(evaluations):
             if evaluation.guidance is not None:
                 evaluation.guidance.commit(corrections.get(b))
-        return Tick(rows, predicted)
+        return Step(rows, predicted)
 
-    def _captured(self, pool: LatentPool, rows: int) -> CapturedTick | None:
+    def _captured(self, pool: LatentPool, rows: int) -> CapturedStep | None:
         """The graphs of this pool and bucket, captured now if it is time; None to do without."""
         capturer = self._capturer
         if capturer is None or rows not in self._row_buckets:
             return None
         return pool.captured.get_or_capture(
-            rows, lambda: CapturedTick(pool, rows, self.denoise, self.mix, capturer)
+            rows, lambda: CapturedStep(pool, rows, self.denoise, self.mix, capturer)
         )
 
     def denoise(self, pool: LatentPool, batch: Batch) -> torch.Tensor:
@@ -117,7 +118,7 @@ class Denoiser:
     ) -> dict[int, Correction]:
         """CLIP guidance's corrections of ``eps`` (B, 4, h, w), by index into ``evaluations``.
 
-        One request at a time: what a request is guided by depends on nobody else in the tick.
+        One request at a time: what a request is guided by depends on nobody else in the step.
         """
         corrections: dict[int, Correction] = {}
         for b, evaluation in enumerate(evaluations):
@@ -126,7 +127,7 @@ class Denoiser:
                 continue
             if self._guide is None:
                 raise GenerationFailed("there is no CLIP model to guide with")
-            place, row, tile = evaluation.position, evaluation.row, pool.key.tile
+            place, row, tile = evaluation.position, evaluation.coefficients, pool.key.tile
             correction = (
                 self._guide.correction(
                     run, row, pool.state[place, 0], eps[b], pool.text[place], tile

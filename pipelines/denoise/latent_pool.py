@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 import torch
 
 from models.bundle import ModelBundle
-from pipelines.denoise.captured_step import PATIENCE, CapturedTicks
+from pipelines.denoise.captured_step import PATIENCE, CapturedSteps
 from pipelines.samplers.programs import SLOTS
 from pipelines.scheduler.batching import GroupKey
 
@@ -18,8 +18,8 @@ class LatentPool:
 
     ``state`` is (capacity + 1, 4 slots, 4, h, w) float32, ``text`` (capacity + 1, 2, T, D) in the
     model's dtype: the unconditional text states, then the conditional ones. The last place is
-    ``scratch``, where the padding of a captured tick reads and writes. ``patience`` says when its
-    ticks are captured, see `CapturedTicks`.
+    ``scratch``, where the padding of a captured step reads and writes. ``patience`` says when its
+    steps are captured, see `CapturedSteps`.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class LatentPool:
     ) -> None:
         self.key = key
         self.scratch = capacity
-        self.captured = CapturedTicks(patience)
+        self.captured = CapturedSteps(patience)
         latent = (bundle.latent_channels, key.height, key.width)
         self.state = torch.zeros(capacity + 1, SLOTS, *latent, device=bundle.device)
         self.text = torch.zeros(
@@ -60,7 +60,7 @@ class LatentPool:
     def text_rows(self, places: tuple[int, ...] | None, index: torch.Tensor) -> torch.Tensor:
         """Text states of U-Net rows, (R, T, D); ``places`` are ``index``, into (places * 2).
 
-        They are kept for the next tick, which has the same rows unless a request came or left.
+        They are kept for the next step, which has the same rows unless a request came or left.
         Without ``places`` they are gathered anew.
         """
         if places is None:
@@ -74,7 +74,7 @@ class LatentPool:
         return self.state[position, 0].clone()
 
 
-class PoolShelf:
+class LatentPools:
     """The pools there are, by group. A pool lives as long as its requests, or its graphs.
 
     Pools of the keys in ``hot`` are captured at once and always kept; of the others at most

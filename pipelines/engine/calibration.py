@@ -15,9 +15,9 @@ from pipelines.denoise.denoiser import Denoiser
 from pipelines.denoise.latent_pool import LatentPool
 from pipelines.engine.warmup import dummy_evaluations
 from pipelines.prompt.encoder import PromptChunks, PromptEncoder
-from pipelines.scheduler.batching import GroupKey, TickLimits
-from pipelines.scheduler.cost_model import CostTable, PictureCost, Provenance, TextCost, TickPoint
-from pipelines.vae.stages import decode_latents, encode_picture
+from pipelines.scheduler.batching import GroupKey, StepLimits
+from pipelines.scheduler.cost_model import CostTable, ImageCost, Provenance, StepPoint, TextCost
+from pipelines.vae.stages import decode_latents, encode_image
 
 SIDES = (320, 512)
 ROWS = (1, 2, 4, 8, 16)
@@ -35,28 +35,28 @@ text (4.4 GFLOP of 284), and the part of it that is keys and values, whatever th
 def guessed_costs() -> CostTable:
     """For an engine that was not asked to measure: rows gain, and what runs corrects the rest."""
     points = [
-        TickPoint(pixels, rows, _ROW_SECONDS * pixels / 1600 * (_FIXED_SHARE + rows / 2))
+        StepPoint(pixels, rows, _ROW_SECONDS * pixels / 1600 * (_FIXED_SHARE + rows / 2))
         for pixels in (1600, 4096)
         for rows in (ROWS[0], ROWS[-1])
     ]
-    cost = PictureCost(0.0, _ROW_SECONDS / 1600)
-    text = TextCost(_text_tick(_TEXT_SHARE * _ROW_SECONDS / 2, 1600), _ROW_SECONDS / 2)
+    cost = ImageCost(0.0, _ROW_SECONDS / 1600)
+    text = TextCost(_text_step(_TEXT_SHARE * _ROW_SECONDS / 2, 1600), _ROW_SECONDS / 2)
     return CostTable(points, cost, cost, text=text, provenance=Provenance("guessed"))
 
 
-def _text_tick(seconds: float, pixels: int) -> PictureCost:
+def _text_step(seconds: float, pixels: int) -> ImageCost:
     """What a row takes more for a further chunk of text, from what it takes at one size."""
-    return PictureCost(seconds * _FIXED_TEXT, seconds * (1.0 - _FIXED_TEXT) / pixels)
+    return ImageCost(seconds * _FIXED_TEXT, seconds * (1.0 - _FIXED_TEXT) / pixels)
 
 
 def measure_costs(
     bundle: ModelBundle,
     denoiser: Denoiser,
-    limits: TickLimits,
+    limits: StepLimits,
     budget: float = 3.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> CostTable:
-    """Time ticks, an encode and a decode, for about ``budget`` seconds.
+    """Time steps, an encode and a decode, for about ``budget`` seconds.
 
     One and two rows of the smallest picture are always timed, more rows, a long text and a larger
     picture as long as they can be expected to fit. What is not timed is taken as in proportion to
@@ -65,8 +65,8 @@ def measure_costs(
     began = clock()
     side, larger = SIDES
     seconds: dict[int, float] = {}
-    measure = _TickTimer(bundle, denoiser, side, clock)
-    measure(1)  # what the first one pays for kernels and caches is no cost of a tick
+    measure = _StepTimer(bundle, denoiser, side, clock)
+    measure(1)  # what the first one pays for kernels and caches is no cost of a step
     pixels = measure.key.latent_pixels
     for rows in ROWS:
         if rows > limits.rows_for(measure.key):
@@ -74,24 +74,24 @@ def measure_costs(
         if rows > 2 and clock() - began + _expected(seconds, rows) > budget:
             break
         seconds[rows] = measure(rows)
-    points = [TickPoint(pixels, rows, value) for rows, value in seconds.items()]
+    points = [StepPoint(pixels, rows, value) for rows, value in seconds.items()]
 
     more = _TEXT_SHARE * seconds[1]
     if clock() - began + 3 * seconds[1] <= budget:
-        measure = _TickTimer(bundle, denoiser, side, clock, TEXT_CHUNKS)
+        measure = _StepTimer(bundle, denoiser, side, clock, TEXT_CHUNKS)
         more = max(0.0, measure(1) - seconds[1]) / (TEXT_CHUNKS - 1)
     text = TextCost(
-        _text_tick(more, pixels), _text_seconds(bundle, clock), chunk_tokens=bundle.text_length
+        _text_step(more, pixels), _text_seconds(bundle, clock), chunk_tokens=bundle.text_length
     )
-    encode, decode = _picture_seconds(bundle, side, clock)
+    encode, decode = _image_seconds(bundle, side, clock)
     grown = (larger / side) ** 2
     if clock() - began + grown * sum(2 * value for value in seconds.values()) <= budget:
-        measure = _TickTimer(bundle, denoiser, larger, clock)
-        points += [TickPoint(measure.key.latent_pixels, rows, measure(rows)) for rows in seconds]
+        measure = _StepTimer(bundle, denoiser, larger, clock)
+        points += [StepPoint(measure.key.latent_pixels, rows, measure(rows)) for rows in seconds]
     return CostTable(
         points,
-        PictureCost(0.0, encode / pixels),
-        PictureCost(0.0, decode / pixels),
+        ImageCost(0.0, encode / pixels),
+        ImageCost(0.0, decode / pixels),
         text=text,
         provenance=Provenance("measured at start", f"{bundle.name} on {bundle.device}"),
     )
@@ -103,8 +103,8 @@ def _expected(seconds: dict[int, float], rows: int) -> float:
     return 2 * seconds[last] * rows / last
 
 
-class _TickTimer:
-    """Times ticks of one size and text: ``timer(rows)`` seconds, the better of two runs."""
+class _StepTimer:
+    """Times steps of one size and text: ``timer(rows)`` seconds, the better of two runs."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class _TickTimer:
         self._bundle, self._denoiser, self._clock = bundle, denoiser, clock
         tokens = chunks * bundle.text_length
         self.key = GroupKey(*bundle.latent_size(side, side), tokens, False)
-        # Captured at once, where ticks are: what is timed is what will run.
+        # Captured at once, where steps are: what is timed is what will run.
         patience = 0 if denoiser.captures else None
         self._pool = LatentPool(bundle, self.key, capacity=1, patience=patience)
 
@@ -127,7 +127,7 @@ class _TickTimer:
 
     def _once(self, evaluations: Sequence[Evaluation]) -> float:
         started = self._clock()
-        self._denoiser.tick(self._pool, evaluations)
+        self._denoiser.step(self._pool, evaluations)
         synchronize(self._bundle.device)
         return self._clock() - started
 
@@ -143,7 +143,7 @@ def _text_seconds(bundle: ModelBundle, clock: Callable[[], float]) -> float:
     return seconds
 
 
-def _picture_seconds(
+def _image_seconds(
     bundle: ModelBundle, side: int, clock: Callable[[], float]
 ) -> tuple[float, float]:
     """Seconds of one encode and one decode of a square picture, the second run of each."""
@@ -152,7 +152,7 @@ def _picture_seconds(
     encodes, decodes = [], []
     for _ in range(2):
         started = clock()
-        encode_picture(bundle, image, tile=False)
+        encode_image(bundle, image, tile=False)
         synchronize(bundle.device)
         middle = clock()
         decode_latents(bundle, latents.to(bundle.device), tile=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from pipelines.engine.warmup import FastPath
 from pipelines.engine.watch import Patience
-from pipelines.scheduler.batching import TickLimits
+from pipelines.scheduler.batching import StepLimits
 from pipelines.scheduler.scheduler import PolicyConfig
 
 SHARED_DECODES = (2, 4)
@@ -18,15 +18,15 @@ SHARED_DECODES = (2, 4)
 class EngineConfig:
     """How much the engine takes on.
 
-    ``max_queue`` requests wait or run at most; ``max_batch`` run at a time. ``row_buckets`` are the
-    numbers of U-Net rows that a tick is padded to; empty means those of the fast path, if any.
-    ``exact`` runs every tick in one fixed bucket of ``exact_rows``, so that a picture's bytes do
-    not depend on the crowd. ``patience`` says when work is taken to hang.
+    ``max_queue`` requests wait or run at most; ``max_running_requests`` run at a time.
+    ``row_buckets`` are the numbers of U-Net rows that a step is padded to; empty means those of the
+    fast path, if any. ``exact`` runs every step in one fixed bucket of ``exact_rows``, so that a
+    picture's bytes do not depend on the crowd. ``patience`` says when work is taken to hang.
     """
 
     max_queue: int = 64
-    max_batch: int = 16
-    limits: TickLimits = field(default_factory=TickLimits)
+    max_running_requests: int = 16
+    limits: StepLimits = field(default_factory=StepLimits)
     row_buckets: Sequence[int] = ()
     exact: bool = False
     exact_rows: int = 8
@@ -35,14 +35,14 @@ class EngineConfig:
     patience: Patience = field(default_factory=Patience)
 
     @property
-    def tick_limits(self) -> TickLimits:
-        """The limits in force: in the exact lane no tick is larger than its bucket."""
+    def step_limits(self) -> StepLimits:
+        """The limits in force: in the exact lane no step is larger than its bucket."""
         if not self.exact:
             return self.limits
         return replace(self.limits, max_rows=min(self.limits.max_rows, self.exact_rows))
 
     @property
-    def tick_buckets(self) -> Sequence[int]:
+    def step_buckets(self) -> Sequence[int]:
         return (self.exact_rows,) if self.exact else self.row_buckets or self.fast.buckets
 
     @property
@@ -56,7 +56,7 @@ class EngineConfig:
         return PolicyConfig(
             shared_decodes=self.shared_decodes,
             max_queue=self.max_queue,
-            max_places=self.max_batch,
-            limits=self.tick_limits,
-            row_buckets=self.tick_buckets,
+            max_places=self.max_running_requests,
+            limits=self.step_limits,
+            row_buckets=self.step_buckets,
         )

@@ -1,6 +1,6 @@
 """How long units of work take, and how far the host may run ahead of the device.
 
-On CUDA a call returns before its work is done. Waiting for every tick would leave the card idle
+On CUDA a call returns before its work is done. Waiting for every step would leave the card idle
 while the host decides on the next one, so the host stays one unit ahead: a unit's time is read when
 the next one has been launched.
 """
@@ -17,7 +17,7 @@ Elapsed = Callable[[], float]
 """Waits for the end of a unit and gives its seconds."""
 
 
-class Stopwatch(Protocol):
+class DeviceTimer(Protocol):
     """Times one unit after another."""
 
     @property
@@ -30,7 +30,7 @@ class Stopwatch(Protocol):
     def stop(self) -> Elapsed: ...
 
 
-class HostStopwatch:
+class HostTimer:
     """For a device whose work is done when the call returns."""
 
     runs_ahead = False
@@ -46,7 +46,7 @@ class HostStopwatch:
         return lambda: seconds
 
 
-class CudaStopwatch:
+class CudaTimer:
     """By events in the current stream: the time on the card alone."""
 
     runs_ahead = True
@@ -70,6 +70,6 @@ class CudaStopwatch:
         return elapsed
 
 
-def make_stopwatch(device: torch.device) -> Stopwatch:
+def make_timer(device: torch.device) -> DeviceTimer:
     """The one for a device."""
-    return CudaStopwatch() if device.type == "cuda" else HostStopwatch()
+    return CudaTimer() if device.type == "cuda" else HostTimer()

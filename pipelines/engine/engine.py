@@ -1,9 +1,9 @@
 """The engine: one thread owns the device and does the units of work that the policy names.
 
 A request's life: `Engine.submit` -> the scheduler takes it or refuses -> a worker draws its noise
-and compiles its sampler table -> encoded (prompt and picture in, a place in a pool taken) -> ticks
-until its table is used up -> decoded -> its handle has the picture. Between any two units requests
-join, leave, expire and report progress.
+and compiles its sampler table -> encoded (prompt and picture in, a place in a pool taken) -> steps
+until its program is used up -> decoded -> its handle has the picture. Between any two units
+requests join, leave, expire and report progress.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from models.device import make_current
 from pipelines.cache import CacheCounts
 from pipelines.engine.calibration import guessed_costs, measure_costs
 from pipelines.engine.config import EngineConfig
-from pipelines.engine.device_timer import Elapsed, make_stopwatch
+from pipelines.engine.device_timer import Elapsed, make_timer
 from pipelines.engine.handle import GenerationHandle
-from pipelines.engine.job import Job, TickCounts, table_of
+from pipelines.engine.job import Job, StepCounts, program_of
 from pipelines.engine.preparer import Preparer
 from pipelines.engine.watch import Watch
 from pipelines.errors import (
@@ -49,7 +49,7 @@ from pipelines.samplers.programs import evaluation_count
 from pipelines.scheduler.batching import GroupKey, guidance_rows
 from pipelines.scheduler.cost_model import CostTable
 from pipelines.scheduler.scheduler import Scheduler
-from pipelines.scheduler.work import Decode, Encode, Refusal, Task, Tick, TooLong, Work
+from pipelines.scheduler.work import Decode, Encode, Refusal, Step, Task, TooLong, Work
 
 __all__ = ["Engine", "EngineConfig"]
 
@@ -88,10 +88,10 @@ class Engine:
     ) -> None:
         self.bundle = bundle
         self.config = config or EngineConfig()
-        self._executor = self.config.fast.executor(
-            bundle, self.config.tick_buckets, self.config.max_batch
+        self._runner = self.config.fast.runner(
+            bundle, self.config.step_buckets, self.config.max_running_requests
         )
-        self._stopwatch = make_stopwatch(bundle.device)
+        self._timer = make_timer(bundle.device)
         self._launched: _Launched | None = None
         self._measures = costs is None and self.config.warm_up
         policy = self.config.policy
@@ -150,13 +150,13 @@ class Engine:
             return len(self._jobs)
 
     @property
-    def ticks(self) -> TickCounts:
-        return self._executor.ticks
+    def steps(self) -> StepCounts:
+        return self._runner.steps
 
     @property
     def cache_counts(self) -> dict[str, CacheCounts]:
         """Hits and misses of the prompt and the picture cache."""
-        return self._executor.cache_counts
+        return self._runner.cache_counts
 
     @property
     def costs(self) -> CostTable:
@@ -240,8 +240,8 @@ class Engine:
     def _key(self, request: GenerationRequest) -> tuple[GroupKey, PromptChunks]:
         """The group that a request belongs to, and its texts, whose length is part of that."""
         height, width = self.bundle.latent_size(request.width, request.height)
-        texts = self._executor.prompts.read(request.prompt, request.negative_prompt)
-        tokens = self._executor.prompts.length(texts)
+        texts = self._runner.prompts.read(request.prompt, request.negative_prompt)
+        tokens = self._runner.prompts.length(texts)
         return GroupKey(height, width, tokens, request.tile), texts
 
     def _warm_up(self) -> None:
@@ -267,7 +267,7 @@ class Engine:
             make_current(self.bundle.device)
             with torch.inference_mode():
                 if self.config.warm_up:
-                    self.config.fast.warm_up(self._executor, self._policy)
+                    self.config.fast.warm_up(self._runner, self._policy)
                 if self._measures:
                     self._measure()
                 self._measured.set()
@@ -297,8 +297,8 @@ class Engine:
         return 0.0 if self._launched is None else self._launched.work.seconds
 
     def _measure(self) -> None:
-        denoiser = self._executor.denoiser
-        self._scheduler.table = measure_costs(self.bundle, denoiser, self.config.tick_limits)
+        denoiser = self._runner.denoiser
+        self._scheduler.table = measure_costs(self.bundle, denoiser, self.config.step_limits)
 
     def _receive(self, block: bool) -> None:
         """Hear of what has become ready; with nothing to do, wait for it a while."""
@@ -316,8 +316,8 @@ class Engine:
         with self._lock:
             waiting = [self._jobs[ident] for ident in self._scheduler.waiting()]
         for position, job in enumerate(waiting, 1):
-            if job.table is not None:
-                job.handle.publish(Progress(0, len(job.table), position))
+            if job.program is not None:
+                job.handle.publish(Progress(0, len(job.program), position))
 
     def _drop_lost(self) -> None:
         """Let go of what was cancelled or has passed its deadline."""
@@ -332,24 +332,24 @@ class Engine:
     def _do(self, work: Work) -> None:
         """Launch a unit of work and account for it, as soon as its time is known."""
         started = time.monotonic()
-        self._stopwatch.start()
+        self._timer.start()
         undisturbed, last = True, False
-        if isinstance(work, Tick):
-            undisturbed = self._tick([self._jobs[ident] for ident in work.idents])
+        if isinstance(work, Step):
+            undisturbed = self._step([self._jobs[ident] for ident in work.idents])
         elif isinstance(work, Encode):
             last = self._encode(self._jobs[work.ident], work, started)
         else:
             last = self._decode([self._jobs[ident] for ident in work.idents], work.parts)
-        # What was remembered, failed or was tried again says nothing of what such a unit costs.
-        early = not isinstance(work, Tick) and last and work.part + 1 < work.parts
-        done = self._executor.done
+        # What was cached, failed or was tried again says nothing of what such a unit costs.
+        early = not isinstance(work, Step) and last and work.part + 1 < work.parts
+        done = self._runner.done
         teaches = undisturbed and not early and done.ordinary
-        launched = _Launched(work, self._stopwatch.stop(), teaches, done.text_chunks)
+        launched = _Launched(work, self._timer.stop(), teaches, done.text_chunks)
         with self._lock:
             self._scheduler.complete(work, last=last)
         self._settle()
         self._launched = launched
-        if not self._stopwatch.runs_ahead:
+        if not self._timer.runs_ahead:
             self._settle()
 
     def _settle(self) -> None:
@@ -364,7 +364,7 @@ class Engine:
         if launched.teaches:
             with self._lock:
                 self._scheduler.learn(work, seconds, launched.text_chunks)
-        stage = {Tick: "denoise", Encode: "prepare", Decode: "decode"}[type(work)]
+        stage = {Step: "denoise", Encode: "prepare", Decode: "decode"}[type(work)]
         for ident in (work.ident,) if isinstance(work, Encode) else work.idents:
             if ident in self._jobs:
                 self._report(self._jobs[ident], stage, seconds)
@@ -372,7 +372,7 @@ class Engine:
     def _report(self, job: Job, stage: str, seconds: float) -> None:
         job.spend(stage, seconds)
         if stage == "denoise":
-            job.handle.publish(Progress(job.done, len(table_of(job)), preview=job.preview))
+            job.handle.publish(Progress(job.done, len(program_of(job)), preview=job.preview))
         elif job.decoded is not None:
             try:
                 image = job.decoded.wait()
@@ -387,26 +387,26 @@ class Engine:
         """Whether the job is encoded."""
         if work.part == 0:
             job.timings["queued"] = started - job.arrived
-            job.handle.publish(Progress(0, len(table_of(job))))
+            job.handle.publish(Progress(0, len(program_of(job))))
         try:
-            return self._executor.encode(job, work.parts)
+            return self._runner.encode(job, work.parts)
         except Exception as error:
             logger.exception("request %s could not be encoded", job.request.request_id)
             self._finish(job, as_failure(error))
             return False
 
-    def _tick(self, members: Sequence[Job]) -> bool:
-        """Run a tick for ``members``; whether it went well at once.
+    def _step(self, members: Sequence[Job]) -> bool:
+        """Run a step for ``members``; whether it went well at once.
 
-        A tick that fails is run again in halves, down to the one request that makes it fail. After
-        an out-of-memory error its key's ticks stay at half the rows as long as its crowd lasts.
+        A step that fails is run again in halves, down to the one request that makes it fail. After
+        an out-of-memory error its key's steps stay at half the rows as long as its crowd lasts.
         """
         try:
-            self._executor.tick(members)
+            self._runner.step(members)
             return True
         except Exception as error:
             if len(members) == 1:
-                logger.exception("request %s failed in a tick", members[0].request.request_id)
+                logger.exception("request %s failed in a step", members[0].request.request_id)
                 self._finish(members[0], as_failure(error))
                 return False
             out_of_memory = isinstance(error, torch.OutOfMemoryError)
@@ -417,8 +417,8 @@ class Engine:
             with self._lock:
                 self._scheduler.cap_rows(members[0].key, rows // 2)
         middle = len(members) // 2
-        self._tick(members[:middle])
-        self._tick(members[middle:])
+        self._step(members[:middle])
+        self._step(members[middle:])
         return False
 
     def _decode(self, jobs: Sequence[Job], parts: int) -> bool:
@@ -427,7 +427,7 @@ class Engine:
         A shared decode that fails is run again one by one, so that only its cause fails.
         """
         try:
-            return self._executor.decode(jobs, parts)
+            return self._runner.decode(jobs, parts)
         except Exception as error:
             if len(jobs) == 1:
                 logger.exception("request %s could not be decoded", jobs[0].request.request_id)
@@ -442,7 +442,7 @@ class Engine:
         with self._lock:
             self._scheduler.remove(job.ident)
             self._jobs.pop(job.ident, None)
-        self._executor.release(job)
+        self._runner.release(job)
         if isinstance(outcome, GenerationResult):
             job.handle.succeed(outcome)
         else:

@@ -60,7 +60,7 @@ class GenerationHandle:
                 self._listeners.remove(listener)
 
     def cancel(self) -> None:
-        """Withdraw the request; it leaves at the next tick."""
+        """Withdraw the request; it leaves at the next step."""
         self._cancelled.set()
 
     @property

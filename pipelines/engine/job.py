@@ -11,21 +11,21 @@ from pipelines.denoise.clip_guidance import GuidanceRun
 from pipelines.engine.handle import GenerationHandle
 from pipelines.prompt.encoder import PromptChunks
 from pipelines.request import GenerationRequest, Pixels
-from pipelines.samplers.programs import Table
+from pipelines.samplers.programs import SamplerProgram
 from pipelines.scheduler.batching import GroupKey
 from pipelines.vae.stages import Decoded, Decoding, Encoding, RequestNoise
 
 
 @dataclass
-class TickCounts:
-    """What the ticks so far were made of: how many, their U-Net rows, requests they advanced."""
+class StepCounts:
+    """What the steps so far were made of: how many, their U-Net rows, requests they advanced."""
 
-    ticks: int = 0
+    steps: int = 0
     rows: int = 0
     evaluations: int = 0
 
     def count(self, rows: int, evaluations: int) -> None:
-        self.ticks += 1
+        self.steps += 1
         self.rows += rows
         self.evaluations += evaluations
 
@@ -39,7 +39,7 @@ class Job:
     key: GroupKey
     texts: PromptChunks
     arrived: float
-    table: Table | None = None
+    program: SamplerProgram | None = None
     noise: RequestNoise | None = None
     digest: bytes | None = None
     text: torch.Tensor | None = None  # (2, T, D)
@@ -64,22 +64,22 @@ class Job:
         self.timings[stage] = self.timings.get(stage, 0.0) + seconds
 
 
-def table_of(job: Job) -> Table:
-    assert job.table is not None
-    return job.table
+def program_of(job: Job) -> SamplerProgram:
+    assert job.program is not None
+    return job.program
 
 
 def evaluation_of(job: Job) -> Evaluation:
-    """What a job does in the next tick."""
-    table, noise = table_of(job), job.noise
-    row = table.rows[job.done]
+    """What a job does in the next step."""
+    program, noise = program_of(job), job.noise
+    row = program.steps[job.done]
     assert noise is not None
     draw = None if row.noise is None else noise.steps[row.noise]
     return Evaluation(
         job.position,
         row,
         job.request.cfg_scale,
-        table.slots,
+        program.slots,
         draw,
         job.request.previews,
         job.guidance,

@@ -14,8 +14,8 @@ from models.acceleration.cuda_graphs import Capturer
 from models.bundle import ModelBundle
 from pipelines.cache import CacheCounts
 from pipelines.denoise.denoiser import Denoiser
-from pipelines.denoise.latent_pool import LatentPool, PoolShelf
-from pipelines.engine.job import Job, TickCounts, evaluation_of, table_of
+from pipelines.denoise.latent_pool import LatentPool, LatentPools
+from pipelines.engine.job import Job, StepCounts, evaluation_of, program_of
 from pipelines.prompt.encoder import PromptEncoder
 from pipelines.request import Pixels
 from pipelines.scheduler.batching import GroupKey
@@ -23,7 +23,7 @@ from pipelines.vae.graphs import VaeGraphs
 from pipelines.vae.preview import LatentToRgb
 from pipelines.vae.stages import (
     Decoding,
-    PictureEncoder,
+    ImageEncoder,
     decode_together,
     start_latents,
 )
@@ -33,7 +33,7 @@ from pipelines.vae.stages import (
 class UnitDone:
     """What the last unit of work was: whether its time is what such units take, text apart.
 
-    One that failed, or whose picture was remembered, is not ``ordinary``. ``text_chunks`` were
+    One that failed, or whose picture was cached, is not ``ordinary``. ``text_chunks`` were
     encoded in it.
     """
 
@@ -42,11 +42,11 @@ class UnitDone:
 
 
 @dataclass(eq=False)
-class Executor:
-    """Encodes, ticks and decodes jobs of one model; at most ``capacity`` a pool at a time.
+class ModelRunner:
+    """Encodes, steps and decodes jobs of one model; at most ``capacity`` a pool at a time.
 
-    With a ``capturer`` ticks are captured: of the ``hot`` keys at their first, see `PoolShelf`; so
-    are whole passes of the VAE, see `VaeGraphs`.
+    With a ``capturer`` steps are captured: of the ``hot`` keys at their first, see `LatentPools`;
+    so are whole passes of the VAE, see `VaeGraphs`.
     """
 
     bundle: ModelBundle
@@ -58,15 +58,15 @@ class Executor:
     def __post_init__(self) -> None:
         self.prompts = PromptEncoder(self.bundle)
         self.denoiser = Denoiser(self.bundle, self.row_buckets, self.capturer)
-        self.ticks = TickCounts()
+        self.steps = StepCounts()
         self.done = UnitDone()
         self.vae_graphs: VaeGraphs | None = None
         if self.capturer is not None:
             sizes = {(key.height, key.width) for key in self.hot}
             self.vae_graphs = VaeGraphs(self.capturer, sizes)
-        self.pictures = PictureEncoder(self.bundle, graphs=self.vae_graphs)
+        self.pictures = ImageEncoder(self.bundle, graphs=self.vae_graphs)
         self._latent_to_rgb: LatentToRgb | None = None
-        self.pools = PoolShelf(self._make_pool, captures=self.capturer is not None, hot=self.hot)
+        self.pools = LatentPools(self._make_pool, captures=self.capturer is not None, hot=self.hot)
         self._members: set[Job] = set()
 
     @property
@@ -86,15 +86,15 @@ class Executor:
             job.text = self.prompts.encode(job.texts)
             encoded = self.prompts.counts.misses - before
             job.encoding = self.pictures.begin(request.image, request.tile, parts, job.digest)
-        remembered = job.encoding.remembered
+        cached = job.encoding.cached
         moments = job.encoding.advance()
-        self.done = UnitDone(not remembered, encoded)
+        self.done = UnitDone(not cached, encoded)
         if moments is None:
             return False
         assert job.noise is not None
         assert job.text is not None
         latents = start_latents(
-            moments, job.noise, table_of(job), request.image_strength, self.bundle.scaling_factor
+            moments, job.noise, program_of(job), request.image_strength, self.bundle.scaling_factor
         )
         pool = self.pools.enter(job.key)
         try:
@@ -106,7 +106,7 @@ class Executor:
         job.encoding = job.text = None
         return True
 
-    def tick(self, members: Sequence[Job]) -> None:
+    def step(self, members: Sequence[Job]) -> None:
         """One evaluation of each of ``members``, who are of one key. Nothing changes if it fails.
 
         Raises whatever torch does; after an out-of-memory error its memory is free again.
@@ -114,18 +114,18 @@ class Executor:
         self.done = UnitDone()
         pool = self.pools[members[0].key]
         try:
-            tick = self.denoiser.tick(pool, [evaluation_of(job) for job in members])
+            step = self.denoiser.step(pool, [evaluation_of(job) for job in members])
         except torch.OutOfMemoryError as error:
             # The frames of the traceback hold the tensors of the forward that failed.
             error = error.with_traceback(None)
             if self.bundle.device.type == "cuda":
                 torch.cuda.empty_cache()
             raise error from None
-        self.ticks.count(tick.rows, len(members))
+        self.steps.count(step.rows, len(members))
         fitted = self._latent_to_rgb
         for job in members:
             job.done += 1
-            job.preview = self._preview(tick.predicted.get(job.position))
+            job.preview = self._preview(step.predicted.get(job.position))
         self.done = UnitDone(ordinary=self._latent_to_rgb is fitted)
 
     def decode(self, jobs: Sequence[Job], parts: int) -> bool:

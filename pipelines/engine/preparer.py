@@ -1,4 +1,4 @@
-"""Draws noise and compiles sampler tables beside the engine's thread, in the order of arrival."""
+"""Draws noise and compiles sampler programs beside the engine's thread, in the order of arrival."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from collections.abc import Callable
 from models.bundle import ModelBundle
 from pipelines.engine.job import Job
 from pipelines.engine.watch import Watch
-from pipelines.samplers.programs import make_table
+from pipelines.samplers.programs import make_program
 from pipelines.samplers.schedules import NoiseSchedule
-from pipelines.vae.stages import RequestNoise, picture_digest
+from pipelines.vae.stages import RequestNoise, image_digest
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +64,11 @@ class Preparer:
 
     def _prepare(self, job: Job) -> None:
         request = job.request
-        job.table = make_table(
+        job.program = make_program(
             request.sampler, request.steps, request.image_strength, self._noise_schedule
         )
         shape = (self._bundle.latent_channels, job.key.height, job.key.width)
-        noise = RequestNoise.draw(request.seed, shape, job.table.draws)
+        noise = RequestNoise.draw(request.seed, shape, job.program.draws)
         job.noise = noise.for_device(self._bundle.device)
         # Here and not at the encode: it takes milliseconds of a large picture.
-        job.digest = picture_digest(request.image)
+        job.digest = image_digest(request.image)

@@ -1,6 +1,6 @@
 """The fast path of an engine: what is accelerated, for which sizes, and run before any request.
 
-`models.acceleration.modes` decides what a device can do; here ticks are captured and compiled code
+`models.acceleration.modes` decides what a device can do; here steps are captured and compiled code
 is made for the *hot* sizes, those that an operator configured. Whatever fails there falls back to
 what works, and the log says why.
 """
@@ -20,18 +20,18 @@ from models.acceleration.modes import Acceleration, accelerate, make_capturer
 from models.bundle import ModelBundle
 from models.spec import AccelerationMode
 from pipelines.denoise.batch import Evaluation
-from pipelines.engine.model_runner import Executor
+from pipelines.engine.model_runner import ModelRunner
 from pipelines.request import Sampler
-from pipelines.samplers.programs import make_table
+from pipelines.samplers.programs import make_program
 from pipelines.scheduler.batching import GroupKey
 from pipelines.scheduler.scheduler import PolicyConfig
-from pipelines.vae.stages import decode_latents, decode_together, encode_picture
+from pipelines.vae.stages import decode_latents, decode_together, encode_image
 
 logger = logging.getLogger(__name__)
 
 UNACCELERATED = Acceleration(AccelerationMode.OFF)
 ROW_BUCKETS = (1, 2, 4, 8, 16)
-"""What ticks are padded to where each number of rows needs a graph or a compilation of its own."""
+"""What steps are padded to where each number of rows needs a graph or a compilation of its own."""
 
 
 @dataclass(frozen=True)
@@ -51,84 +51,84 @@ class FastPath:
         on = self.acceleration.graphs or self.acceleration.compiles
         return ROW_BUCKETS if on else ()
 
-    def executor(self, bundle: ModelBundle, buckets: Sequence[int], capacity: int) -> Executor:
+    def runner(self, bundle: ModelBundle, buckets: Sequence[int], capacity: int) -> ModelRunner:
         """Accelerate ``bundle`` in place, and what runs it; `warm_up` has to follow."""
         sizes = [bundle.latent_size(width, height) for width, height in self.sizes]
         accelerate(bundle, self.acceleration, sizes, buckets)
         capturer = make_capturer(self.acceleration, bundle.device)
         hot = [GroupKey(h, w, bundle.text_length, False) for h, w in sizes]
-        return Executor(bundle, buckets, capacity, capturer, hot)
+        return ModelRunner(bundle, buckets, capacity, capturer, hot)
 
-    def warm_up(self, executor: Executor, policy: PolicyConfig) -> None:
-        """Run the ticks of every hot key and bucket, its VAE passes, and what else is compiled.
+    def warm_up(self, runner: ModelRunner, policy: PolicyConfig) -> None:
+        """Run the steps of every hot key and bucket, its VAE passes, and what else is compiled.
 
         Where compiled code fails, the parts run as they are, and the log says why.
         """
-        bundle = executor.bundle
+        bundle = runner.bundle
         if bundle.compiled is None:
-            if executor.capturer is not None:
-                _run_ticks(executor, policy)
-                _run_passes(executor, policy)
+            if runner.capturer is not None:
+                _run_steps(runner, policy)
+                _run_passes(runner, policy)
             return
         cache = None
         if self.cache is not None:
             cache = CompileCache(self.cache, bundle, self.acceleration.asked)
         known = cache is not None and cache.load()
         try:
-            _run_ticks(executor, policy)
-            _run_compiled_parts(executor)
+            _run_steps(runner, policy)
+            _run_compiled_parts(runner)
         except Exception as error:  # whatever a compiler makes of the parts
             logger.warning("compiled parts are not used, because one failed: %s", error)
             bundle.compiled = None
             bundle.facts["acceleration"] = f"not compiled: {str(error).splitlines()[0]}"
-            _run_ticks(executor, policy)
+            _run_steps(runner, policy)
         else:
             if cache is not None and not known:
                 cache.save()
-        _run_passes(executor, policy)
+        _run_passes(runner, policy)
 
 
-def _run_ticks(executor: Executor, policy: PolicyConfig) -> None:
-    for key in executor.hot:
-        pool = executor.pools.enter(key)
+def _run_steps(runner: ModelRunner, policy: PolicyConfig) -> None:
+    for key in runner.hot:
+        pool = runner.pools.enter(key)
         try:
-            for rows in executor.row_buckets:
+            for rows in runner.row_buckets:
                 if rows <= policy.limits.rows_for(key):
-                    executor.denoiser.tick(pool, dummy_evaluations(rows, pool.scratch))
+                    runner.denoiser.step(pool, dummy_evaluations(rows, pool.scratch))
         finally:
-            executor.pools.leave(key)
+            runner.pools.leave(key)
 
 
-def _run_passes(executor: Executor, policy: PolicyConfig) -> None:
+def _run_passes(runner: ModelRunner, policy: PolicyConfig) -> None:
     """Capture the encode and the decodes of the hot sizes that go through the VAE in one part."""
-    bundle, graphs = executor.bundle, executor.vae_graphs
+    bundle, graphs = runner.bundle, runner.vae_graphs
     if graphs is None:
         return
-    for key in executor.hot:
+    for key in runner.hot:
         if key.latent_pixels > policy.part_pixels:
             continue
         side = bundle.downscale
         image = np.full((key.height * side, key.width * side, 3), 127, dtype=np.uint8)
-        encode_picture(bundle, image, tile=False, graphs=graphs)
+        encode_image(bundle, image, tile=False, graphs=graphs)
         latents = torch.zeros(bundle.latent_channels, key.height, key.width, device=bundle.device)
         for pictures in (1, *policy.shared_decodes):
             decode_together(bundle, [latents] * pictures, graphs)
 
 
 def dummy_evaluations(rows: int, place: int) -> list[Evaluation]:
-    """The evaluations of a tick of ``rows`` U-Net rows, all at one place."""
-    table = make_table(Sampler.K_EULER, 20, 0.5)
+    """The evaluations of a step of ``rows`` U-Net rows, all at one place."""
+    program = make_program(Sampler.K_EULER, 20, 0.5)
     scales = [1.0] * (rows % 2) + [7.0] * (rows // 2)
-    return [Evaluation(place, table.rows[0], scale, table.slots, None) for scale in scales]
+    return [Evaluation(place, program.steps[0], scale, program.slots, None) for scale in scales]
 
 
-def _run_compiled_parts(executor: Executor) -> None:
-    bundle = executor.bundle
+def _run_compiled_parts(runner: ModelRunner) -> None:
+    bundle = runner.bundle
     assert bundle.compiled is not None
-    executor.prompts.encode_pair("a picture", "")
+    runner.prompts.encode_pair("a picture", "")
     for height, width in sorted(bundle.compiled.sizes):
         side = bundle.downscale
         image = np.full((height * side, width * side, 3), 127, dtype=np.uint8)
-        encode_picture(bundle, image, tile=False)
+        encode_image(bundle, image, tile=False)
         latents = torch.zeros(bundle.latent_channels, height, width, device=bundle.device)
         decode_latents(bundle, latents, tile=False)

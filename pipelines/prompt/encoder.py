@@ -58,7 +58,7 @@ class PromptChunks:
 
     @property
     def total(self) -> int:
-        """Chunks that are encoded for it, unless they are remembered."""
+        """Chunks that are encoded for it, unless they are cached."""
         return len(self.prompt) + len(self.negative_prompt)
 
 

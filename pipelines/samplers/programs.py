@@ -1,4 +1,4 @@
-"""Samplers as tables of coefficients.
+"""Samplers as programs of coefficients.
 
 Every sampler is linear in (latents, model outputs, noise) once its sigmas are known. So a sampler
 is *compiled*: one row a U-Net evaluation, and the whole sampler is then
@@ -40,7 +40,7 @@ _LMS_ORDER = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class StepCoefficients:
     """One U-Net evaluation and what becomes of its output.
 
     ``mix`` is (4, 6) float64: rows are the new slots; columns are slots 0..3, eps and noise.
@@ -61,25 +61,25 @@ class Row:
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class SamplerProgram:
     """A compiled sampler: its rows in the order they run."""
 
     sampler: Sampler
-    rows: tuple[Row, ...]
+    steps: tuple[StepCoefficients, ...]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.steps)
 
     @property
     def draws(self) -> int:
         """How many noise draws the steps consume."""
-        return sum(row.noise is not None for row in self.rows)
+        return sum(row.noise is not None for row in self.steps)
 
     @cached_property
     def slots(self) -> int:
-        """How many state slots are in use, 1 to 4. Asked for in every tick."""
+        """How many state slots are in use, 1 to 4. Asked for in every step."""
         used = [0]
-        for row in self.rows:
+        for row in self.steps:
             used.extend(np.nonzero(row.mix.any(axis=1))[0].tolist())
             used.extend(np.nonzero(row.mix[:, :SLOTS].any(axis=0))[0].tolist())
         return max(used) + 1
@@ -89,7 +89,7 @@ class _Builder:
     """Collects rows. Coefficients are given by name and land in the (4, 6) matrix."""
 
     def __init__(self, timestep_at: Callable[[float], float]) -> None:
-        self.rows: list[Row] = []
+        self.steps: list[StepCoefficients] = []
         self._draws = 0
         self._timestep_at = timestep_at
 
@@ -104,7 +104,9 @@ class _Builder:
             self._draws += 1
         if timestep is None:
             timestep = self._timestep_at(sigma)
-        self.rows.append(Row(float(sigma), float(timestep), mix, noise, (1.0, -float(sigma))))
+        self.steps.append(
+            StepCoefficients(float(sigma), float(timestep), mix, noise, (1.0, -float(sigma)))
+        )
 
 
 _Step = tuple[float, float, float]
@@ -256,13 +258,13 @@ _COMPILERS: dict[Sampler, Callable[[_Builder, Sequence[_Step]], None]] = {
 }
 
 
-def compile_table(
+def compile_program(
     sampler: Sampler | str,
     sigmas: npt.ArrayLike,
     *,
     timesteps: npt.ArrayLike | None = None,
     noise_schedule: NoiseSchedule | None = None,
-) -> Table:
+) -> SamplerProgram:
     """Compile a sampler over ``sigmas`` (n + 1,), falling, the last one the end (often 0).
 
     ``timesteps`` (n,) are those of the steps; left out, they are found from the sigmas in the
@@ -287,17 +289,17 @@ def compile_table(
     steps = [(float(sigma[i]), float(sigma[i + 1]), times[i]) for i in range(len(times))]
     builder = _Builder(noise_schedule.timestep_at)
     _COMPILERS[sampler](builder, steps)
-    rows = builder.rows
+    rows = builder.steps
     if sigma[-1] > 0:
         rows[-1] = replace(rows[-1], mix=rows[-1].mix / math.sqrt(1.0 + sigma[-1] ** 2))
     if noise_schedule.prediction_type == "v_prediction":
         rows = [_fold_v_prediction(row) for row in rows]
     elif noise_schedule.prediction_type != "epsilon":
         raise ValueError(f"prediction_type {noise_schedule.prediction_type!r} is not supported")
-    return Table(sampler, tuple(rows))
+    return SamplerProgram(sampler, tuple(rows))
 
 
-def _fold_v_prediction(row: Row) -> Row:
+def _fold_v_prediction(row: StepCoefficients) -> StepCoefficients:
     """Rewrite a row over eps as a row over v (Salimans & Ho 2022).
 
     ``eps = sigma * x / (sigma^2 + 1) + v / sqrt(sigma^2 + 1)`` with x in sigma space.
@@ -310,15 +312,15 @@ def _fold_v_prediction(row: Row) -> Row:
     return replace(row, mix=mix, x0=(a + b * on_x, b * on_v))
 
 
-def make_table(
+def make_program(
     sampler: Sampler,
     steps: int,
     image_strength: float,
     noise_schedule: NoiseSchedule | None = None,
-) -> Table:
-    """Schedule and compile in one: the table of a request."""
+) -> SamplerProgram:
+    """Schedule and compile in one: the program of a request."""
     schedule: Schedule = make_schedule(sampler, steps, image_strength, noise_schedule)
-    return compile_table(
+    return compile_program(
         sampler,
         schedule.sigmas,
         timesteps=schedule.timesteps,
@@ -327,7 +329,7 @@ def make_table(
 
 
 def evaluation_count(sampler: Sampler, steps: int, image_strength: float) -> int:
-    """The length of `make_table`'s table, without making it: U-Net evaluations of a request.
+    """The length of `make_program`'s program, without making it: U-Net evaluations of a request.
 
     Two-stage samplers evaluate twice a step, but for the last, which ends at sigma 0.
     """

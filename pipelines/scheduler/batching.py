@@ -29,11 +29,11 @@ class GroupKey:
 
 
 @dataclass(frozen=True)
-class TickLimits:
-    """How much one tick may hold: U-Net rows, and latent pixels over all rows.
+class StepLimits:
+    """How much one step may hold: U-Net rows, and latent pixels over all rows.
 
     Where the pixels are those that the memory has, padding counts as well: ``buckets`` are then
-    what ticks are padded to, and a tick holds no more rows than one of them.
+    what steps are padded to, and a step holds no more rows than one of them.
     """
 
     max_rows: int = 16
@@ -41,7 +41,7 @@ class TickLimits:
     buckets: Sequence[int] = ()
 
     def rows_for(self, key: GroupKey) -> int:
-        """The rows a tick of this group may hold; always enough for one request."""
+        """The rows a step of this group may hold; always enough for one request."""
         rows = max(2, min(self.max_rows, self.max_pixels // key.latent_pixels))
         return max((b for b in self.buckets if 2 <= b <= rows), default=rows)
 

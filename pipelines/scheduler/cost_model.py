@@ -21,8 +21,8 @@ MOST_ERROR = 4.0
 
 
 @dataclass(frozen=True)
-class TickPoint:
-    """One denoise tick of ``rows`` U-Net rows of ``pixels`` latent pixels takes ``seconds``."""
+class StepPoint:
+    """One denoise step of ``rows`` U-Net rows of ``pixels`` latent pixels takes ``seconds``."""
 
     pixels: int
     rows: int
@@ -30,7 +30,7 @@ class TickPoint:
 
 
 @dataclass(frozen=True)
-class PictureCost:
+class ImageCost:
     """Seconds of a VAE pass over one picture: ``fixed + per_pixel * pixels``."""
 
     fixed: float
@@ -44,11 +44,11 @@ class PictureCost:
 class TextCost:
     """Seconds that longer texts add; a chunk is what CLIP reads at a time.
 
-    A tick takes ``tick`` more for each row and each chunk beyond the first, which is in the points
+    A step takes ``step`` more for each row and each chunk beyond the first, which is in the points
     of the table. Encoding a text takes ``encode`` for each of its chunks.
     """
 
-    tick: PictureCost = PictureCost(0.0, 0.0)
+    step: ImageCost = ImageCost(0.0, 0.0)
     encode: float = 0.0
     chunk_tokens: int = 77
 
@@ -72,16 +72,16 @@ class CostTable:
     the first and the last pixels they are in proportion to pixels. Whatever the points say, seconds
     never fall when rows or pixels grow.
 
-    The points are of ticks of one chunk of text without circular padding. What more chunks add is
-    in ``text``; with circular padding all of it is ``tile`` times as long. ``tick_overhead`` is
-    what a tick takes outside the U-Net, in seconds. ``smoothing`` is the weight of a new
+    The points are of steps of one chunk of text without circular padding. What more chunks add is
+    in ``text``; with circular padding all of it is ``tile`` times as long. ``step_overhead`` is
+    what a step takes outside the U-Net, in seconds. ``smoothing`` is the weight of a new
     observation in the moving average.
     """
 
-    points: Iterable[TickPoint]
-    encode: PictureCost
-    decode: PictureCost
-    tick_overhead: float = 0.0
+    points: Iterable[StepPoint]
+    encode: ImageCost
+    decode: ImageCost
+    step_overhead: float = 0.0
     text: TextCost = TextCost()
     tile: float = 1.0
     provenance: Provenance = field(default_factory=lambda: Provenance("unnamed"))
@@ -107,8 +107,8 @@ class CostTable:
 
     # Reading
 
-    def tick_seconds(self, pixels: int, rows: int, tokens: int = 0, tile: bool = False) -> float:
-        """Return the predicted seconds of one denoise tick, its overhead included.
+    def step_seconds(self, pixels: int, rows: int, tokens: int = 0, tile: bool = False) -> float:
+        """Return the predicted seconds of one denoise step, its overhead included.
 
         ``pixels`` and ``rows`` are at least 1, ``tokens`` the length of the text states; 0 is one
         chunk. ``tile`` says that convolutions pad circularly.
@@ -118,7 +118,7 @@ class CostTable:
 
     def _text_seconds(self, pixels: int, rows: int, tokens: int) -> float:
         more = max(0.0, tokens / self.text.chunk_tokens - 1.0)
-        return rows * more * self.text.tick.seconds(pixels) if more else 0.0
+        return rows * more * self.text.step.seconds(pixels) if more else 0.0
 
     def _plain_seconds(self, pixels: int, rows: int) -> float:
         seconds = self._cache.get((pixels, rows))
@@ -126,7 +126,7 @@ class CostTable:
             if self._raised is None:
                 self._raised = self._monotone()
             column = list(accumulate((_over_rows(self._rows, c, rows) for c in self._raised), max))
-            seconds = self.tick_overhead + _over_pixels(self._pixels, column, pixels)
+            seconds = self.step_overhead + _over_pixels(self._pixels, column, pixels)
             self._cache[pixels, rows] = seconds
         return seconds
 
@@ -150,29 +150,29 @@ class CostTable:
 
     # Learning
 
-    def observe_tick(
+    def observe_step(
         self, pixels: int, rows: int, seconds: float, tokens: int = 0, tile: bool = False
     ) -> None:
-        """Learn from one tick, of the arguments of `tick_seconds`, that took ``seconds``.
+        """Learn from one step, of the arguments of `step_seconds`, that took ``seconds``.
 
-        A tick corrects only what sets it apart from a plain one: circular padding its factor, a
+        A step corrects only what sets it apart from a plain one: circular padding its factor, a
         long text its share. A plain one moves the surrounding lattice points, each by a share of
-        the relative error that is its weight in the interpolation, so that one size's ticks teach
+        the relative error that is its weight in the interpolation, so that one size's steps teach
         the sizes near it. Points of less work that say more are lowered to it: they would hold up
         what is read there, and a table too high never came down.
         """
         if seconds <= 0.0:
             return
         if tile:
-            error = _error(seconds, self.tick_seconds(pixels, rows, tokens, tile))
+            error = _error(seconds, self.step_seconds(pixels, rows, tokens, tile))
             self.tile *= 1.0 + self.smoothing * error
         elif tokens > self.text.chunk_tokens:
             self._observe_text(pixels, rows, tokens, seconds)
         else:
-            self._observe_plain(pixels, rows, seconds - self.tick_overhead)
+            self._observe_plain(pixels, rows, seconds - self.step_overhead)
 
     def _observe_plain(self, pixels: int, rows: int, seconds: float) -> None:
-        predicted = self._plain_seconds(pixels, rows) - self.tick_overhead
+        predicted = self._plain_seconds(pixels, rows) - self.step_overhead
         if seconds <= 0.0 or predicted <= 0.0:
             return
         error = _error(seconds, predicted)
@@ -192,11 +192,11 @@ class CostTable:
         share = max(0.0, seconds - self._plain_seconds(pixels, rows))
         predicted = self._text_seconds(pixels, rows, tokens)
         if predicted > 0.0:
-            tick = _scaled(self.text.tick, 1.0 + self.smoothing * _error(share, predicted))
+            step = _scaled(self.text.step, 1.0 + self.smoothing * _error(share, predicted))
         else:
             more = rows * (tokens / self.text.chunk_tokens - 1.0)
-            tick = PictureCost(0.0, self.smoothing * share / (more * pixels))
-        self.text = replace(self.text, tick=tick)
+            step = ImageCost(0.0, self.smoothing * share / (more * pixels))
+        self.text = replace(self.text, step=step)
 
     def observe_encode(
         self, pixels: int, seconds: float, parts: int = 1, text_chunks: int = 0
@@ -226,12 +226,12 @@ class CostTable:
             "name": self.provenance.name,
             "source": self.provenance.source,
             "assumptions": list(self.provenance.assumptions),
-            "tick_overhead": self.tick_overhead,
+            "step_overhead": self.step_overhead,
             "encode": asdict(self.encode),
             "decode": asdict(self.decode),
             "text": asdict(self.text),
             "tile": self.tile,
-            "ticks": [
+            "steps": [
                 [pixels, rows, self._seconds[i][j]]
                 for i, pixels in enumerate(self._pixels)
                 for j, rows in enumerate(self._rows)
@@ -242,10 +242,10 @@ class CostTable:
     def from_json(cls, data: dict[str, Any]) -> CostTable:
         """Raises KeyError, TypeError or ValueError where the data is not a table."""
         return cls(
-            points=[TickPoint(int(p), int(r), float(s)) for p, r, s in data["ticks"]],
-            encode=PictureCost(**data["encode"]),
-            decode=PictureCost(**data["decode"]),
-            tick_overhead=float(data["tick_overhead"]),
+            points=[StepPoint(int(p), int(r), float(s)) for p, r, s in data["steps"]],
+            encode=ImageCost(**data["encode"]),
+            decode=ImageCost(**data["decode"]),
+            step_overhead=float(data["step_overhead"]),
             text=_text_cost(data["text"]) if "text" in data else TextCost(),
             tile=float(data.get("tile", 1.0)),
             provenance=Provenance(
@@ -262,8 +262,8 @@ class CostTable:
 
 
 def _text_cost(data: dict[str, Any]) -> TextCost:
-    tick, encode = PictureCost(**data["tick"]), float(data["encode"])
-    return TextCost(tick, encode, int(data["chunk_tokens"]))
+    step, encode = ImageCost(**data["step"]), float(data["encode"])
+    return TextCost(step, encode, int(data["chunk_tokens"]))
 
 
 def _over_rows(places: Sequence[int], values: Sequence[float], at: int) -> float:
@@ -312,11 +312,11 @@ def _error(seconds: float, predicted: float) -> float:
     return min(seconds / predicted - 1.0, MOST_ERROR)
 
 
-def _moved(cost: PictureCost, predicted: float, seconds: float, smoothing: float) -> PictureCost:
+def _moved(cost: ImageCost, predicted: float, seconds: float, smoothing: float) -> ImageCost:
     if seconds <= 0.0 or predicted <= 0.0:
         return cost
     return _scaled(cost, 1.0 + smoothing * _error(seconds, predicted))
 
 
-def _scaled(cost: PictureCost, factor: float) -> PictureCost:
-    return PictureCost(cost.fixed * factor, cost.per_pixel * factor)
+def _scaled(cost: ImageCost, factor: float) -> ImageCost:
+    return ImageCost(cost.fixed * factor, cost.per_pixel * factor)

@@ -1,4 +1,4 @@
-"""What CLIP guidance adds to a tick, by preset: a first guess, corrected by what ticks take.
+"""What CLIP guidance adds to a step, by preset: a first guess, corrected by what steps take.
 
 Pure: no torch and no clock.
 """
@@ -18,7 +18,7 @@ MEASURED: Mapping[ClipGuidancePreset, float] = {
 
 
 class GuidanceCosts:
-    """By preset, the seconds that guiding one request adds to a tick, over those of a tick of that
+    """By preset, the seconds that guiding one request adds to a step, over those of a step of that
     request alone. An average over a request: not every evaluation computes a gradient."""
 
     def __init__(self, smoothing: float = 0.1) -> None:
@@ -29,6 +29,6 @@ class GuidanceCosts:
         return self._ratios.get(preset, 0.0)
 
     def observe(self, preset: ClipGuidancePreset, ratio: float) -> None:
-        """Move the average of ``preset`` towards what one tick showed."""
+        """Move the average of ``preset`` towards what one step showed."""
         known = self.ratio(preset)
         self._ratios[preset] = known + self._smoothing * (max(0.0, ratio) - known)

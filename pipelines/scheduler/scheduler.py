@@ -1,6 +1,6 @@
 """What the device does next. Pure policy: no torch, and no clock of its own.
 
-The device does one *unit* of work at a time: encode a picture, one denoise tick of a group, or one
+The device does one *unit* of work at a time: encode a picture, one denoise step of a group, or one
 part of a decode. After each, `Scheduler.plan` names the next. What it goes by:
 
 - **Due time.** A request is due at its arrival plus a slack in proportion to what it would take
@@ -10,7 +10,7 @@ part of a decode. After each, `Scheduler.plan` names the next. What it goes by:
   predicted seconds (Shreedhar & Varghese 1995). Without credit it yields to every group that has
   some; when none has, all are granted a turn. A request brings its group what it costs alone, so
   shares are fair between requests, not sizes, and due times decide while costs are as predicted.
-- **Width.** The leader's group mates share its tick as far as the cost table says that sharing
+- **Width.** The leader's group mates share its step as far as the cost table says that sharing
   gains. Where cost is linear in rows it never does, and requests run one by one to their end.
 - **Trials.** What would take longer alone than it is allowed is refused for good. Once in a while
   one such request is let through, because units alone correct a cost table that is wrong. It is
@@ -29,11 +29,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pipelines.request import ClipGuidancePreset
-from pipelines.scheduler.batching import GroupKey, TickLimits, pad_rows
+from pipelines.scheduler.batching import GroupKey, StepLimits, pad_rows
 from pipelines.scheduler.cost_model import MOST_ERROR, CostTable
 from pipelines.scheduler.crowding import Crowding
 from pipelines.scheduler.guidance_cost import GuidanceCosts
-from pipelines.scheduler.work import Decode, Encode, Refusal, Task, Tick, TooLong, Work
+from pipelines.scheduler.work import Decode, Encode, Refusal, Step, Task, TooLong, Work
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class PolicyConfig:
     """Defaults come from ``scripts/simulate_load``; see ``docs/benchmarks/simulator.md``.
 
     ``max_queue`` requests wait or run at most, ``max_places`` of them hold latents on the device.
-    ``limits`` and ``row_buckets`` bound and pad a tick. Encodes and decodes are handed out in one
-    part for every ``part_pixels`` latent pixels. A group mate joins a tick if it adds at most
+    ``limits`` and ``row_buckets`` bound and pad a step. Encodes and decodes are handed out in one
+    part for every ``part_pixels`` latent pixels. A group mate joins a step if it adds at most
     ``1 - min_gain`` of what it would cost alone. A request without a nearer deadline is due
     ``slack_seconds + slack_factor * (its predicted seconds alone)`` after it arrived. It brings
     its group ``turn_factor`` times its predicted seconds alone to spend, and a new turn brings
@@ -55,7 +55,7 @@ class PolicyConfig:
 
     max_queue: int = 64
     max_places: int = 64
-    limits: TickLimits = field(default_factory=TickLimits)
+    limits: StepLimits = field(default_factory=StepLimits)
     row_buckets: Sequence[int] = ()
     part_pixels: int = 64 * 64
     min_gain: float = 0.1
@@ -167,7 +167,7 @@ class Scheduler:
             del self._groups[task.key]
 
     def cap_rows(self, key: GroupKey, rows: int) -> None:
-        """No tick of ``key`` is to have more rows, as long as any request of it is there.
+        """No step of ``key`` is to have more rows, as long as any request of it is there.
 
         For a device that ran out of memory. A request of two rows still has its two.
         """
@@ -209,14 +209,14 @@ class Scheduler:
     ) -> list[int]:
         """Account for a done unit; gives the requests that are finished, which are forgotten.
 
-        ``last`` says that no further part of an encode or a decode is needed: it was remembered.
+        ``last`` says that no further part of an encode or a decode is needed: it was cached.
         ``seconds`` is what it took and teaches the cost table; None teaches nothing, or not yet
         (`learn`). Requests that were removed while the unit ran are passed over.
         """
         group = self._groups.get(work.key)
         if group is not None:
             group.credit -= work.seconds
-        if isinstance(work, Tick):
+        if isinstance(work, Step):
             for task in self._present(work.idents):
                 task.done += 1
         elif isinstance(work, Encode):
@@ -243,12 +243,12 @@ class Scheduler:
 
     def alone_seconds(self, task: Task) -> float:
         """What is left of a request, in predicted seconds on a device of its own."""
-        return self._remaining(task, self._tick_seconds(task.key, task.rows))
+        return self._remaining(task, self._step_seconds(task.key, task.rows))
 
     def backlog_seconds(self, ahead_of: Task | None = None) -> float:
         """Predicted seconds of all that is left to do, or of what comes before ``ahead_of``.
 
-        Within a group as many requests share a tick as would if all were ready.
+        Within a group as many requests share a step as would if all were ready.
         """
         seconds = 0.0
         for group in self._groups.values():
@@ -257,18 +257,18 @@ class Scheduler:
                 tasks = [task for task in tasks if _order(task) <= _order(ahead_of)]
             if tasks:
                 sharing, rows = self._share(tasks)
-                each = self._tick_seconds(group.key, rows) / len(sharing)
+                each = self._step_seconds(group.key, rows) / len(sharing)
                 seconds += sum(self._remaining(task, each) for task in tasks)
         return seconds
 
-    def _remaining(self, task: Task, tick_seconds: float) -> float:
+    def _remaining(self, task: Task, step_seconds: float) -> float:
         pixels = task.key.latent_pixels
         parts = self._parts(pixels)
         left = 0.0 if task.encoded else (parts - task.encode_parts_done) / parts
         encode = self.table.encode_seconds(pixels) * left + self._text_seconds(task)
         decode = self.table.decode_seconds(pixels) * (parts - task.parts_done) / parts
-        tick_seconds += self._guidance_seconds(task.key, task.guidance, task.rows)
-        return encode + (task.evaluations - task.done) * tick_seconds + decode
+        step_seconds += self._guidance_seconds(task.key, task.guidance, task.rows)
+        return encode + (task.evaluations - task.done) * step_seconds + decode
 
     # Choosing
 
@@ -320,9 +320,9 @@ class Scheduler:
             for task in sharing
             if task.guidance is not ClipGuidancePreset.NONE
         )
-        seconds = self._tick_seconds(key, rows)
+        seconds = self._step_seconds(key, rows)
         seconds += sum(self._guidance_seconds(key, *guidance) for guidance in guided)
-        return Tick(key, idents, rows, padded, seconds, guided)
+        return Step(key, idents, rows, padded, seconds, guided)
 
     def _decoding_with(
         self, leader: Task, mates: Sequence[Task], seconds: float, now: float | None
@@ -344,7 +344,7 @@ class Scheduler:
         return ()
 
     def _share(self, tasks: Sequence[Task]) -> tuple[Sequence[Task], int]:
-        """How many of ``tasks`` (one group's, in order) share a tick, and their rows.
+        """How many of ``tasks`` (one group's, in order) share a step, and their rows.
 
         The longest run from the front whose every extension added at most ``1 - min_gain`` of what
         the added requests cost alone. Rows that fill up a bucket count as free.
@@ -357,16 +357,16 @@ class Scheduler:
             rows += task.rows
             if best and rows > room:
                 break
-            added_alone += self._tick_seconds(key, task.rows)
-            seconds = self._tick_seconds(key, rows)
+            added_alone += self._step_seconds(key, task.rows)
+            seconds = self._step_seconds(key, rows)
             if not best or seconds - best_seconds <= (1.0 - self.config.min_gain) * added_alone:
                 best, best_rows, best_seconds = count, rows, seconds
                 added_alone = 0.0
         return tasks[:best], best_rows
 
-    def _tick_seconds(self, key: GroupKey, rows: int) -> float:
+    def _step_seconds(self, key: GroupKey, rows: int) -> float:
         padded = pad_rows(rows, self.config.row_buckets)
-        return self.table.tick_seconds(key.latent_pixels, padded, key.text_tokens, key.tile)
+        return self.table.step_seconds(key.latent_pixels, padded, key.text_tokens, key.tile)
 
     def _text_seconds(self, task: Task) -> float:
         """What is left of encoding a request's text, which goes with its picture's first part."""
@@ -374,7 +374,7 @@ class Scheduler:
         return self.table.text.encode * task.text_chunks if waits else 0.0
 
     def _guidance_seconds(self, key: GroupKey, preset: ClipGuidancePreset, rows: int) -> float:
-        return self.guidance.ratio(preset) * self._tick_seconds(key, rows)
+        return self.guidance.ratio(preset) * self._step_seconds(key, rows)
 
     def _parts(self, pixels: int) -> int:
         return max(1, -(-pixels // self.config.part_pixels))
@@ -390,19 +390,19 @@ class Scheduler:
         key, pixels = work.key, work.key.latent_pixels
         # One that hung says nothing; a table that is as wrong is corrected by a few all the same.
         seconds = min(seconds, (1.0 + MOST_ERROR) * work.seconds)
-        if isinstance(work, Tick) and work.guided:
+        if isinstance(work, Step) and work.guided:
             self._learn_guidance(work, seconds)
-        elif isinstance(work, Tick):
-            self.table.observe_tick(pixels, work.padded, seconds, key.text_tokens, key.tile)
+        elif isinstance(work, Step):
+            self.table.observe_step(pixels, work.padded, seconds, key.text_tokens, key.tile)
         elif isinstance(work, Encode):
             self.table.observe_encode(pixels, seconds, work.parts, text_chunks)
         elif not work.mates:
             self.table.observe_decode(pixels, seconds * work.parts)
 
-    def _learn_guidance(self, work: Tick, seconds: float) -> None:
-        """Count what a tick took beyond its rows as its guidance's, where that is of one preset."""
+    def _learn_guidance(self, work: Step, seconds: float) -> None:
+        """Count what a step took beyond its rows as its guidance's, where that is of one preset."""
         presets = {preset for preset, _ in work.guided}
-        alone = sum(self._tick_seconds(work.key, rows) for _, rows in work.guided)
+        alone = sum(self._step_seconds(work.key, rows) for _, rows in work.guided)
         if len(presets) == 1 and alone > 0.0:
-            added = seconds - self._tick_seconds(work.key, work.rows)
+            added = seconds - self._step_seconds(work.key, work.rows)
             self.guidance.observe(presets.pop(), added / alone)

@@ -20,7 +20,7 @@ class Task:
     is planned for it before it is ``prepared``: its noise is drawn elsewhere meanwhile. ``allowed``
     is how many seconds it may take in all, which may have begun before it came here; left out, as
     many as lie between its arrival and its deadline. ``text_chunks`` are encoded with its picture,
-    unless they are remembered.
+    unless they are cached.
     """
 
     ident: int
@@ -65,7 +65,7 @@ class Encode:
 
 
 @dataclass(frozen=True)
-class Tick:
+class Step:
     """One evaluation of every request in ``idents``: ``rows`` U-Net rows, padded to ``padded``.
 
     ``guided`` has the preset and the rows of each request among them that CLIP guides.
@@ -99,7 +99,7 @@ class Decode:
         return (self.ident, *self.mates)
 
 
-Work: TypeAlias = Encode | Tick | Decode
+Work: TypeAlias = Encode | Step | Decode
 """A unit of work; ``seconds`` is its predicted cost."""
 
 

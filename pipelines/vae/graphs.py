@@ -1,6 +1,6 @@
 """Whole encodes and decodes captured as graphs, by size and number of pictures.
 
-A pass over a picture of 512 x 512 is launch-bound when it runs as it comes. As with ticks, the
+A pass over a picture of 512 x 512 is launch-bound when it runs as it comes. As with steps, the
 configured sizes are captured at their first pass, others once they have been used a few times, and
 only while few are kept. Passes in parts, in tiles and with circular padding run as they come.
 """

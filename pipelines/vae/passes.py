@@ -1,6 +1,6 @@
 """A VAE pass that can be put down and taken up again: encode and decode as parts of equal cost.
 
-A large picture's decode takes many ticks' time. Cut into tiles it would show seams, because its
+A large picture's decode takes many steps' time. Cut into tiles it would show seams, because its
 group norms and its attention see the whole picture; so it is cut between layers instead. The same
 layers run in the same order on the same tensors as in `AutoencoderKL.encode` and `decode`: not a
 bit of the picture differs.

@@ -14,7 +14,7 @@ import torch
 
 from models.bundle import ModelBundle
 from pipelines.request import Pixels
-from pipelines.vae.stages import encode_picture
+from pipelines.vae.stages import encode_image
 
 _PATCHES = 12
 _PATCH_LATENTS = 4
@@ -34,7 +34,7 @@ class LatentToRgb:
         colours = rng.integers(0, 256, (_PATCHES, _PATCHES, 3)).astype(np.uint8)
         side = _PATCH_LATENTS * bundle.downscale
         image = colours.repeat(side, axis=0).repeat(side, axis=1)
-        latents = encode_picture(bundle, image, tile=False).mean.cpu() * bundle.scaling_factor
+        latents = encode_image(bundle, image, tile=False).mean.cpu() * bundle.scaling_factor
         # The latents in the middle of a patch, away from its neighbours' colours.
         middle = latents[:, 1::_PATCH_LATENTS, 1::_PATCH_LATENTS].flatten(1).T  # (n, 4)
         known = torch.cat([middle, torch.ones(len(middle), 1)], dim=1).double()

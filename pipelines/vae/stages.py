@@ -21,7 +21,7 @@ from models.device import Arrival, download, host_tensor
 from models.loading.autoencoder import TILE_SIDE
 from pipelines.cache import ByteCache, CacheCounts
 from pipelines.request import Pixels
-from pipelines.samplers.programs import Table
+from pipelines.samplers.programs import SamplerProgram
 from pipelines.vae.graphs import PassKey, VaeGraphs
 from pipelines.vae.passes import (
     Layer,
@@ -90,7 +90,7 @@ class Moments:
         return self.mean.nbytes + self.std.nbytes
 
 
-def encode_picture(
+def encode_image(
     bundle: ModelBundle, image: Pixels, tile: bool, graphs: VaeGraphs | None = None
 ) -> Moments:
     """The moments of an (H, W, 3) uint8 picture."""
@@ -155,23 +155,23 @@ class Encoding:
 
     def __init__(
         self,
-        remembered: Moments | None,
+        cached: Moments | None,
         begun: VaePass | None,
         channels: int,
         keep: Callable[[Moments], None],
     ) -> None:
-        self._remembered, self._pass, self._keep = remembered, begun, keep
+        self._cached, self._pass, self._keep = cached, begun, keep
         self._channels = channels
 
     @property
-    def remembered(self) -> bool:
+    def cached(self) -> bool:
         """Whether there is nothing to run."""
         return self._pass is None
 
     def advance(self) -> Moments | None:
-        """Run the next part. The moments after the last one; at once if they were remembered."""
+        """Run the next part. The moments after the last one; at once if they were cached."""
         if self._pass is None:
-            return self._remembered
+            return self._cached
         encoded = self._pass.advance()
         if encoded is None:
             return None
@@ -180,12 +180,12 @@ class Encoding:
         return moments
 
 
-def picture_digest(image: Pixels) -> bytes:
+def image_digest(image: Pixels) -> bytes:
     """Return what a picture is known by in the cache."""
     return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
 
 
-class PictureEncoder:
+class ImageEncoder:
     """Encodes pictures with a bundle's VAE and remembers the latest moments, within a budget.
 
     Moments are kept, not samples: a request's own posterior draw is consumed on a hit too, so a
@@ -212,16 +212,16 @@ class PictureEncoder:
     ) -> Encoding:
         """Begin to encode an (H, W, 3) uint8 picture, in ``parts`` calls of `Encoding.advance`.
 
-        ``digest`` is its `picture_digest`, where another thread has made it already.
+        ``digest`` is its `image_digest`, where another thread has made it already.
         """
-        digest = digest or picture_digest(image)
+        digest = digest or image_digest(image)
         key = (digest, image.shape, tile)
-        remembered = self._cache.get(key)
+        cached = self._cache.get(key)
         begun = None
-        if not remembered:
+        if not cached:
             begun = _encode_pass(self._bundle, image, tile, parts, self._graphs)
         channels = self._bundle.latent_channels
-        return Encoding(remembered, begun, channels, lambda made: self._cache.keep(key, made))
+        return Encoding(cached, begun, channels, lambda made: self._cache.keep(key, made))
 
     def encode(self, image: Pixels, tile: bool) -> Moments:
         """The moments of an (H, W, 3) uint8 picture."""
@@ -231,13 +231,17 @@ class PictureEncoder:
 
 
 def start_latents(
-    moments: Moments, noise: RequestNoise, table: Table, image_strength: float, scaling: float
+    moments: Moments,
+    noise: RequestNoise,
+    program: SamplerProgram,
+    image_strength: float,
+    scaling: float,
 ) -> torch.Tensor:
     """What slot 0 begins with, in sigma space, (4, h, w) float32.
 
     ``x = x0 + sigma * noise``; at image_strength 0 pure noise, ``sqrt(sigma^2 + 1) * noise``.
     """
-    sigma = table.rows[0].sigma
+    sigma = program.steps[0].sigma
     start = noise.start.to(moments.mean.device, non_blocking=True)
     if image_strength <= 0.0:
         return start * float(np.sqrt(sigma**2 + 1.0))
@@ -260,10 +264,10 @@ class Decoded:
     def wait(self) -> Pixels:
         """Return the picture, (H, W, 3). Raises FloatingPointError if it cannot be finite."""
         picture, finite = self._arrival.wait()
-        latents_finite, picture_finite = finite.tolist()
+        latents_finite, image_finite = finite.tolist()
         if not latents_finite:
             raise FloatingPointError("the latents are not finite")
-        if picture_finite:
+        if image_finite:
             return np.asarray(picture.numpy())
         if self._bundle.dtype is torch.float32:
             raise FloatingPointError("the decoded picture is not finite")

@@ -1,4 +1,4 @@
-"""Fuzz the decoder of uploads: whatever the bytes, a picture or a PictureError, nothing else."""
+"""Fuzz the decoder of uploads: whatever the bytes, a picture or a ImageError, nothing else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import atheris
 from PIL import Image
 
 with atheris.instrument_imports(include=["PIL", "server"]):
-    from server.images.decode import PictureError, prepare_picture
+    from server.images.decode import ImageError, prepare_image
     from server.img2img.form import ResizeMode
 
 SIDE = 320
@@ -20,8 +20,8 @@ def one_input(data: bytes) -> None:
     """Decode ``data``, the last byte of which chooses how it is fitted."""
     mode = tuple(ResizeMode)[data[-1] % len(ResizeMode)] if data else ResizeMode.CROP
     try:
-        pixels = prepare_picture(data[:-1], SIDE, SIDE, mode)
-    except PictureError:
+        pixels = prepare_image(data[:-1], SIDE, SIDE, mode)
+    except ImageError:
         return
     assert pixels.shape == (SIDE, SIDE, 3)
     assert pixels.dtype == "uint8"

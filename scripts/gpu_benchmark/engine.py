@@ -112,8 +112,8 @@ def step_of(engine: Engine, rows: int, scale: Scale) -> dict[str, float]:
 def _crowd(engine: Engine, rows: int, scale: Scale, steps: int) -> tuple[float, int]:
     """Seconds and steps of a crowd of ``rows`` rows, from submission to pictures."""
     wanted = several(scale, max(1, rows // 2), steps=steps, image_strength=0.0)
-    before = engine.ticks.ticks
+    before = engine.steps.steps
     seconds = seconds_of(
         lambda: [handle.wait(600) for handle in [engine.submit(one) for one in wanted]]
     )
-    return seconds, engine.ticks.ticks - before
+    return seconds, engine.steps.steps - before

@@ -24,7 +24,7 @@ from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Sampler
 from pipelines.vae.stages import Decoding, Encoding
 from serving_benchmark.processes import ROOT
-from serving_benchmark.ticks import NoOpUnet, hollow_engine, run_crowd
+from serving_benchmark.steps import NoOpUnet, hollow_engine, run_crowd
 from serving_benchmark.traces import MIXED, Call, make_calls
 
 _SAMPLE_SECONDS = 0.0005
@@ -153,10 +153,10 @@ def operator_lines(profiler: profile, most: int = 12) -> list[str]:
     return lines
 
 
-def profile_ticks(
+def profile_steps(
     model: str, device: str, dtype: str, *, size: int, requests: int, sampler: Sampler
 ) -> list[str]:
-    """What the engine's thread does in ticks whose U-Net does nothing."""
+    """What the engine's thread does in steps whose U-Net does nothing."""
     with hollow_engine(model, device, dtype) as (engine, unet):
         run_crowd(engine, unet, sampler, requests, size, 50)
         with Samples(lambda: unet.thread) as samples:
@@ -164,7 +164,7 @@ def profile_ticks(
                 run_crowd(engine, unet, sampler, requests, size, 50)
         with torch_profile() as profiler:
             run_crowd(engine, unet, sampler, requests, size, 50)
-    head = f"Ticks of {requests} {sampler.value} requests, U-Net replaced by a no-op:"
+    head = f"Steps of {requests} {sampler.value} requests, U-Net replaced by a no-op:"
     return [head, *samples.lines(), "", *operator_lines(profiler)]
 
 
@@ -173,7 +173,7 @@ class Samples:
 
     A sample counts for the innermost line of this project that it was in, so the time of a library
     call counts for the line that made it. A thread that waits for work is not counted, nor is what
-    happens before and after a request's ticks.
+    happens before and after a request's steps.
     """
 
     def __init__(self, thread: Callable[[], int]) -> None:
@@ -199,7 +199,7 @@ class Samples:
     def _run(self) -> None:
         while not self._stop.wait(_SAMPLE_SECONDS):
             frame = sys._current_frames().get(self._thread())
-            if _outside_ticks(frame):
+            if _outside_steps(frame):
                 continue
             while frame is not None and not frame.f_code.co_filename.startswith(_OURS):
                 frame = frame.f_back
@@ -218,7 +218,7 @@ class Samples:
         return lines
 
 
-def _outside_ticks(frame: FrameType | None) -> bool:
+def _outside_steps(frame: FrameType | None) -> bool:
     """Whether a stack waits for work or for the U-Net, or encodes or decodes."""
     while frame is not None:
         code = frame.f_code

@@ -12,7 +12,7 @@ import torch
 
 from serving_benchmark.measures import COMPARED, Point, Results, Saturation, SizeResult
 from serving_benchmark.processes import BATCHING, OURS, PLAIN, Model
-from serving_benchmark.ticks import TickCost
+from serving_benchmark.steps import StepCost
 
 _ABOUT = f"""\
 One run, one machine, the same weights, dtype and threads for every server, each a process of its
@@ -54,7 +54,7 @@ def make_report(
     model: Model,
     settings: Mapping[str, str],
     results: Results | None,
-    ticks: Mapping[int, Sequence[TickCost]],
+    steps: Mapping[int, Sequence[StepCost]],
     profiles: Sequence[Sequence[str]],
     plot: str | None,
     note: str = "",
@@ -79,8 +79,8 @@ def make_report(
         if plot:
             lines += ["## Latency against offered rate", "", f"![latency]({plot})", ""]
         lines += _memory_lines(results) + _health_lines(results) + _exact_lines(results)
-    if ticks:
-        lines += _tick_lines(ticks)
+    if steps:
+        lines += _step_lines(steps)
     if profiles:
         lines += ["## What the time is spent on", ""]
         for profile in profiles:
@@ -193,9 +193,9 @@ def _exact_lines(results: Results) -> list[str]:
     ]
 
 
-def _tick_lines(ticks: Mapping[int, Sequence[TickCost]]) -> list[str]:
+def _step_lines(steps: Mapping[int, Sequence[StepCost]]) -> list[str]:
     lines = [
-        "## A tick outside the U-Net",
+        "## A step outside the U-Net",
         "",
         "The engine in this process, its U-Net replaced by one that does nothing: milliseconds "
         "from its answer to its next call, so planning, gathering, guidance, the sampler's mix and "
@@ -203,9 +203,9 @@ def _tick_lines(ticks: Mapping[int, Sequence[TickCost]]) -> list[str]:
         "does aside; it grows with the picture.",
         "",
     ]
-    for size, costs in ticks.items():
+    for size, costs in steps.items():
         crowds = sorted({cost.requests for cost in costs})
-        by_sampler: dict[str, dict[int, TickCost]] = {}
+        by_sampler: dict[str, dict[int, StepCost]] = {}
         for cost in costs:
             by_sampler.setdefault(cost.sampler.value, {})[cost.requests] = cost
         lines += [f"{size} x {size}, median (90th percentile):", ""]

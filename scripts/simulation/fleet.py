@@ -21,7 +21,7 @@ class FleetResult:
 
     slowdown: float
     refused: int
-    rows_per_tick: float
+    rows_per_step: float
     wall: float
 
 
@@ -47,6 +47,6 @@ def serve_by_fleet(
     return FleetResult(
         quantile(slowdowns, 0.95),
         sum(math.isinf(latency) for latency in outcome.latencies),
-        outcome.rows_per_tick,
+        outcome.rows_per_step,
         time.perf_counter() - started,
     )

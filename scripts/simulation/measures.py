@@ -62,16 +62,16 @@ class Bench:
 
     @property
     def ceiling(self) -> float:
-        """How many times ``capacity`` the table allows: every tick as full as it pays.
+        """How many times ``capacity`` the table allows: every step as full as it pays.
 
-        Were there always enough requests of every size to fill the cheapest tick per row that the
+        Were there always enough requests of every size to fill the cheapest step per row that the
         limits allow. Nothing can beat it at saturation.
         """
         best = 0.0
         for arrival in self.trace:
             pixels = arrival.key.latent_pixels
             room = self.config.limits.rows_for(arrival.key)
-            row = min(self.table.tick_seconds(pixels, r) / r for r in range(1, room + 1))
+            row = min(self.table.step_seconds(pixels, r) / r for r in range(1, room + 1))
             vae = self.table.encode_seconds(pixels) + self.table.decode_seconds(pixels)
             best += vae + arrival.evaluations * arrival.rows * row
         return sum(self.alone) / best

@@ -17,30 +17,30 @@ from itertools import islice
 from pipelines.scheduler.batching import pad_rows
 from pipelines.scheduler.cost_model import CostTable
 from pipelines.scheduler.scheduler import PolicyConfig, Scheduler
-from pipelines.scheduler.work import Encode, Task, Tick, Work
+from pipelines.scheduler.work import Encode, Step, Task, Work
 from simulation.traces import Arrival
 
 
 @dataclass
 class Outcome:
-    """What became of a trace: ``latencies`` by the request's ident, and what the ticks held."""
+    """What became of a trace: ``latencies`` by the request's ident, and what the steps held."""
 
     latencies: list[float]
-    ticks: int = 0
+    steps: int = 0
     rows: int = 0
     padded: int = 0
     busy: float = 0.0
     finished: int = 0
     ended: float = 0.0
 
-    def tick(self, rows: int, padded: int, count: int = 1) -> None:
-        self.ticks += count
+    def step(self, rows: int, padded: int, count: int = 1) -> None:
+        self.steps += count
         self.rows += count * rows
         self.padded += count * padded
 
     @property
-    def rows_per_tick(self) -> float:
-        return self.rows / max(1, self.ticks)
+    def rows_per_step(self) -> float:
+        return self.rows / max(1, self.steps)
 
     @property
     def padding_waste(self) -> float:
@@ -99,8 +99,8 @@ class Device:
             self.scheduler.learn(work, seconds)
         self.clock += seconds
         self.outcome.busy += seconds
-        if isinstance(work, Tick):
-            self.outcome.tick(work.rows, work.padded)
+        if isinstance(work, Step):
+            self.outcome.step(work.rows, work.padded)
         for ident in self.scheduler.complete(work):
             self.outcome.latencies[ident] = self.clock - self._arrived.pop(ident)
             self.outcome.finished += 1
@@ -110,8 +110,8 @@ class Device:
     def _true_seconds(self, work: Work) -> float:
         """Return the seconds that a unit takes, whatever the policy believes."""
         pixels = work.key.latent_pixels
-        if isinstance(work, Tick):
-            seconds = self._table.tick_seconds(pixels, work.padded)
+        if isinstance(work, Step):
+            seconds = self._table.step_seconds(pixels, work.padded)
         elif isinstance(work, Encode):
             seconds = self._table.encode_seconds(pixels) / work.parts
         else:
@@ -148,7 +148,7 @@ def serve_by_policy(
 def equal_requests(queue: Sequence[Arrival], config: PolicyConfig) -> list[Arrival]:
     """The first of ``queue`` and all that request-level batching can run with it.
 
-    Equal must be size, sampler, steps, evaluations and guidance scale; a tick's limits hold.
+    Equal must be size, sampler, steps, evaluations and guidance scale; a step's limits hold.
     """
     head = queue[0]
     most = max(1, config.limits.rows_for(head.key) // head.rows)
@@ -162,7 +162,7 @@ def batch_seconds(table: CostTable, batch: Sequence[Arrival], config: PolicyConf
     pixels = head.key.latent_pixels
     padded = pad_rows(head.rows * len(batch), config.row_buckets)
     vae = table.encode_seconds(pixels) + table.decode_seconds(pixels)
-    return len(batch) * vae + head.evaluations * table.tick_seconds(pixels, padded)
+    return len(batch) * vae + head.evaluations * table.step_seconds(pixels, padded)
 
 
 def _serve_queue(
@@ -195,7 +195,7 @@ def _serve_queue(
         rows = head.rows * len(batch)
         seconds = batch_seconds(table, batch, config)
         padded = pad_rows(rows, config.row_buckets)
-        outcome.tick(rows, padded, head.evaluations)
+        outcome.step(rows, padded, head.evaluations)
         outcome.busy += seconds
         clock += seconds
         for arrival in batch:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
-from pipelines.scheduler.cost_model import CostTable, PictureCost, Provenance, TickPoint
+from pipelines.scheduler.cost_model import CostTable, ImageCost, Provenance, StepPoint
 
 FOLDER = Path(__file__).resolve().parents[1] / "cost_tables"
 
@@ -19,8 +19,8 @@ _PIXELS = (1600, 2304, 4096, 6400, 9216, 16384, 24576, 36864)
 _ROWS = (1, 2, 4, 8, 16, 32)
 
 
-def _lattice(seconds: Callable[[int, int], float]) -> list[TickPoint]:
-    return [TickPoint(p, r, round(seconds(p, r), 9)) for p, r in product(_PIXELS, _ROWS)]
+def _lattice(seconds: Callable[[int, int], float]) -> list[StepPoint]:
+    return [StepPoint(p, r, round(seconds(p, r), 9)) for p, r in product(_PIXELS, _ROWS)]
 
 
 def unet_teraflop(pixels: int) -> float:
@@ -67,9 +67,9 @@ def h200() -> CostTable:
 
     return CostTable(
         points=_lattice(seconds),
-        encode=PictureCost(0.0005, 0.0043 / 4096),
-        decode=PictureCost(0.0005, 0.0083 / 4096),
-        tick_overhead=0.0003,
+        encode=ImageCost(0.0005, 0.0043 / 4096),
+        decode=ImageCost(0.0005, 0.0083 / 4096),
+        step_overhead=0.0003,
         provenance=Provenance(
             "h200",
             "an H200, 27 November 2026, fp16, 512 x 512: Triton norms on channels-last, captured; "
@@ -82,7 +82,7 @@ def h200() -> CostTable:
                 "other sizes are not measured: a U-Net row is 0.68 s + 0.12 s^2 TFLOP, s = latent "
                 "pixels / 4096, and costs as many rows of 512 x 512 as that is of 0.80",
                 "VAE linear in pixels, plus 0.5 ms",
-                "0.3 ms a tick outside the U-Net, not measured",
+                "0.3 ms a step outside the U-Net, not measured",
             ),
         ),
     )
@@ -92,13 +92,13 @@ def linear(row_seconds: float = 0.005) -> CostTable:
     """No batch gains anything: ``row_seconds`` for each row of 512 x 512, in proportion."""
     return CostTable(
         points=_lattice(lambda p, r: row_seconds * r * p / 4096),
-        encode=PictureCost(0.0, row_seconds / 4096),
-        decode=PictureCost(0.0, 2 * row_seconds / 4096),
+        encode=ImageCost(0.0, row_seconds / 4096),
+        decode=ImageCost(0.0, 2 * row_seconds / 4096),
         provenance=Provenance(
             "linear",
             "a shape, not a device",
             (
-                f"a tick takes {row_seconds} s for each row of 4096 latent pixels, in proportion",
+                f"a step takes {row_seconds} s for each row of 4096 latent pixels, in proportion",
                 "encode costs one such row, decode two; no overhead",
             ),
         ),
@@ -110,15 +110,15 @@ def two_cores(row_seconds: float = 0.25, fixed_share: float = 0.05) -> CostTable
     fixed = fixed_share * row_seconds
     return CostTable(
         points=_lattice(lambda p, r: fixed + row_seconds * r * p / 4096),
-        encode=PictureCost(0.0, 2 * row_seconds / 4096),
-        decode=PictureCost(0.0, 4 * row_seconds / 4096),
-        tick_overhead=0.0005,
+        encode=ImageCost(0.0, 2 * row_seconds / 4096),
+        decode=ImageCost(0.0, 4 * row_seconds / 4096),
+        step_overhead=0.0005,
         provenance=Provenance(
             "two_cores",
             "a placeholder given as parameters, not measured: replace it with a measured table",
             (
-                f"a tick takes {fixed:g} s plus {row_seconds} s for each row of 4096 latent pixels",
-                "encode costs two such rows, decode four; 0.5 ms a tick outside the U-Net",
+                f"a step takes {fixed:g} s plus {row_seconds} s for each row of 4096 latent pixels",
+                "encode costs two such rows, decode four; 0.5 ms a step outside the U-Net",
             ),
         ),
     )

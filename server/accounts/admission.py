@@ -33,7 +33,7 @@ from server.accounts.types import (
 from server.http.errors import BadRequest, Conflict, PaymentRequired, TooManyRequests, Unavailable
 from server.http.ignored_fields import IGNORED_FIELDS_HEADER
 from server.http.multipart import Part
-from server.http.response_headers import answer_headers
+from server.http.response_headers import response_headers
 from server.observability.logs import current_request_id
 
 if TYPE_CHECKING:
@@ -79,14 +79,14 @@ class Admission:
         self._account_id = 0 if caller.account is None else caller.account.id
         self.identity = caller.identity
         self._concurrency = caller.concurrency
-        self._headers = answer_headers(request.scope)
+        self._headers = response_headers(request.scope)
         self._idempotency_key = idempotency_key
         self._idempotency: Idempotency | None = None
         self._order: Order | None = None
         self._reserving: asyncio.Future[bytes | None] | None = None
         self._settled = False
 
-    async def kept_answer(self, parts: Mapping[str, Part]) -> bytes | None:
+    async def kept_response(self, parts: Mapping[str, Part]) -> bytes | None:
         """The answer to the same request under the same Idempotency-Key, at no charge.
 
         Raises Conflict if the key stands for another request, or the first one still runs.
@@ -251,7 +251,7 @@ async def admit(
             raise too_many_at_once(caller.concurrency)
         if caller.rate is not None:
             window = await access.rates.hit(caller.rate, "rate", caller.identity)
-            answer_headers(request.scope).update(window.headers)
+            response_headers(request.scope).update(window.headers)
             if not window.allowed:
                 raise TooManyRequests(f"this key may ask {caller.rate}", window.reset)
         admission = Admission(

@@ -14,7 +14,7 @@ from server.accounts.tables import answers
 from server.accounts.types import Idempotency, IdempotencyConflict, StillRunning
 
 
-class KeptAnswers:
+class IdempotencyStore:
     """At most `max_bytes` of answers, each for `millis`; beyond the bytes the oldest go."""
 
     def __init__(self, max_bytes: int, millis: int, clock: Clock) -> None:

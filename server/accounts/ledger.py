@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.accounts.clock import Clock, now_millis
 from server.accounts.db import Database
-from server.accounts.idempotency import KeptAnswers
+from server.accounts.idempotency import IdempotencyStore
 from server.accounts.tables import accounts, entries, reservations, servers
 from server.accounts.types import (
     Balance,
@@ -42,7 +42,7 @@ class Ledger:
         clock: Clock = now_millis,
     ) -> None:
         self._database = database
-        self._answers = KeptAnswers(max_answer_bytes, int(answer_seconds * 1000), clock)
+        self._answers = IdempotencyStore(max_answer_bytes, int(answer_seconds * 1000), clock)
         self._clock = clock
 
     async def grant(self, account_id: int, amount: int) -> Balance:

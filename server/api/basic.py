@@ -36,31 +36,31 @@ from server.http.errors import (
     DeadlineExpired,
     InternalError,
     Unavailable,
-    picture_body,
-    picture_response,
+    image_body,
+    image_response,
 )
 from server.http.ignored_fields import IgnoredFields
 from server.http.multipart import Part, read_form, refuse_encoded_body
-from server.http.response_headers import answer_headers
+from server.http.response_headers import response_headers
 from server.http.waiting import TimeLimit, within
-from server.images.decode import PictureError
+from server.images.decode import ImageError
 from server.images.workers.pool import DecoderPool, DecodeTimeout
 from server.images.workers.process import DecodersBusy, Fit
 from server.img2img.deny_list import DenyList
-from server.img2img.events import stream_answer, stream_response, wants_events
+from server.img2img.events import stream_finished, stream_response, wants_events
 from server.img2img.finishing import finish
 from server.img2img.form import (
     FORM_FIELDS,
     IMAGE_FIELD,
     TEXT_FIELDS,
+    ImageResponse,
     ImageToImageForm,
-    PictureAnswer,
     failure_responses,
     form_request_body,
     parse_form,
 )
 from server.img2img.generation import generation_request, refusals
-from server.img2img.moderation import PictureWithheld
+from server.img2img.moderation import ImageWithheld
 from server.settings import Settings
 
 PATH = "/api/generate/basic/imageToImage"
@@ -85,7 +85,7 @@ class _Running:
 @router.post(
     PATH,
     summary="Make a picture from a picture and a prompt",
-    response_model=PictureAnswer,
+    response_model=ImageResponse,
     responses=failure_responses(),
     openapi_extra={"requestBody": form_request_body()},
 )
@@ -108,13 +108,13 @@ async def image_to_image(request: Request, admission: Admitted) -> Response:
         return _replayed(request, begun)
     running = begun
 
-    async def settled_answer() -> bytes:
+    async def settled_response() -> bytes:
         body = await limit.apply(_answer(request, model, running, limit))
         await admission.settle(body)
         return body
 
     if wants_events(request):
-        return stream_response(running.handle, settled_answer, limit)
+        return stream_response(running.handle, settled_response, limit)
     try:
         body = await within(request, limit, _answer(request, model, running, limit))
     except BaseException:
@@ -122,7 +122,7 @@ async def image_to_image(request: Request, admission: Admitted) -> Response:
         raise
     # Not before: from here on the picture is paid for, and the client may have left a moment ago.
     await admission.settle(body)
-    return picture_response(body)
+    return image_response(body)
 
 
 async def _begin(
@@ -133,7 +133,7 @@ async def _begin(
     limit: TimeLimit,
 ) -> _Running | bytes:
     """Check the form, reserve its price and hand it to the engine; or the kept answer to it."""
-    if (kept := await admission.kept_answer(parts)) is not None:
+    if (kept := await admission.kept_response(parts)) is not None:
         return kept
     form, picture = await _check_parts(request, admission, parts, model, limit)
     # A preview is not checked, so where pictures are, none is shown.
@@ -149,8 +149,10 @@ async def _answer(
 ) -> bytes:
     result = await _result(running.handle, limit)
     try:
-        return await _in_thread(request, lambda: _encode_answer(result, running.generation, model))
-    except PictureWithheld as error:
+        return await _in_thread(
+            request, lambda: _encode_response(result, running.generation, model)
+        )
+    except ImageWithheld as error:
         raise BadRequest(str(error)) from None
     except TimeoutError:
         raise Unavailable("the safety check does not answer", _NOT_READY_RETRY_AFTER) from None
@@ -159,7 +161,7 @@ async def _answer(
 def _replayed(request: Request, body: bytes) -> Response:
     # It costs its sender nothing, so it is not made for one more who may not read it.
     request.app.state.byte_budget.check(len(body))
-    return stream_answer(body) if wants_events(request) else picture_response(body)
+    return stream_finished(body) if wants_events(request) else image_response(body)
 
 
 def _model_in_service(host: EngineHost) -> LoadedModel:
@@ -171,7 +173,7 @@ def _model_in_service(host: EngineHost) -> LoadedModel:
 
 async def _read_parts(request: Request, settings: Settings, limit: TimeLimit) -> dict[str, Part]:
     refuse_encoded_body(request.headers.getlist("content-encoding"))
-    ignored = IgnoredFields(answer_headers(request.scope))
+    ignored = IgnoredFields(response_headers(request.scope))
     try:
         async with asyncio.timeout(limit.remaining):
             async with aclosing(request.stream()) as stream:
@@ -221,7 +223,7 @@ async def _check_parts(
     else:
         try:
             picture = await _decode(request, admission, upload.data, form, limit)
-        except PictureError as error:
+        except ImageError as error:
             problems.insert(0, str(error))
     if problems or form is None or picture is None:
         raise BadRequest("; ".join(problems))
@@ -311,11 +313,11 @@ async def _result(handle: Handle, limit: TimeLimit) -> GenerationResult:
         raise InternalError from None
 
 
-def _encode_answer(
+def _encode_response(
     result: GenerationResult, generation: GenerationRequest, model: LoadedModel
 ) -> bytes:
     finished = finish(result, generation, model)
-    return picture_body(base64.b64encode(finished.file), finished.seed, finished.filtered)
+    return image_body(base64.b64encode(finished.file), finished.seed, finished.filtered)
 
 
 async def _in_text_thread(work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:

@@ -92,13 +92,13 @@ def diagnose(settings: Settings) -> Diagnosis:
 def _sampler_problems(bundle: ModelBundle) -> list[str]:
     """Return a line for each sampler of the contract that cannot run on this model here."""
     from pipelines.request import Sampler
-    from pipelines.samplers.programs import make_table
+    from pipelines.samplers.programs import make_program
     from pipelines.samplers.schedules import NoiseSchedule
 
     problems = []
     for sampler in Sampler:
         try:
-            make_table(sampler, 30, 0.35, NoiseSchedule.from_config(bundle.scheduler_config))
+            make_program(sampler, 30, 0.35, NoiseSchedule.from_config(bundle.scheduler_config))
         except Exception as error:  # of whatever library a scheduler needs
             problems.append(f"sampler {sampler} fails: {error}")
     return problems

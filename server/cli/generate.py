@@ -22,7 +22,7 @@ from server.cli.shared import (
     read_settings,
     stop,
 )
-from server.images.encode import SUFFIXES, PictureFormat, format_of
+from server.images.encode import SUFFIXES, ImageFormat, format_of
 from server.img2img.form import ImageToImageForm
 
 _FIELDS: dict[str, dict[str, Any]] = ImageToImageForm.model_json_schema()["properties"]
@@ -104,14 +104,14 @@ def generate(
     settings = read_settings(model=model, model_revision=model_revision, device=device, dtype=dtype)
     given = {name: text for name, text in texts.items() if text is not None}
     # Imported here: these need the engine's request and so numpy, and --help should not.
-    from server.img2img.one_image import InvalidInput, NoPicture, make_picture
+    from server.img2img.one_image import InvalidInput, NoImage, make_image
 
     try:
         with _Reporter() as reporter:
-            made = asyncio.run(make_picture(settings, image.read_bytes(), given, form, reporter))
+            made = asyncio.run(make_image(settings, image.read_bytes(), given, form, reporter))
     except InvalidInput as error:
         raise stop(str(error), USAGE_ERROR) from None
-    except (NoPicture, OSError) as error:
+    except (NoImage, OSError) as error:
         raise stop(str(error), FAILURE) from None
     try:
         output.write_bytes(made.file)
@@ -122,7 +122,7 @@ def generate(
     typer.echo(f"{output} (seed {made.seed})")
 
 
-def _checked_output(output: Path) -> PictureFormat:
+def _checked_output(output: Path) -> ImageFormat:
     """Return the format to write; exits with 2 where the file could not be written at the end."""
     folder = output.parent
     problem = None

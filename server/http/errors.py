@@ -138,7 +138,7 @@ def success(data: Mapping[str, Any]) -> Response:
     return _json(json.dumps(body, separators=(",", ":")).encode(), 200, {})
 
 
-def picture_body(image_base64: bytes, seed: int, filtered: bool = False) -> bytes:
+def image_body(image_base64: bytes, seed: int, filtered: bool = False) -> bytes:
     """A finished picture as a JSON body, without a JSON encoder's walk over the base64 text.
 
     `filtered` is said only where it is true: otherwise data is exactly the contract's.
@@ -148,8 +148,8 @@ def picture_body(image_base64: bytes, seed: int, filtered: bool = False) -> byte
     return b"".join((head, image_base64, b'","seed":%d' % seed, tail))
 
 
-def picture_response(body: bytes) -> Response:
-    """The answer whose body `picture_body` made."""
+def image_response(body: bytes) -> Response:
+    """The answer whose body `image_body` made."""
     return _json(body, 200, {})
 
 

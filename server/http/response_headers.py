@@ -14,16 +14,16 @@ SAFE_HEADERS = {
 }
 """On every answer that does not bring its own."""
 
-_STATE = "answer_headers"
+_STATE = "response_headers"
 
 
-def answer_headers(scope: Scope) -> dict[str, str]:
+def response_headers(scope: Scope) -> dict[str, str]:
     """The headers that will be added to the answer of this request; write into it."""
     headers: dict[str, str] = scope.setdefault("state", {}).setdefault(_STATE, {})
     return headers
 
 
-class AnswerHeaders:
+class ResponseHeaders:
     """Adds them when the answer starts."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -33,7 +33,7 @@ class AnswerHeaders:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = answer_headers(scope)
+        headers = response_headers(scope)
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start" and headers:

@@ -33,7 +33,7 @@ from server.images.files import jpeg as jpeg_segments
 from server.images.files import png as png_chunks
 from server.images.files import tiff_layout, tiff_samples, tiff_tags
 from server.images.files import webp as webp_chunks
-from server.images.fit import IMAGE_FIELD, ResizeMode, fit_picture, fit_size
+from server.images.fit import IMAGE_FIELD, ResizeMode, fit_image, fit_size
 from server.images.orientation import SIDEWAYS, orientation_of, turned_upright
 
 try:
@@ -83,7 +83,7 @@ OnSize = Callable[[int], None]
 """Called with the number of pixels as soon as it is known, before they are decoded."""
 
 
-class PictureError(ValueError):
+class ImageError(ValueError):
     """The upload is no picture to work with; the message names init_image and says why."""
 
     def __init__(self, reason: str) -> None:
@@ -106,7 +106,7 @@ class _File:
     offset: tuple[int, int] = (0, 0)
 
 
-def prepare_picture(
+def prepare_image(
     data: bytes | bytearray,
     width: int | None,
     height: int | None,
@@ -116,19 +116,19 @@ def prepare_picture(
 ) -> Pixels:
     """Return the upload as pixels of the size to make, `(height, width, 3)` uint8.
 
-    Raises PictureError.
+    Raises ImageError.
     """
     picture, size = _decode(bytes(data), on_size)
     target = fit_size(size, width, height, auto_sizes)
     # A copy, since tensors are not made of read-only arrays.
-    return np.array(fit_picture(picture, *target, mode))
+    return np.array(fit_image(picture, *target, mode))
 
 
-def decode_picture(data: bytes | bytearray, on_size: OnSize = lambda _: None) -> Image.Image:
+def decode_image(data: bytes | bytearray, on_size: OnSize = lambda _: None) -> Image.Image:
     """Return the upload's first frame, upright, in sRGB, mode RGB, alpha laid on white.
 
     Where both sides are far above what can be asked for, the picture is scaled down on the way, to
-    bound memory. Raises PictureError.
+    bound memory. Raises ImageError.
     """
     return _decode(bytes(data), on_size)[0]
 
@@ -136,7 +136,7 @@ def decode_picture(data: bytes | bytearray, on_size: OnSize = lambda _: None) ->
 def _decode(data: bytes, on_size: OnSize) -> tuple[Image.Image, tuple[int, int]]:
     """Return the picture, and the upright size it has in the file."""
     if not data:
-        raise PictureError("the file is empty")
+        raise ImageError("the file is empty")
     if tiff_tags.is_tiff(data):
         raster, size, orientation = _decode_tiff(data, on_size)
     else:
@@ -149,12 +149,12 @@ def _decode(data: bytes, on_size: OnSize) -> tuple[Image.Image, tuple[int, int]]
 
 
 def _reduced(data: bytes) -> _File:
-    """Return the part of a file that its decoder is given. Raises PictureError."""
+    """Return the part of a file that its decoder is given. Raises ImageError."""
     if data.startswith(png_chunks.SIGNATURE):
         try:
             png = png_chunks.read_png(data)
         except png_chunks.PngProblem as problem:
-            raise PictureError(f"the picture is corrupt: {problem}") from None
+            raise ImageError(f"the picture is corrupt: {problem}") from None
         key = png.key
         if key and png.bit_depth < 8:
             # Pillow scales grey of few bits to 0..255.
@@ -166,7 +166,7 @@ def _reduced(data: bytes) -> _File:
     if webp_chunks.is_webp(data):
         webp = webp_chunks.read_webp(data)
         if webp is None:
-            raise PictureError(_CORRUPT)
+            raise ImageError(_CORRUPT)
         _check_size(webp.canvas)
         return _File(
             *(webp.data, "WEBP", webp.profile, webp.exif, webp.xmp),
@@ -221,7 +221,7 @@ def _decode_tiff(data: bytes, on_size: OnSize) -> tuple[Raster, tuple[int, int],
             _load(opened)
             raster = Raster(opened, profile=tags.profile)
     except tiff_tags.TiffProblem as problem:
-        raise PictureError(str(problem)) from None
+        raise ImageError(str(problem)) from None
     return raster, raster.image.size, orientation
 
 
@@ -229,24 +229,24 @@ def _open(data: bytes, kind: str) -> Image.Image:
     try:
         opened = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise PictureError(_too_many_pixels()) from None
+        raise ImageError(_too_many_pixels()) from None
     except MemoryError:
         raise
     except Exception as error:
         if isinstance(error, UnidentifiedImageError) and not kind:
             names = ", ".join(FORMATS)
-            raise PictureError(f"the file is no picture in a known format ({names})") from None
+            raise ImageError(f"the file is no picture in a known format ({names})") from None
         unsupported = f", or this kind of {kind} is not supported" if kind else ""
-        raise PictureError(f"the picture is corrupt{unsupported}") from None
+        raise ImageError(f"the picture is corrupt{unsupported}") from None
     _check_size(opened.size)
     return opened
 
 
 def _check_size(size: tuple[int, int]) -> None:
     if size[0] * size[1] > MAX_PIXELS:
-        raise PictureError(_too_many_pixels())
+        raise ImageError(_too_many_pixels())
     if min(size) < 1:
-        raise PictureError("the picture has no pixels")
+        raise ImageError("the picture has no pixels")
 
 
 def _too_many_pixels() -> str:
@@ -254,7 +254,7 @@ def _too_many_pixels() -> str:
 
 
 def _load(opened: Image.Image) -> None:
-    """Decode the pixels. Raises PictureError."""
+    """Decode the pixels. Raises ImageError."""
     # Decoders raise all sorts of exceptions on hostile bytes, so everything is caught here, and
     # the conversion afterwards, which works on sound pixels, is not.
     try:
@@ -262,17 +262,17 @@ def _load(opened: Image.Image) -> None:
             opened.draft(None, (min(_ENOUGH_SIDE, opened.width), min(_ENOUGH_SIDE, opened.height)))
         opened.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise PictureError(_too_many_pixels()) from None
+        raise ImageError(_too_many_pixels()) from None
     except MemoryError:
         raise
     except Exception:
-        raise PictureError(_CORRUPT) from None
+        raise ImageError(_CORRUPT) from None
     # Where a plugin has a decoder of its own, that holds the pixels once more.
     vars(opened).pop("_decoder", None)
 
 
 def _load_webp(opened: Image.Image) -> Image.Image:
-    """Return the pixels of the only frame. Raises PictureError.
+    """Return the pixels of the only frame. Raises ImageError.
 
     Pillow would keep three copies of them at a time beside the one that it returns.
     """
@@ -282,7 +282,7 @@ def _load_webp(opened: Image.Image) -> Image.Image:
     except OSError:
         frame = None
     if frame is None:
-        raise PictureError(_CORRUPT)
+        raise ImageError(_CORRUPT)
     del decoder
     mode = "RGBA" if opened.mode == "RGBA" else "RGBX"
     return Image.frombuffer(mode, opened.size, frame[0], "raw", mode, 0, 1)
@@ -296,7 +296,7 @@ def _rare_samples(
     except (tiff_tags.TiffProblem, MemoryError):
         raise
     except Exception:
-        raise PictureError(_CORRUPT) from None
+        raise ImageError(_CORRUPT) from None
 
 
 def _low_bytes(png: bytes) -> Image.Image:

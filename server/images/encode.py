@@ -17,7 +17,7 @@ from server.images.decode import encode_png
 _QUALITY = 95
 
 
-class PictureFormat(StrEnum):
+class ImageFormat(StrEnum):
     """A file format that finished pictures can be written in, by Pillow's name."""
 
     PNG = "PNG"
@@ -26,25 +26,25 @@ class PictureFormat(StrEnum):
 
 
 SUFFIXES = {
-    ".png": PictureFormat.PNG,
-    ".jpg": PictureFormat.JPEG,
-    ".jpeg": PictureFormat.JPEG,
-    ".webp": PictureFormat.WEBP,
+    ".png": ImageFormat.PNG,
+    ".jpg": ImageFormat.JPEG,
+    ".jpeg": ImageFormat.JPEG,
+    ".webp": ImageFormat.WEBP,
 }
 
 
-def format_of(path: PurePath) -> PictureFormat | None:
+def format_of(path: PurePath) -> ImageFormat | None:
     """Return the format that the suffix of ``path`` names, None where it names none of ours."""
     return SUFFIXES.get(path.suffix.lower())
 
 
-def encode_picture(pixels: Pixels, text: Mapping[str, str], form: PictureFormat) -> bytes:
+def encode_image(pixels: Pixels, text: Mapping[str, str], form: ImageFormat) -> bytes:
     """Return a file of `(height, width, 3)` uint8 that holds ``text``.
 
     PNG holds all of it as text chunks. JPEG and WebP have the `parameters` text as EXIF's
     UserComment and the software's name as its Software, where A1111's tools look for them.
     """
-    if form is PictureFormat.PNG:
+    if form is ImageFormat.PNG:
         return encode_png(pixels, text)
     exif = Image.Exif()
     exif[Base.Software] = text.get(parameters_text.SOFTWARE_KEY, "")

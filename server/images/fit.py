@@ -23,18 +23,18 @@ class ResizeMode(StrEnum):
 
 
 def fit_size(
-    picture_size: tuple[int, int],
+    image_size: tuple[int, int],
     width: int | None,
     height: int | None,
     auto_sizes: Sequence[tuple[int, int]] = (),
 ) -> tuple[int, int]:
-    """Return the size to make, each side a multiple of 64 in 320..1536, of a `picture_size`.
+    """Return the size to make, each side a multiple of 64 in 320..1536, of a `image_size`.
 
     Neither side given: the picture's own times `min(max(1, 320 / shorter), 1536 / longer)`, or of
     `auto_sizes` the one of the nearest aspect ratio, and of those the one nearest in area. One
     given: the other by the picture's aspect ratio.
     """
-    own_width, own_height = picture_size
+    own_width, own_height = image_size
     if width is None and height is None and auto_sizes:
 
         def distance(size: tuple[int, int]) -> tuple[float, float]:
@@ -49,7 +49,7 @@ def fit_size(
         return width, _nearest_side(Fraction(width * own_height, own_width))
     if height is not None:
         return _nearest_side(Fraction(height * own_width, own_height)), height
-    shorter, longer = sorted(picture_size)
+    shorter, longer = sorted(image_size)
     scale = min(max(Fraction(1), Fraction(MIN_SIDE, shorter)), Fraction(MAX_SIDE, longer))
     return _nearest_side(own_width * scale), _nearest_side(own_height * scale)
 
@@ -60,7 +60,7 @@ def _nearest_side(side: Fraction) -> int:
     return min(max(nearest, MIN_SIDE), MAX_SIDE)
 
 
-def fit_picture(image: Image.Image, width: int, height: int, mode: ResizeMode) -> Image.Image:
+def fit_image(image: Image.Image, width: int, height: int, mode: ResizeMode) -> Image.Image:
     """The RGB picture at `width` x `height` by centre crop, stretching or padding with white."""
     if mode is ResizeMode.STRETCH:
         return _resize(image, (width, height), (0, 0, *image.size))

@@ -114,6 +114,6 @@ async def kept_alive(events: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
         yield data
 
 
-def stream_answer(body: bytes) -> Response:
+def stream_finished(body: bytes) -> Response:
     """A stream of an answer that is there already."""
     return Response(event("result", body), media_type=EVENT_STREAM, headers=_HEADERS)

@@ -200,7 +200,7 @@ def _problem(location: tuple[int | str, ...], kind: str, message: str) -> str:
     return f"{location[0]}: {'is required' if kind == 'missing' else message}"
 
 
-class PictureData(BaseModel):
+class ImageData(BaseModel):
     """What a success carries."""
 
     image: str = Field(description="The picture: a PNG file, base64 encoded.")
@@ -212,7 +212,7 @@ class PictureData(BaseModel):
     )
 
 
-class PictureAnswer(BaseModel):
+class ImageResponse(BaseModel):
     """A success."""
 
     model_config = ConfigDict(
@@ -227,7 +227,7 @@ class PictureAnswer(BaseModel):
 
     code: int = Field(description="0.")
     message: str = Field(description="`success`.")
-    data: PictureData
+    data: ImageData
 
 
 class FailureAnswer(BaseModel):

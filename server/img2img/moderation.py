@@ -29,7 +29,7 @@ class Scorer(Protocol):
     def alive(self) -> bool: ...
 
 
-class PictureWithheld(Exception):
+class ImageWithheld(Exception):
     """The picture is not handed out; the message goes to the client."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class SafetyPolicy:
     def review(self, picture: Pixels, request_id: str) -> tuple[Pixels, bool]:
         """The picture to hand out, and whether it was blurred. Blocks; logs the score.
 
-        Raises PictureWithheld.
+        Raises ImageWithheld.
         """
         score = self.scorer.score(picture)
         found = score > self.threshold
@@ -73,7 +73,7 @@ class SafetyPolicy:
         if not found:
             return picture, False
         if self.mode == "block":
-            raise PictureWithheld
+            raise ImageWithheld
         return blurred(picture), True
 
 

@@ -10,16 +10,16 @@ from pipelines.errors import GenerationError
 from pipelines.request import GenerationResult
 from server.engine_service import Handle, StartError, load_model
 from server.extras import missing_extras
-from server.images.decode import PictureError
-from server.images.encode import PictureFormat
+from server.images.decode import ImageError
+from server.images.encode import ImageFormat
 from server.images.workers.limits import DecoderLimits
 from server.images.workers.pool import DecoderPool
 from server.images.workers.process import DecodersBusy, Fit
 from server.img2img.deny_list import DenyList, DenyListError
-from server.img2img.finishing import FinishedPicture, finish
+from server.img2img.finishing import FinishedImage, finish
 from server.img2img.form import parse_form
 from server.img2img.generation import generation_request, refusals
-from server.img2img.moderation import PictureWithheld
+from server.img2img.moderation import ImageWithheld
 from server.settings import Settings
 
 
@@ -27,7 +27,7 @@ class InvalidInput(ValueError):
     """The picture or a field is wrong; the message names each."""
 
 
-class NoPicture(Exception):
+class NoImage(Exception):
     """No picture could be made, through no fault of the input; the message says why."""
 
 
@@ -41,14 +41,14 @@ class Observer(Protocol):
         """Hear how many of the U-Net's evaluations are done."""
 
 
-async def make_picture(
+async def make_image(
     settings: Settings,
     upload: bytes,
     texts: Mapping[str, str],
-    form: PictureFormat,
+    form: ImageFormat,
     observer: Observer,
-) -> FinishedPicture:
-    """Return the picture that the server would answer with. Raises InvalidInput or NoPicture."""
+) -> FinishedImage:
+    """Return the picture that the server would answer with. Raises InvalidInput or NoImage."""
     fields, problems = parse_form(texts)
     if fields is None:
         raise InvalidInput("\n".join(problems))
@@ -57,10 +57,10 @@ async def make_picture(
     fit = Fit(fields.width, fields.height, fields.resize_mode, settings.auto_picture_sizes)
     try:
         picture = await decoders.decode(upload, fit)
-    except PictureError as error:
+    except ImageError as error:
         raise InvalidInput(str(error)) from None
     except DecodersBusy as error:
-        raise NoPicture(str(error)) from None
+        raise NoImage(str(error)) from None
     finally:
         decoders.close()
     assert picture is not None
@@ -74,7 +74,7 @@ async def make_picture(
     try:
         model = load_model(settings, warm_up=False)
     except StartError as error:
-        raise NoPicture(str(error)) from None
+        raise NoImage(str(error)) from None
     if problems := refusals(fields, model, deny_list, settings.max_breaks):
         raise InvalidInput("\n".join(problems))
     generation = generation_request(fields, picture)
@@ -83,13 +83,13 @@ async def make_picture(
     try:
         result = await _result(model.engine.submit(generation), observer)
     except GenerationError as error:
-        raise NoPicture(str(error)) from None
+        raise NoImage(str(error)) from None
     finally:
         model.engine.drain(0.0)
     observer.stage("writing")
     try:
         return finish(result, generation, model, form)
-    except PictureWithheld as error:
+    except ImageWithheld as error:
         raise InvalidInput(str(error)) from None
 
 

@@ -11,7 +11,7 @@ import requests
 from PIL import Image
 
 from pipelines.request import ClipGuidancePreset, Sampler
-from server.images.decode import prepare_picture
+from server.images.decode import prepare_image
 from server.img2img.form import STYLE_PRESETS, ResizeMode
 from tests.contract.conftest import KEY, LEARNT_WORD, PATH, QUICK, Client, contract_model
 from tests.server.failures import assert_failure
@@ -49,7 +49,7 @@ def test_image_strength_1_gives_the_fitted_picture(
     client: Client, picture: bytes, mode: ResizeMode
 ) -> None:
     answer = client.ask(picture, **UNCHANGED, width=448, height=448, resize_mode=mode.value)
-    assert max_difference(answer.image, prepare_picture(picture, 448, 448, mode)) == 0
+    assert max_difference(answer.image, prepare_image(picture, 448, 448, mode)) == 0
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])

@@ -19,7 +19,7 @@ from models.bundle import ModelBundle
 from pipelines.denoise.latent_pool import LatentPool
 from pipelines.engine.engine import Engine
 from pipelines.errors import GenerationCancelled, GenerationFailed
-from pipelines.scheduler.batching import TickLimits
+from pipelines.scheduler.batching import StepLimits
 from pipelines.vae.stages import decode_latents
 from tests.gpu.rig import Rig, images
 
@@ -36,9 +36,9 @@ def test_a_withdrawn_request_leaves_and_its_neighbours_bytes_stay(
 ) -> None:
     request = rig.ask(2, steps=20)
     want = exact_engine.submit(request).wait(120).image
-    before = exact_engine.ticks.evaluations
+    before = exact_engine.steps.evaluations
     long = exact_engine.submit(rig.ask(3, steps=150, image_strength=0.0))
-    while exact_engine.ticks.evaluations == before:
+    while exact_engine.steps.evaluations == before:
         time.sleep(0.001)
     neighbour = exact_engine.submit(request)
     long.cancel()
@@ -47,7 +47,7 @@ def test_a_withdrawn_request_leaves_and_its_neighbours_bytes_stay(
     assert np.array_equal(neighbour.wait(120).image, want)
     assert exact_engine.backlog == 0
     # Of its 150 steps most were not run.
-    assert exact_engine.ticks.evaluations - before < 150
+    assert exact_engine.steps.evaluations - before < 150
 
 
 def test_nan_in_one_request_leaves_its_neighbours_bytes_alone(
@@ -55,16 +55,16 @@ def test_nan_in_one_request_leaves_its_neighbours_bytes_alone(
 ) -> None:
     good = [rig.ask(seed) for seed in (4, 5, 6)]
     want = images([exact_engine.submit(request) for request in good])
-    denoiser = exact_engine._executor.denoiser
-    tick = denoiser.tick
+    denoiser = exact_engine._runner.denoiser
+    step = denoiser.step
 
     def poisoned(pool: LatentPool, evaluations: Any) -> Any:
         for evaluation in evaluations:
             if evaluation.cfg_scale == 6.5:
                 pool.state[evaluation.position] = float("nan")
-        return tick(pool, evaluations)
+        return step(pool, evaluations)
 
-    monkeypatch.setattr(denoiser, "tick", poisoned)
+    monkeypatch.setattr(denoiser, "step", poisoned)
     handles = [exact_engine.submit(r) for r in (good[0], rig.ask(7, cfg_scale=6.5), *good[1:])]
     with pytest.raises(GenerationFailed, match="FloatingPointError"):
         handles.pop(1).wait(120)
@@ -121,7 +121,7 @@ def test_after_an_out_of_memory_error_steps_are_halved_and_nobody_fails(
 ) -> None:
     scale = replace(rig.scale, size=2 * rig.size)
     requests = [rig.ask(seed, scale.size) for seed in range(1, 9)]
-    limits = TickLimits(max_rows=16, max_pixels=16 * scale.size**2 // 64)
+    limits = StepLimits(max_rows=16, max_pixels=16 * scale.size**2 // 64)
     with rig.engine(rig.bundle(), limits=limits) as engine, caplog.at_level(logging.WARNING):
         with short_of_memory(rig, engine.bundle, scale, monkeypatch):
             pictures = images([engine.submit(request) for request in requests])

@@ -17,10 +17,10 @@ from pipelines.denoise.batch import Evaluation
 from pipelines.denoise.denoiser import Denoiser
 from pipelines.denoise.latent_pool import LatentPool
 from pipelines.request import Sampler
-from pipelines.samplers.programs import make_table
+from pipelines.samplers.programs import make_program
 from pipelines.scheduler.batching import GroupKey
 from pipelines.vae.graphs import VaeGraphs
-from pipelines.vae.stages import decode_latents, decode_together, encode_picture
+from pipelines.vae.stages import decode_latents, decode_together, encode_image
 from tests.gpu.rig import Rig
 
 
@@ -42,18 +42,18 @@ def latents_after(
     height, width = bundle.latent_size(rig.size, rig.size)
     pool = LatentPool(bundle, GroupKey(height, width, bundle.text_length, False), 3, patience)
     generator = torch.Generator().manual_seed(5)
-    table = make_table(Sampler.K_EULER, 10, 0.5)
+    program = make_program(Sampler.K_EULER, 10, 0.5)
     places = []
     for _ in range(3):
-        start = torch.randn(4, height, width, generator=generator) * table.rows[0].sigma
+        start = torch.randn(4, height, width, generator=generator) * program.steps[0].sigma
         text = torch.randn(2, bundle.text_length, bundle.text_width, generator=generator)
         places.append(pool.admit(start.to(bundle.device), text.to(bundle.device, bundle.dtype)))
     scales = (7.0, 1.0, 4.0)
-    for row in table.rows:
-        denoiser.tick(
+    for row in program.steps:
+        denoiser.step(
             pool,
             [
-                Evaluation(place, row, scale, table.slots, None)
+                Evaluation(place, row, scale, program.slots, None)
                 for place, scale in zip(places, scales, strict=True)
             ],
         )
@@ -74,8 +74,8 @@ def test_captured_passes_give_the_bits_of_passes_as_they_come(
     graphs = VaeGraphs(rig.capturer(), {(height, width)})
     for seed in (1, 2):  # the second is a replay
         image = picture(rig.size, rig.size, seed)
-        want = encode_picture(bundle, image, tile=False)
-        got = encode_picture(bundle, image, tile=False, graphs=graphs)
+        want = encode_image(bundle, image, tile=False)
+        got = encode_image(bundle, image, tile=False, graphs=graphs)
         assert torch.equal(got.mean, want.mean)
         assert torch.equal(got.std, want.std)
     drawn = torch.randn(2, 4, height, width, generator=torch.Generator().manual_seed(6))

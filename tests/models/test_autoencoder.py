@@ -16,7 +16,7 @@ from models.loading.loader import ModelLoadError, ModelSpec, load_model
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Pixels
 from pipelines.vae.preview import LatentToRgb
-from pipelines.vae.stages import PictureEncoder, decode_latents, encode_picture
+from pipelines.vae.stages import ImageEncoder, decode_latents, encode_image
 
 
 def load(model: Path, vae: Path, configuration: Path | None = None) -> ModelBundle:
@@ -125,7 +125,7 @@ def test_a_tiny_vae_encodes_and_decodes_as_in_diffusers(
     pixels = torch.from_numpy(picture).float().permute(2, 0, 1)[None] / 255 * 2 - 1
     with torch.inference_mode():
         want = tiny_vae.encode(pixels).latents
-        moments = encode_picture(bundle, picture, tile=False)
+        moments = encode_image(bundle, picture, tile=False)
         assert torch.allclose(moments.mean, want[0], atol=1e-5)
         assert not moments.std.any()
         # No posterior: whatever the draw, the latents are the same.
@@ -140,7 +140,7 @@ def test_a_tiny_vae_encodes_and_decodes_as_in_diffusers(
 def test_moments_of_a_tiny_vae_are_cached(
     tiny_folder: Path, tiny_vae_folder: Path, picture: Pixels
 ) -> None:
-    encoder = PictureEncoder(load(tiny_folder, tiny_vae_folder), cache_bytes=10**6)
+    encoder = ImageEncoder(load(tiny_folder, tiny_vae_folder), cache_bytes=10**6)
     with torch.inference_mode():
         first, again = (encoder.encode(picture, tile=False) for _ in range(2))
     assert torch.equal(first.mean, again.mean)
@@ -151,7 +151,7 @@ def test_previews_fit_the_vae_that_is_used(tiny_folder: Path, tiny_vae_folder: P
     bundle = load(tiny_folder, tiny_vae_folder)
     with torch.inference_mode():
         fitted = LatentToRgb.fit(bundle)
-        grey = encode_picture(bundle, np.full((320, 320, 3), 128, np.uint8), tile=False)
+        grey = encode_image(bundle, np.full((320, 320, 3), 128, np.uint8), tile=False)
         preview = fitted.picture(grey.mean * bundle.scaling_factor)
         own = LatentToRgb.fit(load_model(ModelSpec(str(tiny_folder)), device="cpu"))
     assert preview.shape == (40, 40, 3)

@@ -45,7 +45,7 @@ def test_the_embedded_model_brings_its_own_clip() -> None:
     assert bundle.clip.side == 64
     text = bundle.clip.embed_text("a red house")
     assert text.norm().item() == pytest.approx(1.0, abs=1e-5)
-    pictures = bundle.clip.embed_pictures(torch.rand(2, 3, 64, 64))
+    pictures = bundle.clip.embed_images(torch.rand(2, 3, 64, 64))
     assert pictures.shape == (2, *text.shape)
 
 

@@ -103,10 +103,10 @@ def test_the_embedded_model_takes_what_is_predicted(
     for rows in (1, 2):
         text = torch.zeros(rows, 77, embedded.text_width)
         latents = torch.zeros(rows, 4, h, w)
-        tick = counted(
+        step = counted(
             lambda x=latents, t=text: embedded.unet(x, torch.zeros(len(x)), encoder_hidden_states=t)
         )
-        assert tick == pytest.approx(predicted.tick(rows, width * height), rel=0.1)
+        assert step == pytest.approx(predicted.step(rows, width * height), rel=0.1)
 
     def whole(layers: list[Layer], *shape: int) -> Callable[[], object]:
         return lambda: VaePass(embedded.vae, layers, torch.zeros(shape), 1, tile=False).advance()
@@ -123,9 +123,9 @@ def test_one_small_size_tells_of_the_largest(full_size: ModelBundle, footprint: 
     latents = torch.empty(2, 4, 192, 192, dtype=torch.float16, device="meta")
     text = torch.empty(2, 77, 768, dtype=torch.float16, device="meta")
     steps = torch.empty(2, device="meta")
-    tick = peak_on_meta(lambda: unet(latents, steps, encoder_hidden_states=text), on_cuda=True)
+    step = peak_on_meta(lambda: unet(latents, steps, encoder_hidden_states=text), on_cuda=True)
     decode = peak_on_meta(lambda: vae.decode(latents[:1]), on_cuda=True)
-    assert tick == pytest.approx(footprint.tick(2, LARGEST), rel=0.02)
+    assert step == pytest.approx(footprint.step(2, LARGEST), rel=0.02)
     assert decode == pytest.approx(footprint.vae(LARGEST, tiled=False), rel=0.02)
     # At a decode's peak there are at least a residual of 256 channels, what the norm made of it
     # and what the convolution made of that, in float16.
@@ -134,11 +134,11 @@ def test_one_small_size_tells_of_the_largest(full_size: ModelBundle, footprint: 
 
 def test_more_takes_more(footprint: Footprint) -> None:
     sizes = [64 * k for k in range(5, 25)]
-    ticks = [footprint.tick(2, s * s) for s in sizes]
+    steps = [footprint.step(2, s * s) for s in sizes]
     whole = [footprint.vae(s * s, tiled=False) for s in sizes]
     tiled = [footprint.vae(s * s, tiled=True) for s in sizes]
-    assert all(series == sorted(set(series)) for series in (ticks, whole, tiled))
-    assert footprint.tick(3, 512**2) > footprint.tick(2, 512**2)
+    assert all(series == sorted(set(series)) for series in (steps, whole, tiled))
+    assert footprint.step(3, 512**2) > footprint.step(2, 512**2)
     assert footprint.vae(LARGEST, tiled=True) < footprint.vae(LARGEST, tiled=False) / 4
     assert footprint.state(16, LARGEST) == 16 * SLOTS * 4 * 192 * 192 * 4
     assert SLOTS == samplers.SLOTS
@@ -160,15 +160,15 @@ def test_the_largest_picture_fits_onto_8_gib_in_tiles(footprint: Footprint) -> N
 
 
 @pytest.mark.parametrize("gib", [4, 6, 8, 12, 24, 80])
-def test_ticks_fit_beside_any_vae_pass(footprint: Footprint, gib: int) -> None:
+def test_steps_fit_beside_any_vae_pass(footprint: Footprint, gib: int) -> None:
     card = plan(footprint, gib)
     above = card.tile_above or LARGEST
     passes = [(s * s, s * s > above) for s in range(320, 1537, 64)]
     worst = max(footprint.vae(pixels, tiled=tiled) for pixels, tiled in passes)
-    tick = card.max_pixels * footprint.row_pixel
-    assert worst + tick <= card.usable
-    assert 2 * tick <= card.usable  # the captured one's, and one that is not captured
-    assert worst + tick > 0.9 * card.usable or tick > 0.45 * card.usable
+    step = card.max_pixels * footprint.row_pixel
+    assert worst + step <= card.usable
+    assert 2 * step <= card.usable  # the captured one's, and one that is not captured
+    assert worst + step > 0.9 * card.usable or step > 0.45 * card.usable
 
 
 def test_a_larger_card_takes_more_and_a_large_one_needs_no_tiles(footprint: Footprint) -> None:
@@ -193,5 +193,5 @@ def test_the_threshold_can_be_asked_for(footprint: Footprint) -> None:
     assert plan(footprint, 80, 500_000).tile_above == 500_000
     assert plan(footprint, 8, LARGEST).tile_above is None
     assert not plan(footprint, 8, LARGEST).fits(LARGEST)
-    # What whole passes do not take is for ticks.
+    # What whole passes do not take is for steps.
     assert plan(footprint, 8, 500_000).max_pixels > plan(footprint, 8).max_pixels

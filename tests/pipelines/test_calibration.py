@@ -10,7 +10,7 @@ import torch
 from models.bundle import ModelBundle
 from pipelines.denoise.denoiser import Denoiser
 from pipelines.engine.calibration import ROWS, guessed_costs, measure_costs
-from pipelines.scheduler.batching import TickLimits
+from pipelines.scheduler.batching import StepLimits
 
 
 def clock_of(step: float) -> Iterator[float]:
@@ -23,28 +23,28 @@ def clock_of(step: float) -> Iterator[float]:
 @pytest.mark.parametrize(
     ("budget", "limits", "rows", "sizes"),
     [
-        (1e9, TickLimits(), ROWS, 2),
-        (1e9, TickLimits(max_rows=4), (1, 2, 4), 2),
-        (0.0, TickLimits(), (1, 2), 1),
+        (1e9, StepLimits(), ROWS, 2),
+        (1e9, StepLimits(max_rows=4), (1, 2, 4), 2),
+        (0.0, StepLimits(), (1, 2), 1),
     ],
 )
 @torch.inference_mode()
 def test_as_much_is_measured_as_the_budget_allows(
-    tiny: ModelBundle, budget: float, limits: TickLimits, rows: tuple[int, ...], sizes: int
+    tiny: ModelBundle, budget: float, limits: StepLimits, rows: tuple[int, ...], sizes: int
 ) -> None:
     ticking = clock_of(0.5)
     table = measure_costs(tiny, Denoiser(tiny), limits, budget, clock=lambda: next(ticking))
-    points = [tuple(point[:2]) for point in table.to_json()["ticks"]]
+    points = [tuple(point[:2]) for point in table.to_json()["steps"]]
     pixels = sorted({p for p, _ in points})
     assert len(pixels) == sizes
     assert points == [(p, r) for p in pixels for r in rows]
     # Every interval of this clock is half a second.
-    assert table.tick_seconds(pixels[0], 2) == 0.5
+    assert table.step_seconds(pixels[0], 2) == 0.5
     assert table.encode_seconds(pixels[0]) == pytest.approx(0.5)
     assert table.decode_seconds(pixels[0]) == pytest.approx(0.5)
 
 
 def test_the_guess_says_that_sharing_gains() -> None:
     table = guessed_costs()
-    assert table.tick_seconds(1600, 8) < 4 * table.tick_seconds(1600, 2)
+    assert table.step_seconds(1600, 8) < 4 * table.step_seconds(1600, 2)
     assert table.provenance.name == "guessed"

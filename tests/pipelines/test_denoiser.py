@@ -1,4 +1,4 @@
-"""One tick at a time: the loop against diffusers' latents, and what neighbours may not do."""
+"""One step at a time: the loop against diffusers' latents, and what neighbours may not do."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pipelines.denoise.denoiser import Denoiser
 from pipelines.denoise.latent_pool import LatentPool
 from pipelines.prompt.encoder import PromptEncoder
 from pipelines.request import Pixels, Sampler
-from pipelines.samplers.programs import Table, make_table
+from pipelines.samplers.programs import SamplerProgram, make_program
 from pipelines.samplers.schedules import make_scheduler
 from pipelines.scheduler.batching import GroupKey
-from pipelines.vae.stages import RequestNoise, encode_picture, start_latents
+from pipelines.vae.stages import RequestNoise, encode_image, start_latents
 
 RIGHT_IN_DIFFUSERS = [s for s in Sampler if s not in (Sampler.K_DPMPP_2S_ANCESTRAL, Sampler.K_LMS)]
 
@@ -29,14 +29,18 @@ def no_grad() -> object:
 
 
 def evaluations(
-    tables: list[Table], step: int, cfg_scale: float, noise: list[RequestNoise], places: list[int]
+    programs: list[SamplerProgram],
+    step: int,
+    cfg_scale: float,
+    noise: list[RequestNoise],
+    places: list[int],
 ) -> list[Evaluation]:
     chosen = []
-    for table, draws, place in zip(tables, noise, places, strict=True):
-        if step < len(table):
-            row = table.rows[step]
+    for program, draws, place in zip(programs, noise, places, strict=True):
+        if step < len(program):
+            row = program.steps[step]
             draw = None if row.noise is None else draws.steps[row.noise]
-            chosen.append(Evaluation(place, row, cfg_scale, table.slots, draw))
+            chosen.append(Evaluation(place, row, cfg_scale, program.slots, draw))
     return chosen
 
 
@@ -47,15 +51,15 @@ def test_latents_equal_those_of_diffusers(
 ) -> None:
     seed, cfg_scale, steps = 77, 6.0, 10
     text = PromptEncoder(tiny).encode_pair("a green tree", "a dark sky")
-    table = make_table(sampler, steps, image_strength)
-    noise = RequestNoise.draw(seed, (4, 40, 40), table.draws)
-    moments = encode_picture(tiny, picture, tile=False)
+    program = make_program(sampler, steps, image_strength)
+    noise = RequestNoise.draw(seed, (4, 40, 40), program.draws)
+    moments = encode_image(tiny, picture, tile=False)
     pool = LatentPool(tiny, GroupKey(40, 40, 77, False), capacity=2)
-    start = start_latents(moments, noise, table, image_strength, tiny.scaling_factor)
+    start = start_latents(moments, noise, program, image_strength, tiny.scaling_factor)
     place = pool.admit(start, text)
     denoiser = Denoiser(tiny)
-    for step in range(len(table)):
-        denoiser.tick(pool, evaluations([table], step, cfg_scale, [noise], [place]))
+    for step in range(len(program)):
+        denoiser.step(pool, evaluations([program], step, cfg_scale, [noise], [place]))
     pipe = StableDiffusionImg2ImgPipeline(
         tiny.vae, tiny.text_encoder, tiny.tokenizer, tiny.unet, make_scheduler(sampler), None, None
     )
@@ -74,28 +78,32 @@ def test_latents_equal_those_of_diffusers(
     assert error < 1e-3
 
 
-def crowd(tiny: ModelBundle) -> tuple[LatentPool, list[Table], list[RequestNoise], list[int]]:
+def crowd(
+    tiny: ModelBundle,
+) -> tuple[LatentPool, list[SamplerProgram], list[RequestNoise], list[int]]:
     """One request of each sampler, with random latents and texts, in one pool."""
     pool = LatentPool(tiny, GroupKey(8, 8, 77, False), capacity=len(Sampler))
-    tables = [make_table(sampler, 10, 0.5) for sampler in Sampler]
-    noise = [RequestNoise.draw(i + 1, (4, 8, 8), table.draws) for i, table in enumerate(tables)]
+    programs = [make_program(sampler, 10, 0.5) for sampler in Sampler]
+    noise = [
+        RequestNoise.draw(i + 1, (4, 8, 8), program.draws) for i, program in enumerate(programs)
+    ]
     text = torch.randn(10, 2, 77, tiny.text_width, generator=torch.Generator().manual_seed(1))
     places = [
-        pool.admit(draw.start * table.rows[0].sigma, text[i])
-        for i, (table, draw) in enumerate(zip(tables, noise, strict=True))
+        pool.admit(draw.start * program.steps[0].sigma, text[i])
+        for i, (program, draw) in enumerate(zip(programs, noise, strict=True))
     ]
-    return pool, tables, noise, places
+    return pool, programs, noise, places
 
 
 def run(
     tiny: ModelBundle, poisoned: int | None = None, buckets: tuple[int, ...] = ()
 ) -> list[torch.Tensor]:
-    pool, tables, noise, places = crowd(tiny)
+    pool, programs, noise, places = crowd(tiny)
     if poisoned is not None:
         pool.state[places[poisoned]] = float("nan")
     denoiser = Denoiser(tiny, buckets)
-    for step in range(max(map(len, tables))):
-        denoiser.tick(pool, evaluations(tables, step, 7.0, noise, places))
+    for step in range(max(map(len, programs))):
+        denoiser.step(pool, evaluations(programs, step, 7.0, noise, places))
     return [pool.latents(place) for place in places]
 
 
@@ -117,11 +125,11 @@ def test_padding_rows_do_not_change_a_picture(tiny: ModelBundle, buckets: tuple[
         assert (got - want).abs().max() / want.abs().max() < 1e-4
 
 
-def test_a_tick_reports_its_rows_with_padding(tiny: ModelBundle) -> None:
-    pool, tables, noise, places = crowd(tiny)
-    three = evaluations(tables[:3], 0, 7.0, noise[:3], places[:3])
-    assert Denoiser(tiny).tick(pool, three).rows == 6
-    assert Denoiser(tiny, (4, 8, 16)).tick(pool, three).rows == 8
+def test_a_step_reports_its_rows_with_padding(tiny: ModelBundle) -> None:
+    pool, programs, noise, places = crowd(tiny)
+    three = evaluations(programs[:3], 0, 7.0, noise[:3], places[:3])
+    assert Denoiser(tiny).step(pool, three).rows == 6
+    assert Denoiser(tiny, (4, 8, 16)).step(pool, three).rows == 8
 
 
 def test_a_new_request_finds_its_slots_zeroed(tiny: ModelBundle) -> None:

@@ -31,7 +31,7 @@ from pipelines.errors import (
 )
 from pipelines.request import GenerationRequest, Pixels, Progress, Sampler
 from pipelines.samplers.schedules import make_scheduler
-from pipelines.scheduler.cost_model import CostTable, PictureCost, TickPoint
+from pipelines.scheduler.cost_model import CostTable, ImageCost, StepPoint
 
 # diffusers lacks 2S ancestral, and its LMS is wrong after a mid-schedule start.
 RIGHT_IN_DIFFUSERS = [s for s in Sampler if s not in (Sampler.K_DPMPP_2S_ANCESTRAL, Sampler.K_LMS)]
@@ -39,7 +39,7 @@ RIGHT_IN_DIFFUSERS = [s for s in Sampler if s not in (Sampler.K_DPMPP_2S_ANCESTR
 
 @pytest.fixture(scope="module")
 def engine(tiny: ModelBundle) -> Iterator[Engine]:
-    # A table that says sharing gains and learns nothing: what shares a tick is not left to the
+    # A table that says sharing gains and learns nothing: what shares a step is not left to the
     # stop-watch of a busy machine.
     costs = guessed_costs()
     costs.smoothing = 1e-9
@@ -202,20 +202,20 @@ def test_not_finite_latents_fail_alone(
         handles[1].wait(60)
 
 
-def test_a_request_that_breaks_the_tick_fails_alone(
+def test_a_request_that_breaks_the_step_fails_alone(
     engine: Engine, picture: Pixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = GenerationRequest(picture, "a dog", cfg_scale=9.5, steps=10, seed=4)
     good = [GenerationRequest(picture, "a cat", steps=10, seed=i) for i in (1, 2, 3)]
     want = [engine.submit(request).wait(60).image.astype(int) for request in good]
-    tick = engine._executor.denoiser.tick
+    step = engine._runner.denoiser.step
 
     def breaking(pool: Any, evaluations: Any) -> Any:
         if any(e.cfg_scale == 9.5 for e in evaluations):
             raise torch.OutOfMemoryError("no memory for this one")
-        return tick(pool, evaluations)
+        return step(pool, evaluations)
 
-    monkeypatch.setattr(engine._executor.denoiser, "tick", breaking)
+    monkeypatch.setattr(engine._runner.denoiser, "step", breaking)
     handles = [engine.submit(request) for request in (good[0], bad, good[1], good[2])]
     with pytest.raises(GenerationFailed):
         handles.pop(1).wait(60)
@@ -223,10 +223,10 @@ def test_a_request_that_breaks_the_tick_fails_alone(
         assert np.abs(handle.wait(60).image.astype(int) - image).max() <= 1
 
 
-def costs_of(tick_seconds: float) -> CostTable:
-    """Ticks that cost the same whatever they hold, and nothing else that does."""
-    points = [TickPoint(pixels, rows, tick_seconds) for pixels in (16, 4096) for rows in (1, 64)]
-    return CostTable(points, PictureCost(0.0, 0.0), PictureCost(0.0, 0.0))
+def costs_of(step_seconds: float) -> CostTable:
+    """Steps that cost the same whatever they hold, and nothing else that does."""
+    points = [StepPoint(pixels, rows, step_seconds) for pixels in (16, 4096) for rows in (1, 64)]
+    return CostTable(points, ImageCost(0.0, 0.0), ImageCost(0.0, 0.0))
 
 
 def slow_request(picture: Pixels, seed: int = 1) -> GenerationRequest:
@@ -242,7 +242,7 @@ def test_cancel_leaves_and_others_go_on(engine: Engine, picture: Pixels) -> None
 
 
 def test_what_cannot_be_done_in_time_is_refused(tiny: ModelBundle, picture: Pixels) -> None:
-    costs = costs_of(tick_seconds=1.0)
+    costs = costs_of(step_seconds=1.0)
     costs.smoothing = 1e-9
     engine = Engine(tiny, EngineConfig(warm_up=False), costs)
     engine.start()
@@ -257,7 +257,7 @@ def test_what_cannot_be_done_in_time_is_refused(tiny: ModelBundle, picture: Pixe
 def test_what_takes_too_long_in_itself_is_refused_with_its_figure(
     tiny: ModelBundle, picture: Pixels
 ) -> None:
-    costs = costs_of(tick_seconds=5.0)
+    costs = costs_of(step_seconds=5.0)
     costs.smoothing = 1e-9
     engine = Engine(tiny, EngineConfig(warm_up=False), costs)
     engine.start()
@@ -327,7 +327,7 @@ def test_a_unit_that_hangs_ends_readiness_until_it_comes_back(
 def test_drain_leaves_a_unit_that_hangs(
     tiny: ModelBundle, picture: Pixels, hanging: Hanging
 ) -> None:
-    engine = Engine(tiny, EngineConfig(warm_up=False), costs_of(tick_seconds=0.01))
+    engine = Engine(tiny, EngineConfig(warm_up=False), costs_of(step_seconds=0.01))
     engine.start()
     handles = [engine.submit(slow_request(picture, seed)) for seed in (1, 2)]
     assert hanging.hangs.wait(30)
@@ -349,7 +349,7 @@ def test_a_preparation_that_hangs_ends_readiness_and_does_not_hold_the_drain(
         assert release.wait(60)
         raise ValueError("released")
 
-    monkeypatch.setattr("pipelines.engine.preparer.make_table", hanging)
+    monkeypatch.setattr("pipelines.engine.preparer.make_program", hanging)
     patience = Patience(seconds=0.1)
     engine = Engine(tiny, EngineConfig(warm_up=False, patience=patience), costs_of(1e-6))
     engine.start()
@@ -369,7 +369,7 @@ def test_a_preparation_that_hangs_ends_readiness_and_does_not_hold_the_drain(
 
 
 def test_a_deadline_that_passes_ends_a_request(tiny: ModelBundle, picture: Pixels) -> None:
-    engine = Engine(tiny, EngineConfig(warm_up=False), costs_of(tick_seconds=1e-6))
+    engine = Engine(tiny, EngineConfig(warm_up=False), costs_of(step_seconds=1e-6))
     engine.start()
     with pytest.raises(DeadlineExceeded):
         engine.submit(slow_request(picture), timeout=0.02).wait(10)
@@ -391,12 +391,12 @@ def test_progress_is_heard_from_an_event_loop(engine: Engine, picture: Pixels) -
 
 
 def test_a_full_queue_refuses(tiny: ModelBundle, picture: Pixels) -> None:
-    engine = Engine(tiny, EngineConfig(max_queue=2, warm_up=False), costs_of(tick_seconds=0.1))
+    engine = Engine(tiny, EngineConfig(max_queue=2, warm_up=False), costs_of(step_seconds=0.1))
     engine.start()
     handles = [engine.submit(slow_request(picture, seed)) for seed in (1, 2)]
     with pytest.raises(EngineBusy) as refused:
         engine.submit(slow_request(picture, 3))
-    # Two requests of 50 evaluations, in ticks of a tenth of a second that they share.
+    # Two requests of 50 evaluations, in steps of a tenth of a second that they share.
     assert 2.5 <= refused.value.retry_after <= 6
     for handle in handles:
         handle.wait(60)
@@ -499,14 +499,14 @@ def test_a_long_prompt_teaches_nothing_of_plain_ones(tiny: ModelBundle, picture:
     """Such a request made an idle server refuse plain ones for what it had learnt of it."""
     engine = Engine(tiny, EngineConfig(warm_up=False))
     engine.start()
-    points, encode = engine.costs.to_json()["ticks"], engine.costs.encode
+    points, encode = engine.costs.to_json()["steps"], engine.costs.encode
     text = engine.costs.text
     long = replace(slow_request(picture), prompt="猫" * 1000, steps=10)
-    before = engine.costs.tick_seconds(1600, 2, 40 * 77)
-    assert before > 1.2 * engine.costs.tick_seconds(1600, 2)
+    before = engine.costs.step_seconds(1600, 2, 40 * 77)
+    assert before > 1.2 * engine.costs.step_seconds(1600, 2)
     assert engine.submit(long).wait(60).evaluations == 10
     engine.drain(grace=5)
-    assert engine.costs.to_json()["ticks"] == points
+    assert engine.costs.to_json()["steps"] == points
     assert engine.costs.encode == encode
     assert engine.costs.text != text
 
@@ -528,7 +528,7 @@ def test_a_prompt_is_tokenised_once_and_not_by_the_engine(
 ) -> None:
     engine = Engine(tiny, EngineConfig(warm_up=False))
     engine.start()
-    prompts = engine._executor.prompts
+    prompts = engine._runner.prompts
     read: list[tuple[int, str]] = []
     chunks = prompts.chunks
 

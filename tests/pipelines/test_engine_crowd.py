@@ -55,21 +55,21 @@ def psnr(one: Pixels, other: Pixels) -> float:
     return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
-class TickLog:
-    """What the ticks held: their rows, and at which index the request of cfg_scale 6 stood."""
+class StepLog:
+    """What the steps held: their rows, and at which index the request of cfg_scale 6 stood."""
 
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rows: list[int] = []
         self.indices: set[int] = set()
-        tick = engine._executor.denoiser.tick
+        step = engine._runner.denoiser.step
 
         def watching(pool: LatentPool, evaluations: Any) -> Any:
             self.indices |= {i for i, e in enumerate(evaluations) if e.cfg_scale == 6.0}
-            done = tick(pool, evaluations)
+            done = step(pool, evaluations)
             self.rows.append(done.rows)
             return done
 
-        monkeypatch.setattr(engine._executor.denoiser, "tick", watching)
+        monkeypatch.setattr(engine._runner.denoiser, "step", watching)
 
 
 @pytest.mark.parametrize("sampler", list(Sampler))
@@ -79,7 +79,7 @@ def test_throughput_lane_gives_the_same_picture_at_every_position(
     """Strangers join and leave at random while it runs, at every row of the batch in turn."""
     request = GenerationRequest(picture, "a cat", "dark", 0.6, 6.0, sampler, steps=10, seed=9)
     alone = engine.submit(request).wait(60).image
-    watched = TickLog(engine, monkeypatch)
+    watched = StepLog(engine, monkeypatch)
     rng = np.random.default_rng(list(Sampler).index(sampler))
     for position in range(CROWD):
         crowd: list[GenerationHandle] = []
@@ -100,7 +100,7 @@ def test_a_request_of_nans_leaves_its_neighbours_bytes_alone(
     good = [GenerationRequest(picture, "a cat", steps=30, seed=seed) for seed in (1, 2, 3)]
     bad = GenerationRequest(picture, "poison", cfg_scale=6.5, steps=30, seed=4)
     want = [exact_engine.submit(request).wait(60).image for request in good]
-    tick = exact_engine._executor.denoiser.tick
+    step = exact_engine._runner.denoiser.step
     crowds: list[int] = []
 
     def poisoned(pool: LatentPool, evaluations: Any) -> Any:
@@ -108,9 +108,9 @@ def test_a_request_of_nans_leaves_its_neighbours_bytes_alone(
             if evaluation.cfg_scale == 6.5:
                 pool.state[evaluation.position] = float("nan")
                 crowds.append(len(evaluations))
-        return tick(pool, evaluations)
+        return step(pool, evaluations)
 
-    monkeypatch.setattr(exact_engine._executor.denoiser, "tick", poisoned)
+    monkeypatch.setattr(exact_engine._runner.denoiser, "step", poisoned)
     handles = [exact_engine.submit(r) for r in (good[0], bad, good[1], good[2])]
     with pytest.raises(GenerationFailed, match="FloatingPointError"):
         handles.pop(1).wait(60)
@@ -119,12 +119,12 @@ def test_a_request_of_nans_leaves_its_neighbours_bytes_alone(
     assert max(crowds) > 1
 
 
-def test_after_an_out_of_memory_error_ticks_are_halved_and_nobody_fails(
+def test_after_an_out_of_memory_error_steps_are_halved_and_nobody_fails(
     exact_engine: Engine, picture: Pixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests = [GenerationRequest(picture, "a cat", steps=12, seed=seed) for seed in (1, 2, 3, 4)]
     want = [exact_engine.submit(request).wait(60).image for request in requests]
-    denoise = exact_engine._executor.denoiser.denoise
+    denoise = exact_engine._runner.denoiser.denoise
     sizes: list[int] = []
 
     def short_of_memory(pool: LatentPool, batch: Any) -> torch.Tensor:
@@ -133,11 +133,11 @@ def test_after_an_out_of_memory_error_ticks_are_halved_and_nobody_fails(
             raise torch.OutOfMemoryError("no memory for so many")
         return denoise(pool, batch)
 
-    monkeypatch.setattr(exact_engine._executor.denoiser, "denoise", short_of_memory)
+    monkeypatch.setattr(exact_engine._runner.denoiser, "denoise", short_of_memory)
     handles = [exact_engine.submit(request) for request in requests]
     for handle, image in zip(handles, want, strict=True):
         assert np.array_equal(handle.wait(60).image, image)
-    # It was learnt from: not every tick tries the full batch again.
+    # It was learnt from: not every step tries the full batch again.
     assert 1 <= sum(size > 2 for size in sizes) <= 3
     monkeypatch.undo()
     sizes.clear()
@@ -148,7 +148,7 @@ def test_after_an_out_of_memory_error_ticks_are_halved_and_nobody_fails(
 def test_a_cancelled_request_stops_being_computed(
     engine: Engine, picture: Pixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watched = TickLog(engine, monkeypatch)
+    watched = StepLog(engine, monkeypatch)
     request = GenerationRequest(picture, "slow", image_strength=0.0, steps=50, seed=1)
     handle = engine.submit(request)
     while not watched.rows:
@@ -159,7 +159,7 @@ def test_a_cancelled_request_stops_being_computed(
     ended_after = len(watched.rows)
     assert ended_after < 50
     engine.submit(GenerationRequest(picture, "next", steps=10, seed=2)).wait(30)
-    # 10 steps at image_strength 0.35 are 6 ticks: none was spent on the one that left.
+    # 10 steps at image_strength 0.35 are 6 steps: none was spent on the one that left.
     assert len(watched.rows) - ended_after <= 7
     assert engine.backlog == 0
 

@@ -26,7 +26,7 @@ from pipelines.denoise.latent_pool import LatentPool
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.errors import GenerationFailed
 from pipelines.request import ClipGuidancePreset, GenerationRequest, Pixels, Sampler
-from pipelines.samplers.programs import make_table
+from pipelines.samplers.programs import make_program
 from pipelines.samplers.schedules import NoiseSchedule
 from pipelines.scheduler.batching import GroupKey
 from pipelines.vae.preview import LatentToRgb
@@ -35,7 +35,7 @@ from pipelines.vae.stages import RequestNoise
 Guidance = ClipGuidancePreset
 GUIDED = list(PRESETS)
 PROMPT = "a red cat"
-ROW = make_table(Sampler.K_EULER, 10, 0.3).rows[2]
+ROW = make_program(Sampler.K_EULER, 10, 0.3).steps[2]
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_v_prediction_moves_the_picture_as_epsilon_does(guided: ModelBundle) -> 
     moved = []
     for kind in ("epsilon", "v_prediction"):
         schedule = NoiseSchedule(prediction_type=kind)
-        row = make_table(Sampler.K_EULER, 10, 0.3, schedule).rows[2]
+        row = make_program(Sampler.K_EULER, 10, 0.3, schedule).steps[2]
         x0 = latents - row.sigma * noise
         output = (x0 - row.x0[0] * latents) / row.x0[1]
         got = guide.correction(run, row, latents, output, text, False)
@@ -154,30 +154,30 @@ def test_the_distance_is_that_on_the_sphere() -> None:
     assert torch.allclose(spherical_distance(pictures, text), angles**2 / 2, atol=1e-3)
 
 
-def ticks(
+def steps(
     bundle: ModelBundle,
     sampler: Sampler,
     runs: list[GuidanceRun | None],
     poisoned: int | None = None,
 ) -> list[torch.Tensor]:
-    """Latents of as many requests as ``runs``, ticked together to the end in one bucket."""
+    """Latents of as many requests as ``runs``, steped together to the end in one bucket."""
     pool = LatentPool(bundle, GroupKey(8, 8, 77, False), capacity=len(runs))
-    table = make_table(sampler, 10, 0.3)
+    program = make_program(sampler, 10, 0.3)
     text = random(2, 77, bundle.text_width, seed=3)
-    noise = [RequestNoise.draw(i + 1, (4, 8, 8), table.draws) for i in range(len(runs))]
-    places = [pool.admit(draw.start * table.rows[0].sigma, text) for draw in noise]
+    noise = [RequestNoise.draw(i + 1, (4, 8, 8), program.draws) for i in range(len(runs))]
+    places = [pool.admit(draw.start * program.steps[0].sigma, text) for draw in noise]
     if poisoned is not None:
         pool.state[places[poisoned]] = float("nan")
     denoiser = Denoiser(bundle, (8,))
-    for row in table.rows:
-        tick = denoiser.tick(
+    for row in program.steps:
+        step = denoiser.step(
             pool,
             [
                 Evaluation(
                     place,
                     row,
                     7.0,
-                    table.slots,
+                    program.slots,
                     None if row.noise is None else draw.steps[row.noise],
                     guidance=run,
                 )
@@ -185,7 +185,7 @@ def ticks(
             ],
         )
         # Guided and plain requests are rows of one forward.
-        assert tick.rows == 8
+        assert step.rows == 8
     return [pool.latents(place) for place in places]
 
 
@@ -197,7 +197,7 @@ def test_every_sampler_ends_nearer_to_the_prompt(
     run = run_of(Guidance.SIMPLE, sampler=sampler)
     # As strong as it takes for random weights to show it.
     run.preset = replace(run.preset, strength=0.5)
-    steered, plain = ticks(guided, sampler, [run])[0], ticks(guided, sampler, [None])[0]
+    steered, plain = steps(guided, sampler, [run])[0], steps(guided, sampler, [None])[0]
     assert torch.isfinite(steered).all()
     judge, guide = run_of(Guidance.SIMPLE), ClipGuide(guided, guided.clip)
     with torch.inference_mode(False):
@@ -209,50 +209,50 @@ def test_every_sampler_ends_nearer_to_the_prompt(
 def test_a_guided_request_leaves_its_neighbours_unchanged_to_the_bit(
     guided: ModelBundle, preset: Guidance, inference: None
 ) -> None:
-    alone = ticks(guided, Sampler.K_DPMPP_2M, [None, None, None])
-    beside = ticks(guided, Sampler.K_DPMPP_2M, [None, run_of(preset), None])
+    alone = steps(guided, Sampler.K_DPMPP_2M, [None, None, None])
+    beside = steps(guided, Sampler.K_DPMPP_2M, [None, run_of(preset), None])
     assert torch.equal(beside[0], alone[0])
     assert torch.equal(beside[2], alone[2])
     assert not torch.equal(beside[1], alone[1])
     # Nor does what it is guided by depend on who else is guided.
     crowd = [run_of(Guidance.SIMPLE), run_of(preset), run_of(Guidance.SLOW)]
-    assert torch.equal(ticks(guided, Sampler.K_DPMPP_2M, crowd)[1], beside[1])
+    assert torch.equal(steps(guided, Sampler.K_DPMPP_2M, crowd)[1], beside[1])
 
 
 def test_a_guided_request_that_is_not_finite_goes_on_alone(
     guided: ModelBundle, inference: None
 ) -> None:
-    alone = ticks(guided, Sampler.K_EULER, [run_of(Guidance.SLOW), None])
+    alone = steps(guided, Sampler.K_EULER, [run_of(Guidance.SLOW), None])
     runs = [run_of(Guidance.SLOW), None, run_of(Guidance.SLOW)]
-    poisoned = ticks(guided, Sampler.K_EULER, runs, poisoned=2)
+    poisoned = steps(guided, Sampler.K_EULER, runs, poisoned=2)
     assert torch.equal(poisoned[0], alone[0])
     assert torch.isnan(poisoned[2]).all()
     assert runs[2] is not None
     assert runs[2].losses == []
 
 
-def test_a_tick_that_raised_leaves_the_run_as_it_was(
+def test_a_step_that_raised_leaves_the_run_as_it_was(
     guided: ModelBundle, inference: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = LatentPool(guided, GroupKey(8, 8, 77, False), capacity=1)
-    table, run = make_table(Sampler.K_EULER, 10, 0.3), run_of(Guidance.SIMPLE)
+    program, run = make_program(Sampler.K_EULER, 10, 0.3), run_of(Guidance.SIMPLE)
     place = pool.admit(random(4, 8, 8) * 3, random(2, 77, guided.text_width, seed=3))
-    evaluation = Evaluation(place, table.rows[0], 7.0, table.slots, None, guidance=run)
+    evaluation = Evaluation(place, program.steps[0], 7.0, program.slots, None, guidance=run)
     denoiser = Denoiser(guided)
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of luck"):
         patch.setattr(
             denoiser, "mix", lambda *_: (_ for _ in ()).throw(RuntimeError("out of luck"))
         )
-        denoiser.tick(pool, [evaluation])
+        denoiser.step(pool, [evaluation])
     assert (run.evaluation, run.losses, run.direction) == (0, [], None)
-    denoiser.tick(pool, [evaluation])
+    denoiser.step(pool, [evaluation])
     assert run.evaluation == 1
     assert len(run.losses) == 1
 
 
 def test_without_a_clip_model_the_request_fails(tiny: ModelBundle, inference: None) -> None:
     with pytest.raises(GenerationFailed, match="no CLIP model"):
-        ticks(tiny, Sampler.K_EULER, [run_of(Guidance.SIMPLE)])
+        steps(tiny, Sampler.K_EULER, [run_of(Guidance.SIMPLE)])
 
 
 def test_cutouts_depend_on_seed_and_evaluation_and_stay_inside() -> None:
@@ -310,11 +310,11 @@ def test_the_denoiser_pushes_at_every_step_of_a_fast_preset(
 
     monkeypatch.setattr(ClipGuide, "correction", counted)
     run = run_of(Guidance.FAST_BLUE, sampler=Sampler.K_DPMPP_2M)
-    pushed = ticks(guided, Sampler.K_DPMPP_2M, [run])[0]
+    pushed = steps(guided, Sampler.K_DPMPP_2M, [run])[0]
     assert computed == list(range(0, run.evaluation, 2))
     monkeypatch.setattr(GuidanceRun, "repeated", lambda *_: None)
     once = run_of(Guidance.FAST_BLUE, sampler=Sampler.K_DPMPP_2M)
-    assert not torch.equal(ticks(guided, Sampler.K_DPMPP_2M, [once])[0], pushed)
+    assert not torch.equal(steps(guided, Sampler.K_DPMPP_2M, [once])[0], pushed)
 
 
 def test_guidance_ends_when_the_loss_flattens() -> None:

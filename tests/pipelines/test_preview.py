@@ -8,13 +8,13 @@ import torch
 from models.loading.loader import load_bundle
 from pipelines.request import Pixels
 from pipelines.vae.preview import LatentToRgb
-from pipelines.vae.stages import encode_picture
+from pipelines.vae.stages import encode_image
 
 
 def test_a_preview_looks_like_the_picture(picture: Pixels) -> None:
     bundle = load_bundle(device="cpu")
     with torch.inference_mode():
-        latents = encode_picture(bundle, picture, tile=False).mean * bundle.scaling_factor
+        latents = encode_image(bundle, picture, tile=False).mean * bundle.scaling_factor
         preview = LatentToRgb.fit(bundle).picture(latents)
     assert preview.shape == (40, 40, 3)
     small = picture.reshape(40, 8, 40, 8, 3).mean(axis=(1, 3))

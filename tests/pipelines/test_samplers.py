@@ -1,4 +1,4 @@
-"""The sampler tables against diffusers, the golden trajectories, and their own invariants."""
+"""The sampler programs against diffusers, the golden trajectories, and their own invariants."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pipelines.request import Sampler
 from pipelines.samplers.programs import (
     NOISE,
     SLOTS,
-    Table,
-    compile_table,
+    SamplerProgram,
+    compile_program,
     evaluation_count,
-    make_table,
+    make_program,
 )
 from pipelines.samplers.schedules import (
     SAMPLER_SPECS,
@@ -45,16 +45,16 @@ def golden_eps(x: np.ndarray, sigma: float) -> np.ndarray:
     return (x - denoised) / sigma
 
 
-def run_table(
-    table: Table,
+def run_program(
+    program: SamplerProgram,
     x: np.ndarray,
     noise: list[np.ndarray],
     eps_of: Any = golden_eps,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Run a table in float64; give the end and slot 0 before every evaluation."""
+    """Run a program in float64; give the end and slot 0 before every evaluation."""
     slots = [x.astype(np.float64)] + [np.zeros_like(x, dtype=np.float64)] * (SLOTS - 1)
     seen = []
-    for row in table.rows:
+    for row in program.steps:
         seen.append(slots[0])
         draw = noise[row.noise] if row.noise is not None else np.zeros_like(x)
         columns = np.stack([*slots, eps_of(slots[0], row.sigma), draw])
@@ -70,12 +70,12 @@ def relative_error(got: np.ndarray, want: np.ndarray) -> float:
     "case", GOLDEN, ids=lambda c: f"{c['sampler']}-{c['steps']}-from-{c['start']}"
 )
 def test_table_equals_golden_trajectory(case: dict[str, Any]) -> None:
-    table = compile_table(case["sampler"], case["sigmas"])
+    program = compile_program(case["sampler"], case["sigmas"])
     noise = [np.array(draw) for draw in case["noise"]]
-    end, seen = run_table(table, np.array(case["x_start"]), noise)
-    assert len(table) == len(case["evaluations"])
-    assert table.draws <= len(noise)
-    for row, x, evaluation in zip(table.rows, seen, case["evaluations"], strict=True):
+    end, seen = run_program(program, np.array(case["x_start"]), noise)
+    assert len(program) == len(case["evaluations"])
+    assert program.draws <= len(noise)
+    for row, x, evaluation in zip(program.steps, seen, case["evaluations"], strict=True):
         assert row.sigma == pytest.approx(evaluation["sigma"], rel=1e-9)
         assert relative_error(x, np.array(evaluation["x"])) < 1e-9
     assert relative_error(end, np.array(case["x_end"])) < 1e-9
@@ -92,7 +92,7 @@ def drive_diffusers(
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """Drive the mapped diffusers scheduler step by step, as its img2img pipeline does.
 
-    Gives the end (latents), the start noise and the draws that a table consumes.
+    Gives the end (latents), the start noise and the draws that a program consumes.
     """
     scheduler = make_scheduler(sampler)
     scheduler.set_timesteps(steps)
@@ -134,8 +134,8 @@ def test_table_equals_diffusers_scheduler(
     x0 = np.random.default_rng(7).normal(size=(1, 4, 6, 6)).astype(np.float32)
     want, noise, draws = drive_diffusers(sampler, steps, image_strength, x0, seed=steps)
     schedule = make_schedule(sampler, steps, image_strength)
-    table = make_table(sampler, steps, image_strength)
-    got, _ = run_table(table, x0 + schedule.sigmas[0] * noise, draws)
+    program = make_program(sampler, steps, image_strength)
+    got, _ = run_program(program, x0 + schedule.sigmas[0] * noise, draws)
     assert relative_error(got, want) < 1e-5
 
 
@@ -143,8 +143,8 @@ def test_table_equals_diffusers_scheduler(
 def test_lms_equals_diffusers_from_the_first_step(steps: int) -> None:
     x0 = np.random.default_rng(7).normal(size=(1, 4, 6, 6)).astype(np.float32)
     want, noise, draws = drive_diffusers(Sampler.K_LMS, steps, 0.0, x0, seed=steps)
-    table = make_table(Sampler.K_LMS, steps, 0.0)
-    got, _ = run_table(table, x0 + table.rows[0].sigma * noise, draws)
+    program = make_program(Sampler.K_LMS, steps, 0.0)
+    got, _ = run_program(program, x0 + program.steps[0].sigma * noise, draws)
     assert relative_error(got, want) < 1e-5
 
 
@@ -172,8 +172,8 @@ def test_k_samplers_start_from_the_full_noise_whatever_a_folder_says() -> None:
 
 def test_midpoint_timesteps_are_interpolated_in_log_sigma() -> None:
     noise_schedule = NoiseSchedule()
-    table = make_table(Sampler.K_DPM_2, 10, 0.35)
-    middle = table.rows[1]
+    program = make_program(Sampler.K_DPM_2, 10, 0.35)
+    middle = program.steps[1]
     low = math.floor(middle.timestep)
     part = middle.timestep - low
     logs = np.log(noise_schedule.sigmas)
@@ -182,7 +182,7 @@ def test_midpoint_timesteps_are_interpolated_in_log_sigma() -> None:
 
 
 def test_v_prediction_is_folded_in() -> None:
-    """A model that says v, run over the folded table, ends where eps over the plain one does."""
+    """A model that says v, run over the folded program, ends where eps over the plain one does."""
     x0 = np.random.default_rng(3).normal(size=16)
     v_schedule = NoiseSchedule(prediction_type="v_prediction")
     draws = list(np.random.default_rng(4).normal(size=(60, 16)))
@@ -192,15 +192,15 @@ def test_v_prediction_is_folded_in() -> None:
         return (eps - sigma * x / (sigma**2 + 1)) * math.sqrt(sigma**2 + 1)
 
     for sampler in Sampler:
-        plain = make_table(sampler, 12, 0.35)
-        folded = make_table(sampler, 12, 0.35, v_schedule)
-        start = x0 + plain.rows[0].sigma * draws[-1]
-        want, _ = run_table(plain, start, draws)
-        got, _ = run_table(folded, start, draws, golden_v)
+        plain = make_program(sampler, 12, 0.35)
+        folded = make_program(sampler, 12, 0.35, v_schedule)
+        start = x0 + plain.steps[0].sigma * draws[-1]
+        want, _ = run_program(plain, start, draws)
+        got, _ = run_program(folded, start, draws, golden_v)
         assert relative_error(got, want) < 1e-12, sampler
-        a, b = folded.rows[0].x0
-        denoised = a * start + b * golden_v(start, folded.rows[0].sigma)
-        sigma = plain.rows[0].sigma
+        a, b = folded.steps[0].x0
+        denoised = a * start + b * golden_v(start, folded.steps[0].sigma)
+        sigma = plain.steps[0].sigma
         assert denoised == pytest.approx(start - sigma * golden_eps(start, sigma)), sampler
 
 
@@ -208,7 +208,7 @@ def test_v_prediction_is_folded_in() -> None:
 def test_slots_in_use(sampler: Sampler) -> None:
     single = {Sampler.K_EULER, Sampler.K_EULER_ANCESTRAL, Sampler.DDIM, Sampler.DDPM}
     expected = 1 if sampler in single else 4 if sampler is Sampler.K_LMS else 2
-    assert make_table(sampler, 20, 0.35).slots == expected
+    assert make_program(sampler, 20, 0.35).slots == expected
 
 
 @settings(deadline=None, max_examples=150)
@@ -220,17 +220,19 @@ def test_slots_in_use(sampler: Sampler) -> None:
 def test_invariants(sampler: Sampler, steps: int, image_strength: float) -> None:
     kept = denoising_steps(steps, image_strength)
     schedule = make_schedule(sampler, steps, image_strength)
-    table = make_table(sampler, steps, image_strength)
+    program = make_program(sampler, steps, image_strength)
     per_step = SAMPLER_SPECS[sampler].evaluations_per_step
     assert 1 <= kept <= steps
     assert abs(kept - steps * (1 - image_strength)) < 1 + 1e-5
-    assert len(table) == (kept if per_step == 1 else 2 * kept - 1)
-    assert len(table) == evaluation_count(sampler, steps, image_strength)
+    assert len(program) == (kept if per_step == 1 else 2 * kept - 1)
+    assert len(program) == evaluation_count(sampler, steps, image_strength)
     assert (np.diff(schedule.sigmas) < 0).all()
     assert (np.diff(schedule.timesteps) < 0).all()
-    assert [row.noise for row in table.rows if row.noise is not None] == list(range(table.draws))
-    assert table.rows[-1].noise is None
-    for row in table.rows:
+    assert [row.noise for row in program.steps if row.noise is not None] == list(
+        range(program.draws)
+    )
+    assert program.steps[-1].noise is None
+    for row in program.steps:
         assert np.isfinite(row.mix).all()
         assert np.isfinite([row.timestep, row.c_in, *row.x0]).all()
         assert 0 <= row.timestep <= 999
@@ -240,4 +242,4 @@ def test_invariants(sampler: Sampler, steps: int, image_strength: float) -> None
 @pytest.mark.parametrize("sigmas", [[1.0], [1.0, 2.0], [math.nan, 0.0], [1.0, -1.0], [1.0, 1.0]])
 def test_bad_sigmas_are_refused(sigmas: list[float]) -> None:
     with pytest.raises(ValueError, match="sigmas"):
-        compile_table(Sampler.K_EULER, sigmas)
+        compile_program(Sampler.K_EULER, sigmas)

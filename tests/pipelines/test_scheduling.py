@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.request import ClipGuidancePreset
-from pipelines.scheduler.batching import GroupKey, TickLimits
-from pipelines.scheduler.cost_model import CostTable, PictureCost, TickPoint
+from pipelines.scheduler.batching import GroupKey, StepLimits
+from pipelines.scheduler.cost_model import CostTable, ImageCost, StepPoint
 from pipelines.scheduler.crowding import Crowding
 from pipelines.scheduler.guidance_cost import MEASURED
 from pipelines.scheduler.scheduler import PolicyConfig, Scheduler
-from pipelines.scheduler.work import Decode, Encode, Refusal, Task, Tick, TooLong
+from pipelines.scheduler.work import Decode, Encode, Refusal, Step, Task, TooLong
 
 SMALL = GroupKey(40, 40, 77, False)
 MEDIUM = GroupKey(64, 64, 77, False)
@@ -26,18 +26,18 @@ LARGE = GroupKey(192, 192, 77, False)
 KEYS = (SMALL, MEDIUM, LARGE)
 
 
-def make_table(fixed: float, per_row: float = 1.0) -> CostTable:
-    """A tick takes ``fixed + per_row * rows * pixels / 4096`` seconds."""
+def make_program(fixed: float, per_row: float = 1.0) -> CostTable:
+    """A step takes ``fixed + per_row * rows * pixels / 4096`` seconds."""
     points = [
-        TickPoint(pixels, rows, fixed + per_row * rows * pixels / 4096)
+        StepPoint(pixels, rows, fixed + per_row * rows * pixels / 4096)
         for pixels in (1600, 4096, 36864)
         for rows in (1, 2, 4, 16)
     ]
-    return CostTable(points, PictureCost(0.0, 1e-4), PictureCost(0.0, 2e-4))
+    return CostTable(points, ImageCost(0.0, 1e-4), ImageCost(0.0, 2e-4))
 
 
-LINEAR = make_table(0.0)
-GAINFUL = make_table(10.0)
+LINEAR = make_program(0.0)
+GAINFUL = make_program(10.0)
 
 
 def crowded(table: CostTable, config: PolicyConfig | None = None) -> Scheduler:
@@ -84,44 +84,44 @@ def test_more_work_never_costs_less(
     seconds: list[float], pixels: int, rows: int, more: int
 ) -> None:
     lattice = [(p, r) for p in (1600, 4096, 9216) for r in (1, 4, 16)]
-    points = [TickPoint(p, r, s) for (p, r), s in zip(lattice, seconds, strict=True)]
-    table = CostTable(points, PictureCost(0, 0), PictureCost(0, 0))
-    base = table.tick_seconds(pixels, rows)
+    points = [StepPoint(p, r, s) for (p, r), s in zip(lattice, seconds, strict=True)]
+    table = CostTable(points, ImageCost(0, 0), ImageCost(0, 0))
+    base = table.step_seconds(pixels, rows)
     nearly = 1 - 1e-9
     assert base > 0
-    assert table.tick_seconds(pixels + more, rows) >= base * nearly
-    assert table.tick_seconds(pixels, rows + 1 + more % 7) >= base * nearly
+    assert table.step_seconds(pixels + more, rows) >= base * nearly
+    assert table.step_seconds(pixels, rows + 1 + more % 7) >= base * nearly
 
 
 def test_a_table_reads_its_own_points_and_between_them() -> None:
-    assert GAINFUL.tick_seconds(4096, 4) == pytest.approx(14.0)
-    assert GAINFUL.tick_seconds(4096, 8) == pytest.approx(18.0)
-    assert GAINFUL.tick_seconds(4096, 32) == pytest.approx(42.0)
-    assert GAINFUL.tick_seconds(20480, 2) == pytest.approx(20.0)
+    assert GAINFUL.step_seconds(4096, 4) == pytest.approx(14.0)
+    assert GAINFUL.step_seconds(4096, 8) == pytest.approx(18.0)
+    assert GAINFUL.step_seconds(4096, 32) == pytest.approx(42.0)
+    assert GAINFUL.step_seconds(20480, 2) == pytest.approx(20.0)
 
 
 def test_a_table_survives_its_file(tmp_path: Path) -> None:
     GAINFUL.save(tmp_path / "table.json")
     again = CostTable.load(tmp_path / "table.json")
     assert again.to_json() == GAINFUL.to_json()
-    assert again.tick_seconds(5000, 7) == GAINFUL.tick_seconds(5000, 7)
+    assert again.step_seconds(5000, 7) == GAINFUL.step_seconds(5000, 7)
 
 
 def test_a_table_learns_what_it_sees() -> None:
-    table = make_table(10.0)
-    far = table.tick_seconds(36864, 16)
+    table = make_program(10.0)
+    far = table.step_seconds(36864, 16)
     for _ in range(200):
-        table.observe_tick(4096, 3, 26.0)
+        table.observe_step(4096, 3, 26.0)
         table.observe_decode(4096, 3.0)
-    assert table.tick_seconds(4096, 3) == pytest.approx(26.0, rel=0.01)
+    assert table.step_seconds(4096, 3) == pytest.approx(26.0, rel=0.01)
     assert table.decode_seconds(4096) == pytest.approx(3.0, rel=0.01)
-    assert table.tick_seconds(36864, 16) == far
+    assert table.step_seconds(36864, 16) == far
 
 
 def test_a_table_with_a_hole_is_refused() -> None:
-    points = [TickPoint(1600, 1, 1.0), TickPoint(1600, 2, 1.0), TickPoint(4096, 1, 1.0)]
+    points = [StepPoint(1600, 1, 1.0), StepPoint(1600, 2, 1.0), StepPoint(4096, 1, 1.0)]
     with pytest.raises(ValueError, match="every number of rows"):
-        CostTable(points, PictureCost(0, 0), PictureCost(0, 0))
+        CostTable(points, ImageCost(0, 0), ImageCost(0, 0))
 
 
 # One request
@@ -134,8 +134,8 @@ def test_a_request_is_encoded_denoised_and_decoded_in_parts() -> None:
     while (work := scheduler.plan()) is not None:
         seen.append(work)
         scheduler.complete(work)
-    assert [type(work) for work in seen] == [Encode] * 9 + [Tick, Tick] + [Decode] * 9
-    assert [work.part for work in seen if not isinstance(work, Tick)] == [*range(9)] * 2
+    assert [type(work) for work in seen] == [Encode] * 9 + [Step, Step] + [Decode] * 9
+    assert [work.part for work in seen if not isinstance(work, Step)] == [*range(9)] * 2
     assert sum(w.seconds for w in seen[:9]) == pytest.approx(LINEAR.encode_seconds(192 * 192))
     assert sum(w.seconds for w in seen[11:]) == pytest.approx(LINEAR.decode_seconds(192 * 192))
     assert len(scheduler) == 0
@@ -149,7 +149,7 @@ def test_a_remembered_picture_needs_no_further_parts() -> None:
     assert work.parts == 9
     scheduler.complete(work, last=True)
     assert task.encoded
-    assert isinstance(scheduler.plan(), Tick)
+    assert isinstance(scheduler.plan(), Step)
 
 
 def test_nothing_is_planned_before_a_request_is_prepared() -> None:
@@ -171,7 +171,7 @@ def test_nothing_is_planned_before_a_request_is_prepared() -> None:
 # Width
 
 
-def test_where_rows_gain_requests_share_a_tick() -> None:
+def test_where_rows_gain_requests_share_a_step() -> None:
     scheduler = crowded(GAINFUL)
     for ident in range(3):
         put(scheduler, ident, rows=1 + ident % 2)
@@ -180,7 +180,7 @@ def test_where_rows_gain_requests_share_a_tick() -> None:
         assert isinstance(work, Encode)
         scheduler.complete(work)
     work = scheduler.plan()
-    assert isinstance(work, Tick)
+    assert isinstance(work, Step)
     assert set(work.idents) == {0, 1, 2}
     assert work.rows == 4
 
@@ -192,7 +192,7 @@ def test_where_rows_gain_nothing_requests_run_to_their_end_as_they_came() -> Non
     widths = set()
     finished: list[int] = []
     while (work := scheduler.plan()) is not None:
-        if isinstance(work, Tick):
+        if isinstance(work, Step):
             widths.add(len(work.idents))
         finished += scheduler.complete(work)
     assert widths == {1}
@@ -205,7 +205,7 @@ def test_a_bucket_is_filled_where_its_rows_are_paid_for_anyway() -> None:
         put(scheduler, ident)
     while isinstance(work := scheduler.plan(), Encode):
         scheduler.complete(work)
-    assert isinstance(work, Tick)
+    assert isinstance(work, Step)
     assert (work.rows, work.padded) == (8, 8)
 
 
@@ -216,18 +216,18 @@ def test_a_bucket_is_filled_where_its_rows_are_paid_for_anyway() -> None:
     fixed=st.floats(0, 100),
 )
 @settings(deadline=None)
-def test_a_tick_keeps_within_its_limits_and_never_costs_more_than_its_members_alone(
+def test_a_step_keeps_within_its_limits_and_never_costs_more_than_its_members_alone(
     rows: list[int], key: GroupKey, max_rows: int, fixed: float
 ) -> None:
-    limits = TickLimits(max_rows=max_rows)
-    scheduler = crowded(make_table(fixed), PolicyConfig(limits=limits))
+    limits = StepLimits(max_rows=max_rows)
+    scheduler = crowded(make_program(fixed), PolicyConfig(limits=limits))
     for ident, count in enumerate(rows):
         put(scheduler, ident, key, rows=count)
     while isinstance(work := scheduler.plan(), Encode):
         scheduler.complete(work)
-    assert isinstance(work, Tick)
+    assert isinstance(work, Step)
     assert work.rows == sum(rows[ident] for ident in work.idents) <= limits.rows_for(key)
-    alone = sum(scheduler.table.tick_seconds(key.latent_pixels, rows[i]) for i in work.idents)
+    alone = sum(scheduler.table.step_seconds(key.latent_pixels, rows[i]) for i in work.idents)
     assert work.seconds <= alone * (1 + 1e-9)
 
 
@@ -274,26 +274,26 @@ def test_a_group_that_has_spent_its_credit_yields() -> None:
 
 
 def test_a_cap_on_rows_holds_until_the_group_is_gone() -> None:
-    def rows_of_first_tick(scheduler: Scheduler) -> int:
+    def rows_of_first_step(scheduler: Scheduler) -> int:
         for ident in range(8):
             put(scheduler, ident, SMALL)
-        while not isinstance(work := scheduler.plan(), Tick):
+        while not isinstance(work := scheduler.plan(), Step):
             assert work is not None
             scheduler.complete(work)
         return work.rows
 
     scheduler = crowded(GAINFUL)
-    assert rows_of_first_tick(scheduler) == 16
+    assert rows_of_first_step(scheduler) == 16
     scheduler.cap_rows(SMALL, 6)
     work = scheduler.plan()
-    assert isinstance(work, Tick)
+    assert isinstance(work, Step)
     assert work.rows == 6
     scheduler.cap_rows(SMALL, 0)
     work = scheduler.plan()
-    assert isinstance(work, Tick)
+    assert isinstance(work, Step)
     assert work.rows == 2
     run_all(scheduler)
-    assert rows_of_first_tick(scheduler) == 16
+    assert rows_of_first_step(scheduler) == 16
 
 
 def test_places_are_not_exceeded() -> None:
@@ -417,12 +417,12 @@ def test_one_that_takes_too_long_goes_behind_all_others() -> None:
 
 
 def test_a_table_that_is_wrong_heals_by_what_is_let_through() -> None:
-    scheduler = crowded(make_table(0.0, per_row=100.0))
+    scheduler = crowded(make_program(0.0, per_row=100.0))
     for minute in range(20):
         task = Task(minute, MEDIUM, 2, 10, 60.0 * minute, deadline=60.0 * minute + 60.0)
         assert scheduler.offer(task, task.arrived) is None
         while (work := scheduler.plan()) is not None:
-            scheduler.complete(work, 1.0 if isinstance(work, Tick) else work.seconds)
+            scheduler.complete(work, 1.0 if isinstance(work, Step) else work.seconds)
         if scheduler.alone_seconds(Task(-1, MEDIUM, 2, 10, 0.0)) < 60.0:
             break
     assert 2 <= minute <= 6
@@ -431,12 +431,12 @@ def test_a_table_that_is_wrong_heals_by_what_is_let_through() -> None:
 def test_one_unit_that_hung_does_not_make_others_too_long() -> None:
     scheduler = crowded(LINEAR)
     put(scheduler, 0)
-    before = scheduler.table.tick_seconds(4096, 2)
-    while not isinstance(work := scheduler.plan(), Tick):
+    before = scheduler.table.step_seconds(4096, 2)
+    while not isinstance(work := scheduler.plan(), Step):
         assert work is not None
         scheduler.complete(work)
     scheduler.complete(work, 3600.0)
-    assert before < scheduler.table.tick_seconds(4096, 2) < 1.5 * before
+    assert before < scheduler.table.step_seconds(4096, 2) < 1.5 * before
 
 
 def test_time_spent_before_it_came_makes_no_request_too_long() -> None:
@@ -454,14 +454,14 @@ def test_guidance_is_predicted_and_learned_by_preset() -> None:
     slow = ClipGuidancePreset.SLOW
     task = Task(0, MEDIUM, 2, 30, 0.0, guidance=slow)
     plain = Task(1, MEDIUM, 2, 30, 0.0)
-    denoising = 30 * scheduler.table.tick_seconds(4096, 2)
+    denoising = 30 * scheduler.table.step_seconds(4096, 2)
     added = scheduler.alone_seconds(task) - scheduler.alone_seconds(plain)
     assert added == pytest.approx(MEASURED[slow] * denoising)
     assert scheduler.offer(task, 0.0) is None
     before = scheduler.table.to_json()
     while (work := scheduler.plan()) is not None:
-        if isinstance(work, Tick):
-            alone = scheduler.table.tick_seconds(4096, 2)
+        if isinstance(work, Step):
+            alone = scheduler.table.step_seconds(4096, 2)
             assert work.seconds == pytest.approx((1 + scheduler.guidance.ratio(slow)) * alone)
             scheduler.complete(work, 9.0 * alone)
         else:
@@ -499,10 +499,10 @@ def test_nobody_starves(
 
     Until its due time anything may pass it. After that only what is due before it does, which is
     at most a queue full, or what has credit that it lacks: at most a queue full of turns. Every
-    evaluation of those may be shared by a tick full of mates, each encoded and decoded once.
+    evaluation of those may be shared by a step full of mates, each encoded and decoded once.
     """
     config = PolicyConfig(max_queue=8, turn_factor=turn_factor)
-    scheduler = Scheduler(make_table(fixed), config)
+    scheduler = Scheduler(make_program(fixed), config)
     if lone:
         scheduler.crowding.share = 0.0
     target = put(scheduler, 0, victim)
@@ -530,9 +530,9 @@ def test_nobody_starves(
 )
 def test_padding_counts_where_memory_is_what_limits(max_pixels: int, rows: int) -> None:
     key = GroupKey(8, 8, 77, False)
-    limits = TickLimits(max_rows=32, max_pixels=max_pixels * 64, buckets=(1, 2, 4, 8, 16))
+    limits = StepLimits(max_rows=32, max_pixels=max_pixels * 64, buckets=(1, 2, 4, 8, 16))
     assert limits.rows_for(key) == rows
-    assert TickLimits(32, 7 * 64).rows_for(key) == 7
+    assert StepLimits(32, 7 * 64).rows_for(key) == 7
 
 
 # Decodes that are shared

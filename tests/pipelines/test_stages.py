@@ -13,14 +13,14 @@ from models.bundle import ModelBundle
 from models.padding import circular_padding
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Pixels, Sampler
-from pipelines.samplers.programs import make_table
+from pipelines.samplers.programs import make_program
 from pipelines.vae.stages import (
     Decoding,
+    ImageEncoder,
     Moments,
-    PictureEncoder,
     RequestNoise,
     decode_latents,
-    encode_picture,
+    encode_image,
     start_latents,
 )
 
@@ -40,18 +40,18 @@ def test_noise_without_draws_is_empty() -> None:
 def test_start_is_picture_plus_noise_and_pure_noise_at_strength_zero() -> None:
     moments = Moments(torch.full((4, 2, 2), 3.0), torch.zeros(4, 2, 2))
     noise = RequestNoise.draw(1, (4, 2, 2), 0)
-    table = make_table(Sampler.K_EULER, 20, 0.35)
-    sigma = table.rows[0].sigma
-    got = start_latents(moments, noise, table, 0.35, scaling=0.5)
+    program = make_program(Sampler.K_EULER, 20, 0.35)
+    sigma = program.steps[0].sigma
+    got = start_latents(moments, noise, program, 0.35, scaling=0.5)
     assert torch.allclose(got, 1.5 + noise.start * sigma)
-    full = make_table(Sampler.K_EULER, 20, 0.0)
+    full = make_program(Sampler.K_EULER, 20, 0.0)
     pure = start_latents(moments, noise, full, 0.0, scaling=0.5)
-    assert torch.allclose(pure, noise.start * np.sqrt(full.rows[0].sigma ** 2 + 1))
+    assert torch.allclose(pure, noise.start * np.sqrt(full.steps[0].sigma ** 2 + 1))
 
 
 def test_moments_equal_those_of_the_vae(tiny: ModelBundle, picture: Pixels) -> None:
     with torch.inference_mode():
-        moments = encode_picture(tiny, picture, tile=False)
+        moments = encode_image(tiny, picture, tile=False)
         pixels = torch.from_numpy(picture).float().permute(2, 0, 1)[None] / 255 * 2 - 1
         want = tiny.vae.encode(pixels).latent_dist
     assert moments.mean.shape == (4, 40, 40)
@@ -99,21 +99,21 @@ def test_a_picture_that_may_not_be_written_is_encoded(tiny: ModelBundle, picture
     locked = picture[:, ::-1]
     locked.flags.writeable = False
     with torch.inference_mode():
-        got = encode_picture(tiny, locked, tile=False)
-        want = encode_picture(tiny, picture[:, ::-1].copy(), tile=False)
+        got = encode_image(tiny, locked, tile=False)
+        want = encode_image(tiny, picture[:, ::-1].copy(), tile=False)
     assert torch.equal(got.mean, want.mean)
 
 
 def test_a_picture_is_encoded_in_parts_and_then_remembered(
     tiny: ModelBundle, picture: Pixels
 ) -> None:
-    encoder = PictureEncoder(tiny)
+    encoder = ImageEncoder(tiny)
     with torch.inference_mode():
         first = encoder.begin(picture, tile=False, parts=3)
         moments = [first.advance() for _ in range(3)]
-        remembered = encoder.begin(picture, tile=False, parts=3).advance()
+        cached = encoder.begin(picture, tile=False, parts=3).advance()
     assert moments[:2] == [None, None]
-    assert remembered is moments[2] is not None
+    assert cached is moments[2] is not None
 
 
 def test_padding_is_circular_only_inside_the_context(tiny: ModelBundle) -> None:
@@ -152,7 +152,7 @@ def test_tiling_and_plain_requests_do_not_mix(tiny: ModelBundle, picture: Pixels
 
 
 def test_a_cached_picture_changes_no_bit(tiny: ModelBundle, picture: Pixels) -> None:
-    encoder = PictureEncoder(tiny, cache_bytes=10**6)
+    encoder = ImageEncoder(tiny, cache_bytes=10**6)
     with torch.inference_mode():
         first = encoder.encode(picture, tile=False)
         again = encoder.encode(picture.copy(), tile=False)
@@ -164,7 +164,7 @@ def test_a_cached_picture_changes_no_bit(tiny: ModelBundle, picture: Pixels) -> 
 
 
 def test_a_cache_that_is_too_small_keeps_nothing(tiny: ModelBundle, picture: Pixels) -> None:
-    encoder = PictureEncoder(tiny, cache_bytes=100)
+    encoder = ImageEncoder(tiny, cache_bytes=100)
     with torch.inference_mode():
         encoder.encode(picture, tile=False)
         encoder.encode(picture, tile=False)

@@ -23,10 +23,10 @@ from pipelines.engine.warmup import FastPath
 from pipelines.request import GenerationRequest, Pixels
 from pipelines.vae.graphs import PATIENCE, PassKey, VaeGraphs
 from pipelines.vae.stages import (
-    PictureEncoder,
+    ImageEncoder,
     decode_latents,
     decode_together,
-    encode_picture,
+    encode_image,
 )
 
 
@@ -59,12 +59,12 @@ def test_forwards_of_our_own_make_the_pictures_of_the_modules(
     for tile in (False, True):
         want, got = (decode_latents(m, latents, tile) for m in (tiny, model))
         assert np.abs(want.astype(int) - got).max() <= 1
-        want_mean, got_mean = (encode_picture(m, picture, tile).mean for m in (tiny, model))
+        want_mean, got_mean = (encode_image(m, picture, tile).mean for m in (tiny, model))
         assert torch.allclose(want_mean, got_mean, atol=1e-5)
-    encoding = PictureEncoder(model).begin(picture, tile=False, parts=3)
+    encoding = ImageEncoder(model).begin(picture, tile=False, parts=3)
     in_parts = [encoding.advance() for _ in range(3)][-1]
     assert in_parts is not None
-    assert torch.equal(in_parts.mean, encode_picture(model, picture, tile=False).mean)
+    assert torch.equal(in_parts.mean, encode_image(model, picture, tile=False).mean)
 
 
 def test_captured_passes_give_the_bits_of_passes_as_they_come(
@@ -77,9 +77,9 @@ def test_captured_passes_give_the_bits_of_passes_as_they_come(
         (decoded,) = decode_together(model, [latents], graphs)
         assert np.array_equal(decoded.wait(), decode_latents(model, latents, tile=False))
     images = [picture, picture[::-1].copy()]
-    made = [encode_picture(model, image, False, graphs) for image in images]
+    made = [encode_image(model, image, False, graphs) for image in images]
     for image, moments in zip(images, made, strict=True):
-        want = encode_picture(model, image, tile=False)
+        want = encode_image(model, image, tile=False)
         # Kept while the graph went on to make others.
         assert torch.equal(moments.mean, want.mean)
         assert torch.equal(moments.std, want.std)

@@ -23,7 +23,7 @@ from pipelines.vae.passes import (
     tiled_decoder,
     tiled_encoder,
 )
-from pipelines.vae.stages import decode_latents, encode_picture, goes_in_tiles
+from pipelines.vae.stages import decode_latents, encode_image, goes_in_tiles
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def made(embedded: ModelBundle) -> Made:
     picture = scene(576, 704)
     both = [embedded, replace(embedded, vae_tile_above=512 * 512)]
     with torch.inference_mode():
-        moments = [encode_picture(bundle, picture, tile=False).mean for bundle in both]
+        moments = [encode_image(bundle, picture, tile=False).mean for bundle in both]
         latents = moments[0] * embedded.scaling_factor
         return Made(moments, [decode_latents(bundle, latents, tile=False) for bundle in both])
 
@@ -103,7 +103,7 @@ def test_encode_and_decode_go_by_it(tiny: ModelBundle, monkeypatch: pytest.Monke
     picture = scene(64, 576)
     for above, tile in [(64 * 576, False), (64 * 576 - 1, False), (1, True)]:
         bundle = replace(tiny, vae_tile_above=above)
-        latents = encode_picture(bundle, picture, tile).mean * tiny.scaling_factor
+        latents = encode_image(bundle, picture, tile).mean * tiny.scaling_factor
         assert decode_latents(bundle, latents, tile).shape == picture.shape
     whole, tiled = ["encoder_layers", "decoder_layers"], ["tiled_encoder", "tiled_decoder"]
     assert chosen == whole + tiled + whole

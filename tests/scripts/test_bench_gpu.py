@@ -23,7 +23,7 @@ from gpu_benchmark.ledger import SKIPPED, Ledger
 from gpu_benchmark.model import make_parts
 from gpu_benchmark.plan import FULL, NARROW, PARTS, SECONDS, ask, checked_requests
 from gpu_benchmark.report import BEFORE, TARGETS, good, make_page, outside
-from pipelines.samplers.programs import make_table
+from pipelines.samplers.programs import make_program
 from serving_benchmark.load import Plan
 from tests.tiny_model import tiny_bundle
 
@@ -53,7 +53,7 @@ def test_the_arithmetic_of_the_full_model_is_what_was_counted_on_a_card() -> Non
 def test_the_default_request_has_nineteen_evaluations() -> None:
     for scale in (FULL, NARROW):
         request = ask(scale)
-        table = make_table(request.sampler, request.steps, request.image_strength)
+        table = make_program(request.sampler, request.steps, request.image_strength)
         assert len(table) == scale.evaluations
     assert FULL.evaluations == 19
     assert [call.fields["steps"] for call in default_calls(FULL, 2, 1)] == ["30", "30"]

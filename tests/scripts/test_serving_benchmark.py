@@ -26,9 +26,9 @@ from serving_benchmark.load import PATH, Plan, Planned, Record, offer, percentil
 from serving_benchmark.measures import Health, Point, Results, Saturation, SizePlan, SizeResult
 from serving_benchmark.plot import plot_latency
 from serving_benchmark.processes import BATCHING, OURS, PLAIN, ROOT, Model
-from serving_benchmark.profiling import as_request, profile_ticks
+from serving_benchmark.profiling import as_request, profile_steps
 from serving_benchmark.report import make_report
-from serving_benchmark.ticks import TickCost, measure_ticks
+from serving_benchmark.steps import StepCost, measure_steps
 
 
 def test_traces_are_seeded_and_every_picture_is_another_one() -> None:
@@ -151,9 +151,9 @@ def test_all_servers_make_the_same_pictures_and_only_equal_requests_share_a_batc
         assert np.abs(one.astype(int) - mine).max() <= 1
 
 
-def test_a_tick_is_timed_for_whole_crowds_only(tiny_folder: Path) -> None:
+def test_a_step_is_timed_for_whole_crowds_only(tiny_folder: Path) -> None:
     samplers = (Sampler.K_EULER, Sampler.K_HEUN)
-    costs = measure_ticks(
+    costs = measure_steps(
         str(tiny_folder), "cpu", "float32", size=320, samplers=samplers, steps=12, rounds=1
     )
     assert [(c.sampler, c.requests) for c in costs] == [(s, n) for s in samplers for n in (1, 8)]
@@ -162,8 +162,8 @@ def test_a_tick_is_timed_for_whole_crowds_only(tiny_folder: Path) -> None:
     assert costs[0].count == 8
 
 
-def test_the_profile_of_ticks_names_this_project_s_functions(tiny_folder: Path) -> None:
-    lines = profile_ticks(
+def test_the_profile_of_steps_names_this_project_s_functions(tiny_folder: Path) -> None:
+    lines = profile_steps(
         str(tiny_folder), "cpu", "float32", size=320, requests=4, sampler=Sampler.K_EULER
     )
     assert any("denoiser." in line for line in lines)
@@ -194,7 +194,7 @@ def some_results() -> Results:
 
 def test_the_report_has_ratios_and_calls_a_miss_a_miss(tmp_path: Path) -> None:
     results = some_results()
-    cost = TickCost(Sampler.DDIM, 8, 10, 0.4, 0.5)
+    cost = StepCost(Sampler.DDIM, 8, 10, 0.4, 0.5)
     report = make_report(
         "the command",
         "2026-01-01",
@@ -238,7 +238,7 @@ def test_the_whole_benchmark_on_a_tiny_model(tiny_folder: Path, tmp_path: Path) 
     command += ["--profile", "--model", str(tiny_folder), "--out", str(file)]
     subprocess.run(command, check=True, timeout=400)
     report = file.read_text()
-    for heading in ("## 320 x 320", "## Memory", "## The exact lane", "## A tick outside"):
+    for heading in ("## 320 x 320", "## Memory", "## The exact lane", "## A step outside"):
         assert heading in report
     assert "a miss" not in report
     assert "serving_latency.png" in report

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pipelines.request import Sampler
-from pipelines.samplers.programs import make_table
+from pipelines.samplers.programs import make_program
 from pipelines.scheduler.batching import GroupKey
 from pipelines.scheduler.scheduler import PolicyConfig
 from simulation import fleet, measures, tables, traces
@@ -34,7 +34,7 @@ def arrivals(*times: float, steps: int = 10) -> list[Arrival]:
 def test_evaluations_are_the_length_of_the_table(
     sampler: Sampler, steps: int, strength: float
 ) -> None:
-    expected = len(make_table(sampler, steps, strength))
+    expected = len(make_program(sampler, steps, strength))
     assert traces.evaluations(sampler, steps, strength) == expected
 
 
@@ -59,7 +59,7 @@ def test_the_h200_table_gives_back_what_was_measured() -> None:
     table = tables.load_table("h200")
 
     def row_milliseconds(pixels: int, rows: int) -> float:
-        return 1000 * (table.tick_seconds(pixels, rows) - table.tick_overhead) / rows
+        return 1000 * (table.step_seconds(pixels, rows) - table.step_overhead) / rows
 
     # With flash attention, less what cuDNN's takes less at that many rows.
     assert row_milliseconds(4096, 2) == pytest.approx(3.48 - 0.375)
@@ -82,7 +82,7 @@ def test_the_servers_on_two_requests() -> None:
     assert queued.latencies == pytest.approx([alone, 2 * alone])
     batched = serve_request_batches(table, arrivals(0.0, 0.0), PATIENT)
     assert batched.latencies == pytest.approx([2 * alone, 2 * alone])
-    assert batched.rows_per_tick == 4
+    assert batched.rows_per_step == 4
     ours = serve_by_policy(table, arrivals(0.0, 0.0), PATIENT)
     assert ours.latencies == pytest.approx([alone, 2 * alone])
 
@@ -94,15 +94,15 @@ def test_a_full_queue_refuses() -> None:
         assert [math.isinf(latency) for latency in outcome.latencies] == [False] * 2 + [True] * 2
 
 
-def test_requests_that_differ_batch_by_ticks_only() -> None:
+def test_requests_that_differ_batch_by_steps_only() -> None:
     table = tables.load_table("h200")
     trace = arrivals(*[0.0] * 8)
     trace = [replace(a, recipe=(Sampler.DDIM, a.ident, 10, 7.0)) for a in trace]
-    assert serve_request_batches(table, trace, PATIENT).rows_per_tick == 2
+    assert serve_request_batches(table, trace, PATIENT).rows_per_step == 2
     ours = serve_by_policy(table, trace, PATIENT)
-    assert ours.rows_per_tick == 16
+    assert ours.rows_per_step == 16
     passes = table.encode_seconds(4096) + table.decode_seconds(4096)
-    assert ours.busy == pytest.approx(10 * table.tick_seconds(4096, 16) + 8 * passes)
+    assert ours.busy == pytest.approx(10 * table.step_seconds(4096, 16) + 8 * passes)
     assert ours.busy < serve_one_at_a_time(table, trace, PATIENT).busy
 
 
@@ -124,7 +124,7 @@ def test_saturation_comes_near_the_ceiling_and_never_above() -> None:
     trace = traces.make_trace(traces.MIXES["mixed"], "poisson", 400, seed=2)
     bench = measures.Bench(tables.load_table("h200"), trace, PolicyConfig())
     ratio, outcome = measures.saturated_by_policy(bench)
-    assert outcome.rows_per_tick > 3
+    assert outcome.rows_per_step > 3
     assert ratio > 0.9 * bench.ceiling
     assert ratio > measures.saturated_by_request_batches(bench)
 

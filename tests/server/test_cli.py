@@ -11,9 +11,9 @@ from server import __version__
 from server.accounts.key_text import is_well_formed
 from server.cli.main import app
 from server.images.workers.process import Worker
-from server.img2img.finishing import FinishedPicture
+from server.img2img.finishing import FinishedImage
 from server.img2img.form import ImageToImageForm
-from server.img2img.one_image import NoPicture
+from server.img2img.one_image import NoImage
 from server.settings import Settings
 from tests.server.pictures import file_of, four_corners
 
@@ -235,7 +235,7 @@ def test_generate_looks_at_its_output_before_it_works(
     def fail(*_: object) -> None:
         raise AssertionError("work was begun")
 
-    monkeypatch.setattr("server.img2img.one_image.make_picture", fail)
+    monkeypatch.setattr("server.img2img.one_image.make_image", fail)
     result = runner.invoke(app, ["generate", str(picture), "a", "-o", str(tmp_path / output)])
     assert result.exit_code == 2
     assert said in result.output.replace("\n", "")
@@ -247,11 +247,11 @@ def test_generate_keeps_a_picture_that_cannot_be_written(
     picture, output = tmp_path / "in.png", tmp_path / "out.webp"
     picture.write_bytes(file_of(four_corners()))
 
-    async def made(*_: object) -> FinishedPicture:
+    async def made(*_: object) -> FinishedImage:
         output.mkdir()  # from now on no file can have that name
-        return FinishedPicture(b"the file", 7)
+        return FinishedImage(b"the file", 7)
 
-    monkeypatch.setattr("server.img2img.one_image.make_picture", made)
+    monkeypatch.setattr("server.img2img.one_image.make_image", made)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     result = runner.invoke(app, ["generate", str(picture), "a", "-o", str(output)])
@@ -267,10 +267,10 @@ def test_generate_says_every_failure_in_one_line(
     picture = tmp_path / "in.png"
     picture.write_bytes(file_of(four_corners()))
 
-    async def fail(*_: object) -> FinishedPicture:
-        raise NoPicture("generation failed: OutOfMemoryError")
+    async def fail(*_: object) -> FinishedImage:
+        raise NoImage("generation failed: OutOfMemoryError")
 
-    monkeypatch.setattr("server.img2img.one_image.make_picture", fail)
+    monkeypatch.setattr("server.img2img.one_image.make_image", fail)
     monkeypatch.chdir(tmp_path)
     result = runner.invoke(app, ["generate", str(picture), "a"])
     assert result.exit_code == 1

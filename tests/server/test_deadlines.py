@@ -18,7 +18,7 @@ from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.engine.watch import Patience
 from pipelines.errors import EngineStalled, RequestTooLong
 from pipelines.request import Pixels
-from pipelines.scheduler.cost_model import CostTable, PictureCost, TickPoint
+from pipelines.scheduler.cost_model import CostTable, ImageCost, StepPoint
 from server.accounts.ledger import Ledger
 from server.accounts.types import Balance, Order, State
 from server.app import create_app
@@ -190,8 +190,8 @@ def hanging(tiny: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[thre
 def test_a_real_engine_whose_unit_hangs_and_comes_back(
     tiny: ModelBundle, hanging: threading.Event, picture_file: bytes
 ) -> None:
-    points = [TickPoint(pixels, rows, 1e-6) for pixels in (16, 4096) for rows in (1, 64)]
-    costs = CostTable(points, PictureCost(0.0, 0.0), PictureCost(0.0, 0.0))
+    points = [StepPoint(pixels, rows, 1e-6) for pixels in (16, 4096) for rows in (1, 64)]
+    costs = CostTable(points, ImageCost(0.0, 0.0), ImageCost(0.0, 0.0))
     config = EngineConfig(warm_up=False, patience=Patience(seconds=0.3))
 
     def starter(_: Settings) -> LoadedModel:

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from server.http.fair_turns import FairTurns
-from server.images.decode import PictureError, prepare_picture
+from server.images.decode import ImageError, prepare_image
 from server.images.fit import ResizeMode
 from server.images.workers import limits as decoder_limits
 from server.images.workers import pool as decoders_module
@@ -90,7 +90,7 @@ async def test_pixels_are_those_of_the_plain_code(decoders: DecoderPool, mode: R
     data = file_of(gradient(600, 400))
     for fit in (Fit(320, 640, mode), Fit(None, None, mode), Fit(None, None, mode, ((512, 512),))):
         made = await decoders.decode(data, fit)
-        plain = prepare_picture(data, fit.width, fit.height, fit.mode, fit.auto_sizes)
+        plain = prepare_image(data, fit.width, fit.height, fit.mode, fit.auto_sizes)
         assert made is not None
         assert np.array_equal(made, plain)
         assert made.flags.writeable
@@ -98,12 +98,12 @@ async def test_pixels_are_those_of_the_plain_code(decoders: DecoderPool, mode: R
 
 async def test_without_a_size_a_picture_is_only_checked(decoders: DecoderPool) -> None:
     assert await decoders.decode(PLAIN, None) is None
-    with pytest.raises(PictureError, match=r"^init_image: the file is no picture"):
+    with pytest.raises(ImageError, match=r"^init_image: the file is no picture"):
         await decoders.decode(b"no picture", None)
 
 
 async def test_a_refusal_is_that_of_the_plain_code(decoders: DecoderPool) -> None:
-    with pytest.raises(PictureError) as refusal:
+    with pytest.raises(ImageError) as refusal:
         await decoders.decode(PLAIN[:200], FIT)
     assert str(refusal.value) == "init_image: the picture is truncated or corrupt"
 
@@ -163,7 +163,7 @@ def enforced(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 async def test_cpu_time_is_bounded(enforced: Callable[[bool], None], by_kernel: bool) -> None:
     enforced(by_kernel)
     async with pool_of(limits=DecoderLimits(seconds=0.4)) as pool:
-        with pytest.raises(PictureError) as refusal:
+        with pytest.raises(ImageError) as refusal:
             await pool.decode(SLOW, FIT)
         assert str(refusal.value) == "init_image: the picture takes more than 0.4 s to decode"
         assert (await pool.decode(PLAIN, FIT)) is not None
@@ -174,7 +174,7 @@ async def test_memory_is_bounded(enforced: Callable[[bool], None], by_kernel: bo
     enforced(by_kernel)
     large = file_of(Image.new("RGB", (4000, 3900)), compress_level=1)
     async with pool_of(limits=DecoderLimits(mib=32)) as pool:
-        with pytest.raises(PictureError) as refusal:
+        with pytest.raises(ImageError) as refusal:
             await pool.decode(large, FIT)
         assert str(refusal.value) == (
             "init_image: the picture takes more than 32 MiB of memory to decode"
@@ -226,7 +226,7 @@ async def test_a_worker_that_crashes_takes_only_its_own_picture(
         slow = asyncio.ensure_future(pool.decode(SLOW, FIT))
         await until(lambda: at_work(pool))
         os.kill(at_work(pool)[0].pid, signal.SIGSEGV)
-        with pytest.raises(PictureError, match="its decoder crashed"):
+        with pytest.raises(ImageError, match="its decoder crashed"):
             await slow
         assert "a decoder ended" in caplog.text
         assert (await pool.decode(PLAIN, FIT)) is not None
@@ -253,7 +253,7 @@ async def test_a_worker_that_answers_nonsense_is_ended(
     deed: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with pool_of() as pool:
-        with pytest.raises(PictureError, match="its decoder crashed"):
+        with pytest.raises(ImageError, match="its decoder crashed"):
             await pool.decode(deed.encode(), FIT, deadline=time.monotonic() + 30)
         assert "a decoder broke the protocol" in caplog.text
         await take_plain(pool)
@@ -266,7 +266,7 @@ async def test_an_answer_left_over_is_not_taken_for_the_next_picture() -> None:
             made = await pool.decode(b"plain and one more", FIT)
             assert made is not None
             assert (made == HONEST[0]).all()
-            with pytest.raises(PictureError, match="its decoder crashed"):
+            with pytest.raises(ImageError, match="its decoder crashed"):
                 await pool.decode(b"plain", FIT)
             await take_plain(pool)
 
@@ -282,7 +282,7 @@ def test_what_a_message_may_take_is_known_before_it_is_read() -> None:
 @pytest.mark.usefixtures("rogue")
 async def test_a_worker_that_closes_its_pipe_is_ended() -> None:
     async with pool_of() as pool:
-        with pytest.raises(PictureError, match="its decoder crashed"):
+        with pytest.raises(ImageError, match="its decoder crashed"):
             await pool.decode(b"closes", FIT, deadline=time.monotonic() + 30)
         await take_plain(pool)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, features
 
-from server.images.decode import PictureError, decode_picture
+from server.images.decode import ImageError, decode_image
 from tests.server.hostile_pictures import (
     empty_chunks,
     false_chunk_starts,
@@ -72,20 +72,20 @@ def test_large_texts_and_profiles(kind: str, count: int, behind: bool) -> None:
     if kind == "tEXt":
         count = min(count, 10)
     chunks = [png_chunk(kind.encode(), TEXTS[kind])] * count
-    assert_upright(decode_picture(png_with(*chunks, behind=behind)))
+    assert_upright(decode_image(png_with(*chunks, behind=behind)))
 
 
 @pytest.mark.parametrize("kind", ["zTXt", "iTXt", "iCCP"])
 @pytest.mark.parametrize("name", [b"a", b"Raw profile type exif", b"XML:com.adobe.xmp"])
 def test_texts_that_unpack_to_more_than_is_read(kind: str, name: bytes) -> None:
     head = b"\x00\x01\x00\x00\x00" if kind == "iTXt" else b"\x00\x00"
-    assert_upright(decode_picture(png_with(png_chunk(kind.encode(), name + head + HUGE))))
+    assert_upright(decode_image(png_with(png_chunk(kind.encode(), name + head + HUGE))))
 
 
 @pytest.mark.parametrize("make", [many_profiles, many_texts, empty_chunks, false_chunk_starts])
 def test_chunks_without_end(make: object) -> None:
     assert callable(make)
-    assert decode_picture(make()).getpixel((9, 9)) == (128, 128, 128)
+    assert decode_image(make()).getpixel((9, 9)) == (128, 128, 128)
 
 
 ANCILLARY = [
@@ -101,31 +101,31 @@ def test_ancillary_chunks_of_odd_lengths(kind: bytes, size: int, behind: bool) -
     if kind == b"tRNS":
         size = min(size, 5)  # six bytes are a colour
     chunk = png_chunk(kind, b"\xfe" * size)
-    assert_upright(decode_picture(png_with(chunk, behind=behind)))
+    assert_upright(decode_image(png_with(chunk, behind=behind)))
 
 
 @pytest.mark.parametrize("kind", ANCILLARY)
 def test_ancillary_chunks_with_a_wrong_checksum(kind: bytes) -> None:
-    assert_upright(decode_picture(png_with(damaged(png_chunk(kind, b"\x01" * 9)))))
+    assert_upright(decode_image(png_with(damaged(png_chunk(kind, b"\x01" * 9)))))
 
 
 @pytest.mark.parametrize("length", [0, 5, 8, 10, 12, 30, 5000, 2**31 - 1, 2**32 - 1])
 @pytest.mark.parametrize("kind", [b"pHYs", b"tEXt", b"iCCP", b"zzZz"])
 def test_ancillary_chunks_with_a_wrong_length(kind: bytes, length: int) -> None:
     chunk = misnumbered(png_chunk(kind, b"\x01" * 9), length)
-    assert_upright(decode_picture(png_with(chunk)))
+    assert_upright(decode_image(png_with(chunk)))
 
 
 def test_what_follows_a_damaged_chunk_still_counts() -> None:
     image = Image.new("RGB", (8, 8), (255, 0, 0))
     profile = png_chunk(b"iCCP", b"a\x00\x00" + zlib.compress(wide_profile()))
     broken = misnumbered(png_chunk(b"pHYs", bytes(9)), 5000)
-    decoded = decode_picture(png_with(broken, profile, picture=image))
+    decoded = decode_image(png_with(broken, profile, picture=image))
     assert np.abs(np.subtract(decoded.getpixel((4, 4)), (0, 255, 0))).max() <= 2
 
 
 def test_a_palette_of_a_picture_without_one_only_suggests() -> None:
-    assert_upright(decode_picture(png_with(damaged(png_chunk(b"PLTE", b"\x01" * 7)))))
+    assert_upright(decode_image(png_with(damaged(png_chunk(b"PLTE", b"\x01" * 7)))))
 
 
 @pytest.mark.parametrize(
@@ -135,29 +135,29 @@ def test_a_palette_of_a_picture_without_one_only_suggests() -> None:
 def test_a_damaged_critical_chunk_is_named(where: bytes, reason: str) -> None:
     data = bytearray(file_of(four_corners().quantize(4)))
     data[data.index(where) + 5] ^= 1
-    with pytest.raises(PictureError, match=rf"^init_image: the picture is corrupt: its {reason}"):
-        decode_picture(data)
+    with pytest.raises(ImageError, match=rf"^init_image: the picture is corrupt: its {reason}"):
+        decode_image(data)
 
 
 def test_a_png_without_pixels_is_refused() -> None:
     data = file_of(four_corners())
-    with pytest.raises(PictureError, match=r"no image data \(IDAT\)"):
-        decode_picture(data[: data.index(b"IDAT") - 4])
+    with pytest.raises(ImageError, match=r"no image data \(IDAT\)"):
+        decode_image(data[: data.index(b"IDAT") - 4])
 
 
 @pytest.mark.parametrize("cut", [0.4, 0.8, 0.95])
 def test_cut_pixels_are_refused(cut: float) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
     data = file_of(Image.fromarray(noise))
-    with pytest.raises(PictureError, match="truncated or corrupt"):
-        decode_picture(data[: int(len(data) * cut)])
+    with pytest.raises(ImageError, match="truncated or corrupt"):
+        decode_image(data[: int(len(data) * cut)])
 
 
 def test_the_default_image_of_an_animation() -> None:
     black = Image.new("RGB", (64, 48))
     data = file_of(four_corners(), save_all=True, append_images=[black, black])
     assert b"acTL" in data
-    assert_upright(decode_picture(data))
+    assert_upright(decode_image(data))
 
 
 def test_pixels_in_many_chunks() -> None:
@@ -166,7 +166,7 @@ def test_pixels_in_many_chunks() -> None:
     (length,) = struct.unpack_from(">I", data, start)
     pixels = data[start + 8 : start + 8 + length]
     pieces = b"".join(png_chunk(b"IDAT", pixels[n : n + 1]) for n in range(length))
-    assert_upright(decode_picture(data[:start] + pieces + data[start + 12 + length :]))
+    assert_upright(decode_image(data[:start] + pieces + data[start + 12 + length :]))
 
 
 # Transparency by key
@@ -188,7 +188,7 @@ def test_transparent_grey_of_every_depth(depth: int, place: int) -> None:
     most = 2**depth - 1
     levels = (0, most) if depth < 8 else (7, most // 3 + 1)
     key = struct.pack(">H", levels[place])
-    picture = decode_picture(keyed_png(depth, False, [(level,) for level in levels], key))
+    picture = decode_image(keyed_png(depth, False, [(level,) for level in levels], key))
     shown = [picture.getpixel((x, 0))[0] for x in range(2)]  # type: ignore[index]
     expected = [round(level * 255 / most) for level in levels]
     expected[place] = 255
@@ -200,7 +200,7 @@ def test_each_level_of_grey_can_be_the_transparent_one(depth: int) -> None:
     levels = range(2**depth)
     for key in levels:
         data = keyed_png(depth, False, [(n,) for n in levels], struct.pack(">H", key))
-        picture = decode_picture(data)
+        picture = decode_image(data)
         step = 255 // (2**depth - 1)
         assert [picture.getpixel((n, 0))[0] for n in levels] == [  # type: ignore[index]
             255 if n == key else n * step for n in levels
@@ -212,20 +212,20 @@ def test_transparent_colour_of_every_depth(depth: int) -> None:
     scale = 257 if depth == 16 else 1
     pixels = [(200 * scale, 10 * scale, 10 * scale), (10 * scale, 200 * scale, 10 * scale)]
     data = keyed_png(depth, True, pixels, struct.pack(">3H", *pixels[0]))
-    picture = decode_picture(data)
+    picture = decode_image(data)
     assert [picture.getpixel((x, 0)) for x in range(2)] == [(255, 255, 255), (10, 200, 10)]
 
 
 def test_colours_that_are_equal_in_their_upper_bytes_are_not_the_same() -> None:
     pixels = [(0x1200, 0x3400, 0x5600), (0x1200, 0x3400, 0x5601), (0x1201, 0x3400, 0x5600)]
-    picture = decode_picture(keyed_png(16, True, pixels, struct.pack(">3H", *pixels[0])))
+    picture = decode_image(keyed_png(16, True, pixels, struct.pack(">3H", *pixels[0])))
     shown = [picture.getpixel((x, 0)) for x in range(3)]
     assert shown == [(255, 255, 255), (0x12, 0x34, 0x56), (0x12, 0x34, 0x56)]
 
 
 def test_greys_that_are_equal_in_their_upper_bytes_are_not_the_same() -> None:
     pixels = [(0x1200,), (0x1201,)]
-    picture = decode_picture(keyed_png(16, False, pixels, struct.pack(">H", 0x1200)))
+    picture = decode_image(keyed_png(16, False, pixels, struct.pack(">H", 0x1200)))
     assert [picture.getpixel((x, 0))[0] for x in range(2)] == [255, 0x12]  # type: ignore[index]
 
 
@@ -233,7 +233,7 @@ def test_transparent_parts_of_a_picture_that_is_shrunk_do_not_bleed() -> None:
     image = Image.new("P", (6200, 6200), 0)
     image.putpalette([255, 0, 0, 0, 0, 255])
     image.paste(1, (0, 0, 3101, 6200))
-    shown = decode_picture(file_of(image, transparency=0))
+    shown = decode_image(file_of(image, transparency=0))
     assert set(dict(map(reversed, shown.getcolors() or []))) <= {  # type: ignore[arg-type]
         *((0, 0, 255), (255, 255, 255), (128, 128, 255), (127, 127, 255)),
     }
@@ -275,7 +275,7 @@ def test_odd_exif(file_format: str, what: str) -> None:
         data = png_with(png_chunk(b"eXIf", exif.removeprefix(b"Exif\x00\x00")))
     else:
         data = file_of(four_corners(), file_format, exif=exif, **options[file_format])
-    assert_upright(decode_picture(data), 8 if file_format == "JPEG" else 0)
+    assert_upright(decode_image(data), 8 if file_format == "JPEG" else 0)
 
 
 @pytest.mark.parametrize("what", ODD_EXIF)
@@ -297,7 +297,7 @@ def test_odd_exif_in_boxes(file_format: str, what: str) -> None:
         data = buffer.getvalue()
     assert stand_in in data
     data = data.replace(stand_in, odd.ljust(len(stand_in), b"\x00"))
-    assert_upright(decode_picture(data), 12)
+    assert_upright(decode_image(data), 12)
 
 
 def with_segment(marker: int, payload: bytes, length: int | None = None) -> bytes:
@@ -325,14 +325,14 @@ def with_segment(marker: int, payload: bytes, length: int | None = None) -> byte
     ],
 )
 def test_odd_segments(data: bytes) -> None:
-    assert_upright(decode_picture(data), 8)
+    assert_upright(decode_image(data), 8)
 
 
 def test_a_file_of_several_pictures_shows_its_first() -> None:
     buffer = io.BytesIO()
     black = Image.new("RGB", (64, 48))
     four_corners().save(buffer, "MPO", save_all=True, append_images=[black], quality=95)
-    assert_upright(decode_picture(buffer.getvalue()), 8)
+    assert_upright(decode_image(buffer.getvalue()), 8)
 
 
 def test_a_profile_in_parts() -> None:
@@ -346,7 +346,7 @@ def test_a_profile_in_parts() -> None:
         struct.pack(">HH", 0xFFE2, len(part) + 16) + b"ICC_PROFILE\x00" + bytes((n, 2)) + part
         for n, part in ((2, parts[1]), (1, parts[0]))
     )
-    decoded = decode_picture(data[:2] + segments + data[2:])
+    decoded = decode_image(data[:2] + segments + data[2:])
     assert np.abs(np.subtract(decoded.getpixel((8, 8)), (0, 255, 0))).max() <= 3
 
 
@@ -360,7 +360,7 @@ def test_orientation_by_xmp(file_format: str) -> None:
     else:
         options = {"quality": 95} if file_format == "JPEG" else {"lossless": True}
         data = file_of(turned, file_format, xmp=xmp, **options)
-    assert_upright(decode_picture(data), 8 if file_format == "JPEG" else 0)
+    assert_upright(decode_image(data), 8 if file_format == "JPEG" else 0)
 
 
 def test_orientation_by_the_text_of_imagemagick() -> None:
@@ -371,7 +371,7 @@ def test_orientation_by_the_text_of_imagemagick() -> None:
     body = f"\nexif\n{len(text) // 2:8}\n{lines}\n".encode()
     chunk = png_chunk(b"zTXt", b"Raw profile type exif\x00\x00" + zlib.compress(body))
     turned = four_corners().transpose(Image.Transpose.ROTATE_180)
-    assert_upright(decode_picture(png_with(chunk, picture=turned)))
+    assert_upright(decode_image(png_with(chunk, picture=turned)))
 
 
 # WebP
@@ -390,7 +390,7 @@ def webp_with(kind: bytes, payload: bytes, length: int | None = None) -> bytes:
 @pytest.mark.parametrize("kind", [b"ICCP", b"EXIF", b"XMP ", b"zzzz"])
 @pytest.mark.parametrize("length", [None, 0, 3, 50_000, 2**31, 2**32 - 1])
 def test_webp_chunks_that_only_decorate(kind: bytes, length: int | None) -> None:
-    assert_upright(decode_picture(webp_with(kind, b"not at all", length)))
+    assert_upright(decode_image(webp_with(kind, b"not at all", length)))
 
 
 def test_webp_frame_smaller_than_its_canvas() -> None:
@@ -406,7 +406,7 @@ def test_webp_frame_smaller_than_its_canvas() -> None:
     data[place + 12 : place + 18] = (127).to_bytes(3, "little") + (95).to_bytes(3, "little")
     place = data.index(b"ANMF") + 8
     data[place : place + 6] = (16).to_bytes(3, "little") + (8).to_bytes(3, "little")
-    decoded = decode_picture(data)
+    decoded = decode_image(data)
     assert decoded.size == (128, 96)
     assert decoded.getpixel((5, 5)) == decoded.getpixel((120, 90)) == (255, 255, 255)
     assert_upright(decoded.crop((32, 16, 96, 64)), 12)
@@ -415,14 +415,14 @@ def test_webp_frame_smaller_than_its_canvas() -> None:
 def test_webp_with_damaged_pixels_is_refused() -> None:
     data = bytearray(file_of(gradient(64, 48), "WEBP", lossless=True))
     data[32:] = bytes(len(data) - 32)
-    with pytest.raises(PictureError, match=r"corrupt"):
-        decode_picture(data)
+    with pytest.raises(ImageError, match=r"corrupt"):
+        decode_image(data)
 
 
 def test_webp_alpha_beside_lossy_colour() -> None:
     image = Image.new("RGBA", (64, 48), (200, 10, 10, 255))
     image.paste((200, 10, 10, 0), (32, 0, 64, 48))
-    decoded = decode_picture(file_of(image, "WEBP", quality=95))
+    decoded = decode_image(file_of(image, "WEBP", quality=95))
     assert decoded.getpixel((50, 20)) == (255, 255, 255)
     assert np.abs(np.subtract(decoded.getpixel((10, 20)), (200, 10, 10))).max() <= 8
 
@@ -461,7 +461,7 @@ def bmp_pixel(colour: tuple[int, ...], masks: tuple[int, ...]) -> int:
 def test_bmp_whose_alpha_is_empty_is_opaque(masks: tuple[int, int, int, int], size: int) -> None:
     colours = [(200, 10, 10, 0), (0, 0, 0, 0), (10, 200, 10, 0)]
     data = bmp_of([bmp_pixel(colour, masks) for colour in colours], masks, size)
-    picture = decode_picture(data)
+    picture = decode_image(data)
     assert [picture.getpixel((x, 0)) for x in range(3)] == [colour[:3] for colour in colours]
 
 
@@ -469,7 +469,7 @@ def test_bmp_whose_alpha_is_empty_is_opaque(masks: tuple[int, int, int, int], si
 def test_bmp_with_alpha(masks: tuple[int, int, int, int]) -> None:
     colours = [(200, 10, 10, 0), (0, 0, 0, 255), (10, 200, 10, 255)]
     data = bmp_of([bmp_pixel(colour, masks) for colour in colours], masks)
-    picture = decode_picture(data)
+    picture = decode_image(data)
     shown = [picture.getpixel((x, 0)) for x in range(3)]
     assert shown == [(255, 255, 255), (0, 0, 0), (10, 200, 10)]
 
@@ -492,7 +492,7 @@ def gif_on_screen(
 
 @pytest.mark.parametrize("place", [(0, 0), (32, 16), (64, 48)])
 def test_gif_frame_smaller_than_its_screen_lies_on_white(place: tuple[int, int]) -> None:
-    decoded = decode_picture(gif_on_screen((128, 96), place))
+    decoded = decode_image(gif_on_screen((128, 96), place))
     assert decoded.size == (128, 96)
     expected = Image.new("RGB", (128, 96), "white")
     expected.paste(four_corners(), place)
@@ -502,7 +502,7 @@ def test_gif_frame_smaller_than_its_screen_lies_on_white(place: tuple[int, int])
 def test_gif_frame_with_a_transparent_colour_on_a_larger_screen() -> None:
     index = four_corners().quantize(4).getpixel((0, 0))
     assert isinstance(index, int)
-    decoded = decode_picture(gif_on_screen((128, 96), (10, 10), index))
+    decoded = decode_image(gif_on_screen((128, 96), (10, 10), index))
     expected = Image.new("RGB", (128, 96), "white")
     expected.paste(four_corners(), (10, 10))
     expected.paste("white", (10, 10, 42, 34))
@@ -515,5 +515,5 @@ def test_gif_frame_with_a_transparent_colour_on_a_larger_screen() -> None:
 def test_a_kind_that_is_not_read_is_not_called_unknown() -> None:
     data = bytearray(file_of(four_corners(), "JPEG"))
     data[data.index(b"\xff\xc0") + 4] = 12  # bits a sample
-    with pytest.raises(PictureError, match="this kind of JPEG is not supported"):
-        decode_picture(data)
+    with pytest.raises(ImageError, match="this kind of JPEG is not supported"):
+        decode_image(data)

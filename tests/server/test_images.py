@@ -10,12 +10,12 @@ from PIL import Image, features
 
 from server.images.decode import (
     MAX_PIXELS,
-    PictureError,
-    decode_picture,
+    ImageError,
+    decode_image,
     encode_png,
-    prepare_picture,
+    prepare_image,
 )
-from server.images.fit import fit_picture, fit_size
+from server.images.fit import fit_image, fit_size
 from server.img2img.form import ResizeMode
 from tests.server.pictures import (
     assert_upright,
@@ -50,19 +50,19 @@ ORIENTATION = 0x0112
 )
 def test_each_format_is_read(file_format: str, options: dict[str, object], tolerance: int) -> None:
     data = file_of(four_corners(), file_format, **options)
-    assert_upright(decode_picture(data), tolerance)
+    assert_upright(decode_image(data), tolerance)
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
 def test_avif_is_read() -> None:
-    assert_upright(decode_picture(file_of(four_corners(), "AVIF", quality=95)), 12)
+    assert_upright(decode_image(file_of(four_corners(), "AVIF", quality=95)), 12)
 
 
 def test_heic_is_read() -> None:
     heif = pytest.importorskip("pillow_heif")
     buffer = io.BytesIO()
     heif.from_pillow(four_corners()).save(buffer, quality=95)
-    assert_upright(decode_picture(buffer.getvalue()), 12)
+    assert_upright(decode_image(buffer.getvalue()), 12)
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "TIFF", "WEBP"])
@@ -72,13 +72,13 @@ def test_first_frame_of_several(file_format: str) -> None:
     data = file_of(
         four_corners(), file_format, save_all=True, append_images=[black, black], **options
     )
-    assert_upright(decode_picture(data))
+    assert_upright(decode_image(data))
 
 
 def test_formats_that_are_not_named_are_refused() -> None:
     data = file_of(four_corners(), "PPM")
-    with pytest.raises(PictureError, match="init_image: the file is no picture"):
-        decode_picture(data)
+    with pytest.raises(ImageError, match="init_image: the file is no picture"):
+        decode_image(data)
 
 
 # EXIF orientation
@@ -108,7 +108,7 @@ def test_every_orientation(orientation: int, file_format: str) -> None:
     options = {"quality": 95} if file_format == "JPEG" else {}
     options = {"lossless": True} if file_format == "WEBP" else options
     data = file_of(stored_for(orientation), file_format, exif=exif, **options)
-    decoded = decode_picture(data)
+    decoded = decode_image(data)
     assert decoded.size == (64, 48)
     assert_upright(decoded, 8 if file_format == "JPEG" else 0)
 
@@ -117,12 +117,12 @@ def test_size_follows_the_upright_picture() -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     data = file_of(gradient(400, 600), "JPEG", exif=exif)
-    assert prepare_picture(data, None, None, ResizeMode.CROP).shape == (384, 576, 3)
+    assert prepare_image(data, None, None, ResizeMode.CROP).shape == (384, 576, 3)
 
 
 def test_broken_exif_is_ignored() -> None:
     data = file_of(four_corners(), "JPEG", quality=95, exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
-    assert_upright(decode_picture(data), 8)
+    assert_upright(decode_image(data), 8)
 
 
 # What is refused
@@ -132,14 +132,14 @@ def test_broken_exif_is_ignored() -> None:
 def test_decompression_bomb_is_refused_before_decoding(side: int) -> None:
     data = png_of(side, side, 8, 2, b"\x00" * 100)
     assert len(data) < 1000
-    with pytest.raises(PictureError, match="init_image: the picture has over 100 megapixels"):
-        decode_picture(data)
+    with pytest.raises(ImageError, match="init_image: the picture has over 100 megapixels"):
+        decode_image(data)
 
 
 def test_exactly_the_most_pixels_are_taken() -> None:
     assert MAX_PIXELS == 100_000_000
     image = Image.new("1", (10_000, 10_000), 1)
-    assert prepare_picture(file_of(image), 320, 320, ResizeMode.CROP).min() == 255
+    assert prepare_image(file_of(image), 320, 320, ResizeMode.CROP).min() == 255
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
@@ -147,26 +147,26 @@ def test_exactly_the_most_pixels_are_taken() -> None:
 def test_truncated_picture_is_refused(file_format: str, part: float) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
     data = file_of(Image.fromarray(noise), file_format)
-    with pytest.raises(PictureError, match=r"^init_image: "):
-        decode_picture(data[: int(len(data) * part)])
+    with pytest.raises(ImageError, match=r"^init_image: "):
+        decode_image(data[: int(len(data) * part)])
 
 
 @pytest.mark.parametrize(
     "data", [b"this is text, whatever the file is called", b"\x00" * 64, b"\x89PNG\r\n\x1a\n"]
 )
 def test_what_is_no_picture_is_refused(data: bytes) -> None:
-    with pytest.raises(PictureError, match=r"^init_image: the (file is no picture|picture is)"):
-        decode_picture(data)
+    with pytest.raises(ImageError, match=r"^init_image: the (file is no picture|picture is)"):
+        decode_image(data)
 
 
 def test_empty_file_is_refused() -> None:
-    with pytest.raises(PictureError, match="init_image: the file is empty"):
-        decode_picture(b"")
+    with pytest.raises(ImageError, match="init_image: the file is empty"):
+        decode_image(b"")
 
 
 def test_picture_without_pixels_is_refused() -> None:
-    with pytest.raises(PictureError, match="init_image"):
-        decode_picture(png_of(0, 5, 8, 2, b""))
+    with pytest.raises(ImageError, match="init_image"):
+        decode_image(png_of(0, 5, 8, 2, b""))
 
 
 @given(
@@ -181,8 +181,8 @@ def test_damaged_bytes_give_a_picture_or_a_picture_error(
     for place, value in damage:
         data[int(place * len(data))] = value
     try:
-        assert decode_picture(data).mode == "RGB"
-    except PictureError as error:
+        assert decode_image(data).mode == "RGB"
+    except ImageError as error:
         assert str(error).startswith("init_image: ")
 
 
@@ -253,24 +253,24 @@ def test_size_is_always_one_that_may_be_asked_for(
 def test_picture_of_the_size_asked_for_is_unchanged() -> None:
     image = gradient(640, 320)
     for mode in ResizeMode:
-        assert max_difference(fit_picture(image, 640, 320, mode), image) == 0
+        assert max_difference(fit_image(image, 640, 320, mode), image) == 0
 
 
 def test_crop_takes_the_centre() -> None:
     image = Image.new("RGB", (960, 320), "red")
     image.paste("blue", (320, 0, 640, 320))
-    cropped = fit_picture(image, 320, 320, ResizeMode.CROP)
+    cropped = fit_image(image, 320, 320, ResizeMode.CROP)
     assert cropped.getcolors() == [(320 * 320, (0, 0, 255))]
 
 
 def test_stretch_keeps_everything() -> None:
-    stretched = fit_picture(four_corners(640, 320), 320, 640, ResizeMode.STRETCH)
+    stretched = fit_image(four_corners(640, 320), 320, 640, ResizeMode.STRETCH)
     assert stretched.size == (320, 640)
     assert_upright(stretched)
 
 
 def test_pad_lays_the_whole_picture_on_white() -> None:
-    padded = fit_picture(four_corners(640, 320), 640, 640, ResizeMode.PAD)
+    padded = fit_image(four_corners(640, 320), 640, 640, ResizeMode.PAD)
     assert padded.getpixel((320, 10)) == padded.getpixel((320, 630)) == (255, 255, 255)
     assert_upright(padded.crop((0, 160, 640, 480)))
 
@@ -278,14 +278,14 @@ def test_pad_lays_the_whole_picture_on_white() -> None:
 def test_crop_is_lanczos() -> None:
     image = gradient(900, 600)
     expected = image.resize((576, 384), Image.Resampling.LANCZOS)
-    assert max_difference(fit_picture(image, 576, 384, ResizeMode.CROP), expected) <= 1
+    assert max_difference(fit_image(image, 576, 384, ResizeMode.CROP), expected) <= 1
 
 
 @pytest.mark.parametrize("size", [(1, 1), (10_000, 1), (1, 10_000), (3, 7)])
 @pytest.mark.parametrize("mode", ResizeMode)
 def test_extreme_shapes(size: tuple[int, int], mode: ResizeMode) -> None:
     data = file_of(Image.new("RGB", size, (10, 200, 30)))
-    pixels = prepare_picture(data, None, None, mode)
+    pixels = prepare_image(data, None, None, mode)
     width, height = fit_size(size, None, None)
     assert pixels.shape == (height, width, 3)
     assert tuple(pixels[(height - 1) // 2, (width - 1) // 2]) == (10, 200, 30)
@@ -298,14 +298,14 @@ def test_large_picture_keeps_its_aspect_ratio_and_content(file_format: str) -> N
     upright = four_corners(6200, 9300)
     stored = upright.transpose(Image.Transpose.ROTATE_270)
     data = file_of(stored, file_format, exif=exif)
-    assert min(decode_picture(data).size) < 6200  # scaled down on the way
-    pixels = prepare_picture(data, None, None, ResizeMode.CROP)
+    assert min(decode_image(data).size) < 6200  # scaled down on the way
+    pixels = prepare_image(data, None, None, ResizeMode.CROP)
     assert pixels.shape == (1536, 1024, 3)
     assert_upright(Image.fromarray(pixels), 3)
 
 
 def test_pixels_can_be_written_to() -> None:
-    assert prepare_picture(file_of(gradient()), None, None, ResizeMode.CROP).flags.writeable
+    assert prepare_image(file_of(gradient()), None, None, ResizeMode.CROP).flags.writeable
 
 
 # PNG

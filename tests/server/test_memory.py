@@ -9,7 +9,7 @@ from checkpoints.without_weights import bundle_without_weights
 from models.bundle import ModelBundle
 from models.loading.loader import load_bundle
 from pipelines.engine.engine import Engine, EngineConfig
-from pipelines.scheduler.batching import GroupKey, TickLimits
+from pipelines.scheduler.batching import GroupKey, StepLimits
 from server.cli.main import app
 from server.engine_service import load_model
 from server.memory_plan import EXACT_ROWS, LARGEST, available_bytes, memory_policy
@@ -28,7 +28,7 @@ def full_size() -> ModelBundle:
     return bundle_without_weights()
 
 
-def rows(limits: TickLimits, side: int) -> int:
+def rows(limits: StepLimits, side: int) -> int:
     return limits.rows_for(GroupKey(side // 8, side // 8, 77, False))
 
 
@@ -74,7 +74,7 @@ def test_stable_diffusion_on_a_card_of_8_gib(full_size: ModelBundle) -> None:
     assert policy.tile_above is not None
     assert 1024**2 < policy.tile_above < LARGEST
     assert "rows at 512 x 512, 2 rows at 1536 x 1536; VAE in tiles above" in policy.in_words(8)
-    # Each exact tick is padded to the bucket, the largest pictures' too.
+    # Each exact step is padded to the bucket, the largest pictures' too.
     assert policy.exact_rows == 2
 
 
@@ -85,7 +85,7 @@ def test_stable_diffusion_on_other_cards(full_size: ModelBundle) -> None:
     large = memory_policy(full_size, Settings(), free=70 * GIB)
     assert large.tile_above is None
     assert large.exact_rows == EXACT_ROWS
-    # No more than the largest tick that is captured.
+    # No more than the largest step that is captured.
     assert rows(large.limits, 1536) == rows(large.limits, 512) == 16
     # Asked for where it is not needed.
     assert memory_policy(full_size, Settings(vae_tile_above=1), 70 * GIB).tile_above == 1_000_000

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from server.images.decode import PictureError, decode_picture
+from server.images.decode import ImageError, decode_image
 from tests.server.pictures import file_of, four_corners
 from tests.server.tiff_files import tiff_of
 
@@ -25,7 +25,7 @@ def columns(*values: object, dtype: npt.DTypeLike = np.uint8) -> npt.NDArray[np.
 
 def shown(data: bytes, count: int = 4) -> list[tuple[int, ...]]:
     """The colours in the middle of each column."""
-    picture = decode_picture(data)
+    picture = decode_image(data)
     places = [(picture.width * (2 * n + 1) // (2 * count), 9) for n in range(count)]
     return [picture.getpixel(place) for place in places]  # type: ignore[misc]
 
@@ -251,7 +251,7 @@ def test_every_orientation(orientation: int, dtype: type[np.unsignedinteger]) ->
         8: upright.transpose(1, 0, 2)[:, ::-1],
     }[orientation]
     values = stored.astype(dtype) * (257 if dtype is np.uint16 else 1)
-    decoded = decode_picture(tiff_of(values.astype(dtype), 2, orientation=orientation))
+    decoded = decode_image(tiff_of(values.astype(dtype), 2, orientation=orientation))
     assert np.array_equal(np.asarray(decoded), upright)
 
 
@@ -318,8 +318,8 @@ def test_a_palette_with_a_second_sample(order: str, extra: int, last: tuple[int,
     ],
 )
 def test_what_is_not_read_is_refused_by_name(data: bytes, kind: str) -> None:
-    with pytest.raises(PictureError, match=r"^init_image: .*supported$") as refusal:
-        decode_picture(data)
+    with pytest.raises(ImageError, match=r"^init_image: .*supported$") as refusal:
+        decode_image(data)
     assert kind in str(refusal.value)
 
 
@@ -328,20 +328,20 @@ def test_what_is_not_read_is_refused_by_name(data: bytes, kind: str) -> None:
 def test_a_deep_picture_that_is_cut_is_refused(compression: int, part: float) -> None:
     noise = np.random.default_rng(1).integers(0, 65535, (64, 64, 1), np.uint16)
     data = tiff_of(noise, 1, compression=compression, rows_per_strip=8)
-    with pytest.raises(PictureError, match="truncated or corrupt"):
-        decode_picture(data[: int(len(data) * part)])
+    with pytest.raises(ImageError, match="truncated or corrupt"):
+        decode_image(data[: int(len(data) * part)])
 
 
 @pytest.mark.parametrize("start", [1, 2**31, 2**63, 2**64 - 1])
 def test_a_directory_out_of_the_file(start: int) -> None:
     data = bytearray(tiff_of(columns(*LEVELS), 1, big=True))
     struct.pack_into("<Q", data, 8, start)
-    with pytest.raises(PictureError, match=r"corrupt|width and height"):
-        decode_picture(data)
+    with pytest.raises(ImageError, match=r"corrupt|width and height"):
+        decode_image(data)
 
 
 @pytest.mark.parametrize("size", [(0, 5), (60_000, 60_000)])
 def test_sizes_that_cannot_be(size: tuple[int, int]) -> None:
     data = tiff_of(columns(1), 1, tags={256: (4, [size[0]]), 257: (4, [size[1]])})
-    with pytest.raises(PictureError, match=r"width and height|over 100 megapixels"):
-        decode_picture(data)
+    with pytest.raises(ImageError, match=r"width and height|over 100 megapixels"):
+        decode_image(data)

@@ -78,7 +78,7 @@ class DecoderPool:
 
         ``deadline`` is in seconds of `time.monotonic()`. A cancelled call ends its worker.
 
-        Raises PictureError, DecodeTimeout or DecodersBusy.
+        Raises ImageError, DecodeTimeout or DecodersBusy.
         """
         self._check_room(client)
         has_large_turn = False

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.request import MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE, Pixels
-from server.images.decode import PictureError
+from server.images.decode import ImageError
 from server.images.fit import ResizeMode
 from server.images.workers.limits import KERNEL_LIMITS, DecoderLimits
 from server.images.workers.measuring import Measured
@@ -50,7 +50,7 @@ class WorkerEnded(Exception):
 
 @dataclass(frozen=True)
 class Fit:
-    """The size to make of a picture, as `server.images.decode.prepare_picture` takes it."""
+    """The size to make of a picture, as `server.images.decode.prepare_image` takes it."""
 
     width: int | None
     height: int | None
@@ -89,7 +89,7 @@ class Worker:
     ) -> Pixels | None:
         """Return the pixels, or None without a fit.
 
-        Raises PictureError, NotNow if `may_go(pixels)` is false, DecodersBusy if the worker ended
+        Raises ImageError, NotNow if `may_go(pixels)` is false, DecodersBusy if the worker ended
         through no fault of the picture, or WorkerEnded if it was ended from outside.
         """
         # Repeated in every answer, and not to be guessed: none is left over from a job before.
@@ -116,13 +116,13 @@ class Worker:
                     write_message(self.process.stdin, {"go": go})
                     if not go:
                         raise NotNow
-        except PictureError:
+        except ImageError:
             raise
         except (ValueError, KeyError, TypeError) as error:
             # Not to be believed, and whatever else it has sent would be taken for the next answer.
             self.end("it answers nonsense")
             logger.warning("a decoder broke the protocol and was ended: %r", error)
-            raise PictureError(_CRASHED) from None
+            raise ImageError(_CRASHED) from None
         except OSError:
             pass  # The pipe broke: the worker has ended, which says more.
         raise self._death(limits, pixels)
@@ -138,12 +138,12 @@ class Worker:
         if answer["retire"]:
             self.end("it has grown")
         if "refused" in answer:
-            raise PictureError(str(answer["refused"]))
+            raise ImageError(str(answer["refused"]))
         if "over_memory" in answer:
-            raise PictureError(limits.over_memory(pixels))
+            raise ImageError(limits.over_memory(pixels))
         if "failed" in answer:
             logger.error("a picture could not be decoded:\n%s", answer["failed"])
-            raise PictureError("the picture could not be decoded")
+            raise ImageError("the picture could not be decoded")
         if fit is None:
             return None
         return _pixels(answer["shape"], payload, fit)
@@ -156,9 +156,9 @@ class Worker:
             status = self.process.wait()
         reason = self._ended_for
         if reason == "cpu" or (os.name == "posix" and status == -signal.SIGPROF):
-            return PictureError(limits.over_cpu(pixels))
+            return ImageError(limits.over_cpu(pixels))
         if reason == "memory":
-            return PictureError(limits.over_memory(pixels))
+            return ImageError(limits.over_memory(pixels))
         if reason == "nobody waits":
             return WorkerEnded()
         if reason is None and os.name == "posix" and status == -signal.SIGKILL:
@@ -169,7 +169,7 @@ class Worker:
             logger.error("a decoder ended with status %d before it read its picture", status)
             return DecodersBusy("no decoder could be started")
         logger.warning("a decoder ended with status %d", status)
-        return PictureError(_CRASHED)
+        return ImageError(_CRASHED)
 
     def end(self, reason: str) -> None:
         """Kill the process, for a reason that the running job is told."""

@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 from typing import IO, Any
 
-from server.images.decode import PictureError, decode_picture, prepare_picture
+from server.images.decode import ImageError, decode_image, prepare_image
 from server.images.fit import ResizeMode
 from server.images.workers.limits import KERNEL_LIMITS, DecoderLimits
 from server.images.workers.messages import NotNow, read_message, write_message
@@ -122,15 +122,15 @@ def _decode(
     limiter.set(limits)
     try:
         if "mode" not in header:
-            decode_picture(payload, on_size)
+            decode_image(payload, on_size)
             return job | {"shape": None}, b""
         mode = ResizeMode(header["mode"])
         sizes = [(width, height) for width, height in header["auto_sizes"]]
-        made = prepare_picture(payload, header["width"], header["height"], mode, sizes, on_size)
+        made = prepare_image(payload, header["width"], header["height"], mode, sizes, on_size)
         return job | {"shape": made.shape}, made.tobytes()
     except MemoryError:
         return job | {"over_memory": True}, b""
-    except PictureError as error:
+    except ImageError as error:
         # C libraries that get no memory say only that they failed.
         short = KERNEL_LIMITS and limits.memory_bytes(announced) - limiter.grown < 4 * announced
         return job | ({"over_memory": True} if short else {"refused": error.reason}), b""

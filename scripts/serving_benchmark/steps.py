@@ -1,4 +1,4 @@
-"""What a tick costs outside the U-Net: the real engine with a U-Net that does nothing.
+"""What a step costs outside the U-Net: the real engine with a U-Net that does nothing.
 
 Timed is from one answer of the U-Net to its next call while all requests of a crowd run, so every
 part of the engine's loop is in it, whatever its inside looks like.
@@ -25,12 +25,12 @@ from simulation.tables import load_table
 CROWDS = (1, 8)
 _STEPS = 50
 _SKIPPED = 3
-"""Ticks of a crowd that are not counted: the first ones make buffers."""
+"""Steps of a crowd that are not counted: the first ones make buffers."""
 
 
 @dataclass(frozen=True)
-class TickCost:
-    """Milliseconds of a tick outside the U-Net, median and 90th percentile of ``count``."""
+class StepCost:
+    """Milliseconds of a step outside the U-Net, median and 90th percentile of ``count``."""
 
     sampler: Sampler
     requests: int
@@ -53,7 +53,7 @@ class NoOpUnet:
     """Stands in for the U-Net's forward: waits a little and gives its input back.
 
     It waits as long for many rows as for one, as a device would that is far from full: otherwise
-    the scheduling policy would find that sharing a tick gains nothing, and not share.
+    the scheduling policy would find that sharing a step gains nothing, and not share.
     """
 
     seconds: float = 0.004
@@ -100,20 +100,20 @@ def crowd(sampler: Sampler, requests: int, size: int, steps: int) -> list[Genera
 def run_crowd(
     engine: Engine, unet: NoOpUnet, sampler: Sampler, requests: int, size: int, steps: int
 ) -> list[float]:
-    """Seconds of every tick in which the whole crowd ran, two U-Net rows a request."""
+    """Seconds of every step in which the whole crowd ran, two U-Net rows a request."""
     unet.calls.clear()
     handles = [engine.submit(request) for request in crowd(sampler, requests, size, steps)]
     for handle in handles:
         handle.wait(120)
     full = 2 * requests
     pairs = zip(unet.calls, unet.calls[1:], strict=False)
-    ticks = [
+    seconds = [
         after.entered - before.left for before, after in pairs if before.rows == after.rows == full
     ]
-    return ticks[_SKIPPED:]
+    return seconds[_SKIPPED:]
 
 
-def measure_ticks(
+def measure_steps(
     model: str,
     device: str,
     dtype: str,
@@ -123,21 +123,21 @@ def measure_ticks(
     crowds: Sequence[int] = CROWDS,
     steps: int = _STEPS,
     rounds: int = 3,
-) -> list[TickCost]:
-    """The cost of a tick for every sampler and crowd, at ``size`` x ``size``."""
+) -> list[StepCost]:
+    """The cost of a step for every sampler and crowd, at ``size`` x ``size``."""
     with hollow_engine(model, device, dtype) as (engine, unet):
         costs = []
         for sampler in samplers:
             for requests in crowds:
-                ticks = [
+                times = [
                     1e3 * seconds
                     for _ in range(rounds)
                     for seconds in run_crowd(engine, unet, sampler, requests, size, steps)
                 ]
-                if not ticks:
-                    raise RuntimeError(f"no tick held all {requests} requests")
-                p90 = sorted(ticks)[int(0.9 * (len(ticks) - 1))]
-                costs.append(TickCost(sampler, requests, len(ticks), statistics.median(ticks), p90))
+                if not times:
+                    raise RuntimeError(f"no step held all {requests} requests")
+                p90 = sorted(times)[int(0.9 * (len(times) - 1))]
+                costs.append(StepCost(sampler, requests, len(times), statistics.median(times), p90))
         return costs
 
 
@@ -146,7 +146,7 @@ class hollow_engine:  # noqa: N801  a context manager, named as one
 
     def __init__(self, model: str, device: str, dtype: str) -> None:
         bundle, self.unet = hollow_bundle(model, device, dtype)
-        # A table on which sharing pays, so that the policy puts the whole crowd into every tick.
+        # A table on which sharing pays, so that the policy puts the whole crowd into every step.
         self.engine = Engine(bundle, EngineConfig(warm_up=False), load_table("h200"))
 
     def __enter__(self) -> tuple[Engine, NoOpUnet]:

@@ -1,4 +1,4 @@
-"""Captured ticks on the CPU: an eager stand-in for graphs shows everything but the recording."""
+"""Captured steps on the CPU: an eager stand-in for graphs shows everything but the recording."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from models.spec import AccelerationMode
 from pipelines.denoise.batch import Evaluation
 from pipelines.denoise.captured_step import PATIENCE
 from pipelines.denoise.denoiser import Denoiser
-from pipelines.denoise.latent_pool import LatentPool, PoolShelf
+from pipelines.denoise.latent_pool import LatentPool, LatentPools
 from pipelines.engine import warmup as fast_path
 from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.engine.warmup import FastPath
 from pipelines.request import GenerationRequest, Pixels, Sampler
-from pipelines.samplers.programs import Table, make_table
+from pipelines.samplers.programs import SamplerProgram, make_program
 from pipelines.scheduler.batching import GroupKey
 from pipelines.vae.stages import RequestNoise
 
@@ -41,32 +41,34 @@ class Crowd:
 
     def __init__(self, tiny: ModelBundle, patience: int | None) -> None:
         self.pool = LatentPool(tiny, KEY, len(Sampler), patience)
-        self.tables: list[Table] = [make_table(sampler, 10, 0.5) for sampler in Sampler]
-        self.noise = [RequestNoise.draw(i, (4, 8, 8), t.draws) for i, t in enumerate(self.tables)]
+        self.programs: list[SamplerProgram] = [
+            make_program(sampler, 10, 0.5) for sampler in Sampler
+        ]
+        self.noise = [RequestNoise.draw(i, (4, 8, 8), t.draws) for i, t in enumerate(self.programs)]
         text = torch.randn(10, 2, 77, tiny.text_width, generator=torch.Generator().manual_seed(1))
         self.places = [
-            self.pool.admit(noise.start * table.rows[0].sigma, text[i])
-            for i, (table, noise) in enumerate(zip(self.tables, self.noise, strict=True))
+            self.pool.admit(noise.start * program.steps[0].sigma, text[i])
+            for i, (program, noise) in enumerate(zip(self.programs, self.noise, strict=True))
         ]
-        self.done = [0] * len(self.tables)
+        self.done = [0] * len(self.programs)
 
     def run(self, denoiser: Denoiser) -> torch.Tensor:
-        """To the end of every table, some of them a tick; the final latents, (10, 4, 8, 8)."""
+        """To the end of every program, some of them a step; the final latents, (10, 4, 8, 8)."""
         rng = np.random.default_rng(4)
-        while unfinished := [i for i, t in enumerate(self.tables) if self.done[i] < len(t)]:
+        while unfinished := [i for i, t in enumerate(self.programs) if self.done[i] < len(t)]:
             chosen = rng.permutation(unfinished)[: rng.integers(1, 8)]
-            denoiser.tick(self.pool, [self._evaluation(int(i)) for i in chosen])
+            denoiser.step(self.pool, [self._evaluation(int(i)) for i in chosen])
             for i in chosen:
                 self.done[i] += 1
         return torch.stack([self.pool.latents(place) for place in self.places])
 
     def _evaluation(self, i: int) -> Evaluation:
-        row = self.tables[i].rows[self.done[i]]
+        row = self.programs[i].steps[self.done[i]]
         draw = None if row.noise is None else self.noise[i].steps[row.noise]
-        return Evaluation(self.places[i], row, SCALES[i], self.tables[i].slots, draw)
+        return Evaluation(self.places[i], row, SCALES[i], self.programs[i].slots, draw)
 
 
-def test_captured_ticks_give_the_bits_of_ticks_as_they_come(tiny: ModelBundle) -> None:
+def test_captured_steps_give_the_bits_of_steps_as_they_come(tiny: ModelBundle) -> None:
     capturer = EagerCapturer()
     want = Crowd(tiny, None).run(Denoiser(tiny, BUCKETS))
     got = Crowd(tiny, 0).run(Denoiser(tiny, BUCKETS, capturer))
@@ -74,7 +76,7 @@ def test_captured_ticks_give_the_bits_of_ticks_as_they_come(tiny: ModelBundle) -
     assert torch.equal(got, want)
 
 
-def test_nan_in_one_request_stays_there_in_captured_ticks(tiny: ModelBundle) -> None:
+def test_nan_in_one_request_stays_there_in_captured_steps(tiny: ModelBundle) -> None:
     clean, poisoned = Crowd(tiny, 0), Crowd(tiny, 0)
     poisoned.pool.state[poisoned.places[3]] = float("nan")
     want = clean.run(Denoiser(tiny, BUCKETS, EagerCapturer()))
@@ -95,7 +97,7 @@ class Refusing:
         raise RuntimeError("no graphs today")
 
 
-def test_a_failed_capture_is_said_once_and_ticks_go_on(
+def test_a_failed_capture_is_said_once_and_steps_go_on(
     tiny: ModelBundle, caplog: pytest.LogCaptureFixture
 ) -> None:
     refusing = Refusing()
@@ -104,33 +106,33 @@ def test_a_failed_capture_is_said_once_and_ticks_go_on(
     assert torch.equal(got, want)
     assert refusing.tries == 1
     assert [r.getMessage() for r in caplog.records] == [
-        "a tick of 16 rows is not captured: no graphs today"
+        "a step of 16 rows is not captured: no graphs today"
     ]
 
 
-def test_a_size_that_nobody_configured_is_captured_after_some_ticks(tiny: ModelBundle) -> None:
+def test_a_size_that_nobody_configured_is_captured_after_some_steps(tiny: ModelBundle) -> None:
     capturer = EagerCapturer()
     crowd, denoiser = Crowd(tiny, PATIENCE), Denoiser(tiny, (16,), capturer)
     captures = []
     for _ in range(PATIENCE + 2):
-        denoiser.tick(crowd.pool, [crowd._evaluation(0)])
+        denoiser.step(crowd.pool, [crowd._evaluation(0)])
         captures.append(capturer.captures)
     assert captures == [0] * PATIENCE + [2, 2]
 
 
-def shelf(tiny: ModelBundle, hot: tuple[GroupKey, ...], keep: int, captures: bool) -> PoolShelf:
+def shelf(tiny: ModelBundle, hot: tuple[GroupKey, ...], keep: int, captures: bool) -> LatentPools:
     def make(key: GroupKey, patience: int | None) -> LatentPool:
         return LatentPool(tiny, key, 2, patience)
 
-    return PoolShelf(make, captures=captures, hot=hot, keep=keep)
+    return LatentPools(make, captures=captures, hot=hot, keep=keep)
 
 
-def use(pools: PoolShelf, key: GroupKey, denoiser: Denoiser) -> None:
-    """A request that enters, ticks long enough to be captured, and leaves."""
+def use(pools: LatentPools, key: GroupKey, denoiser: Denoiser) -> None:
+    """A request that enters, steps long enough to be captured, and leaves."""
     pool = pools.enter(key)
-    row = make_table(Sampler.K_EULER, 10, 0.5).rows[0]
+    row = make_program(Sampler.K_EULER, 10, 0.5).steps[0]
     for _ in range(PATIENCE + 1):
-        denoiser.tick(pool, [Evaluation(pool.scratch, row, 1.0, 1, None)])
+        denoiser.step(pool, [Evaluation(pool.scratch, row, 1.0, 1, None)])
     pools.leave(key)
 
 
@@ -188,7 +190,7 @@ def test_an_engine_that_captures_makes_the_same_pictures(
         ]
         pictures.append([handle.wait(120).image for handle in handles])
         engine.drain()
-    # The hot size at start: its ticks in three buckets, an encode, decodes of one, two and four.
+    # The hot size at start: its steps in three buckets, an encode, decodes of one, two and four.
     assert capturer.captures == 6 + 4
     for plain, captured in zip(*pictures, strict=True):
         assert np.abs(plain.astype(int) - captured).max() <= 1

@@ -1,4 +1,4 @@
-"""The host stays one unit ahead of a card: shown with a stopwatch that only says so."""
+"""The host stays one unit ahead of a card: shown with a timer that only says so."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from models.bundle import ModelBundle
 from pipelines.engine.calibration import guessed_costs
-from pipelines.engine.device_timer import Elapsed, HostStopwatch, make_stopwatch
+from pipelines.engine.device_timer import Elapsed, HostTimer, make_timer
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Pixels
 
@@ -49,11 +49,11 @@ def test_a_units_time_is_read_when_the_next_one_is_launched(
     config = EngineConfig(warm_up=False)
     want, _ = picture_of(Engine(tiny, config, guessed_costs()), picture)
     engine, ahead = Engine(tiny, config, guessed_costs()), RunningAhead()
-    engine._stopwatch = ahead
+    engine._timer = ahead
     got, timings = picture_of(engine, picture)
     assert np.array_equal(got, want)
     units = max(unit for _, unit in ahead.events) + 1
-    assert units == 5  # an encode, three ticks, a decode
+    assert units == 5  # an encode, three steps, a decode
     for unit in range(units - 1):
         assert ahead.events.index(("launch", unit + 1)) < ahead.events.index(("time", unit))
     # The picture is there after the decode, and with it the time of all.
@@ -62,10 +62,10 @@ def test_a_units_time_is_read_when_the_next_one_is_launched(
 
 
 def test_the_cpu_is_timed_by_the_hosts_clock() -> None:
-    stopwatch = make_stopwatch(torch.device("cpu"))
-    assert isinstance(stopwatch, HostStopwatch)
-    assert not stopwatch.runs_ahead
-    stopwatch.start()
-    first = stopwatch.stop()
-    stopwatch.start()
+    timer = make_timer(torch.device("cpu"))
+    assert isinstance(timer, HostTimer)
+    assert not timer.runs_ahead
+    timer.start()
+    first = timer.stop()
+    timer.start()
     assert first() == first() >= 0.0
