@@ -19,6 +19,11 @@ from models.bundle import ModelBundle
 from pipelines.request import Pixels
 from tests.server.databases import KINDS, new_postgres_database, sqlite_url
 from tests.services import skip_or_fail
+from tests.tiers import (  # noqa: F401  hooks
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+)
 from tests.tiny_model import tiny_bundle, tiny_clip, write_tiny_clip, write_tiny_model
 from throwaway_postgres import NoPostgres, Postgres, throwaway_postgres
 from throwaway_redis import NoRedis, Redis, throwaway_redis

@@ -209,7 +209,7 @@ def test_a_few_kernels_compile_without_a_card() -> None:
     check_code(compiled("--few", "90"), 1)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("checkpoints")
 def test_every_specialisation_compiles_for_four_cards() -> None:
     printed = compiled("80", "86", "89", "90")
     print(printed)

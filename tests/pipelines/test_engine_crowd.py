@@ -20,6 +20,12 @@ from pipelines.errors import GenerationFailed
 from pipelines.request import GenerationRequest, Pixels, Sampler
 
 CROWD = 5
+QUICK = (Sampler.K_DPMPP_2M, Sampler.K_HEUN, Sampler.K_EULER_ANCESTRAL)
+"""One that looks back, one that evaluates twice a step, one that draws noise in every step."""
+SAMPLERS = [
+    sampler if sampler in QUICK else pytest.param(sampler, marks=pytest.mark.slow("weights"))
+    for sampler in Sampler
+]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +78,7 @@ class StepLog:
         monkeypatch.setattr(engine._runner.denoiser, "step", watching)
 
 
-@pytest.mark.parametrize("sampler", list(Sampler))
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_throughput_lane_gives_the_same_picture_at_every_position(
     engine: Engine, picture: Pixels, sampler: Sampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,8 @@ from pipelines.engine.engine import Engine, EngineConfig
 from training.judge import Judge, load_judge
 from training.measures import edits, make, request_for, right, strength_ladder
 
+pytestmark = pytest.mark.slow("weights")
+
 JUDGE = Path(__file__).parents[1] / "data" / "judge.safetensors"
 EDITS = 24
 # Of 24 edits that each ask for one other colour, kind, background or style.

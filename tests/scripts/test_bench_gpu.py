@@ -323,7 +323,7 @@ def test_without_cuda_the_full_benchmark_is_refused() -> None:
     assert "--narrow" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.slow("benchmarks")
 def test_the_narrow_benchmark_runs_from_end_to_end(tmp_path: Path) -> None:
     done = run_script("--narrow", "--minutes", "12", "--out", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr

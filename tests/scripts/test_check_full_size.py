@@ -1,4 +1,4 @@
-"""A checkpoint of full size: 2 GB are written, so it runs with ``-m slow`` only."""
+"""A checkpoint of full size: 2 GB are written, so it runs in a slow group only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.slow("checkpoints")
 def test_a_full_size_checkpoint_loads_within_its_memory(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "check_full_size"), "--folder", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)

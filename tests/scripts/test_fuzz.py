@@ -10,7 +10,7 @@ import pytest
 from tests.server.server_process import ROOT
 
 
-@pytest.mark.slow
+@pytest.mark.slow("benchmarks")
 @pytest.mark.parametrize("target", ["pictures", "multipart", "api"])
 def test_nothing_is_found(target: str) -> None:
     pytest.importorskip("schemathesis" if target == "api" else "atheris")

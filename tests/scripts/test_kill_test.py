@@ -10,6 +10,7 @@ import pytest
 from tests.server.server_process import ROOT
 
 
+@pytest.mark.slow("kill")
 @pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
 def test_killed_three_times_under_load(database_url: str, request: pytest.FixtureRequest) -> None:
     kind = database_url.split(":")[0]

@@ -1,4 +1,4 @@
-"""The arithmetic of the docs; counting tiles takes long, so it runs with ``-m slow`` only."""
+"""The arithmetic of the docs; counting tiles takes long, so it runs in a slow group only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.slow("checkpoints")
 def test_the_docs_say_what_is_measured() -> None:
     command = [sys.executable, str(ROOT / "scripts" / "measure_memory")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)

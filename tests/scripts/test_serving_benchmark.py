@@ -231,7 +231,7 @@ def test_the_load_generator_is_a_process(tiny: ModelBundle) -> None:
     assert "ConnectError" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.slow("benchmarks")
 def test_the_whole_benchmark_on_a_tiny_model(tiny_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "serving.md"
     command = [sys.executable, str(ROOT / "scripts" / "bench_serving"), "--mode", "smoke"]

@@ -1,0 +1,58 @@
+"""Three tiers of tests: everything but `slow`, the `--fast` ones, and one `slow` group at a time.
+
+`scripts/test` runs the default tier, `scripts/test --fast` what starts no server process and runs
+no model of real size, `scripts/test --slow GROUP` the default tier and a group of slow tests;
+`--only-slow GROUP` that group alone. `all` stands for every group.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SLOW_GROUPS = {
+    "weights": "what judges the embedded model's weights, sampler by sampler and word by word",
+    "kill": "servers that are killed under load, on both databases",
+    "checkpoints": "checkpoints of full size, the memory they take, every kernel for every card",
+    "benchmarks": "the benchmarks from end to end, and the fuzzers for a bounded time",
+}
+_WITH_PROCESSES = {"browser", "contract", "gpu", "scripts", "shipped"}
+"""Folders whose tests start servers, scripts or real models."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    groups = [*SLOW_GROUPS, "all"]
+    tiers = parser.getgroup("tiers")
+    tiers.addoption("--fast", action="store_true", help="no server processes, no real models")
+    tiers.addoption("--slow", choices=groups, help="a group of slow tests too")
+    tiers.addoption("--only-slow", choices=groups, help="a group of slow tests and nothing else")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    described = "; ".join(f"{name}: {what}" for name, what in SLOW_GROUPS.items())
+    config.addinivalue_line("markers", f"slow(group): takes minutes ({described})")
+    config.addinivalue_line("markers", "process: starts server processes or runs a real model")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    chosen = [item for item in items if _is_chosen(config, item)]
+    if left_out := [item for item in items if item not in set(chosen)]:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = chosen
+
+
+def _is_chosen(config: pytest.Config, item: pytest.Item) -> bool:
+    slow = item.get_closest_marker("slow")
+    if slow is not None:
+        (group,) = slow.args
+        if group not in SLOW_GROUPS:
+            raise pytest.UsageError(f"{item.nodeid}: {group!r} is no group of slow tests")
+        wanted = config.getoption("--slow") or config.getoption("--only-slow")
+        return wanted in (group, "all")
+    if config.getoption("--only-slow"):
+        return False
+    if not config.getoption("--fast"):
+        return True
+    folder = Path(item.path).relative_to(Path(__file__).parent).parts[0]
+    return folder not in _WITH_PROCESSES and item.get_closest_marker("process") is None
