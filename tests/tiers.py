@@ -7,8 +7,6 @@ no model of real size, `scripts/test --slow GROUP` the default tier and a group 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 SLOW_GROUPS = {
@@ -54,5 +52,5 @@ def _is_chosen(config: pytest.Config, item: pytest.Item) -> bool:
         return False
     if not config.getoption("--fast"):
         return True
-    folder = Path(item.path).relative_to(Path(__file__).parent).parts[0]
-    return folder not in _WITH_PROCESSES and item.get_closest_marker("process") is None
+    folders = set(item.nodeid.partition("::")[0].split("/"))
+    return not folders & _WITH_PROCESSES and item.get_closest_marker("process") is None

@@ -3,33 +3,67 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
 import pytest
 
 from tests.server.server_process import ROOT
 from tests.tiers import SLOW_GROUPS
 
+pytest_plugins = ["pytester"]
 
-def collected(*options: str) -> list[str]:
-    """Return the names of the tests of a few modules that ``options`` select."""
-    modules = ["tests/scripts/test_kill_test.py", "tests/pipelines/test_engine_crowd.py"]
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *options, *modules]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return re.findall(r"^tests/\S+", done.stdout, re.MULTILINE)
+PLAIN, PROCESS, CONTRACT, KILL, WEIGHTS = "plain", "process", "contract", "kill", "weights"
 
 
-def test_each_tier_takes_its_own() -> None:
-    default, fast = collected(), collected("--fast")
-    kill, with_kill = collected("--only-slow", "kill"), collected("--slow", "kill")
-    assert set(kill) == {
-        f"tests/scripts/test_kill_test.py::test_killed_three_times_under_load[{kind}]"
-        for kind in ("sqlite", "postgresql")
-    }
-    assert set(fast) <= set(default)
-    assert set(with_kill) == set(default) | set(kill)
-    assert set(collected("--slow", "all")) > set(with_kill)
+@pytest.fixture
+def suite(pytester: pytest.Pytester) -> pytest.Pytester:
+    """A suite with a test of each tier."""
+    pytester.makeconftest("from tests.tiers import *")
+    pytester.syspathinsert(ROOT)
+    pytester.makepyfile(
+        """
+        import pytest
+
+        def test_plain(): pass
+
+        @pytest.mark.process
+        def test_process(): pass
+
+        @pytest.mark.slow("kill")
+        def test_kill(): pass
+
+        @pytest.mark.slow("weights")
+        def test_weights(): pass
+        """
+    )
+    folder = pytester.mkdir("contract")
+    (folder / "test_more.py").write_text("def test_contract(): pass\n")
+    return pytester
+
+
+@pytest.mark.parametrize(
+    ("options", "chosen"),
+    [
+        ([], {PLAIN, PROCESS, CONTRACT}),
+        (["--fast"], {PLAIN}),
+        (["--slow", "kill"], {PLAIN, PROCESS, CONTRACT, KILL}),
+        (["--only-slow", "weights"], {WEIGHTS}),
+        (["--slow", "all"], {PLAIN, PROCESS, CONTRACT, KILL, WEIGHTS}),
+    ],
+)
+def test_a_tier_takes_its_own(suite: pytest.Pytester, options: list[str], chosen: set[str]) -> None:
+    done = suite.inline_run(*options, "-p", "no:cacheprovider")
+    passed, skipped, failed = done.listoutcomes()
+    assert {report.nodeid.rpartition("test_")[2] for report in passed} == chosen
+    assert not skipped
+    assert not failed
+
+
+def test_a_group_that_does_not_exist_is_refused(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("from tests.tiers import *")
+    pytester.syspathinsert(ROOT)
+    pytester.makepyfile("import pytest\n@pytest.mark.slow('sloth')\ndef test_it(): pass\n")
+    done = pytester.runpytest_inprocess()
+    assert done.ret is pytest.ExitCode.USAGE_ERROR
 
 
 @pytest.mark.parametrize("group", SLOW_GROUPS)
