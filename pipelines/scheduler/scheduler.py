@@ -3,21 +3,15 @@
 The device does one *unit* of work at a time: encode a picture, one denoise step of a group, or one
 part of a decode. After each, `Scheduler.plan` names the next. What it goes by:
 
-- **Due time.** A request is due at its arrival plus a slack in proportion to what it would take
-  alone, or at its deadline if that is sooner. The earliest due leads: a small picture does not wait
-  behind a large one, and nothing that arrives after a request's due time comes before it.
-- **Deficit round-robin.** A group (latent size, text length, padding) spends credit, counted in
-  predicted seconds (Shreedhar & Varghese 1995). Without credit it yields to every group that has
-  some; when none has, all are granted a turn. A request brings its group what it costs alone, so
-  shares are fair between requests, not sizes, and due times decide while costs are as predicted.
+- **Earliest due first**, within a group (latent size, text length, padding) and between groups. A
+  request is due at its arrival plus a slack in proportion to what it would take alone, or at its
+  deadline if that is sooner. So a small picture does not wait behind a large one, and nobody
+  starves: nothing that arrives after a request's due time comes before it.
 - **Width.** The leader's group mates share its step as far as the cost table says that sharing
   gains. Where cost is linear in rows it never does, and requests run one by one to their end.
 - **Trials.** What would take longer alone than it is allowed is refused for good. Once in a while
   one such request is let through, because units alone correct a cost table that is wrong. It is
   most likely lost, so it goes behind all that is not, whatever its deadline.
-- **Solitude.** While fewer requests than one in twenty (with a margin) would have to wait under
-  one-at-a-time service, its 95th percentile is that of an idle device, which no policy can beat,
-  and any sharing can only harm. Then requests are served one at a time as they came.
 """
 
 from __future__ import annotations
@@ -31,7 +25,6 @@ from dataclasses import dataclass, field
 from pipelines.request import ClipGuidancePreset
 from pipelines.scheduler.batching import GroupKey, StepLimits, pad_rows
 from pipelines.scheduler.cost_model import MOST_ERROR, CostTable
-from pipelines.scheduler.crowding import Crowding
 from pipelines.scheduler.guidance_cost import GuidanceCosts
 from pipelines.scheduler.work import Decode, Encode, Refusal, Step, Task, TooLong, Work
 
@@ -44,13 +37,9 @@ class PolicyConfig:
     ``limits`` and ``row_buckets`` bound and pad a step. Encodes and decodes are handed out in one
     part for every ``part_pixels`` latent pixels. A group mate joins a step if it adds at most
     ``1 - min_gain`` of what it would cost alone. A request without a nearer deadline is due
-    ``slack_seconds + slack_factor * (its predicted seconds alone)`` after it arrived. It brings
-    its group ``turn_factor`` times its predicted seconds alone to spend, and a new turn brings
-    that of the most expensive request present for each of the group's. At 1 and above credit runs
-    out only where work costs more than predicted; below 1 turns cut across due times.
-    Below a share of ``crowd_share`` waiting arrivals requests are served one at a time. Decodes
-    that wait at the same time share one, by numbers of ``shared_decodes``; empty: they never do.
-    Requests that take too long alone are tried every ``trial_seconds``, one at a time.
+    ``slack_seconds + slack_factor * (its predicted seconds alone)`` after it arrived.
+    Decodes that wait at the same time share one, by numbers of ``shared_decodes``; empty: they
+    never do. Requests that take too long alone are tried every ``trial_seconds``, one at a time.
     """
 
     max_queue: int = 64
@@ -61,19 +50,16 @@ class PolicyConfig:
     min_gain: float = 0.1
     slack_seconds: float = 0.0
     slack_factor: float = 8.0
-    turn_factor: float = 1.0
-    crowd_share: float = 0.1
     trial_seconds: float = 60.0
     shared_decodes: Sequence[int] = ()
 
 
 @dataclass(eq=False)
 class _Group:
-    """The requests of one key in order of due time, and the seconds the group may still spend."""
+    """The requests of one key in order of due time, and the most rows of a step of theirs."""
 
     key: GroupKey
     tasks: list[Task] = field(default_factory=list)
-    credit: float = 0.0
     row_cap: int = sys.maxsize
 
 
@@ -91,7 +77,6 @@ class Scheduler:
         self.table = table
         self.config = config or PolicyConfig()
         self.guidance = GuidanceCosts()
-        self.crowding = Crowding()
         self._last_trial = -math.inf
         self._trial: int | None = None
         self._tasks: dict[int, Task] = {}
@@ -128,14 +113,10 @@ class Scheduler:
                 why = f"{ahead:.0f} s are before it" if ahead >= 1.0 else f"{left:.0f} s are left"
                 # Once those before it are done, waiting longer gains nothing.
                 return Refusal(f"the request cannot be done in time: about {why}", min(late, ahead))
-        if not trial:
-            # It comes after all others: nobody waits because of it.
-            self.crowding.arrive(now, seconds)
         self._tasks[task.ident] = task
         group = self._groups.get(task.key)
         if group is None:
             group = self._groups[task.key] = _Group(task.key)
-        group.credit += self.config.turn_factor * seconds
         insort(group.tasks, task, key=_order)
         return None
 
@@ -192,16 +173,12 @@ class Scheduler:
 
         Without the time ``now`` nothing that has a deadline waits for another's decode.
         """
-        if not self._tasks:
+        firsts = (next(self._able(group.tasks), None) for group in self._groups.values())
+        first = min((task for task in firsts if task is not None), key=_order, default=None)
+        if first is None:
             return None
-        if self.crowding.share < self.config.crowd_share:
-            first = min(self._able(self._tasks.values()), key=self._arrival_order, default=None)
-            return None if first is None else self._unit(first, [first], now)
-        group = self._next_group()
-        if group is None:
-            return None
-        mates = list(self._able(group.tasks))
-        leader = next((task for task in mates if task.denoised), mates[0])
+        mates = list(self._able(self._groups[first.key].tasks))
+        leader = next((task for task in mates if task.denoised), first)
         return self._unit(leader, mates, now)
 
     def complete(
@@ -213,9 +190,6 @@ class Scheduler:
         ``seconds`` is what it took and teaches the cost table; None teaches nothing, or not yet
         (`learn`). Requests that were removed while the unit ran are passed over.
         """
-        group = self._groups.get(work.key)
-        if group is not None:
-            group.credit -= work.seconds
         if isinstance(work, Step):
             for task in self._present(work.idents):
                 task.done += 1
@@ -235,9 +209,6 @@ class Scheduler:
                 finished.append(task.ident)
                 self.remove(task.ident)
         return finished
-
-    def _arrival_order(self, task: Task) -> tuple[bool, float, int]:
-        return task.ident == self._trial, task.arrived, task.ident
 
     # Predicting
 
@@ -276,26 +247,6 @@ class Scheduler:
         """Those that can be worked on: with all places taken, only those that hold one."""
         full = self._places >= self.config.max_places
         return (task for task in tasks if task.prepared and (task.holds_place or not full))
-
-    def _next_group(self) -> _Group | None:
-        """Of the groups in credit the one that leads by due time; a new turn if none is."""
-        able = [
-            (_order(leader), group)
-            for group in self._groups.values()
-            if (leader := next(self._able(group.tasks), None)) is not None
-        ]
-        while able:
-            in_credit = [pair for pair in able if pair[1].credit > 0.0]
-            if in_credit:
-                return min(in_credit, key=lambda pair: pair[0])[1]
-            turn = self.config.turn_factor * max(self._costliest(group) for _, group in able)
-            least_debt = max(group.credit for _, group in able)
-            for _, group in able:
-                group.credit += max(turn * len(group.tasks), 1e-9 - least_debt)
-        return None
-
-    def _costliest(self, group: _Group) -> float:
-        return max(self.alone_seconds(task) for task in group.tasks)
 
     def _unit(self, leader: Task, mates: Sequence[Task], now: float | None) -> Work:
         """The leader's next unit; ``mates`` (the leader among them) may share it."""

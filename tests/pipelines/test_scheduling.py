@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from pipelines.request import ClipGuidancePreset
 from pipelines.scheduler.batching import GroupKey, StepLimits
 from pipelines.scheduler.cost_model import CostTable, ImageCost, StepPoint
-from pipelines.scheduler.crowding import Crowding
 from pipelines.scheduler.guidance_cost import MEASURED
 from pipelines.scheduler.scheduler import PolicyConfig, Scheduler
 from pipelines.scheduler.work import Decode, Encode, Refusal, Step, Task, TooLong
@@ -38,13 +37,6 @@ def make_program(fixed: float, per_row: float = 1.0) -> CostTable:
 
 LINEAR = make_program(0.0)
 GAINFUL = make_program(10.0)
-
-
-def crowded(table: CostTable, config: PolicyConfig | None = None) -> Scheduler:
-    """A scheduler that takes itself to be busy."""
-    scheduler = Scheduler(table, config)
-    assert scheduler.crowding.share > scheduler.config.crowd_share
-    return scheduler
 
 
 def put(scheduler: Scheduler, ident: int, key: GroupKey = MEDIUM, **options: float) -> Task:
@@ -128,7 +120,7 @@ def test_a_table_with_a_hole_is_refused() -> None:
 
 
 def test_a_request_is_encoded_denoised_and_decoded_in_parts() -> None:
-    scheduler = crowded(LINEAR)
+    scheduler = Scheduler(LINEAR)
     put(scheduler, 7, LARGE, evaluations=2)
     seen = []
     while (work := scheduler.plan()) is not None:
@@ -142,7 +134,7 @@ def test_a_request_is_encoded_denoised_and_decoded_in_parts() -> None:
 
 
 def test_a_remembered_picture_needs_no_further_parts() -> None:
-    scheduler = crowded(LINEAR)
+    scheduler = Scheduler(LINEAR)
     task = put(scheduler, 7, LARGE)
     work = scheduler.plan()
     assert isinstance(work, Encode)
@@ -153,26 +145,24 @@ def test_a_remembered_picture_needs_no_further_parts() -> None:
 
 
 def test_nothing_is_planned_before_a_request_is_prepared() -> None:
-    for share in (0.0, 1.0):  # served one at a time, and as a crowd
-        scheduler = Scheduler(GAINFUL)
-        scheduler.crowding.share = share
-        task = put(scheduler, 0)
-        task.prepared = False
-        assert scheduler.plan() is None
-        assert scheduler.waiting() == [0]
-        put(scheduler, 1, LARGE, arrived=1.0)
-        work = scheduler.plan()
-        assert isinstance(work, Encode)
-        assert work.ident == 1
-        task.prepared = True
-        assert run_all(scheduler) in ([0, 1], [1, 0])
+    scheduler = Scheduler(GAINFUL)
+    task = put(scheduler, 0)
+    task.prepared = False
+    assert scheduler.plan() is None
+    assert scheduler.waiting() == [0]
+    put(scheduler, 1, LARGE, arrived=1.0)
+    work = scheduler.plan()
+    assert isinstance(work, Encode)
+    assert work.ident == 1
+    task.prepared = True
+    assert run_all(scheduler) in ([0, 1], [1, 0])
 
 
 # Width
 
 
 def test_where_rows_gain_requests_share_a_step() -> None:
-    scheduler = crowded(GAINFUL)
+    scheduler = Scheduler(GAINFUL)
     for ident in range(3):
         put(scheduler, ident, rows=1 + ident % 2)
     for _ in range(3):
@@ -186,7 +176,7 @@ def test_where_rows_gain_requests_share_a_step() -> None:
 
 
 def test_where_rows_gain_nothing_requests_run_to_their_end_as_they_came() -> None:
-    scheduler = crowded(LINEAR)
+    scheduler = Scheduler(LINEAR)
     for ident in range(5):
         put(scheduler, ident, arrived=0.1 * ident)
     widths = set()
@@ -200,7 +190,7 @@ def test_where_rows_gain_nothing_requests_run_to_their_end_as_they_came() -> Non
 
 
 def test_a_bucket_is_filled_where_its_rows_are_paid_for_anyway() -> None:
-    scheduler = crowded(LINEAR, PolicyConfig(row_buckets=(8, 16)))
+    scheduler = Scheduler(LINEAR, PolicyConfig(row_buckets=(8, 16)))
     for ident in range(5):
         put(scheduler, ident)
     while isinstance(work := scheduler.plan(), Encode):
@@ -220,7 +210,7 @@ def test_a_step_keeps_within_its_limits_and_never_costs_more_than_its_members_al
     rows: list[int], key: GroupKey, max_rows: int, fixed: float
 ) -> None:
     limits = StepLimits(max_rows=max_rows)
-    scheduler = crowded(make_program(fixed), PolicyConfig(limits=limits))
+    scheduler = Scheduler(make_program(fixed), PolicyConfig(limits=limits))
     for ident, count in enumerate(rows):
         put(scheduler, ident, key, rows=count)
     while isinstance(work := scheduler.plan(), Encode):
@@ -235,7 +225,7 @@ def test_a_step_keeps_within_its_limits_and_never_costs_more_than_its_members_al
 
 
 def test_a_small_picture_goes_before_a_large_one_and_between_the_parts_of_its_decode() -> None:
-    scheduler = crowded(LINEAR)
+    scheduler = Scheduler(LINEAR)
     put(scheduler, 0, LARGE, evaluations=1)
     for _ in range(11):
         work = scheduler.plan()
@@ -250,27 +240,10 @@ def test_a_small_picture_goes_before_a_large_one_and_between_the_parts_of_its_de
 
 
 def test_the_earliest_deadline_goes_first_within_a_size() -> None:
-    scheduler = crowded(LINEAR, PolicyConfig(slack_seconds=1e6))
+    scheduler = Scheduler(LINEAR, PolicyConfig(slack_seconds=1e6))
     for ident, deadline in enumerate((900.0, 300.0, 600.0)):
         put(scheduler, ident, deadline=deadline)
     assert run_all(scheduler) == [1, 2, 0]
-
-
-def test_a_group_that_has_spent_its_credit_yields() -> None:
-    scheduler = crowded(LINEAR, PolicyConfig(turn_factor=0.05, slack_factor=0.0, slack_seconds=1.0))
-    put(scheduler, 0, SMALL)
-    spent = 0.0
-    # A stream of small pictures that all claim to be due before the large one.
-    task = put(scheduler, 1, LARGE, arrived=1000.0)
-    for ident in range(2, 60):
-        put(scheduler, ident, SMALL, arrived=0.0)
-    while (work := scheduler.plan()) is not None and work.key == SMALL:
-        spent += work.seconds
-        scheduler.complete(work)
-    assert work is not None
-    assert task.ident in scheduler
-    assert len(scheduler) > 50
-    assert spent < 10 * scheduler.alone_seconds(put(scheduler, 60, SMALL))
 
 
 def test_a_cap_on_rows_holds_until_the_group_is_gone() -> None:
@@ -282,7 +255,7 @@ def test_a_cap_on_rows_holds_until_the_group_is_gone() -> None:
             scheduler.complete(work)
         return work.rows
 
-    scheduler = crowded(GAINFUL)
+    scheduler = Scheduler(GAINFUL)
     assert rows_of_first_step(scheduler) == 16
     scheduler.cap_rows(SMALL, 6)
     work = scheduler.plan()
@@ -297,7 +270,7 @@ def test_a_cap_on_rows_holds_until_the_group_is_gone() -> None:
 
 
 def test_places_are_not_exceeded() -> None:
-    scheduler = crowded(GAINFUL, PolicyConfig(max_places=2))
+    scheduler = Scheduler(GAINFUL, PolicyConfig(max_places=2))
     tasks = [put(scheduler, ident, KEYS[ident % 3]) for ident in range(9)]
     while (work := scheduler.plan()) is not None:
         scheduler.complete(work)
@@ -306,7 +279,7 @@ def test_places_are_not_exceeded() -> None:
 
 
 def test_a_removed_request_does_not_come_back() -> None:
-    scheduler = crowded(GAINFUL)
+    scheduler = Scheduler(GAINFUL)
     for ident in range(3):
         put(scheduler, ident)
     work = scheduler.plan()
@@ -317,35 +290,11 @@ def test_a_removed_request_does_not_come_back() -> None:
     assert sorted(run_all(scheduler)) == [1, 2]
 
 
-# Solitude
-
-
-def test_crowding_is_the_share_that_would_have_waited() -> None:
-    crowding = Crowding()
-    for i in range(1000):
-        crowding.arrive(10.0 * i, 1.0)
-    assert crowding.share < 0.01
-    for i in range(1000):
-        crowding.arrive(10_000.0 + i, 2.0)
-    assert crowding.share > 0.95
-
-
-def test_on_a_quiet_device_requests_are_served_one_at_a_time_as_they_came() -> None:
-    scheduler = Scheduler(GAINFUL)
-    scheduler.crowding.share = 0.0
-    put(scheduler, 0, LARGE)
-    scheduler.crowding.share = 0.0
-    put(scheduler, 1, SMALL, arrived=1.0)
-    put(scheduler, 2, SMALL, arrived=2.0)
-    scheduler.crowding.share = 0.0
-    assert run_all(scheduler) == [0, 1, 2]
-
-
 # Admission
 
 
 def test_a_full_queue_refuses_until_its_work_is_done() -> None:
-    scheduler = crowded(LINEAR, PolicyConfig(max_queue=2))
+    scheduler = Scheduler(LINEAR, PolicyConfig(max_queue=2))
     work = sum(scheduler.alone_seconds(put(scheduler, ident)) for ident in range(2))
     refusal = scheduler.offer(Task(2, MEDIUM, 2, 3, 0.0), 0.0)
     assert isinstance(refusal, Refusal)
@@ -354,7 +303,7 @@ def test_a_full_queue_refuses_until_its_work_is_done() -> None:
 
 
 def test_what_cannot_meet_its_deadline_is_refused() -> None:
-    scheduler = crowded(LINEAR, PolicyConfig(slack_factor=0.0))
+    scheduler = Scheduler(LINEAR, PolicyConfig(slack_factor=0.0))
     alone = scheduler.alone_seconds(put(scheduler, 0))
     late = Task(1, MEDIUM, 2, 3, 0.0, deadline=1.5 * alone)
     refusal = scheduler.offer(late, 0.0)
@@ -366,7 +315,7 @@ def test_what_cannot_meet_its_deadline_is_refused() -> None:
 
 def test_retrying_is_not_put_off_beyond_the_end_of_the_queue() -> None:
     """Of 100 s the upload took 90: what is late by more than the queue holds gains by no wait."""
-    scheduler = crowded(LINEAR, PolicyConfig(slack_factor=0.0))
+    scheduler = Scheduler(LINEAR, PolicyConfig(slack_factor=0.0))
     alone = scheduler.alone_seconds(put(scheduler, 0))
     late = Task(1, MEDIUM, 2, 3, 90.0, deadline=90.0 + 0.1 * alone, allowed=10.0 * alone)
     refusal = scheduler.offer(late, 90.0)
@@ -385,7 +334,7 @@ def too_long(ident: int, scheduler: Scheduler, at: float, limit: float = 60.0) -
 
 
 def test_what_takes_too_long_in_itself_is_refused_but_for_one_a_minute() -> None:
-    scheduler = crowded(LINEAR)
+    scheduler = Scheduler(LINEAR)
     assert scheduler.offer(too_long(0, scheduler, 5.0), 5.0) is None
     scheduler.remove(0)
     for ident, at in enumerate((5.0, 30.0, 64.9), 1):
@@ -397,7 +346,7 @@ def test_what_takes_too_long_in_itself_is_refused_but_for_one_a_minute() -> None
 
 
 def test_one_that_takes_too_long_is_tried_at_a_time_and_only_if_its_turn_would_come() -> None:
-    scheduler = crowded(LINEAR)
+    scheduler = Scheduler(LINEAR)
     assert scheduler.offer(too_long(0, scheduler, 0.0), 0.0) is None
     assert isinstance(scheduler.offer(too_long(1, scheduler, 200.0), 200.0), TooLong)
     scheduler.remove(0)
@@ -408,16 +357,14 @@ def test_one_that_takes_too_long_is_tried_at_a_time_and_only_if_its_turn_would_c
 
 
 def test_one_that_takes_too_long_goes_behind_all_others() -> None:
-    for share in (0.0, 1.0):  # served one at a time, and as a crowd
-        scheduler = Scheduler(LINEAR)
-        assert scheduler.offer(too_long(0, scheduler, 0.0), 0.0) is None
-        put(scheduler, 1, LARGE, evaluations=2, arrived=1.0, deadline=61.0)
-        scheduler.crowding.share = share
-        assert run_all(scheduler) == [1, 0]
+    scheduler = Scheduler(LINEAR)
+    assert scheduler.offer(too_long(0, scheduler, 0.0), 0.0) is None
+    put(scheduler, 1, LARGE, evaluations=2, arrived=1.0, deadline=61.0)
+    assert run_all(scheduler) == [1, 0]
 
 
 def test_a_table_that_is_wrong_heals_by_what_is_let_through() -> None:
-    scheduler = crowded(make_program(0.0, per_row=100.0))
+    scheduler = Scheduler(make_program(0.0, per_row=100.0))
     for minute in range(20):
         task = Task(minute, MEDIUM, 2, 10, 60.0 * minute, deadline=60.0 * minute + 60.0)
         assert scheduler.offer(task, task.arrived) is None
@@ -429,7 +376,7 @@ def test_a_table_that_is_wrong_heals_by_what_is_let_through() -> None:
 
 
 def test_one_unit_that_hung_does_not_make_others_too_long() -> None:
-    scheduler = crowded(LINEAR)
+    scheduler = Scheduler(LINEAR)
     put(scheduler, 0)
     before = scheduler.table.step_seconds(4096, 2)
     while not isinstance(work := scheduler.plan(), Step):
@@ -440,7 +387,7 @@ def test_one_unit_that_hung_does_not_make_others_too_long() -> None:
 
 
 def test_time_spent_before_it_came_makes_no_request_too_long() -> None:
-    scheduler = crowded(LINEAR)
+    scheduler = Scheduler(LINEAR)
     alone = scheduler.alone_seconds(Task(0, MEDIUM, 2, 3, 0.0))
     task = Task(0, MEDIUM, 2, 3, 0.0, deadline=0.5 * alone, allowed=2.0 * alone)
     assert isinstance(scheduler.offer(task, 0.0), Refusal)
@@ -450,7 +397,7 @@ def test_time_spent_before_it_came_makes_no_request_too_long() -> None:
 
 
 def test_guidance_is_predicted_and_learned_by_preset() -> None:
-    scheduler = crowded(LINEAR)
+    scheduler = Scheduler(LINEAR)
     slow = ClipGuidancePreset.SLOW
     task = Task(0, MEDIUM, 2, 30, 0.0, guidance=slow)
     plain = Task(1, MEDIUM, 2, 30, 0.0)
@@ -484,32 +431,25 @@ def test_guidance_is_predicted_and_learned_by_preset() -> None:
         max_size=6,
     ),
     fixed=st.sampled_from([0.0, 1.0, 10.0]),
-    lone=st.booleans(),
-    turn_factor=st.sampled_from([0.1, 1.0, 4.0]),
 )
 @settings(deadline=None, max_examples=40)
 def test_nobody_starves(
     victim: GroupKey,
     stream: list[tuple[GroupKey, int, int]],
     fixed: float,
-    lone: bool,
-    turn_factor: float,
 ) -> None:
-    """However fast others come, a request ends within its slack and some queues full of work.
+    """However fast others come, a request ends within its slack and a shared queue of work.
 
     Until its due time anything may pass it. After that only what is due before it does, which is
-    at most a queue full, or what has credit that it lacks: at most a queue full of turns. Every
-    evaluation of those may be shared by a step full of mates, each encoded and decoded once.
+    at most a queue full. Every evaluation of those may be shared by a step full of mates.
     """
-    config = PolicyConfig(max_queue=8, turn_factor=turn_factor)
+    config = PolicyConfig(max_queue=8)
     scheduler = Scheduler(make_program(fixed), config)
-    if lone:
-        scheduler.crowding.share = 0.0
     target = put(scheduler, 0, victim)
     costliest = scheduler.alone_seconds(Task(-1, LARGE, 2, 4, 0.0))
     queue_full = config.max_queue * costliest
     width = config.limits.max_rows
-    bound = target.due + (1 + config.max_queue * turn_factor) * width * queue_full
+    bound = target.due + width * queue_full
     clock, ident = 0.0, 1
     while target.ident in scheduler:
         # The stream keeps the queue full at all times.
@@ -523,6 +463,77 @@ def test_nobody_starves(
         scheduler.complete(work)
         assert clock <= bound
     assert math.isfinite(clock)
+
+
+@given(
+    arrivals=st.lists(
+        st.tuples(
+            st.floats(0.0, 20.0),  # seconds after the one before it
+            st.sampled_from(KEYS),
+            st.integers(1, 2),
+            st.integers(1, 6),
+            st.none() | st.floats(1.0, 3.0),  # its deadline, in times of its predicted wait
+        ),
+        min_size=2,
+        max_size=40,
+    ),
+    fixed=st.sampled_from([0.0, 1.0, 10.0]),
+    max_rows=st.sampled_from([2, 4, 16]),
+    max_places=st.sampled_from([2, 64]),
+)
+@settings(deadline=None, max_examples=60)
+def test_every_admitted_request_ends_within_a_bound_behind_its_due_time(
+    arrivals: list[tuple[float, GroupKey, int, int, float | None]],
+    fixed: float,
+    max_rows: int,
+    max_places: int,
+) -> None:
+    """What is left to do at a request's due time and is due before it bounds its wait.
+
+    Each evaluation of that may be shared by a step full of mates, each encoded and decoded once.
+    Where places are few, every request before it may meet them taken by later ones.
+    """
+    config = PolicyConfig(limits=StepLimits(max_rows=max_rows), max_places=max_places)
+    scheduler = Scheduler(make_program(fixed), config)
+
+    def shared(task: Task) -> float:
+        one = Task(-1, task.key, task.rows, 1, 0.0)
+        return max_rows * task.evaluations * scheduler.alone_seconds(one)
+
+    costliest = shared(Task(-1, LARGE, 2, 6, 0.0))
+    clock, at = 0.0, 0.0
+    coming: list[tuple[float, Task, float | None]] = []
+    for ident, (gap, key, rows, evaluations, patience) in enumerate(arrivals):
+        at += gap
+        coming.append((at, Task(ident, key, rows, evaluations, at), patience))
+    present: dict[int, Task] = {}
+    bounds: dict[int, float] = {}
+    ended: list[int] = []
+    while coming or present:
+        if not present:
+            clock = max(clock, coming[0][0])
+        while coming and coming[0][0] <= clock:
+            at, task, patience = coming.pop(0)
+            if patience is not None:
+                wait = scheduler.backlog_seconds() + scheduler.alone_seconds(task)
+                task = replace(task, deadline=clock + patience * wait)
+            assert scheduler.offer(task, clock) is None
+            present[task.ident] = task
+        for task in present.values():
+            if task.ident not in bounds and task.due <= clock:
+                before = [
+                    t for t in present.values() if (t.due, t.arrived) <= (task.due, task.arrived)
+                ]
+                taken = max_places * costliest if max_places < len(arrivals) else 0.0
+                bounds[task.ident] = clock + sum(shared(t) + taken for t in before)
+        work = scheduler.plan(clock)
+        assert work is not None
+        clock += work.seconds
+        for ident in scheduler.complete(work):
+            del present[ident]
+            ended.append(ident)
+            assert clock <= bounds.get(ident, math.inf) + 1e-6
+    assert sorted(ended) == list(range(len(arrivals)))
 
 
 @pytest.mark.parametrize(
@@ -550,7 +561,7 @@ def decoded_together(deadlines: Sequence[float | None], now: float | None, **opt
     """How many share the next decode."""
     key = options.pop("key", MEDIUM)
     config = PolicyConfig(**{"shared_decodes": (2, 4)} | options)
-    scheduler = crowded(LINEAR, config)
+    scheduler = Scheduler(LINEAR, config)
     denoised(scheduler, key, deadlines)
     work = scheduler.plan(now)
     assert isinstance(work, Decode)
@@ -584,7 +595,7 @@ def test_nobody_misses_a_deadline_by_sharing_a_decode() -> None:
 
 
 def test_a_shared_decode_does_not_teach_what_one_costs() -> None:
-    scheduler = crowded(replace(LINEAR), PolicyConfig(shared_decodes=(2,)))
+    scheduler = Scheduler(replace(LINEAR), PolicyConfig(shared_decodes=(2,)))
     denoised(scheduler, MEDIUM, [None, None])
     before = scheduler.table.decode_seconds(MEDIUM.latent_pixels)
     work = scheduler.plan()

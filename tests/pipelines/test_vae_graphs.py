@@ -188,7 +188,6 @@ def test_an_engine_shares_decodes_but_never_in_the_exact_lane(
         for seed in range(1, 9)
     ]
     # All there before anything is done, so that they go together.
-    engine._scheduler.crowding.arrive(0.0, 1e9)
     monkeypatch.setattr(type(engine), "alive", property(lambda _: True))
     handles = [engine.submit(request) for request in requests]
     engine.start()
