@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -13,6 +15,7 @@ from pipelines.scheduler.batching import GroupKey
 from pipelines.scheduler.scheduler import PolicyConfig
 from simulation import fleet, measures, tables, traces
 from simulation.servers import (
+    Jitter,
     alone_seconds,
     serve_by_policy,
     serve_one_at_a_time,
@@ -107,17 +110,36 @@ def test_requests_that_differ_batch_by_steps_only() -> None:
 
 
 @pytest.mark.parametrize("name", list(tables.TABLES))
-@pytest.mark.parametrize("load", [0.03, 0.4, 0.9])
+@pytest.mark.parametrize(("load", "seeds"), [(0.03, range(1, 6)), (0.4, [1]), (0.9, [1])])
 def test_p95_slowdown_and_mean_latency_are_no_worse_than_one_at_a_time(
-    name: str, load: float
+    name: str, load: float, seeds: Sequence[int]
 ) -> None:
+    """Where next to nobody waits, one trace's p95 is a matter of luck: the mean of five is not."""
+    table = tables.load_table(name)
+    slowdowns, latencies = [0.0, 0.0], [0.0, 0.0]
+    for seed in seeds:
+        trace = traces.make_trace(traces.MIXES["mixed"], "poisson", 300, seed=seed)
+        bench = measures.Bench(table, trace, PATIENT)
+        for i, server in enumerate((serve_by_policy, serve_one_at_a_time)):
+            point = bench.point(server, load * bench.capacity)
+            slowdowns[i] += point.slowdown
+            # The p95 of 300 latencies in seconds hangs on a dozen large images: the mean does not.
+            latencies[i] += sum(point.outcome.latencies)
+    assert slowdowns[0] <= 1.02 * slowdowns[1]
+    assert latencies[0] <= 1.02 * latencies[1]
+
+
+@pytest.mark.parametrize("name", list(tables.TABLES))
+def test_times_that_jitter_do_not_mislead_the_policy(name: str) -> None:
+    """It learns from them: p95 stays near that of a device whose times are what they should be."""
+    table = tables.load_table(name)
     trace = traces.make_trace(traces.MIXES["mixed"], "poisson", 300, seed=1)
-    bench = measures.Bench(tables.load_table(name), trace, PATIENT)
-    base = bench.point(serve_one_at_a_time, load * bench.capacity)
-    ours = bench.point(serve_by_policy, load * bench.capacity)
-    assert ours.slowdown <= 1.02 * base.slowdown
-    # The p95 of 300 latencies in seconds hangs on a dozen large pictures: their mean does not.
-    assert sum(ours.outcome.latencies) <= 1.02 * sum(base.outcome.latencies)
+    bench = measures.Bench(table, trace, PATIENT)
+    steady = bench.point(serve_by_policy, 0.8 * bench.capacity)
+    jittering = bench.point(
+        partial(serve_by_policy, jitter=Jitter(0.2, seed=1)), 0.8 * bench.capacity
+    )
+    assert jittering.slowdown <= 1.5 * steady.slowdown
 
 
 def test_saturation_comes_near_the_ceiling_and_never_above() -> None:
