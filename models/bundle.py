@@ -2,19 +2,92 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
-from models.acceleration.compiled import CompiledParts
-from models.acceleration.quantization import stored_bytes
-from models.auxiliary.clip import ClipModel
+from models.clip import ClipModel
 from models.padding import circular_padding
 
-if TYPE_CHECKING:
-    from models.acceleration.fast_forwards import FastForwards
+
+@dataclass(frozen=True)
+class VaeStep:
+    """One step of an encode or a decode: ``run(x, circular)``, and its cost a pixel of the picture,
+    in multiply-adds (a rough count)."""
+
+    run: Callable[[torch.Tensor, bool], torch.Tensor]
+    cost: float
+
+
+class UNetForward(Protocol):
+    """What `models.acceleration.unet.FastUNet` is called as."""
+
+    def __call__(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        text: torch.Tensor,
+        *,
+        circular: bool = False,
+    ) -> torch.Tensor: ...
+
+
+class VaeForward(Protocol):
+    """What a pass runs of `models.acceleration.vae.FastVae`."""
+
+    @property
+    def encoder(self) -> Sequence[VaeStep]: ...
+
+    @property
+    def decoder(self) -> Sequence[VaeStep]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class FastForwards:
+    """The forwards that there are; None where the modules run. ``reasons`` say why, by part."""
+
+    unet: UNetForward | None = None
+    vae: VaeForward | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def in_words(self) -> str:
+        """For a log line or the doctor."""
+        fast = [name for name, part in (("U-Net", self.unet), ("VAE", self.vae)) if part]
+        slow = [f"{name} by its modules ({why})" for name, why in self.reasons.items()]
+        return "; ".join(
+            [*([f"{' and '.join(fast)} by kernels of our own"] if fast else []), *slow]
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledParts:
+    """Compiled forms, called as the parts are.
+
+    They are for latents of ``sizes``, (h, w), and the U-Net's for ``rows`` rows and one chunk of
+    ``text_length`` tokens. ``encode`` takes (1, 3, H, W) pictures to what the VAE's encoder gives,
+    ``decode`` (1, 4, h, w) latents to pictures.
+    """
+
+    sizes: frozenset[tuple[int, int]]
+    rows: frozenset[int]
+    text_length: int
+    unet: Any
+    encode: Callable[[torch.Tensor], torch.Tensor]
+    decode: Callable[[torch.Tensor], torch.Tensor]
+    text_encoder: Any
+
+    def covers(self, height: int, width: int, tile: bool) -> bool:
+        """Whether these are for latents of that size; circular padding is not compiled."""
+        return not tile and (height, width) in self.sizes
+
+    def covers_step(self, rows: int, height: int, width: int, tokens: int, tile: bool) -> bool:
+        """Whether the U-Net is for such a forward; any other would set the compiler going."""
+        fits = rows in self.rows and tokens == self.text_length
+        return fits and self.covers(height, width, tile)
 
 
 @dataclass(eq=False)
@@ -113,3 +186,14 @@ class ModelBundle:
         if compiled is not None and compiled.covers_step(rows, height, width, tokens, tile):
             return compiled.unet
         return self.unet
+
+
+def stored_bytes(parameter: torch.Tensor) -> int:
+    """What a parameter takes on its device, where it is quantised or not, in bytes.
+
+    A torchao tensor says the size that it stands for; it flattens into what it holds.
+    """
+    if not hasattr(parameter, "__tensor_flatten__"):
+        return int(parameter.nbytes)
+    names, _ = parameter.__tensor_flatten__()
+    return sum(stored_bytes(getattr(parameter, name)) for name in names)

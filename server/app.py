@@ -16,7 +16,6 @@ from models.embedded.vocabulary import demo_notice
 from server import __version__
 from server.accounts.access import Access
 from server.accounts.admission import EXPOSED_HEADERS
-from server.accounts.rate_limits import LimitsProblem
 from server.accounts.types import DatabaseUnusable
 from server.api import account, basic, docs, health
 from server.engine_service import EngineHost, ModelStarter, load_model
@@ -24,12 +23,13 @@ from server.extras import missing_extras
 from server.http.body_limit import BodyLimit
 from server.http.bytes_in_flight import ByteBudget, BytesInFlight
 from server.http.errors import EnvelopedCors, ErrorsAs200, FailureGuard, add_failure_handlers
+from server.http.request_context import REQUEST_ID_HEADER, RequestContext
 from server.http.request_path import RequestPath
 from server.http.response_headers import ResponseHeaders, SafeHeaders
 from server.images.workers.limits import DecoderLimits
 from server.images.workers.pool import DecoderPool
 from server.img2img.deny_list import DenyList, DenyListError
-from server.observability.logs import REQUEST_ID_HEADER, RequestContext
+from server.rates import LimitsProblem
 from server.settings import Settings
 
 if TYPE_CHECKING:

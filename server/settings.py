@@ -15,8 +15,8 @@ from pydantic import BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.spec import AccelerationMode, ModelSpec, Quantization
-from server.accounts.key_marker import file_was_made
-from server.accounts.rate_limits import parse_rate
+from server.key_marker import file_was_made
+from server.rates import parse_rate
 from server.setting_values import is_loopback, split_list, split_lora, split_size
 
 ENV_PREFIX = "IMG2IMG_"

@@ -13,8 +13,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
-from models.auxiliary.clip import ClipModel, load_clip
 from models.bundle import ModelBundle
+from models.clip import ClipModel
+from models.loading.clip import load_clip
 from models.loading.loader import load_folder
 
 TEXT_WIDTH = 32

@@ -10,15 +10,14 @@ from __future__ import annotations
 import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-if TYPE_CHECKING:
-    from models.bundle import ModelBundle
+from models.bundle import ModelBundle
 
 KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,

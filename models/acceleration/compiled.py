@@ -11,44 +11,15 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from models.bundle import ModelBundle
+from models.bundle import CompiledParts, ModelBundle
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class CompiledParts:
-    """Compiled forms, called as the parts are.
-
-    They are for latents of ``sizes``, (h, w), and the U-Net's for ``rows`` rows and one chunk of
-    ``text_length`` tokens. ``encode`` takes (1, 3, H, W) pictures to what the VAE's encoder gives,
-    ``decode`` (1, 4, h, w) latents to pictures.
-    """
-
-    sizes: frozenset[tuple[int, int]]
-    rows: frozenset[int]
-    text_length: int
-    unet: Any
-    encode: Callable[[torch.Tensor], torch.Tensor]
-    decode: Callable[[torch.Tensor], torch.Tensor]
-    text_encoder: Any
-
-    def covers(self, height: int, width: int, tile: bool) -> bool:
-        """Whether these are for latents of that size; circular padding is not compiled."""
-        return not tile and (height, width) in self.sizes
-
-    def covers_step(self, rows: int, height: int, width: int, tokens: int, tile: bool) -> bool:
-        """Whether the U-Net is for such a forward; any other would set the compiler going."""
-        fits = rows in self.rows and tokens == self.text_length
-        return fits and self.covers(height, width, tile)
 
 
 def compile_parts(

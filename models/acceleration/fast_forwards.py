@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -21,9 +20,7 @@ from models.acceleration.unet import FastUNet
 from models.acceleration.unet import unsupported_reason as unet_reason
 from models.acceleration.vae import FastVae
 from models.acceleration.vae import unsupported_reason as vae_reason
-
-if TYPE_CHECKING:
-    from models.bundle import ModelBundle
+from models.bundle import FastForwards, ModelBundle
 
 logger = logging.getLogger(__name__)
 
@@ -38,24 +35,6 @@ KERNELS: KernelChoice = "proven"
 _TOLERANCE = {torch.float32: 5e-3, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 """Largest relative difference to the modules: two roundings of a forward, with room to spare.
 bfloat16 has an eighth of float16's precision."""
-
-
-@dataclass(frozen=True, eq=False)
-class FastForwards:
-    """The forwards that there are; None where the modules run. ``reasons`` say why, by part."""
-
-    unet: FastUNet | None = None
-    vae: FastVae | None = None
-    reasons: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def in_words(self) -> str:
-        """For a log line or the doctor."""
-        fast = [name for name, part in (("U-Net", self.unet), ("VAE", self.vae)) if part]
-        slow = [f"{name} by its modules ({why})" for name, why in self.reasons.items()]
-        return "; ".join(
-            [*([f"{' and '.join(fast)} by kernels of our own"] if fast else []), *slow]
-        )
 
 
 def triton_kernels(choice: KernelChoice) -> Kernels:

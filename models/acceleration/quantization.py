@@ -157,14 +157,3 @@ def quantize_unet(unet: torch.nn.Module, kind: Quantization, device: torch.devic
         quantize_(layer, config)
         unet.set_submodule(name, QuantizedLinear.of(layer))
     return f"{kind}, {len(layers)} of {total} linear layers"
-
-
-def stored_bytes(parameter: torch.Tensor) -> int:
-    """What a parameter takes on its device, where it is quantised or not, in bytes.
-
-    A torchao tensor says the size that it stands for; it flattens into what it holds.
-    """
-    if not hasattr(parameter, "__tensor_flatten__"):
-        return int(parameter.nbytes)
-    names, _ = parameter.__tensor_flatten__()
-    return sum(stored_bytes(getattr(parameter, name)) for name in names)

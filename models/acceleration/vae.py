@@ -7,7 +7,6 @@ An encode and a decode are lists of steps, so that a large picture can be put do
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from models.acceleration.layers import (
     split_last,
 )
 from models.acceleration.torch_kernels import Kernels
+from models.bundle import VaeStep
 
 Tensor = torch.Tensor
 
@@ -84,15 +84,6 @@ def _unusual(module: Any) -> str | None:
     if kind in ("Upsample2D", "Downsample2D") and (module.norm is not None or not module.use_conv):
         return "it samples up or down in another way"
     return None
-
-
-@dataclass(frozen=True)
-class VaeStep:
-    """One step of an encode or a decode: ``run(x, circular)``, and its cost a pixel of the picture,
-    in multiply-adds (a rough count)."""
-
-    run: Callable[[Tensor, bool], Tensor]
-    cost: float
 
 
 class FastVae:

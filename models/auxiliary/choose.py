@@ -9,10 +9,11 @@ import contextlib
 import logging
 from pathlib import Path
 
-from models.auxiliary.clip import ClipModel, load_beside
 from models.auxiliary.safety_checker import SafetyModel, load_safety
 from models.bundle import ModelBundle
+from models.clip import ClipModel
 from models.errors import ModelLoadError
+from models.loading.clip import load_beside
 from models.loading.hub import PINNED_REVISIONS as MODEL_REVISIONS
 from models.loading.hub import is_hub_id
 

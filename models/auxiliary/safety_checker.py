@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from models.auxiliary.clip import normalization
+from models.loading.clip import normalization
 from models.loading.folder import part_files
 from models.loading.parts import fill, make_safety_checker, transformers_clip_names
 

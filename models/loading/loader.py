@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from models.acceleration.quantization import check_quantization, quantize_unet
-from models.auxiliary.clip import load_beside
 from models.bundle import ModelBundle
 from models.device import choose_device, choose_dtype
 from models.errors import ModelLoadError
 from models.loading import checkpoint
 from models.loading.autoencoder import downscale, load_autoencoder
 from models.loading.checkpoint import SD15_FOLDER
+from models.loading.clip import load_beside
 from models.loading.folder import check_layout, part_files
 from models.loading.hub import PINNED_REVISIONS, download, is_hub_id
 from models.loading.lora import fuse_loras

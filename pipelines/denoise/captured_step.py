@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from models.acceleration.cuda_graphs import Capturer
 from pipelines.denoise.batch import Batch, Evaluation, StaticBatch
-
-if TYPE_CHECKING:
-    from pipelines.denoise.latent_pool import LatentPool
 
 logger = logging.getLogger(__name__)
 
@@ -27,24 +23,21 @@ about four steps (`models.acceleration.cuda_graphs.WARM_UP_RUNS` and the recordi
 
 
 class CapturedStep:
-    """The step of one pool and one bucket of ``rows``, over tensors that stay in place."""
+    """The step of one pool and one bucket of rows, over tensors that stay in place."""
 
     def __init__(
         self,
-        pool: LatentPool,
-        rows: int,
-        denoise: Callable[[LatentPool, Batch], torch.Tensor],
-        mix: Callable[[LatentPool, Batch, torch.Tensor], None],
+        static: StaticBatch,
+        eps: torch.Tensor,
+        denoise: Callable[[Batch], torch.Tensor],
+        mix: Callable[[Batch, torch.Tensor], None],
         capturer: Capturer,
     ) -> None:
-        latent = pool.state.shape[2:]
-        device = pool.state.device
-        self._static = StaticBatch(rows, latent, pool.scratch, device)
-        # Outside the graphs' memory, so that a later replay of another graph cannot touch it.
-        self._eps = torch.zeros(rows, *latent, device=device)
-        batch = self._static.batch
-        self._denoise = capturer.capture(lambda: self._eps.copy_(denoise(pool, batch)))
-        self._mix = capturer.capture(lambda: mix(pool, batch, self._eps))
+        """Capture both graphs; ``eps``, (rows, 4, h, w) float32, is where they hand it over."""
+        self._static, self._eps = static, eps
+        batch = static.batch
+        self._denoise = capturer.capture(lambda: eps.copy_(denoise(batch)))
+        self._mix = capturer.capture(lambda: mix(batch, eps))
 
     def denoise(self, evaluations: Sequence[Evaluation]) -> torch.Tensor:
         """The guided noise prediction, (rows, 4, h, w) float32; the first ones are theirs.

@@ -33,8 +33,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from models.auxiliary.clip import ClipModel
 from models.bundle import ModelBundle
+from models.clip import ClipModel
 from models.padding import circular_padding
 from pipelines.cache import ByteCache
 from pipelines.prompt.weights import without_weights

@@ -12,12 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from models.acceleration.cuda_graphs import Capturer
 from models.bundle import ModelBundle
-from pipelines.denoise.batch import Batch, Evaluation, assemble, row_count, stack_noise
+from pipelines.denoise.batch import (
+    Batch,
+    Evaluation,
+    StaticBatch,
+    assemble,
+    row_count,
+    stack_noise,
+)
 from pipelines.denoise.captured_step import CapturedStep
 from pipelines.denoise.clip_guidance import ClipGuide, Correction
 from pipelines.denoise.latent_pool import LatentPool
@@ -95,9 +103,16 @@ class Denoiser:
         capturer = self._capturer
         if capturer is None or rows not in self._row_buckets:
             return None
-        return pool.captured.get_or_capture(
-            rows, lambda: CapturedStep(pool, rows, self.denoise, self.mix, capturer)
-        )
+
+        def capture() -> CapturedStep:
+            latent, device = pool.state.shape[2:], pool.state.device
+            static = StaticBatch(rows, latent, pool.scratch, device)
+            # Outside the graphs' memory, so that a later replay of another graph cannot touch it.
+            eps = torch.zeros(rows, *latent, device=device)
+            denoise, mix = partial(self.denoise, pool), partial(self.mix, pool)
+            return CapturedStep(static, eps, denoise, mix, capturer)
+
+        return pool.captured.get_or_capture(rows, capture)
 
     def denoise(self, pool: LatentPool, batch: Batch) -> torch.Tensor:
         """Gather, U-Net, guidance: the guided noise prediction, (B, 4, h, w) float32."""

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
-from models.acceleration.vae import VaeStep
+from models.bundle import VaeStep
 from models.loading.autoencoder import TILE_SIDE, downscale
 from models.padding import circular_padding
 

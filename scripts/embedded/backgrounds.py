@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from embedded.objects import RGB, mix
-
-if TYPE_CHECKING:
-    from embedded.world import Scene
+from embedded.world import Scene
 
 PLAIN_TONES: dict[str, RGB] = {
     "white": (236, 236, 234),

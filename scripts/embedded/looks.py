@@ -402,6 +402,8 @@ LOOKS: dict[str | None, Callable[[Layers], Array]] = {
 }
 
 
-def render(scene: Scene) -> np.ndarray:
-    """Paint a scene in its style: uint8 (height, width, 3)."""
+def draw(scene: Scene) -> np.ndarray:
+    """Paint a scene in its style: uint8 (H, W, 3), sRGB. Raises ValueError on a side under 16."""
+    if min(scene.width, scene.height) < 16:
+        raise ValueError(f"too small to draw: {scene.width} x {scene.height}")
     return image_of(LOOKS[scene.style](Layers(scene)))

@@ -1,7 +1,7 @@
 """The world the embedded model knows: things of a kind and a colour, on a background, in a style.
 
-`sample_scene` draws a scene from a random generator, `draw` paints it. A scene says all there is to
-know of its picture: the same scene always gives the same pixels.
+`sample_scene` draws a scene from a random generator, `embedded.looks.draw` paints it. A scene says
+all there is to know of its picture: the same scene always gives the same pixels.
 """
 
 from __future__ import annotations
@@ -197,13 +197,3 @@ def _place(
     low, high = (0.1, 0.7) if kind in GROUNDED else (-0.6, 0.6)
     y = (down[0] + down[1]) / 2 + spare_y * float(rng.uniform(low, high))
     return x, y
-
-
-def draw(scene: Scene) -> np.ndarray:
-    """Paint the scene: uint8, (height, width, 3), sRGB. Raises ValueError on a side under 16."""
-    # The looks import this module's names.
-    from embedded.looks import render
-
-    if min(scene.width, scene.height) < 16:
-        raise ValueError(f"too small to draw: {scene.width} x {scene.height}")
-    return render(scene)

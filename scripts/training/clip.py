@@ -169,3 +169,19 @@ def similarity(
     """Cosine of each picture (-1..1) and its scene's plain caption, (N,)."""
     ids = torch.tensor(encode(tokenizer, [plain_caption(scene) for scene in scenes]))
     return (embed_text(clip, ids) * embed_pictures(clip, pictures)).sum(dim=-1)
+
+
+def text_tower(clip: torch.nn.Module) -> torch.nn.Module:
+    """CLIP's text tower as the CLIPTextModel that Stable Diffusion has."""
+    from transformers import CLIPTextModel
+
+    encoder = CLIPTextModel(clip.config.text_config)
+    states = {
+        k.removeprefix("text_model."): v
+        for k, v in clip.state_dict().items()
+        if k.startswith("text_model.")
+    }
+    names = set(encoder.state_dict())
+    prefixed = {f"text_model.{k}": v for k, v in states.items()}
+    encoder.load_state_dict(prefixed if names & set(prefixed) else states)
+    return encoder.eval()

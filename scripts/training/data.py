@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from embedded.world import Scene, Split, draw, sample_scene
+from embedded.looks import draw
+from embedded.world import Scene, Split, sample_scene
 
 Size = tuple[int, int]
 """(width, height) in pixels."""

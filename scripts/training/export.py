@@ -12,7 +12,14 @@ import torch
 from diffusers import PNDMScheduler
 from safetensors.torch import load_file
 
-from training.clip import IMAGE_SIDE, WithHeads, finished_clip, make_clip, make_tokenizer
+from training.clip import (
+    IMAGE_SIDE,
+    WithHeads,
+    finished_clip,
+    make_clip,
+    make_tokenizer,
+    text_tower,
+)
 from training.unet import make_unet
 from training.vae import finished_vae
 
@@ -46,8 +53,6 @@ CLIP_PIXELS = {
 
 def export(training: Path, output: Path) -> None:
     """Write ``output`` from the checkpoints under ``training``; a file is replaced whole."""
-    from training.stages import text_tower
-
     cpu = torch.device("cpu")
     tokenizer = make_tokenizer(training / "tokenizer")
     clip = finished_clip(training / "clip", tokenizer)

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from embedded.world import BACKGROUNDS, COLOURS, OBJECTS, STYLES, Scene, draw, sample_scene
+from embedded.looks import draw
+from embedded.world import BACKGROUNDS, COLOURS, OBJECTS, STYLES, Scene, sample_scene
 from training.data import to_model
 
 SIDE = 64

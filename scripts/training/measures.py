@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from embedded.captions import plain_caption
+from embedded.looks import draw
 from embedded.world import (
     BACKGROUNDS,
     COLOURS,
     OBJECTS,
     STYLES,
     Scene,
-    draw,
     is_held_out,
     sample_scene,
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from training.clip import finished_clip, make_tokenizer, train_clip
+from training.clip import finished_clip, make_tokenizer, text_tower, train_clip
 from training.data import draw_scenes
 from training.export import export, unpack
 from training.trainer import Plan
@@ -99,19 +99,3 @@ def _unet(stage: str, phase: Phase, options: argparse.Namespace, device: torch.d
     train_unet(
         folder / "unet", phase, sets, vae, text_encoder, tokenizer, plan, device, soften=soften
     )
-
-
-def text_tower(clip: torch.nn.Module) -> torch.nn.Module:
-    """CLIP's text tower as the CLIPTextModel that Stable Diffusion has."""
-    from transformers import CLIPTextModel
-
-    encoder = CLIPTextModel(clip.config.text_config)
-    states = {
-        k.removeprefix("text_model."): v
-        for k, v in clip.state_dict().items()
-        if k.startswith("text_model.")
-    }
-    names = set(encoder.state_dict())
-    prefixed = {f"text_model.{k}": v for k, v in states.items()}
-    encoder.load_state_dict(prefixed if names & set(prefixed) else states)
-    return encoder.eval()

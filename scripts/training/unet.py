@@ -23,7 +23,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from embedded.captions import caption, dropped_caption
 from embedded.edits import earlier_scene
-from embedded.world import Scene, draw, sample_scene
+from embedded.looks import draw
+from embedded.world import Scene, sample_scene
 from models.device import choose_dtype
 from training.data import Size, sheet, to_model
 from training.tokenizer import encode

@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING
 
 from limits import RateLimitItem
 
-from server.accounts.auth import AUTHENTICATION_HEADER, AUTHORIZATION_HEADER, KeyRing, strip_bearer
 from server.accounts.guesses import Guesses, Source, Try, source_of
+from server.accounts.key_ring import (
+    AUTHENTICATION_HEADER,
+    AUTHORIZATION_HEADER,
+    KeyRing,
+    strip_bearer,
+)
 from server.accounts.key_text import is_well_formed
-from server.accounts.rate_limits import Places, Rates, parse_rate
+from server.accounts.rate_limits import Places, Rates
 from server.accounts.types import Account
 from server.http.errors import TooManyRequests, Unauthorized
+from server.rates import parse_rate
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,7 +44,7 @@ class Access:
     """Tells callers by their keys."""
 
     def __init__(self, settings: Settings, accounts: Accounts | None) -> None:
-        """Raises server.accounts.rate_limits.LimitsProblem for a store of limits that cannot be
+        """Raises server.rates.LimitsProblem for a store of limits that cannot be
         used."""
         self._asks_for_key = settings.asks_for_key
         self._ring = KeyRing(settings.api_keys)

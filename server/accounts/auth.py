@@ -1,25 +1,16 @@
-"""API keys in the request's headers, and those that the settings list."""
+"""The dependency that finds out who asks, by the API key in the request's headers."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-from fastapi import Depends, Request, Security
+from fastapi import Request, Security
 from fastapi.security import APIKeyHeader
-from pydantic import SecretStr
 
+from server.accounts.access import Access, Caller
+from server.accounts.key_ring import AUTHENTICATION_HEADER, AUTHORIZATION_HEADER
 from server.accounts.types import DatabaseAway
 from server.http.errors import Unavailable
-
-if TYPE_CHECKING:
-    from server.accounts.access import Access, Caller
-
-AUTHENTICATION_HEADER = "Authentication"
-AUTHORIZATION_HEADER = "Authorization"
-_BEARER = "bearer "
 
 _authentication = APIKeyHeader(
     name=AUTHENTICATION_HEADER,
@@ -33,35 +24,6 @@ _authorization = APIKeyHeader(
     description="An API key, with or without `Bearer `.",
     auto_error=False,
 )
-
-
-class KeyRing:
-    """The keys that the settings list."""
-
-    def __init__(self, keys: Iterable[SecretStr]) -> None:
-        self._digests = [_digest(key.get_secret_value()) for key in keys]
-
-    def find(self, offered: Iterable[str]) -> int | None:
-        """The place in the list of the first of the offered keys that is known."""
-        for key in offered:
-            # Digests have one length and every one is compared, so time tells nothing of a key.
-            digest = _digest(key)
-            matches = [hmac.compare_digest(digest, known) for known in self._digests]
-            if any(matches):
-                return matches.index(True)
-        return None
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
-
-
-def strip_bearer(value: str) -> str:
-    """A header's value without `Bearer `."""
-    value = value.strip()
-    if value.lower() == _BEARER.strip():
-        return ""
-    return value[len(_BEARER) :].strip() if value.lower().startswith(_BEARER) else value
 
 
 async def require_key(
@@ -78,6 +40,3 @@ async def require_key(
         return await access.caller(offered, address)
     except DatabaseAway:
         raise Unavailable("the accounts cannot be reached", 5.0) from None
-
-
-RequireKey = Depends(require_key)

@@ -26,9 +26,9 @@ from sqlalchemy import event, exc
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from server.accounts.key_marker import keys_were_made, marker_file, missing_message, sqlite_identity
 from server.accounts.tables import keys
 from server.accounts.types import DatabaseAway, DatabaseUnusable
+from server.key_marker import keys_were_made, marker_file, missing_message, sqlite_identity
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from server.accounts.key_marker import marker_file, note_keys_made
 from server.accounts.pricing import credits_text, parse_credits, price_table
-from server.accounts.rate_limits import LimitsProblem, parse_rate
 from server.cli.shared import FAILURE, USAGE_ERROR, read_settings, stop
+from server.key_marker import marker_file, note_keys_made
+from server.rates import LimitsProblem, parse_rate
 
 if TYPE_CHECKING:
     from server.accounts.db import Database

@@ -14,8 +14,8 @@ import torch
 from transformers import CLIPImageProcessor
 
 from models.auxiliary.choose import DEFAULT_CLIP, choose_clip, choose_safety, shipped_checker
-from models.auxiliary.clip import OPENAI_MEAN, load_clip
 from models.bundle import ModelBundle
+from models.loading.clip import OPENAI_MEAN, load_clip
 from models.loading.loader import ModelLoadError, load_bundle
 from tests.tiny_model import write_tiny_checker
 

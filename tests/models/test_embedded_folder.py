@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import CLIPModel
 
-from embedded.world import draw, sample_scene
+from embedded.looks import draw
+from embedded.world import sample_scene
 from models.loading.loader import EMBEDDED_FOLDER, load_bundle
 from tests.logged_warnings import no_logged_warnings
 

@@ -13,13 +13,13 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from safetensors.torch import save_file
 
-from models.acceleration.fast_forwards import FastForwards, make_forwards
+from models.acceleration.fast_forwards import make_forwards
 from models.acceleration.layers import phases_of
 from models.acceleration.quantization import QuantizedLinear
 from models.acceleration.torch_kernels import Kernels, TorchKernels
 from models.acceleration.unet import FastUNet, unsupported_reason
 from models.acceleration.vae import FastVae
-from models.bundle import ModelBundle
+from models.bundle import FastForwards, ModelBundle
 from models.padding import circular_padding
 from tests.models.narrow import TEXT_WIDTH
 from tests.models.test_lora import kohya

@@ -19,7 +19,8 @@ pytest.importorskip("triton")
 SCRIPT = """
 import os
 from pathlib import Path
-from models.acceleration.kernel_cache import fill, use_compiled
+from models.acceleration.kernel_cache import use_compiled
+from models.compile_kernels import fill
 image, cache, narrow = map(Path, {paths!r})
 first = fill(image, [90], configuration=narrow)
 os.environ["TRITON_CACHE_DIR"] = str(cache)

@@ -16,9 +16,8 @@ from models.acceleration.quantization import (
     QuantizedLinear,
     check_quantization,
     quantizable,
-    stored_bytes,
 )
-from models.bundle import ModelBundle
+from models.bundle import ModelBundle, stored_bytes
 from models.loading.loader import EMBEDDED, ModelLoadError, ModelSpec, load_model
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -16,7 +16,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from embedded.world import COLOURS, Scene, Thing, draw
+from embedded.looks import draw
+from embedded.world import COLOURS, Scene, Thing
 from models.bundle import ModelBundle
 from models.loading.loader import load_bundle
 from pipelines.engine.engine import Engine, EngineConfig

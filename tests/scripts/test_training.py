@@ -19,10 +19,16 @@ from embedded.edits import earlier_scene
 from embedded.world import Scene, Thing, is_held_out, sample_scene
 from pipelines.prompt.styles import STYLES
 from tests.logged_warnings import no_logged_warnings
-from training.clip import WithHeads, embed_text, finished_clip, make_clip, make_tokenizer
+from training.clip import (
+    WithHeads,
+    embed_text,
+    finished_clip,
+    make_clip,
+    make_tokenizer,
+    text_tower,
+)
 from training.data import draw_scenes, to_model
 from training.export import export, unpack
-from training.stages import text_tower
 from training.tokenizer import encode, learn_merges
 from training.trainer import Plan, Run
 from training.unet import (

@@ -9,6 +9,7 @@ import pytest
 
 from embedded.captions import caption, dropped_caption, plain_caption
 from embedded.layers import Layers
+from embedded.looks import draw
 from embedded.world import (
     BACKGROUNDS,
     COLOURS,
@@ -18,7 +19,6 @@ from embedded.world import (
     STYLES,
     Scene,
     Thing,
-    draw,
     is_held_out,
     sample_scene,
 )

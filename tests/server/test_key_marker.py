@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from server.accounts.db import Database
-from server.accounts.key_marker import keys_were_made, marker_file, note_keys_made
 from server.accounts.service import Accounts
 from server.cli.main import app
+from server.key_marker import keys_were_made, marker_file, note_keys_made
 from server.settings import Settings
 from tests.server.databases import new_postgres_database
 from tests.server.server_process import running_server

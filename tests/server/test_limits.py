@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from server.accounts.rate_limits import LimitsProblem, Places, Rates, parse_rate
+from server.accounts.rate_limits import Places, Rates
+from server.rates import LimitsProblem, parse_rate
 from server.settings import Settings
 from tests.server.server_process import free_port
 from throwaway_redis import Redis
