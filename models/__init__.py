@@ -1,1 +1,1 @@
-"""Where weights come from and how they are made fast. Knows no request and no HTTP."""
+"""Sources of weights, and the ways to make them fast. Knows no request and no HTTP."""

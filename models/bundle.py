@@ -23,7 +23,7 @@ class VaeStep:
 
 
 class UNetForward(Protocol):
-    """What `models.acceleration.unet.FastUNet` is called as."""
+    """The signature of `models.acceleration.unet.FastUNet`."""
 
     def __call__(
         self,
@@ -36,7 +36,7 @@ class UNetForward(Protocol):
 
 
 class VaeForward(Protocol):
-    """What a pass runs of `models.acceleration.vae.FastVae`."""
+    """The steps of `models.acceleration.vae.FastVae` that a pass runs."""
 
     @property
     def encoder(self) -> Sequence[VaeStep]: ...
@@ -81,11 +81,12 @@ class CompiledParts:
     text_encoder: Any
 
     def covers(self, height: int, width: int, tile: bool) -> bool:
-        """Whether these are for latents of that size; circular padding is not compiled."""
+        """Return whether these are for latents of that size; circular padding is not compiled."""
         return not tile and (height, width) in self.sizes
 
     def covers_step(self, rows: int, height: int, width: int, tokens: int, tile: bool) -> bool:
-        """Whether the U-Net is for such a forward; any other would set the compiler going."""
+        """Return whether the U-Net is for such a forward; any other would set the compiler
+        going."""
         fits = rows in self.rows and tokens == self.text_length
         return fits and self.covers(height, width, tile)
 
@@ -126,7 +127,7 @@ class ModelBundle:
 
     @property
     def scaling_factor(self) -> float:
-        """What latents are multiplied with after encoding, so that they have unit variance."""
+        """The factor that gives encoded latents unit variance."""
         return float(self.vae.config.scaling_factor)
 
     @property
@@ -189,7 +190,7 @@ class ModelBundle:
 
 
 def stored_bytes(parameter: torch.Tensor) -> int:
-    """What a parameter takes on its device, where it is quantised or not, in bytes.
+    """Return the bytes that a parameter takes on its device, quantised or not.
 
     A torchao tensor says the size that it stands for; it flattens into what it holds.
     """

@@ -1,4 +1,4 @@
-"""How CLIP's tokenizer sees a text, without one: its normal form and where its words end."""
+"""A text as CLIP's tokenizer sees it, without one: its normal form and the ends of its words."""
 
 from __future__ import annotations
 

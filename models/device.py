@@ -1,4 +1,4 @@
-"""Which device a model runs on, and in which dtype."""
+"""The choice of a model's device and dtype, and transfers to and from the device."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def cpu_has_matrix_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware (AMX)."""
+    """Return whether this CPU multiplies bfloat16 matrices in hardware (AMX)."""
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 

@@ -1,4 +1,4 @@
-"""Why a model cannot be loaded."""
+"""Errors of loading a model."""
 
 
 class ModelLoadError(Exception):

@@ -1,4 +1,4 @@
-"""What a model's work takes of a device's memory, and what therefore fits onto one.
+"""The device memory that a model's work takes, and the largest work that fits.
 
 Bytes are counted, not fitted: one small forward of the U-Net, the encoder and the decoder runs on
 meta tensors (`peak_memory`) at the start, which takes well under a second and no memory, for any
@@ -118,7 +118,8 @@ def without_weights(part: Any, dtype: torch.dtype) -> Any:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What fits beside the weights into ``available`` bytes, of which `RESERVE` stays free.
+    """The work that fits beside the weights into ``available`` bytes, of which `RESERVE` stays
+    free.
 
     ``places`` requests run at a time, of pictures of at most ``largest`` pixels. ``tile_above``,
     in pixels, is asked for by the operator; None lets the plan choose.
@@ -168,7 +169,7 @@ class MemoryPlan:
         return max(0, int(left / self.footprint.row_pixel))
 
     def fits(self, pixels: int) -> bool:
-        """Whether one request of a picture of ``pixels`` pixels does."""
+        """Return whether one request of a picture of ``pixels`` pixels does."""
         tiled = self.tile_above is not None and pixels > self.tile_above
         vae = self.footprint.vae(pixels, tiled=tiled)
         return vae + self.footprint.step(2, pixels) <= self.usable
@@ -183,7 +184,8 @@ class MemoryPlan:
 
 
 def free_device_bytes(device: torch.device) -> int:
-    """What a CUDA device can still give: free memory, and what torch holds of it unused."""
+    """Return the bytes that a CUDA device can still give: free ones and those torch holds
+    unused."""
     free, _ = torch.cuda.mem_get_info(device)
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(free + unused)

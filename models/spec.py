@@ -1,4 +1,4 @@
-"""What an operator asks for: which weights, and what is put into or beside them. No torch here."""
+"""The model that an operator asks for: its weights and what goes with them. No torch here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PRODUCTION_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
 class AccelerationMode(StrEnum):
-    """How a model is made fast; each mode has all of the one before
+    """A way to make a model fast; each mode has all of the one before
     (`models/acceleration/modes.py`)."""
 
     OFF = "off"

@@ -17,7 +17,7 @@ V = TypeVar("V")
 
 @dataclass
 class CacheCounts:
-    """How often a cache had what it was asked for."""
+    """The hits and misses of a cache."""
 
     hits: int = 0
     misses: int = 0

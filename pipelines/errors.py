@@ -1,4 +1,4 @@
-"""Why the engine did not make a picture.
+"""Errors of the engine.
 
 GenerationError
 +-- EngineRefused            the request never entered (``retry_after`` seconds)

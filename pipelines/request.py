@@ -1,4 +1,4 @@
-"""What a caller asks of the engine, what it hears meanwhile, and what it gets back.
+"""Requests to the engine, their progress and their results.
 
 All three are frozen dataclasses without any HTTP or torch in them.
 """
@@ -91,7 +91,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True, eq=False)
 class Progress:
-    """How far a request is: ``step`` U-Net evaluations done of ``steps``.
+    """The progress of a request: ``step`` U-Net evaluations done of ``steps``.
 
     ``preview`` is the predicted picture, a pixel a latent, (h, w, 3) uint8, if it was asked for.
     """

@@ -1,3 +1,3 @@
-"""What a client sees: the HTTP API, the command line, settings, keys and pictures in and out."""
+"""The HTTP API, the command line, settings, accounts, and images in and out."""
 
 __version__ = "0.1.0"

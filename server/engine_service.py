@@ -37,7 +37,7 @@ class Handle(Protocol):
 
 
 class RunningEngine(Protocol):
-    """What the server needs of `pipelines.engine.engine.Engine`."""
+    """The part of `pipelines.engine.engine.Engine` that the server needs."""
 
     @property
     def ready(self) -> bool: ...
@@ -75,12 +75,12 @@ class LoadedModel:
 
     @property
     def ready(self) -> bool:
-        """Whether a request that comes now can get its picture."""
+        """Return whether a request that comes now can get its picture."""
         return self.engine.ready and self.obstacle is None
 
     @property
     def alive(self) -> bool:
-        """Whether waiting may help."""
+        """Return whether waiting may help."""
         return self.engine.alive and (self.safety is None or self.safety.alive)
 
     @property
@@ -164,7 +164,7 @@ def _safety_policy(bundle: ModelBundle, settings: Settings) -> SafetyPolicy | No
 
 
 class State(Enum):
-    """Where the engine is in its life, in words for a client."""
+    """The state of the engine's life, in words for a client."""
 
     LOADING = "the model is loading"
     SERVING = "ready"
@@ -186,19 +186,19 @@ class EngineHost:
 
     @property
     def model(self) -> LoadedModel | None:
-        """What is loaded, None before that."""
+        """The loaded model, None before that."""
         return self._model
 
     @property
     def serving_model(self) -> LoadedModel | None:
-        """What is loaded, if it takes requests now."""
+        """The loaded model, if it takes requests now."""
         model = self._model
         serves = self._state is State.SERVING and model is not None and model.ready
         return model if serves else None
 
     @property
     def obstacle(self) -> str:
-        """Why it does not serve, in words for a client."""
+        """The reason why it does not serve, in words for a client."""
         if self._state is not State.SERVING:
             return str(self._state.value)
         obstacle = None if self._model is None else self._model.obstacle
@@ -206,8 +206,8 @@ class EngineHost:
 
     @property
     def live(self) -> bool:
-        """Whether waiting may help: false once loading failed, the engine has died, or what hangs
-        has done so for too long to come back."""
+        """Return whether waiting may help: false once loading failed, the engine has died, or what
+        hangs has done so for too long to come back."""
         if self._state is State.FAILED:
             return False
         model = self._model

@@ -68,7 +68,7 @@ def missing_requirements() -> list[str]:
 
 
 def _unfit(need: Requirement) -> str | None:
-    """What is wrong with the installed distribution, or None."""
+    """Return what is wrong with the installed distribution, or None."""
     try:
         installed = version(need.name)
     except PackageNotFoundError:

@@ -14,7 +14,7 @@ _HEAD = "# Keys were made in these databases; a server does not start without it
 
 
 def sqlite_identity(file: Path) -> str:
-    """What tells a database of one file from others."""
+    """Return what tells a database of one file from others."""
     return f"sqlite:///{os.path.realpath(file)}"
 
 
@@ -23,14 +23,15 @@ def marker_file(folder: Path) -> Path:
 
 
 def keys_were_made(folder: Path, identity: str) -> bool:
-    """Whether the list names this database. Raises OSError where there is one, but unreadable."""
+    """Return whether the list names this database. Raises OSError where there is one, but
+    unreadable."""
     with suppress(FileNotFoundError, NotADirectoryError):
         return identity in marker_file(folder).read_text("utf-8", "surrogateescape").splitlines()
     return False
 
 
 def file_was_made(folder: Path, file: Path) -> bool:
-    """Whether this SQLite file is there, or was: its keys are not to be done without."""
+    """Return whether this SQLite file is there, or was: its keys are not to be done without."""
     try:
         return keys_were_made(folder, sqlite_identity(file)) or file.exists()
     except OSError:
@@ -49,7 +50,7 @@ def note_keys_made(folder: Path, identity: str) -> None:
 
 
 def missing_message(folder: Path, identity: str) -> str:
-    """What to say of a database on the list in which there is no key."""
+    """Return what to say of a database on the list in which there is no key."""
     return (
         f"the database {identity}, in which keys were made, is missing or empty (is its volume "
         f"mounted?); to begin with a new one, remove its line from {marker_file(folder)}"

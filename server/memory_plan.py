@@ -1,4 +1,4 @@
-"""How much the engine may take on at a time, by the memory of its device and the settings."""
+"""The limits that the device's memory and the settings put on the engine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXACT_ROWS = 8
 
 @dataclass(frozen=True)
 class MemoryPolicy:
-    """What follows for the engine. ``tile_above`` is in pixels, None for never.
+    """The limits for the engine. ``tile_above`` is in pixels, None for never.
 
     ``plan`` is None where memory is not counted: on the CPU without a limit.
     """
@@ -35,7 +35,7 @@ class MemoryPolicy:
 
     @property
     def too_small(self) -> bool:
-        """Whether the largest pictures may not fit, by the plan."""
+        """Return whether the largest pictures may not fit, by the plan."""
         return self.plan is not None and not self.plan.fits(LARGEST)
 
     def in_words(self, downscale: int) -> str:

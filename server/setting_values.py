@@ -1,4 +1,4 @@
-"""How the text of a setting is read: lists, LoRAs, sizes, addresses."""
+"""Parsers of settings: lists, LoRAs, sizes, addresses."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def split_size(text: str) -> tuple[int, int]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is only reached from this machine. A name other than localhost is not."""
+    """Return whether `host` is only reached from this machine. A name other than localhost is
+    not."""
     if host.lower() == "localhost":
         return True
     try:

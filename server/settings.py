@@ -35,7 +35,7 @@ SecretList = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(split_li
 
 
 class Settings(BaseSettings):
-    """What an operator can choose. Lists are comma separated or JSON."""
+    """The settings of a server. Lists are comma separated or JSON."""
 
     model_config = SettingsConfigDict(
         allow_inf_nan=False,
@@ -392,7 +392,7 @@ class Settings(BaseSettings):
 
     @property
     def asks_for_key(self) -> bool:
-        """Whether a request needs a key."""
+        """Return whether a request needs a key."""
         return bool(self.api_keys or self.has_database) and not self.no_auth
 
     @property
@@ -409,7 +409,8 @@ class Settings(BaseSettings):
 
     @property
     def has_database(self) -> bool:
-        """Whether there is a database of keys: one that was named, or made by `img2img keys`."""
+        """Return whether there is a database of keys: one that was named, or made by `img2img
+        keys`."""
         return self.database_url is not None or file_was_made(self.data_dir, self.accounts_file)
 
     @property
@@ -424,7 +425,7 @@ class Settings(BaseSettings):
 
     @property
     def compile_folder(self) -> Path:
-        """Where compiled code is kept."""
+        """The folder of compiled code."""
         return (self.compile_cache or self.data_dir / "compiled").expanduser()
 
     @property
@@ -456,7 +457,7 @@ class Settings(BaseSettings):
         )
 
     def exposure_problem(self) -> str | None:
-        """Why these settings would open the server to strangers, or None."""
+        """The reason why these settings would open the server to strangers, or None."""
         if self.asks_for_key or self.no_auth or is_loopback(self.host):
             return None
         return (

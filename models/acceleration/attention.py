@@ -162,7 +162,8 @@ def attention_shapes(bundle: ModelBundle, height: int, width: int) -> dict[int, 
 
 
 def attention_backends(head_sizes: Sequence[int], device: torch.device, dtype: torch.dtype) -> str:
-    """Which kernels of scaled dot product attention run there for these head sizes, in words.
+    """Return which kernels of scaled dot product attention run there for these head sizes, in
+    words.
 
     They are tried, in torch's order of preference: what is compiled in need not run on a card.
     """

@@ -91,7 +91,8 @@ class CompileCache:
         self.path = folder / f"{_fingerprint(bundle, mode)}.torch-compile"
 
     def load(self) -> bool:
-        """Whether there were artefacts; a file that cannot be used is left aside, and said."""
+        """Load the artefacts and return whether there were any; a file that cannot be used is left
+        aside, and said."""
         try:
             artefacts = self.path.read_bytes()
         except OSError:

@@ -1,4 +1,4 @@
-"""Whether a model runs through forwards of our own, and proof at start that they compute the same.
+"""Our own forwards: the choice of them, and the proof at start that they compute the same.
 
 They are for CUDA and the mode ``graphs``. Whatever stands in the way (no Triton, a U-Net or a VAE
 of another shape, quantised layers, a kernel that fails, a result that is not the modules') leaves

@@ -101,7 +101,7 @@ class Resnet:
         return kernels.bias_residual(h, self._conv2.bias, self._past(x, skip))
 
     def _past(self, x: Tensor, skip: Tensor | None) -> Tensor:
-        """What is added to the block's result: its input, with as many channels as that."""
+        """Return what is added to the block's result: its input, with as many channels as that."""
         weight = self._shortcut
         if weight is None:
             return x

@@ -1,4 +1,4 @@
-"""How fast a model is made: `IMG2IMG_ACCELERATION`, what of it this device can do, and doing it.
+"""Modes of acceleration, `IMG2IMG_ACCELERATION`: choosing one for a device, and applying it.
 
 ``off`` runs the parts as they are. ``graphs`` runs forwards of our own over their weights
 (`models/acceleration/fast_forwards.py`), with the fastest kernel of attention, captured as CUDA
@@ -31,7 +31,8 @@ from models.spec import AccelerationMode
 
 @dataclass(frozen=True)
 class Acceleration:
-    """What is done: ``reason`` says why it is less than ``asked``, and is empty where it is not."""
+    """The acceleration in use: ``reason`` says why it is less than ``asked``, and is empty where it
+    is not."""
 
     asked: AccelerationMode
     graphs: bool = False
@@ -41,7 +42,7 @@ class Acceleration:
 
     @property
     def forwards(self) -> bool:
-        """Whether forwards of our own take the parts' place, where they can."""
+        """Return whether forwards of our own take the parts' place, where they can."""
         return self.graphs and self.asked is AccelerationMode.GRAPHS
 
     @property
@@ -60,7 +61,7 @@ class Acceleration:
 
 
 def choose_acceleration(asked: AccelerationMode, device: torch.device) -> Acceleration:
-    """What of ``asked`` can be had on ``device``."""
+    """Return as much of ``asked`` as can be had on ``device``."""
     if asked is AccelerationMode.OFF:
         return Acceleration(asked)
     cuda = device.type == "cuda"
@@ -81,7 +82,7 @@ def choose_acceleration(asked: AccelerationMode, device: torch.device) -> Accele
 
 
 def has_compiler() -> bool:
-    """Whether there is a C++ compiler for what torch.compile writes."""
+    """Return whether there is a C++ compiler for what torch.compile writes."""
     return any(shutil.which(name) for name in ("g++", "c++", "clang++"))
 
 
@@ -139,5 +140,5 @@ def describe_forwards(bundle: ModelBundle, acceleration: Acceleration) -> str:
 
 
 def make_capturer(acceleration: Acceleration, device: torch.device) -> Capturer | None:
-    """What captures steps; None where they run as they come."""
+    """Return what captures steps; None where they run as they come."""
     return CudaCapturer(device) if acceleration.graphs else None

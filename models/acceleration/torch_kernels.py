@@ -1,4 +1,4 @@
-"""What the kernels of a fast forward compute, said in torch: their meaning, and their test.
+"""The kernels of a fast forward written in torch: their meaning, and their test.
 
 Sums are in float32 whatever the dtype, as in `models/acceleration/kernels.py`. It runs on any
 device, and no faster than diffusers' modules.
@@ -15,10 +15,11 @@ Tensor = torch.Tensor
 
 
 class Kernels(Protocol):
-    """What a fast forward needs beside products, convolutions and attention."""
+    """The operations that a fast forward needs beside products, convolutions and attention."""
 
     folds_upsampling: bool
-    """Whether up-sampling is folded into its convolution, see `forward_layers.Upsampling`."""
+    """Return whether up-sampling is folded into its convolution, see
+    `forward_layers.Upsampling`."""
 
     def joins(self, channels: int, skipped: int) -> bool: ...
 

@@ -19,7 +19,7 @@ _TILE = 2048
 
 @dataclass(frozen=True)
 class Geometry:
-    """How work is cut into programs.
+    """The cut of a kernel's work into programs.
 
     A group norm's statistics have at least ``pixels`` pixels a program and about ``waves``
     programs a multiprocessor, at most ``most_splits`` a channel block (0: any number). ``tiles``:
@@ -60,7 +60,7 @@ class TritonKernels:
         self.folds_upsampling = geometry.folds_upsampling
 
     def joins(self, channels: int, skipped: int) -> bool:
-        """Whether `group_norm` takes a skip connection of ``skipped`` channels as it is."""
+        """Return whether `group_norm` takes a skip connection of ``skipped`` channels as it is."""
         return self._geometry.tiles and channels % 32 == skipped % 32 == 0
 
     def group_norm(
@@ -183,7 +183,8 @@ class TritonKernels:
 
 
 class _Added:
-    """What a group norm adds to every pixel first: (N, C), or (C,) for all alike, or nothing."""
+    """The sum that a group norm adds to every pixel first: (N, C), or (C,) for all alike, or
+    nothing."""
 
     def __init__(self, add: Tensor | None, stand_in: Tensor) -> None:
         self.there = add is not None

@@ -98,7 +98,7 @@ def _of_known_home(module: torch.nn.Module) -> bool:
 
 
 def _unusual(module: Any) -> str | None:
-    """What a module has that 1.x's have not, where the configuration does not tell."""
+    """Return what a module has that 1.x's have not, where the configuration does not tell."""
     kind = type(module).__name__
     if kind == "Attention":
         parts = (
@@ -144,7 +144,7 @@ def _unusual(module: Any) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class _TextPlace:
-    """Where a cross attention's keys and values are among those of all blocks."""
+    """The place of a cross attention's keys and values among those of all blocks."""
 
     first: int
     channels: int

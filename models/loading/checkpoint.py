@@ -57,7 +57,7 @@ def load_unet(
 
 
 def has_ema(file: WeightsFile) -> bool:
-    """Whether the file carries the U-Net's averaged weights beside the trained ones."""
+    """Return whether the file carries the U-Net's averaged weights beside the trained ones."""
     return ldm_keys.ema_name("input_blocks.0.0.weight") in file.tensors
 
 
@@ -114,10 +114,10 @@ def prediction_of(file: WeightsFile) -> tuple[str, str]:
 
 
 def wants_zero_snr(file: WeightsFile) -> bool:
-    """Whether a mark says that the noise schedule of the training reached pure noise."""
+    """Return whether a mark says that the noise schedule of the training reached pure noise."""
     return "ztsnr" in file.tensors
 
 
 def scheduler_config(configuration: Path) -> dict[str, Any]:
-    """What ``scheduler_config.json`` says. Raises ModelLoadError."""
+    """Return what ``scheduler_config.json`` says. Raises ModelLoadError."""
     return read_object(configuration / "scheduler" / "scheduler_config.json")

@@ -28,7 +28,7 @@ _SMALL_FILES = (
 
 
 def is_hub_id(model: str) -> bool:
-    """Whether it reads like ``owner/name``."""
+    """Return whether it reads like ``owner/name``."""
     return _HUB_ID.fullmatch(model) is not None
 
 

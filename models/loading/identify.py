@@ -1,4 +1,4 @@
-"""What a safetensors file holds, by the names and shapes of its tensors."""
+"""Identification of a safetensors file by the names and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _GET_PLAIN = "use the plain Stable Diffusion 1.x checkpoint it was made from"
 
 
 class Contents(Enum):
-    """What a file is: in words, and what to do with it where a checkpoint is wanted."""
+    """The kind of a file: in words, and what to do with it where a checkpoint is wanted."""
 
     CHECKPOINT = ("a Stable Diffusion 1.x checkpoint", "name it as IMG2IMG_MODEL")
     INPAINTING = ("an inpainting checkpoint (its U-Net reads 9 channels)", _GET_PLAIN)
@@ -78,7 +78,7 @@ _ADAPTERS = ("ip_adapter.", "image_proj.", "image_proj_model.")
 
 
 def identify(file: WeightsFile) -> Contents:
-    """What the file is; UNKNOWN where nothing fits."""
+    """Return what the file is; UNKNOWN where nothing fits."""
     names = file.tensors
     if _any(names, lambda n: _LYCORIS.search(n) is not None):
         return Contents.LYCORIS
@@ -128,7 +128,7 @@ def _text_width(file: WeightsFile) -> int:
 
 
 def _inputs(weight: TensorInfo) -> int:
-    """What a layer's weight reads; 0 of a tensor that is no weight of a layer."""
+    """Return the inputs of a layer's weight; 0 of a tensor that is no weight of a layer."""
     return weight.shape[1] if len(weight.shape) > 1 else 0
 
 

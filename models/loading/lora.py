@@ -242,7 +242,8 @@ def _layers_of(module: Any) -> list[str]:
 
 
 def _apply_metadata(file: WeightsFile, changes: Mapping[str, LayerChange]) -> None:
-    """What peft says of scaling: in diffusers' files as JSON, ``unet.lora_alpha`` and so on."""
+    """Apply what peft says of scaling: in diffusers' files as JSON, ``unet.lora_alpha`` and so
+    on."""
     try:
         said = parse_object(file.metadata.get("lora_adapter_metadata", "{}"), "it")
         for layer, change in changes.items():

@@ -1,4 +1,4 @@
-"""What a LoRA file is that cannot be fused: another method, or a LoRA for another model."""
+"""LoRA files that cannot be fused: those of another method or for another model."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def add_words(words: dict[str, torch.Tensor], more: Mapping[str, torch.Tensor], 
 
 
 def is_bundled(name: str) -> bool:
-    """Whether a tensor of a LoRA file belongs to a textual inversion."""
+    """Return whether a tensor of a LoRA file belongs to a textual inversion."""
     return name.startswith(_BUNDLED)
 
 

@@ -103,7 +103,7 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def _what_is_wrong(path: Path) -> str:
-    """Why the library does not read the file, in words for the operator."""
+    """Return why the library does not read the file, in words for the operator."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(64)

@@ -24,7 +24,7 @@ UNCOND, COND = 0, 1
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What one request does in a step: its place in the pool, its table row, its draw."""
+    """One request's part in a step: its place in the pool, its coefficients, its draw."""
 
     position: int
     coefficients: StepCoefficients
@@ -138,7 +138,8 @@ def assemble(
 
 
 def _guidance_sides(cfg_scale: float) -> tuple[int, ...]:
-    """Which text states a request's rows read: at 0 the unconditional, at 1 the conditional."""
+    """Return the text states that a request's rows read: at 0 the unconditional, at 1 the
+    conditional."""
     if guidance_rows(cfg_scale) == 1:
         return (UNCOND,) if cfg_scale == 0.0 else (COND,)
     return (UNCOND, COND)

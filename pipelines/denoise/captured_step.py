@@ -66,7 +66,7 @@ class CapturedSteps:
 
     @property
     def any(self) -> bool:
-        """Whether there is something to keep."""
+        """Return whether there is something to keep."""
         return any(step is not None for step in self._steps.values())
 
     def get_or_capture(self, rows: int, capture: Callable[[], CapturedStep]) -> CapturedStep | None:

@@ -65,7 +65,7 @@ _LOSS_SCALE = 1024.0
 
 @dataclass(frozen=True)
 class Preset:
-    """What one of the contract's presets does.
+    """The parameters of one of the contract's presets.
 
     ``decoded``: CLIP sees the picture that the VAE decodes; else a linear map of the latents, a
     pixel a latent. ``cutouts``: how many, the whole picture being the first. ``every``: one step
@@ -92,7 +92,7 @@ PRESETS: dict[ClipGuidancePreset, Preset] = {
 
 @dataclass(eq=False)
 class GuidanceRun:
-    """How far the guidance of one request is.
+    """The state of one request's guidance.
 
     Only `commit` changes it, so a step that raised can be run again.
     """
@@ -122,7 +122,7 @@ class GuidanceRun:
 
     @property
     def ended(self) -> bool:
-        """Whether the loss has flattened.
+        """Return whether the loss has flattened.
 
         A loss that rises is not flat: while a picture forms, it rises for reasons of its own.
         """
@@ -131,7 +131,7 @@ class GuidanceRun:
 
     @property
     def due(self) -> bool:
-        """Whether the next evaluation computes a gradient."""
+        """Return whether the next evaluation computes a gradient."""
         step = self.evaluation // self.stages
         return step % self.preset.every == 0 and not self.ended
 
@@ -179,7 +179,7 @@ class GuidanceRun:
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """What is added to a request's model output, (4, h, w) float32; the gradient, scaled to unit
+    """The tensor added to a request's model output, (4, h, w) float32; the gradient, scaled to unit
     RMS, that it follows; and the whole picture's loss before it, if that was computed."""
 
     output: torch.Tensor

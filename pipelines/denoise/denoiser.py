@@ -34,7 +34,7 @@ from pipelines.errors import GenerationFailed
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What a step did: the U-Net rows that ran, padding included, and predicted latents.
+    """The outcome of a step: the U-Net rows that ran, padding included, and predicted latents.
 
     ``predicted`` has the x0 of the evaluations that asked, (4, h, w) float32, by pool position.
     """
@@ -62,7 +62,7 @@ class Denoiser:
 
     @property
     def captures(self) -> bool:
-        """Whether steps are captured."""
+        """Return whether steps are captured."""
         return self._capturer is not None
 
     def step(self, pool: LatentPool, evaluations: Sequence[Evaluation]) -> Step:

@@ -1,4 +1,4 @@
-"""Where the running requests of a size keep their state, and how long such a place is kept."""
+"""Pools of the state of running requests, one for each size, and how long each is kept."""
 
 from __future__ import annotations
 

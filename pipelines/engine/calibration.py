@@ -45,7 +45,8 @@ def guessed_costs() -> CostTable:
 
 
 def _text_step(seconds: float, pixels: int) -> ImageCost:
-    """What a row takes more for a further chunk of text, from what it takes at one size."""
+    """Return the seconds that a further chunk of text adds to a row, from what it takes at one
+    size."""
     return ImageCost(seconds * _FIXED_TEXT, seconds * (1.0 - _FIXED_TEXT) / pixels)
 
 

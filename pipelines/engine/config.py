@@ -1,4 +1,4 @@
-"""How much an engine takes on, and how it runs."""
+"""The configuration of an engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHARED_DECODES = (2, 4)
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How much the engine takes on.
+    """The limits of an engine.
 
     ``max_queue`` requests wait or run at most; ``max_running_requests`` run at a time.
     ``row_buckets`` are the numbers of U-Net rows that a step is padded to; empty means those of the

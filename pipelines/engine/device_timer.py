@@ -1,4 +1,4 @@
-"""How long units of work take, and how far the host may run ahead of the device.
+"""Timers of units of work, which bound how far the host runs ahead of the device.
 
 On CUDA a call returns before its work is done. Waiting for every step would leave the card idle
 while the host decides on the next one, so the host stays one unit ahead: a unit's time is read when
@@ -22,7 +22,7 @@ class DeviceTimer(Protocol):
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether a unit may still be running when `stop` returns."""
+        """Return whether a unit may still be running when `stop` returns."""
         ...
 
     def start(self) -> None: ...

@@ -134,7 +134,7 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether its thread runs, and is not in something that will never end."""
+        """Return whether its thread runs, and is not in something that will never end."""
         running = not self._dead and self._thread is not None and self._thread.is_alive()
         return running and not (self._watch.lost or self._prepare_watch.lost)
 
@@ -160,7 +160,7 @@ class Engine:
 
     @property
     def costs(self) -> CostTable:
-        """What work costs here, as far as is known by now."""
+        """The cost of work on this device, as far as is known by now."""
         return self._scheduler.table
 
     def submit(
@@ -384,7 +384,7 @@ class Engine:
                 self._finish(job, result)
 
     def _encode(self, job: Job, work: Encode, started: float) -> bool:
-        """Whether the job is encoded."""
+        """Return whether the job is encoded."""
         if work.part == 0:
             job.timings["queued"] = started - job.arrived
             job.handle.publish(Progress(0, len(program_of(job))))
@@ -422,7 +422,7 @@ class Engine:
         return False
 
     def _decode(self, jobs: Sequence[Job], parts: int) -> bool:
-        """Whether the pictures of ``jobs`` are on their way.
+        """Return whether the pictures of ``jobs`` are on their way.
 
         A shared decode that fails is run again one by one, so that only its cause fails.
         """

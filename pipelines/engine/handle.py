@@ -1,4 +1,4 @@
-"""What a caller holds of a submitted request: its result, its progress, the way to withdraw it.
+"""The handle of a submitted request: its result, its progress, the way to withdraw it.
 
 The engine's thread writes, any event loop (or none) reads.
 """

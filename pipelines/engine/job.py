@@ -18,7 +18,7 @@ from pipelines.vae.stages import Decoded, Decoding, Encoding, RequestNoise
 
 @dataclass
 class StepCounts:
-    """What the steps so far were made of: how many, their U-Net rows, requests they advanced."""
+    """Totals over the steps so far: how many, their U-Net rows, requests they advanced."""
 
     steps: int = 0
     rows: int = 0
@@ -70,7 +70,7 @@ def program_of(job: Job) -> SamplerProgram:
 
 
 def evaluation_of(job: Job) -> Evaluation:
-    """What a job does in the next step."""
+    """Return a job's part in the next step."""
     program, noise = program_of(job), job.noise
     row = program.steps[job.done]
     assert noise is not None

@@ -31,7 +31,7 @@ from pipelines.vae.stages import (
 
 @dataclass(frozen=True)
 class UnitDone:
-    """What the last unit of work was: whether its time is what such units take, text apart.
+    """Facts of the last unit of work: is its time what such units take, text apart.
 
     One that failed, or whose picture was cached, is not ``ordinary``. ``text_chunks`` were
     encoded in it.

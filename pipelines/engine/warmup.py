@@ -36,7 +36,7 @@ ROW_BUCKETS = (1, 2, 4, 8, 16)
 
 @dataclass(frozen=True)
 class FastPath:
-    """How an engine is accelerated. ``sizes`` are (width, height) of pictures, in pixels.
+    """The acceleration of an engine. ``sizes`` are (width, height) of pictures, in pixels.
 
     ``cache`` is the folder in which compiled code is kept; None keeps none.
     """

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a unit of work may take before it is said to hang, and before it is given up.
+    """The time that a unit of work may take before it is said to hang, and before it is given up.
 
     It hangs after ``seconds`` or ``factor`` times what was expected, whichever is more: no unit of
     a card takes ten seconds, one of a CPU is predicted within a factor of three, and what is run
@@ -80,7 +80,7 @@ class Watch:
 
     @property
     def lost(self) -> bool:
-        """Whether the present unit takes so long that it is not expected to end."""
+        """Return whether the present unit takes so long that it is not expected to end."""
         unit = self._unit
         if unit is None:
             return False

@@ -30,7 +30,7 @@ class Style:
 
 @dataclass(frozen=True)
 class StyledPrompt:
-    """What is encoded: the prompt in its style, all to avoid, and whether edges must meet."""
+    """The texts to encode: the prompt in its style, all to avoid, and whether edges must meet."""
 
     prompt: str
     negative_prompt: str

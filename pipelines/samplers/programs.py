@@ -56,7 +56,7 @@ class StepCoefficients:
 
     @property
     def c_in(self) -> float:
-        """What slot 0 is multiplied with before the U-Net reads it."""
+        """The factor on slot 0 before the U-Net reads it."""
         return 1.0 / math.sqrt(self.sigma**2 + 1.0)
 
 
@@ -72,12 +72,12 @@ class SamplerProgram:
 
     @property
     def draws(self) -> int:
-        """How many noise draws the steps consume."""
+        """The number of noise draws that the steps consume."""
         return sum(row.noise is not None for row in self.steps)
 
     @cached_property
     def slots(self) -> int:
-        """How many state slots are in use, 1 to 4. Asked for in every step."""
+        """The number of state slots in use, 1 to 4. Asked for in every step."""
         used = [0]
         for row in self.steps:
             used.extend(np.nonzero(row.mix.any(axis=1))[0].tolist())

@@ -72,7 +72,7 @@ def _training_sigmas(schedule: NoiseSchedule) -> Float64:
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """Which diffusers scheduler a sampler takes its schedule from, and how it is set up."""
+    """The diffusers scheduler that gives a sampler its schedule, and its configuration."""
 
     scheduler: str
     options: Mapping[str, Any]
@@ -136,7 +136,8 @@ def make_scheduler(sampler: Sampler, schedule: NoiseSchedule | None = None) -> A
 
 
 def denoising_steps(steps: int, image_strength: float) -> int:
-    """How many of ``steps`` run: ``floor(steps * (1 - image_strength))``, at least 1 below 1.0.
+    """Return how many of ``steps`` run: ``floor(steps * (1 - image_strength))``, at least 1 below
+    1.0.
 
     The epsilon is for float error: ``int(10 * (1 - 0.8))`` is 1.
     """

@@ -1,4 +1,4 @@
-"""Which requests can share a U-Net forward, and how many rows one holds. Pure: no torch.
+"""Groups of requests that can share a U-Net forward, and limits on its rows. No torch here.
 
 Only requests of one `GroupKey` can share a U-Net forward. What is packed is rows, not requests: a
 request at cfg_scale 0 or 1 needs one row of the U-Net, any other two.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, order=True)
 class GroupKey:
-    """What must be equal for two requests to share a forward.
+    """The facts in which two requests must agree to share a forward.
 
     ``height`` and ``width`` are those of the latents, ``text_tokens`` the length of the text
     states, ``tile`` whether convolutions pad circularly.
@@ -30,7 +30,7 @@ class GroupKey:
 
 @dataclass(frozen=True)
 class StepLimits:
-    """How much one step may hold: U-Net rows, and latent pixels over all rows.
+    """The most that one step may hold: U-Net rows, and latent pixels over all rows.
 
     Where the pixels are those that the memory has, padding counts as well: ``buckets`` are then
     what steps are padded to, and a step holds no more rows than one of them.

@@ -1,4 +1,4 @@
-"""What work costs: a table of measured seconds, read between its points, that learns as it runs.
+"""The cost model: a table of measured seconds, read between its points, that learns as it runs.
 
 Pixels are latent pixels (one for every 8 x 8 pixels of the picture) everywhere here. Pure: no torch
 and no clock.
@@ -55,7 +55,7 @@ class TextCost:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a table comes from: said in the file, so that no number goes about without it."""
+    """The origin of a table: said in the file, so that no number goes about without it."""
 
     name: str
     source: str = ""

@@ -1,4 +1,4 @@
-"""What CLIP guidance adds to a step, by preset: a first guess, corrected by what steps take.
+"""The cost of CLIP guidance in a step, by preset: a first guess, corrected by what steps take.
 
 Pure: no torch and no clock.
 """

@@ -1,4 +1,4 @@
-"""What the device does next. Pure policy: no torch, and no clock of its own.
+"""The scheduler: names the device's next unit of work. No torch here, and no clock of its own.
 
 The device does one *unit* of work at a time: encode a picture, one denoise step of a group, or one
 part of a decode. After each, `Scheduler.plan` names the next. What it goes by:
@@ -121,7 +121,8 @@ class Scheduler:
         return None
 
     def _may_try(self, task: Task, now: float) -> bool:
-        """Whether a request that takes too long is let through, so that its units teach the table.
+        """Return whether a request that takes too long is let through, so that its units teach the
+        table.
 
         None is while the last one is still here, or where its turn would not come in its time.
         """
@@ -213,7 +214,7 @@ class Scheduler:
     # Predicting
 
     def alone_seconds(self, task: Task) -> float:
-        """What is left of a request, in predicted seconds on a device of its own."""
+        """Return what is left of a request, in predicted seconds on a device of its own."""
         return self._remaining(task, self._step_seconds(task.key, task.rows))
 
     def backlog_seconds(self, ahead_of: Task | None = None) -> float:
@@ -278,7 +279,8 @@ class Scheduler:
     def _decoding_with(
         self, leader: Task, mates: Sequence[Task], seconds: float, now: float | None
     ) -> tuple[int, ...]:
-        """Who shares the leader's decode: as many as a number of ``shared_decodes`` holds.
+        """Return those who share the leader's decode: as many as a number of ``shared_decodes``
+        holds.
 
         A shared decode ends later than the leader's own: nobody in it may miss a deadline by that.
         ``seconds`` are of one alone; how much less sharing costs is not counted on.
@@ -295,7 +297,7 @@ class Scheduler:
         return ()
 
     def _share(self, tasks: Sequence[Task]) -> tuple[Sequence[Task], int]:
-        """How many of ``tasks`` (one group's, in order) share a step, and their rows.
+        """Return those of ``tasks`` (one group's, in order) that share a step, and their rows.
 
         The longest run from the front whose every extension added at most ``1 - min_gain`` of what
         the added requests cost alone. Rows that fill up a bucket count as free.
@@ -320,7 +322,8 @@ class Scheduler:
         return self.table.step_seconds(key.latent_pixels, padded, key.text_tokens, key.tile)
 
     def _text_seconds(self, task: Task) -> float:
-        """What is left of encoding a request's text, which goes with its picture's first part."""
+        """Return the seconds left of encoding a request's text, which goes with its picture's first
+        part."""
         waits = not task.holds_place
         return self.table.text.encode * task.text_chunks if waits else 0.0
 

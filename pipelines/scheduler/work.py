@@ -1,4 +1,4 @@
-"""What the scheduling policy is told and what it says: tasks in, units of work and refusals out.
+"""Inputs and outputs of the scheduler: tasks in, units of work and refusals out.
 
 Pure data: no torch, and no clock of its own.
 """
@@ -49,7 +49,7 @@ class Task:
 
     @property
     def holds_place(self) -> bool:
-        """Whether something of it is on the device."""
+        """Return whether something of it is on the device."""
         return self.encoded or self.encode_parts_done > 0
 
 
@@ -105,7 +105,7 @@ Work: TypeAlias = Encode | Step | Decode
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a request is not taken, and in how many seconds another try makes sense."""
+    """A request that is not taken: the reason, and the seconds after which to try again."""
 
     reason: str
     retry_after: float

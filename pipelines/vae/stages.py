@@ -101,7 +101,8 @@ def encode_image(
 def goes_in_tiles(
     bundle: ModelBundle, height: int, width: int, tile: bool, share: float = 1.0
 ) -> bool:
-    """Whether the VAE takes a picture in tiles, with ``share`` of the pixels that go in whole.
+    """Return whether the VAE takes a picture in tiles, with ``share`` of the pixels that go in
+    whole.
 
     Never one that is no larger than a tile, and never one whose opposite edges are to meet
     (``tile``): its tiles would each meet themselves.
@@ -165,7 +166,7 @@ class Encoding:
 
     @property
     def cached(self) -> bool:
-        """Whether there is nothing to run."""
+        """Return whether there is nothing to run."""
         return self._pass is None
 
     def advance(self) -> Moments | None:
@@ -237,7 +238,7 @@ def start_latents(
     image_strength: float,
     scaling: float,
 ) -> torch.Tensor:
-    """What slot 0 begins with, in sigma space, (4, h, w) float32.
+    """Return what slot 0 begins with, in sigma space, (4, h, w) float32.
 
     ``x = x0 + sigma * noise``; at image_strength 0 pure noise, ``sqrt(sigma^2 + 1) * noise``.
     """

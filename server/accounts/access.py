@@ -1,4 +1,4 @@
-"""Who may come in: keys of the settings, keys of the database, and addresses that guess."""
+"""Access by key: keys of the settings, keys of the database, and addresses that guess."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: `identity` is what limits are counted by; an `account` has credits."""
+    """The sender of a request: `identity` is what limits are counted by; an `account` has
+    credits."""
 
     name: str
     identity: str

@@ -21,7 +21,7 @@ MAX_NAME_LENGTH = 100
 
 
 class KeyProblem(Exception):
-    """What was asked of the keys cannot be done; the message says why."""
+    """An operation on keys that cannot be done; the message says why."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Whether the ledger agrees with itself: the balances with the entries, the entries with the
+"""The audit of the ledger: the balances with the entries, the entries with the
 reservations. Reads everything in one snapshot; for operators and tests."""
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ async def require_key(
     authentication: Annotated[str | None, Security(_authentication)] = None,
     authorization: Annotated[str | None, Security(_authorization)] = None,
 ) -> Caller:
-    """Who asks; or Unauthorized, TooManyRequests or Unavailable, before the body is read."""
+    """Return who asks, before the body is read. Raises Unauthorized, TooManyRequests or
+    Unavailable."""
     access: Access = request.app.state.access
     address = request.client.host if request.client is not None else "unknown"
     offered = [value for value in (authentication, authorization) if value is not None]

@@ -1,4 +1,4 @@
-"""Where keys and credits are kept: SQLite (one file, WAL) or PostgreSQL, and their transactions.
+"""The database of keys and credits: SQLite (one file, WAL) or PostgreSQL, and transactions.
 
 A transaction runs to its end even if its caller is cancelled meanwhile, so that it has either
 happened or not. While the database cannot be reached every one raises `DatabaseAway`; the next one
@@ -70,14 +70,15 @@ class Database:
 
     @property
     def identity(self) -> str:
-        """What tells this database from others, whoever connects to it: no user, no password."""
+        """The name that tells this database from others, whoever connects to it: no user, no
+        password."""
         if self.is_sqlite:
             return sqlite_identity(Path(str(self.url.database)))
         host = self.url.host or self.url.query.get("host") or "localhost"
         return f"postgresql://{host}:{self.url.port or 5432}/{self.url.database or ''}"
 
     async def holds_keys(self) -> bool:
-        """Whether there is any key, valid or not; makes nothing. Raises DatabaseAway."""
+        """Return whether there is any key, valid or not; makes nothing. Raises DatabaseAway."""
 
         def look(connection: Connection) -> bool:
             if not sa.inspect(connection).has_table(keys.name):
@@ -203,8 +204,8 @@ class Database:
 
 
 async def require_known(database: Database, data_dir: Path) -> bool:
-    """Whether the database holds keys. Raises DatabaseAway; and DatabaseUnusable where it holds
-    none though some were made."""
+    """Return whether the database holds keys. Raises DatabaseAway; and DatabaseUnusable where it
+    holds none though some were made."""
     has_keys = await database.holds_keys()
     try:
         missing = not has_keys and keys_were_made(data_dir, database.identity)

@@ -20,7 +20,7 @@ _IPV6_NETWORK_BITS = 64
 
 @dataclass(frozen=True)
 class Source:
-    """Who tries: an address, and its network if it is an IP address."""
+    """The source of a try: an address, and its network if it is an IP address."""
 
     address: str
     network: str | None
@@ -59,7 +59,7 @@ class Guesses:
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def turn(self, source: Source) -> asyncio.Lock:
-        """What to hold from counting a value to giving it back.
+        """Return the lock to hold from counting a value to giving it back.
 
         So that right values which come at once, each counted for a moment, are not too many.
         """

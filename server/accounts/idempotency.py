@@ -79,7 +79,7 @@ class IdempotencyStore:
             await self._make_room(connection)
 
     async def has(self, connection: AsyncConnection, reservation_id: str) -> bool:
-        """Whether this reservation's answer is there to be fetched."""
+        """Return whether this reservation's answer is there to be fetched."""
         query = sa.select(sa.func.count()).where(
             answers.c.reservation_id == reservation_id, answers.c.body.is_not(None)
         )

@@ -24,7 +24,8 @@ def make_key() -> str:
 
 
 def is_well_formed(text: str) -> bool:
-    """Whether `text` can be a key: its form and its checksum, without a look at the database."""
+    """Return whether `text` can be a key: its form and its checksum, without a look at the
+    database."""
     body = text.removeprefix(KEY_PREFIX)
     if body == text or len(body) != _RANDOM_LENGTH + _CHECKSUM_LENGTH:
         return False

@@ -206,7 +206,7 @@ class Ledger:
         await self._database.write(work)
 
     async def usage(self, account_id: int, days: int) -> list[DayOfUse]:
-        """What was settled on each of the last `days` UTC days with any, today included."""
+        """Return what was settled on each of the last `days` UTC days with any, today included."""
         first = self._clock() // DAY_MILLIS - days + 1
 
         async def work(connection: AsyncConnection) -> list[DayOfUse]:
@@ -279,7 +279,7 @@ async def _balance(connection: AsyncConnection, account_id: int) -> Balance:
 
 
 def _is_attended(now: int) -> sa.ColumnElement[bool]:
-    """Whether a reservation is one of a known server's, or within its lease.
+    """Return whether a reservation is one of a known server's, or within its lease.
 
     The lease alone would end with the first clock that is set forward.
     """

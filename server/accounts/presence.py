@@ -1,4 +1,4 @@
-"""Which of the servers on one database are alive, told without a clock.
+"""The presence of the servers on one database, told without a clock.
 
 Each has a name of its own and a row in `servers`, and holds a lock on a file of its own, which the
 kernel drops when the process ends, however it ends. Of a server whose file is not here (it runs
@@ -127,7 +127,7 @@ class Presence:
         return {name: self._is_locked(name) for name in names}
 
     def _is_locked(self, name: str) -> bool | None:
-        """Whether that server holds its lock; None where its file is not to be seen."""
+        """Return whether that server holds its lock; None where its file is not to be seen."""
         if sys.platform == "win32":
             return None
         try:

@@ -1,4 +1,4 @@
-"""What a picture costs, and credits as text. Credits are whole numbers of tenths throughout."""
+"""The price of an image, and credits as text. Credits are whole numbers of tenths throughout."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ _MEMORY = "memory://"
 
 @dataclass(frozen=True)
 class Window:
-    """What a rate allows now: `remaining` of `limit` in `seconds`; all again after `reset` s."""
+    """The window of a rate: `remaining` of `limit` in `seconds`; all again after `reset` s."""
 
     allowed: bool
     limit: int
@@ -54,7 +54,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Place:
-    """Where events are counted in a fixed window."""
+    """The counter of events in a fixed window."""
 
     rate: RateLimitItem
     key: str
@@ -92,7 +92,7 @@ class Rates:
             return await _hit(self._own, rate, names)
 
     async def look(self, rate: RateLimitItem, *names: str) -> Window:
-        """Whether the rate would allow one more event; counts none."""
+        """Return whether the rate would allow one more event; counts none."""
         limiter = self._limiter()
         try:
             return await _window(limiter, rate, names, await limiter.test(rate, *names))
@@ -186,7 +186,7 @@ async def _window(
 
 
 class Places:
-    """How many requests of one name are in this process at the same time."""
+    """The concurrency limiter: requests of one name in this process at the same time."""
 
     def __init__(self) -> None:
         self._taken: Counter[str] = Counter()

@@ -57,12 +57,12 @@ class Accounts:
 
     @property
     def open(self) -> bool:
-        """Whether the schema is there and what a crash left has been released."""
+        """Return whether the schema is there and what a crash left has been released."""
         return self._open
 
     @property
     def server_name(self) -> str:
-        """What this process is called in the database: no other was or will be."""
+        """The name of this process in the database: no other had it or will."""
         return self.presence.name
 
     async def start(self, on_failure: Callable[[], None] = lambda: None) -> None:

@@ -1,4 +1,4 @@
-"""What the database of keys and credits is asked and what it answers, without a database in it.
+"""The types of keys and credits, without a database in them.
 
 So a server that needs none does not load one either.
 
@@ -28,7 +28,7 @@ class DatabaseUnusable(Exception):
 
 
 class LedgerError(Exception):
-    """Why the ledger refuses."""
+    """A refusal of the ledger."""
 
 
 class InsufficientCredits(LedgerError):
@@ -46,7 +46,7 @@ class ReservationLost(LedgerError):
 
 
 class IdempotencyError(Exception):
-    """Why an Idempotency-Key is refused."""
+    """A refusal of an Idempotency-Key."""
 
 
 class IdempotencyConflict(IdempotencyError):
@@ -59,7 +59,7 @@ class StillRunning(IdempotencyError):
 
 @dataclass(frozen=True)
 class Account:
-    """Who a key belongs to. `rate` as `30/minute`; None leaves a limit to the server's setting."""
+    """The owner of a key. `rate` as `30/minute`; None leaves a limit to the server's setting."""
 
     id: int
     name: str
@@ -76,7 +76,7 @@ class Idempotency:
 
 
 class State(StrEnum):
-    """Where a reservation is. It leaves `open` once."""
+    """The state of a reservation. It leaves `open` once."""
 
     OPEN = "open"
     SETTLED = "settled"
@@ -86,7 +86,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Order:
-    """What to reserve. `id` is the server's own for this request: never a client's word.
+    """An order to reserve. `id` is the server's own for this request: never a client's word.
 
     `amount` in tenths; the lease runs `lease_seconds`; `concurrency` is the number of the account's
     reservations that may be open, this one included.
@@ -112,7 +112,7 @@ class Balance:
 
 @dataclass(frozen=True)
 class DayOfUse:
-    """What was settled on one UTC day, `day` days after 1970-01-01; `amount` in tenths."""
+    """The credits settled on one UTC day, `day` days after 1970-01-01; `amount` in tenths."""
 
     day: int
     pictures: int

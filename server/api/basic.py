@@ -76,7 +76,7 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class _Running:
-    """What the engine was asked, and the handle of it."""
+    """A request that was submitted to the engine, and its handle."""
 
     generation: GenerationRequest
     handle: Handle

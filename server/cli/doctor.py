@@ -1,4 +1,4 @@
-"""What `img2img doctor` finds out: the versions, the device, the model, and what is wrong."""
+"""The findings of `img2img doctor`: the versions, the device, the model, and what is wrong."""
 
 from __future__ import annotations
 
@@ -138,7 +138,8 @@ def _accounts_in_words(settings: Settings, problems: list[str]) -> str:
 
 
 def _safety_in_words(bundle: ModelBundle, settings: Settings) -> str:
-    """What checks pictures. Raises ModelLoadError where a checker is asked for and missing."""
+    """Return what checks images, in words. Raises ModelLoadError where a checker is asked for and
+    missing."""
     from models.auxiliary.choose import choose_safety, shipped_checker
 
     if settings.safety == "off":
@@ -159,7 +160,7 @@ def _device_in_words(device: object) -> str:
 
 
 def _memory_in_words(weight_bytes: int, device: object) -> str:
-    """What the weights take, and what is left beside them."""
+    """Return what the weights take, and what is left beside them, in words."""
     import psutil
     import torch
 

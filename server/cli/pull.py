@@ -1,4 +1,4 @@
-"""What `img2img models pull` does: a hub model into the local cache, ahead of serving.
+"""`img2img models pull`: a hub model into the local cache, ahead of serving.
 
 With it comes what stands beside it by these settings: the CLIP model that guides, and the safety
 checker where pictures are to be checked. The server then needs no network.

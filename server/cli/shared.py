@@ -1,4 +1,4 @@
-"""What every command shares: the settings, and how it ends when something is wrong."""
+"""Shared by all commands: reading the settings, and ending when something is wrong."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DtypeOption = Annotated[str | None, typer.Option(help="auto, float32, float16 or
 
 
 def stop(message: str, status: int) -> typer.Exit:
-    """What to raise, once the message is out."""
+    """Print the message and return the exception that ends the command."""
     typer.echo(message, err=True)
     return typer.Exit(status)
 

@@ -44,7 +44,7 @@ def close(sockets: list[socket.socket]) -> None:
 
 
 def url_of(listener: socket.socket) -> str:
-    """Where a client finds it."""
+    """Return the URL by which a client finds it."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

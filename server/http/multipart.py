@@ -51,7 +51,7 @@ class Part:
 
     @property
     def is_absent_file(self) -> bool:
-        """What a browser sends for a file input where nothing was chosen."""
+        """Return whether this is what a browser sends for a file input without a file."""
         return self.is_file and not self.file_name and not self.data
 
 

@@ -39,7 +39,7 @@ class PartHeaders:
 
     @property
     def in_preamble(self) -> bool:
-        """Whether no line so far was the boundary."""
+        """Return whether no line so far was the boundary."""
         return not self._line_end and not self._closed
 
     def feed(self, chunk: bytes) -> bytes:

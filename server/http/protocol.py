@@ -167,7 +167,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     @property
     def _is_busy(self) -> bool:
-        """Whether a request on this connection is still being answered."""
+        """Return whether a request on this connection is still being answered."""
         return self._running is not None and not self._running.response_complete
 
     def _left(self) -> None:

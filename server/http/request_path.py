@@ -43,6 +43,6 @@ class RequestPath:
 
 
 def _leads(routes: list[BaseRoute], scope: Scope, path: str) -> bool:
-    """Whether there is something at `path`, by this method or another."""
+    """Return whether there is something at `path`, by this method or another."""
     asked = {**scope, "root_path": "", "path": path}
     return any(route.matches(asked)[0] is not Match.NONE for route in routes)

@@ -40,9 +40,10 @@ class ClientTransport:
         self._until = self._heard = 0.0
         self._bytes_left = LINGER_BYTES
         self.lingers = False
-        """Whether the client may still be sending, so that a plain close could lose the answer."""
+        """Return whether the client may still be sending, so that a plain close could lose the
+        answer."""
         self.ended = False
-        """Whether the client has ended its side."""
+        """Return whether the client has ended its side."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

@@ -31,7 +31,7 @@ _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 def wants_events(request: Request) -> bool:
-    """Whether the client's Accept header names `text/event-stream`.
+    """Return whether the client's Accept header names `text/event-stream`.
 
     Not over HTTP/1.0, where an answer without a length could not be told from one cut short.
     """

@@ -1,4 +1,4 @@
-"""How one text field of the form becomes a value: what is accepted, and what a refusal says.
+"""Parsers of the form's text fields: what each accepts, and what its refusal says.
 
 Each function gives metadata for an `Annotated` type: a strict parser, or the schema that shows it.
 """

@@ -201,7 +201,7 @@ def _problem(location: tuple[int | str, ...], kind: str, message: str) -> str:
 
 
 class ImageData(BaseModel):
-    """What a success carries."""
+    """The data of a success."""
 
     image: str = Field(description="The picture: a PNG file, base64 encoded.")
     seed: int = Field(description="The seed; sent again, it gives the same picture.")

@@ -1,4 +1,4 @@
-"""What happens to a finished picture that the safety checker finds near its concepts."""
+"""Moderation of finished images that the safety checker finds near its concepts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLUR_SHARE = 1 / 12
 
 
 class Scorer(Protocol):
-    """What is needed of `pipelines.safety_check.SafetyCheck`."""
+    """The part of `pipelines.safety_check.SafetyCheck` that is needed here."""
 
     def score(self, picture: Pixels) -> float: ...
 

@@ -63,7 +63,7 @@ class Layout:
 
     @property
     def is_rare(self) -> bool:
-        """Whether the samples are read here, not by Pillow."""
+        """Return whether the samples are read here, not by Pillow."""
         if self.photometric in (LAB, ICC_LAB) or self.sample_format == FLOAT:
             return True
         if self.photometric == PALETTE and self.bits == 8 and len(self.extra) <= 1:

@@ -79,7 +79,7 @@ def read_webp(data: bytes) -> WebP | None:
 
 
 def _leads_on(data: bytes, end: int) -> bool:
-    """Whether a chunk that ends there is followed by another one, or by nothing."""
+    """Return whether a chunk that ends there is followed by another one, or by nothing."""
     if len(data) in (end - 1, end):
         return True
     return bool(_NAME.match(data, end)) and _fits(data, end)
@@ -92,7 +92,7 @@ def _next_known(data: bytes, start: int) -> int:
 
 
 def _fits(data: bytes, place: int) -> bool:
-    """Whether the chunk that begins there ends within the file."""
+    """Return whether the chunk that begins there ends within the file."""
     return place + 8 + int.from_bytes(data[place + 4 : place + 8], "little") <= len(data)
 
 

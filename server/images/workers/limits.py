@@ -13,8 +13,8 @@ _BYTES_A_PIXEL = 12
 _MIB = 1024 * 1024
 
 KERNEL_LIMITS = sys.platform == "linux"
-"""Whether the kernel ends a decoder at its limits. Windows has none and macOS ignores that on
-memory: there the server measures its decoders and ends them."""
+"""Return whether the kernel ends a decoder at its limits. Windows has none and macOS ignores that
+on memory: there the server measures its decoders and ends them."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ _PASSED_ON = ("PATH", "LANG", "LC_ALL", "TMPDIR", "TEMP", "TMP", "SYSTEMROOT", "
 """Environment variables of a worker. The server's hold its keys."""
 
 MayGo = Callable[[int], bool]
-"""Whether a picture of that many pixels may be decoded now; called in a thread."""
+"""Return whether a picture of that many pixels may be decoded now; called in a thread."""
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether it can take another job."""
+        """Return whether it can take another job."""
         return self._ended_for is None and self.process.poll() is None
 
     def run(
