@@ -17,7 +17,8 @@ from pipelines.engine.warmup import dummy_evaluations
 from pipelines.prompt.encoder import PromptChunks, PromptEncoder
 from pipelines.scheduler.batching import GroupKey, StepLimits
 from pipelines.scheduler.cost_model import CostTable, ImageCost, Provenance, StepPoint, TextCost
-from pipelines.vae.stages import decode_latents, encode_image
+from pipelines.vae.decode import decode_latents
+from pipelines.vae.encode import encode_image
 
 SIDES = (320, 512)
 ROWS = (1, 2, 4, 8, 16)

@@ -13,7 +13,9 @@ from pipelines.prompt.encoder import PromptChunks
 from pipelines.request import GenerationRequest, Pixels
 from pipelines.samplers.programs import SamplerProgram
 from pipelines.scheduler.batching import GroupKey
-from pipelines.vae.stages import Decoded, Decoding, Encoding, RequestNoise
+from pipelines.vae.decode import Decoded, Decoding
+from pipelines.vae.encode import Encoding
+from pipelines.vae.noise import RequestNoise
 
 
 @dataclass

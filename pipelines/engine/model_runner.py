@@ -19,14 +19,10 @@ from pipelines.engine.job import Job, StepCounts, evaluation_of, program_of
 from pipelines.prompt.encoder import PromptEncoder
 from pipelines.request import Pixels
 from pipelines.scheduler.batching import GroupKey
+from pipelines.vae.decode import Decoding, decode_together
+from pipelines.vae.encode import ImageEncoder, start_latents
 from pipelines.vae.graphs import VaeGraphs
 from pipelines.vae.preview import LatentToRgb
-from pipelines.vae.stages import (
-    Decoding,
-    ImageEncoder,
-    decode_together,
-    start_latents,
-)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from pipelines.engine.job import Job
 from pipelines.engine.watch import Watch
 from pipelines.samplers.programs import make_program
 from pipelines.samplers.schedules import NoiseSchedule
-from pipelines.vae.stages import RequestNoise, image_digest
+from pipelines.vae.encode import image_digest
+from pipelines.vae.noise import RequestNoise
 
 logger = logging.getLogger(__name__)
 

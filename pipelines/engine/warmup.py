@@ -25,7 +25,8 @@ from pipelines.request import Sampler
 from pipelines.samplers.programs import make_program
 from pipelines.scheduler.batching import GroupKey
 from pipelines.scheduler.scheduler import PolicyConfig
-from pipelines.vae.stages import decode_latents, decode_together, encode_image
+from pipelines.vae.decode import decode_latents, decode_together
+from pipelines.vae.encode import encode_image
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
-from models.bundle import VaeStep
+from models.bundle import ModelBundle, VaeStep
 from models.loading.autoencoder import TILE_SIDE, downscale
 from models.padding import circular_padding
 
@@ -31,6 +31,21 @@ class Layer:
 
     run: Callable[[Tensor], Tensor]
     cost: float
+
+
+def goes_in_tiles(
+    bundle: ModelBundle, height: int, width: int, tile: bool, share: float = 1.0
+) -> bool:
+    """Return whether the VAE takes a picture in tiles, with ``share`` of the pixels that go in
+    whole.
+
+    Never one that is no larger than a tile, and never one whose opposite edges are to meet
+    (``tile``): its tiles would each meet themselves.
+    """
+    above = bundle.vae_tile_above
+    if tile or above is None or max(height, width) <= TILE_SIDE:
+        return False
+    return height * width > share * above
 
 
 def encoder_layers(vae: Any) -> list[Layer]:

@@ -14,7 +14,7 @@ import torch
 
 from models.bundle import ModelBundle
 from pipelines.request import Pixels
-from pipelines.vae.stages import encode_image
+from pipelines.vae.encode import encode_image
 
 _PATCHES = 12
 _PATCH_LATENTS = 4

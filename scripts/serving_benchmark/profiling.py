@@ -22,14 +22,16 @@ from torch.profiler import ProfilerActivity, _ExperimentalConfig, profile
 from models.loading.loader import load_bundle
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Sampler
-from pipelines.vae.stages import Decoding, Encoding
+from pipelines.vae.decode import Decoding
+from pipelines.vae.encode import Encoding
 from serving_benchmark.processes import ROOT
 from serving_benchmark.steps import NoOpUnet, hollow_engine, run_crowd
 from serving_benchmark.traces import MIXED, Call, make_calls
 
 _SAMPLE_SECONDS = 0.0005
 _SWITCH_SECONDS = 0.00002
-_STAGES = ("stages", "vae_passes", "prompt", "calibration")
+_STAGES = {"pipelines/vae", "pipelines/prompt"}
+"""Folders whose work is no part of a step."""
 _OURS = tuple(str(ROOT / package) for package in ("pipelines", "models"))
 
 
@@ -219,12 +221,13 @@ class Samples:
 
 
 def _outside_steps(frame: FrameType | None) -> bool:
-    """Whether a stack waits for work or for the U-Net, or encodes or decodes."""
+    """Return whether a stack waits for work or for the U-Net, or encodes or decodes."""
     while frame is not None:
         code = frame.f_code
         if code.co_name == "_receive" or code is NoOpUnet.__call__.__code__:
             return True
-        if Path(code.co_filename).stem in _STAGES:
+        file = Path(code.co_filename)
+        if file.stem == "calibration" or "/".join(file.parts[-3:-1]) in _STAGES:
             return True
         frame = frame.f_back
     return False

@@ -20,7 +20,7 @@ from pipelines.denoise.latent_pool import LatentPool
 from pipelines.engine.engine import Engine
 from pipelines.errors import GenerationCancelled, GenerationFailed
 from pipelines.scheduler.batching import StepLimits
-from pipelines.vae.stages import decode_latents
+from pipelines.vae.decode import decode_latents
 from tests.gpu.rig import Rig, images
 
 

@@ -19,8 +19,9 @@ from pipelines.denoise.latent_pool import LatentPool
 from pipelines.request import Sampler
 from pipelines.samplers.programs import make_program
 from pipelines.scheduler.batching import GroupKey
+from pipelines.vae.decode import decode_latents, decode_together
+from pipelines.vae.encode import encode_image
 from pipelines.vae.graphs import VaeGraphs
-from pipelines.vae.stages import decode_latents, decode_together, encode_image
 from tests.gpu.rig import Rig
 
 

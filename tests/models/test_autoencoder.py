@@ -15,8 +15,9 @@ from models.bundle import ModelBundle
 from models.loading.loader import ModelLoadError, ModelSpec, load_model
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Pixels
+from pipelines.vae.decode import decode_latents
+from pipelines.vae.encode import ImageEncoder, encode_image
 from pipelines.vae.preview import LatentToRgb
-from pipelines.vae.stages import ImageEncoder, decode_latents, encode_image
 
 
 def load(model: Path, vae: Path, configuration: Path | None = None) -> ModelBundle:

@@ -23,7 +23,7 @@ from pipelines.engine.warmup import FastPath
 from pipelines.request import GenerationRequest, Pixels, Sampler
 from pipelines.samplers.programs import SamplerProgram, make_program
 from pipelines.scheduler.batching import GroupKey
-from pipelines.vae.stages import RequestNoise
+from pipelines.vae.noise import RequestNoise
 
 BUCKETS = (1, 2, 4, 8, 16)
 KEY = GroupKey(8, 8, 77, False)

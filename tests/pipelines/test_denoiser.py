@@ -17,7 +17,8 @@ from pipelines.request import Pixels, Sampler
 from pipelines.samplers.programs import SamplerProgram, make_program
 from pipelines.samplers.schedules import make_scheduler
 from pipelines.scheduler.batching import GroupKey
-from pipelines.vae.stages import RequestNoise, encode_image, start_latents
+from pipelines.vae.encode import encode_image, start_latents
+from pipelines.vae.noise import RequestNoise
 
 RIGHT_IN_DIFFUSERS = [s for s in Sampler if s not in (Sampler.K_DPMPP_2S_ANCESTRAL, Sampler.K_LMS)]
 

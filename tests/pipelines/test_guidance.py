@@ -29,8 +29,8 @@ from pipelines.request import ClipGuidancePreset, GenerationRequest, Pixels, Sam
 from pipelines.samplers.programs import make_program
 from pipelines.samplers.schedules import NoiseSchedule
 from pipelines.scheduler.batching import GroupKey
+from pipelines.vae.noise import RequestNoise
 from pipelines.vae.preview import LatentToRgb
-from pipelines.vae.stages import RequestNoise
 
 Guidance = ClipGuidancePreset
 GUIDED = list(PRESETS)

@@ -7,8 +7,8 @@ import torch
 
 from models.loading.loader import load_bundle
 from pipelines.request import Pixels
+from pipelines.vae.encode import encode_image
 from pipelines.vae.preview import LatentToRgb
-from pipelines.vae.stages import encode_image
 
 
 def test_a_preview_looks_like_the_picture(picture: Pixels) -> None:

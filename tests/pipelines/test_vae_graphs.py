@@ -21,13 +21,9 @@ from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.engine.warmup import FastPath
 from pipelines.request import GenerationRequest, Pixels
+from pipelines.vae.decode import decode_latents, decode_together
+from pipelines.vae.encode import ImageEncoder, encode_image
 from pipelines.vae.graphs import PATIENCE, PassKey, VaeGraphs
-from pipelines.vae.stages import (
-    ImageEncoder,
-    decode_latents,
-    decode_together,
-    encode_image,
-)
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,16 +15,18 @@ from models.loading.loader import load_bundle
 from models.memory import measure_footprint, without_weights
 from models.peak_memory import peak_on_meta
 from pipelines.request import Pixels
-from pipelines.vae import stages
+from pipelines.vae import decode, encode
+from pipelines.vae.decode import decode_latents
+from pipelines.vae.encode import encode_image
 from pipelines.vae.passes import (
     Layer,
     VaePass,
     decoder_layers,
     encoder_layers,
+    goes_in_tiles,
     tiled_decoder,
     tiled_encoder,
 )
-from pipelines.vae.stages import decode_latents, encode_image, goes_in_tiles
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +97,13 @@ def test_a_picture_goes_in_tiles_exactly_above_the_threshold(tiny: ModelBundle) 
 def test_encode_and_decode_go_by_it(tiny: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[str] = []
 
-    def spied(name: str) -> None:
-        make = getattr(stages, name)
-        monkeypatch.setattr(stages, name, lambda vae: (chosen.append(name), make(vae))[1])
+    def spied(module: ModuleType, name: str) -> None:
+        make = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda vae: (chosen.append(name), make(vae))[1])
 
-    for name in ("encoder_layers", "decoder_layers", "tiled_encoder", "tiled_decoder"):
-        spied(name)
+    for module, way in ((encode, "encoder"), (decode, "decoder")):
+        spied(module, f"{way}_layers")
+        spied(module, f"tiled_{way}")
     picture = scene(64, 576)
     for above, tile in [(64 * 576, False), (64 * 576 - 1, False), (1, True)]:
         bundle = replace(tiny, vae_tile_above=above)
@@ -114,7 +118,7 @@ def test_a_decode_again_in_float32_has_half_the_room(
     tiny: ModelBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     infinite = [Layer(lambda z: torch.full((1, 3, 64, 576), torch.inf), 1.0)]
-    monkeypatch.setattr(stages, "decoder_layers", lambda vae: infinite)
+    monkeypatch.setattr(decode, "decoder_layers", lambda vae: infinite)
     half = replace(tiny, dtype=torch.bfloat16, vae_tile_above=64 * 576)
     latents = torch.zeros(4, 8, 72)
     assert decode_latents(half, latents, tile=False).shape == (64, 576, 3)

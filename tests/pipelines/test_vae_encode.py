@@ -14,15 +14,9 @@ from models.padding import circular_padding
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Pixels, Sampler
 from pipelines.samplers.programs import make_program
-from pipelines.vae.stages import (
-    Decoding,
-    ImageEncoder,
-    Moments,
-    RequestNoise,
-    decode_latents,
-    encode_image,
-    start_latents,
-)
+from pipelines.vae.decode import Decoding, decode_latents
+from pipelines.vae.encode import ImageEncoder, Moments, encode_image, start_latents
+from pipelines.vae.noise import RequestNoise
 
 
 def test_noise_comes_in_the_order_of_one_generator() -> None:
