@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -52,6 +51,9 @@ def fuse_projections(unet: Any) -> None:
 
     The separate weights go: they would take their memory twice.
     """
+    # diffusers takes seconds to import.
+    from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
+
     for module in unet.modules():
         if not isinstance(module, Attention) or module.fused_projections:
             continue
@@ -80,6 +82,8 @@ class KernelProcessor:
     """Fused attention of a diffusers module through an order of kernels."""
 
     def __init__(self, order: Order) -> None:
+        from diffusers.models.attention_processor import FusedAttnProcessor2_0
+
         self.order = order
         self._fused = FusedAttnProcessor2_0()
 
@@ -91,6 +95,8 @@ class KernelProcessor:
 
 def choose_kernels(unet: Any, orders: Mapping[int, Order]) -> None:
     """Give each attention of a fused ``unet`` the order for its head size, where there is one."""
+    from diffusers.models.attention_processor import Attention
+
     for module in unet.modules():
         if isinstance(module, Attention):
             head = head_size(module)
@@ -98,7 +104,7 @@ def choose_kernels(unet: Any, orders: Mapping[int, Order]) -> None:
                 module.set_processor(KernelProcessor(orders[head]))
 
 
-def head_size(module: Attention) -> int:
+def head_size(module: Any) -> int:
     """Return the channels of one head of a fused attention."""
     fused = module.to_kv if module.is_cross_attention else module.to_qkv
     return int(fused.out_features) // (2 if module.is_cross_attention else 3) // int(module.heads)

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from models.acceleration.attention import fuse_projections
 from models.errors import ModelLoadError
 from models.spec import Quantization
 
@@ -141,8 +142,6 @@ def quantize_unet(unet: torch.nn.Module, kind: Quantization, device: torch.devic
         return "off"
     config = _config(kind, device)
     from torchao.quantization import quantize_
-
-    from models.acceleration.attention import fuse_projections  # diffusers takes seconds to import
 
     # Weights that torchao holds cannot be fused any more; a fused U-Net is left as it is.
     fuse_projections(unet)

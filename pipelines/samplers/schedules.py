@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import diffusers
 import numpy as np
 import numpy.typing as npt
 
@@ -123,6 +122,8 @@ SAMPLER_SPECS: Mapping[Sampler, SamplerSpec] = {
 
 def make_scheduler(sampler: Sampler, schedule: NoiseSchedule | None = None) -> Any:
     """The diffusers scheduler that ``sampler`` maps to, fresh, set up as this server uses it."""
+    import diffusers  # takes seconds, and is loaded by the time that a model is
+
     schedule = schedule or NoiseSchedule()
     spec = SAMPLER_SPECS[sampler]
     return getattr(diffusers, spec.scheduler)(

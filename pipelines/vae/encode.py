@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from models.bundle import ModelBundle
 from models.device import host_tensor
@@ -94,6 +93,8 @@ def _moments(encoded: torch.Tensor | None, channels: int) -> Moments:
     if encoded.shape[1] == channels:
         latents = encoded[0].float()
         return Moments(latents, torch.zeros_like(latents))
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution  # takes seconds
+
     posterior = DiagonalGaussianDistribution(encoded)
     return Moments(posterior.mean[0].float(), posterior.std[0].float())
 

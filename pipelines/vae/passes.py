@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 
 from models.bundle import ModelBundle, VaeStep
 from models.loading.autoencoder import TILE_SIDE, downscale
@@ -53,7 +52,7 @@ def encoder_layers(vae: Any) -> list[Layer]:
 
     An AutoencoderTiny is one layer, (B, channels, h, w) latents: it has no posterior.
     """
-    if not isinstance(vae, AutoencoderKL):
+    if not _is_kl(vae):
         return [Layer(lambda x: vae.encode(x, return_dict=False)[0], 1.0)]
     encoder = vae.encoder
     layers = [_layer(encoder.conv_in, 1.0)]
@@ -72,7 +71,7 @@ def encoder_layers(vae: Any) -> list[Layer]:
 
 def decoder_layers(vae: Any) -> list[Layer]:
     """(B, channels, h, w) latents -> (B, 3, H, W) pictures in -1..1. One layer if it is tiny."""
-    if not isinstance(vae, AutoencoderKL):
+    if not _is_kl(vae):
         return [Layer(lambda z: vae.decode(z, return_dict=False)[0], 1.0)]
     decoder = vae.decoder
     scale = 0.25 ** (len(vae.config.block_out_channels) - 1)
@@ -117,9 +116,15 @@ def tiled_encoder(vae: Any) -> list[Layer]:
 def tiled_decoder(vae: Any) -> list[Layer]:
     """As `decoder_layers`, in tiles: one layer, which cannot be put down on the way."""
     _set_tiles(vae)
-    if isinstance(vae, AutoencoderKL):
+    if _is_kl(vae):
         return [Layer(lambda z: vae.tiled_decode(z, return_dict=False)[0], 1.0)]
     return [Layer(vae._tiled_decode, 1.0)]
+
+
+def _is_kl(vae: Any) -> bool:
+    from diffusers import AutoencoderKL  # takes seconds to import
+
+    return isinstance(vae, AutoencoderKL)
 
 
 def _set_tiles(vae: Any) -> None:
