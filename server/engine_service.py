@@ -131,12 +131,12 @@ def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
         limits=memory.limits,
         exact_rows=memory.exact_rows,
         max_queue=settings.max_queue,
-        max_running_requests=settings.max_batch,
-        exact=settings.exact,
+        max_running_requests=settings.max_running_requests,
+        exact=settings.batch_invariant,
         warm_up=warm_up,
         fast=FastPath(
             choose_acceleration(settings.acceleration, bundle.device),
-            settings.hot_picture_sizes,
+            settings.capture_sizes_in_pixels,
             settings.compile_folder,
         ),
         # A unit that outlasts the limit of every request has failed all of those that wait.

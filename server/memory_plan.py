@@ -69,7 +69,9 @@ def memory_policy(bundle: ModelBundle, settings: Settings, free: int | None = No
     from pipelines.engine.warmup import FastPath
 
     buckets = FastPath(choose_acceleration(settings.acceleration, bundle.device)).buckets
-    plan = MemoryPlan(measure_footprint(bundle), available, settings.max_batch, LARGEST, asked)
+    plan = MemoryPlan(
+        measure_footprint(bundle), available, settings.max_running_requests, LARGEST, asked
+    )
     limits = StepLimits(plan.max_rows, plan.max_pixels, buckets)
     # Every exact step is padded to the one bucket, whatever its size.
     exact_rows = min(EXACT_ROWS, limits.rows_for(_key(MAX_SIDE, bundle.downscale)))

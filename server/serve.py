@@ -19,7 +19,7 @@ from server.app import create_app
 from server.engine_service import EngineHost, ModelStarter, load_model
 from server.http.listening import BACKLOG, CannotListen, close, listen, url_of
 from server.http.protocol import BoundedProtocol, Limits
-from server.settings import Settings, unknown_variables
+from server.settings import Settings, renamed_variables, unknown_variables
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def serve(settings: Settings, starter: ModelStarter = load_model) -> str | None:
 
     Raises server.app.ConfigurationError.
     """
-    for line in unknown_variables():
+    for line in (*unknown_variables(), *renamed_variables()):
         logger.warning(line)
     stopping: list[DrainingServer] = []
 

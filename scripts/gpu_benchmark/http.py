@@ -17,7 +17,7 @@ from serving_benchmark.traces import EQUAL, Call, make_calls
 def measure_http(folder: Path, device: str, dtype: str, scale: Scale, ledger: Ledger) -> None:
     """Seconds until the server is ready, then one client and many."""
     model = Model(str(folder), device, dtype, os.cpu_count() or 1)
-    settings = {"hot_sizes": f"{side(scale)}x{side(scale)}"}
+    settings = {"capture_sizes": f"{side(scale)}x{side(scale)}"}
     started = time.monotonic()
     with running_servers((OURS,), model, settings) as servers:
         ledger.put(time.monotonic() - started, "http", "ready")

@@ -137,7 +137,7 @@ def _start(
         return [sys.executable, "-m", _MODULES[name], *arguments], python_environment()
     ours = {"log_level": "warning", **settings, **options}
     if name == EXACT:
-        ours["exact"] = "true"
+        ours["batch_invariant"] = "true"
     return [sys.executable, "-m", "server.cli", "serve"], python_environment(**ours)
 
 

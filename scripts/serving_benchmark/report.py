@@ -185,8 +185,8 @@ def _exact_lines(results: Results) -> list[str]:
     return [
         "## The exact lane",
         "",
-        f"`IMG2IMG_EXACT=true` makes {exact.images_per_second:.3f} images a second where the "
-        f"throughput lane makes {free.images_per_second:.3f}: **{100 * share:.0f} %** "
+        f"`IMG2IMG_BATCH_INVARIANT=true` makes {exact.images_per_second:.3f} images a second "
+        f"where the throughput lane makes {free.images_per_second:.3f}: **{100 * share:.0f} %** "
         f"({exact.count} mixed requests of {results.sizes[0].plan.size} x "
         f"{results.sizes[0].plan.size} at once; misses {_misses(exact.misses)}).",
         "",

@@ -1,4 +1,4 @@
-"""Batch-invariant mode (IMG2IMG_EXACT): the same bytes alone, in a crowd, after a restart."""
+"""Batch-invariant mode: the same bytes alone, in a crowd, after a restart."""
 
 from __future__ import annotations
 

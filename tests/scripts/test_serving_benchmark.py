@@ -199,14 +199,14 @@ def test_the_report_has_ratios_and_calls_a_miss_a_miss(tmp_path: Path) -> None:
         "the command",
         "2026-01-01",
         Model("embedded", "cpu", "float32", 2),
-        {"max_batch": "8"},
+        {"max_running_requests": "8"},
         results,
         {320: [cost]},
         [["a line"]],
         "plot.png",
     )
     assert "    the command\n" in report
-    assert "IMG2IMG_MAX_BATCH=8" in report
+    assert "IMG2IMG_MAX_RUNNING_REQUESTS=8" in report
     assert f"| {OURS} | mixed | 10 | 1.800 (1.80) | 1.00 (0.50) | 1 (status 503) |" in report
     assert f"| {OURS} | 1.00 (1.00) | a miss | 1 (status 503) |" in report
     assert "**125 %**" in report

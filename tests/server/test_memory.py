@@ -61,8 +61,8 @@ def test_a_limit_on_the_cpu_is_of_weights_and_work(embedded: ModelBundle) -> Non
     assert small.tile_above is not None
     assert small.tile_above < LARGEST
     assert rows(small.limits, 512) < rows(large.limits, 512)
-    # All that can run at a time: two rows of each of max_batch.
-    assert rows(large.limits, 320) == 2 * Settings().max_batch
+    # All that can run at a time: two rows of each of max_running_requests.
+    assert rows(large.limits, 320) == 2 * Settings().max_running_requests
 
 
 def test_stable_diffusion_on_a_card_of_8_gib(full_size: ModelBundle) -> None:

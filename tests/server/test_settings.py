@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from models.spec import ModelSpec
 from server.cli.shared import USAGE_ERROR, read_settings
-from server.setting_values import is_loopback
-from server.settings import Settings, environment_name, unknown_variables
+from server.settings import Settings, environment_name, renamed_variables, unknown_variables
+from server.settings.values import is_loopback
 
 
 def keys_of(settings: Settings) -> list[str]:
@@ -188,16 +188,16 @@ def test_the_model_that_settings_name(monkeypatch: pytest.MonkeyPatch) -> None:
         ("512x2048", "a side is a multiple of 64, 320 to 1536"),
     ],
 )
-def test_a_hot_size_that_no_request_could_have(text: str, reason: str) -> None:
+def test_a_capture_size_that_no_request_could_have(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        Settings(hot_sizes=("512x512", text))
+        Settings(capture_sizes=("512x512", text))
 
 
-def test_hot_sizes_are_for_requests_without_one_only_if_that_is_said() -> None:
-    settings = Settings(hot_sizes=("512x768", "768X512"))
-    assert settings.hot_picture_sizes == ((512, 768), (768, 512))
+def test_capture_sizes_are_for_requests_without_one_only_if_that_is_said() -> None:
+    settings = Settings(capture_sizes=("512x768", "768X512"))
+    assert settings.capture_sizes_in_pixels == ((512, 768), (768, 512))
     assert settings.auto_picture_sizes == ()
-    both = Settings(hot_sizes=("512x768",), auto_sizes=True)
+    both = Settings(capture_sizes=("512x768",), auto_sizes=True)
     assert both.auto_picture_sizes == ((512, 768),)
 
 
@@ -240,3 +240,48 @@ def test_a_number_beyond_all_use_is_refused_in_a_line(
     message = capsys.readouterr().err
     assert message.startswith(f"{environment_name(field)}: ")
     assert message.count("\n") == 1
+
+
+OLD_AND_NEW = [
+    ("HOT_SIZES", "CAPTURE_SIZES", "512x768, 768x512", ("512x768", "768x512"), ("320x320",)),
+    ("MAX_BATCH", "MAX_RUNNING_REQUESTS", "3", 3, 5),
+    ("EXACT", "BATCH_INVARIANT", "true", True, False),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "text", "value", "_other"), OLD_AND_NEW)
+def test_an_old_name_works_and_the_new_one_is_said(
+    monkeypatch: pytest.MonkeyPatch, old: str, new: str, text: str, value: object, _other: object
+) -> None:
+    monkeypatch.setenv(f"IMG2IMG_{old}", text)
+    assert getattr(Settings(), new.lower()) == value
+    assert renamed_variables() == [
+        f"IMG2IMG_{old} is now called IMG2IMG_{new}; the old name will stop working"
+    ]
+    assert unknown_variables() == []
+
+
+@pytest.mark.parametrize(("old", "new", "text", "_value", "other"), OLD_AND_NEW)
+def test_the_new_name_wins_over_the_old_one(
+    monkeypatch: pytest.MonkeyPatch, old: str, new: str, text: str, _value: object, other: object
+) -> None:
+    monkeypatch.setenv(f"IMG2IMG_{old}", text)
+    monkeypatch.setenv(
+        f"IMG2IMG_{new}", ",".join(other) if isinstance(other, tuple) else str(other)
+    )
+    assert getattr(Settings(), new.lower()) == other
+    assert renamed_variables() == [
+        f"IMG2IMG_{old} is ignored: IMG2IMG_{new}, its new name, is set too"
+    ]
+
+
+def test_an_empty_old_name_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMG2IMG_MAX_BATCH", "")
+    assert Settings().max_running_requests == 16
+    assert renamed_variables() == []
+
+
+def test_a_bad_value_of_an_old_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMG2IMG_MAX_BATCH", "many")
+    with pytest.raises(ValidationError, match="max_running_requests"):
+        Settings()

@@ -1,0 +1,82 @@
+"""Every setting, in one frozen class that is the only reader of the environment.
+
+Each field is read from `IMG2IMG_` and its name in capitals; what the command line gives wins. The
+fields are grouped by subject, a module each.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+
+from server.settings.accounts import AccountSettings
+from server.settings.base import ENV_PREFIX, FORM_ALLOWANCE, MIB
+from server.settings.engine import EngineSettings
+from server.settings.limits import LimitSettings
+from server.settings.model import ModelSettings
+from server.settings.renamed import OldNames, environment_name, old_names, renamed_variables
+from server.settings.server import ServerSettings
+from server.settings.values import is_loopback
+
+__all__ = [
+    "ENV_PREFIX",
+    "FORM_ALLOWANCE",
+    "MIB",
+    "Settings",
+    "environment_name",
+    "renamed_variables",
+    "unknown_variables",
+]
+
+
+class Settings(LimitSettings, EngineSettings, ModelSettings, AccountSettings, ServerSettings):
+    """What an operator can choose, the subjects together."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the constructor's arguments, then the environment, then old names in it."""
+        return init_settings, env_settings, OldNames(settings_cls)
+
+    @property
+    def compile_folder(self) -> Path:
+        """The folder of compiled code."""
+        return (self.compile_cache or self.data_dir / "compiled").expanduser()
+
+    def exposure_problem(self) -> str | None:
+        """The reason why these settings would open the server to strangers, or None."""
+        if self.asks_for_key or self.no_auth or is_loopback(self.host):
+            return None
+        return (
+            f"Refusing to listen on {self.host} without API keys: anyone who reaches this address "
+            f"could use the server. Make a key with `img2img keys create NAME`, set "
+            f"{ENV_PREFIX}API_KEYS, listen on 127.0.0.1, or give "
+            f"--no-auth ({ENV_PREFIX}NO_AUTH=true) if something in front checks who calls."
+        )
+
+
+def unknown_variables(environment: Mapping[str, str] | None = None) -> list[str]:
+    """A line for each `IMG2IMG_` variable that is no setting, with the nearest name."""
+    names = os.environ if environment is None else environment
+    known = {environment_name(field) for field in Settings.model_fields}
+    taken = known | old_names()
+    return [_name_typo(name, known) for name in sorted(names) if _is_unknown(name, taken)]
+
+
+def _is_unknown(name: str, known: Iterable[str]) -> bool:
+    return name.upper().startswith(ENV_PREFIX) and name.upper() not in known
+
+
+def _name_typo(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name.upper(), list(known), n=1)
+    return f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else "")

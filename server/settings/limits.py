@@ -1,0 +1,113 @@
+"""What a request may take: time, bytes, words, the work of its image."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from server.settings.base import FORM_ALLOWANCE, MIB, MOST_MIB, MOST_SECONDS, Subject
+
+
+class LimitSettings(Subject):
+    """Bounds of a request, from its first byte to the last of its response."""
+
+    request_timeout: float = Field(
+        300.0,
+        gt=0,
+        le=MOST_SECONDS,
+        description="Seconds a request may take from its arrival, its upload included; then it is "
+        "answered 504. One that would take longer alone is answered 400.",
+    )
+    grace_period: float = Field(
+        30.0,
+        ge=0,
+        le=MOST_SECONDS,
+        description="Seconds that running requests get to finish after SIGTERM.",
+    )
+
+    max_upload_mib: float = Field(
+        20.0,
+        gt=0,
+        le=MOST_MIB,
+        description="Largest picture file taken, in MiB; a larger one is answered 413.",
+    )
+    min_upload_rate: float = Field(
+        4.0,
+        ge=0,
+        le=1e9,
+        description="KiB/s that an upload has to bring on average; a slower one is answered 408. "
+        "0: any.",
+    )
+    upload_patience: float = Field(
+        15.0,
+        gt=0,
+        le=MOST_SECONDS,
+        description="Seconds that an upload may be behind that rate, or stand still.",
+    )
+    answer_patience: float = Field(
+        30.0,
+        gt=0,
+        le=MOST_SECONDS,
+        description="Seconds in which a client has to take some of its answer; then it is cut off.",
+    )
+    max_bytes_in_flight_mib: float = Field(
+        512.0,
+        gt=0,
+        le=MOST_MIB,
+        description="MiB of uploads and unread answers held at the same time, at least one "
+        "upload; what would go beyond is answered 503, Retry-After.",
+    )
+    max_header_kib: int = Field(
+        64,
+        ge=1,
+        le=MOST_MIB,
+        description="KiB that a request's line and headers may have; more is answered 431.",
+    )
+    header_timeout: float = Field(
+        15.0,
+        gt=0,
+        le=MOST_SECONDS,
+        description="Seconds in which a request's headers have to come; then 408.",
+    )
+
+    picture_threads: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="Processes that decode uploads, and threads that encode answers.",
+    )
+    picture_cpu_seconds: float = Field(
+        2.0,
+        gt=0,
+        le=MOST_SECONDS,
+        description="CPU seconds that the decoding of one upload may take, and 0.1 more for each "
+        "million pixels beyond 16; then it is answered 400.",
+    )
+    picture_memory_mib: int = Field(
+        600,
+        ge=16,
+        le=MOST_MIB,
+        description="MiB that the decoding of one upload may take above an idle decoder's, and "
+        "11.4 more for each million pixels beyond 16; then it is answered 400.",
+    )
+
+    max_breaks: int = Field(
+        16,
+        ge=0,
+        le=1_000_000,
+        description="Times that BREAK may stand in a prompt or a negative prompt; more is "
+        "answered 400.",
+    )
+
+    @property
+    def max_upload_bytes(self) -> int:
+        return int(self.max_upload_mib * MIB)
+
+    @property
+    def max_bytes_in_flight(self) -> int:
+        """Bytes of requests and answers that may be held; the largest request always has room."""
+        return max(int(self.max_bytes_in_flight_mib * MIB), self.max_body_bytes)
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Bytes of the largest request's body: its picture and the form around it."""
+        return self.max_upload_bytes + FORM_ALLOWANCE
