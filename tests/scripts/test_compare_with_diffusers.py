@@ -1,4 +1,4 @@
-"""The table of disagreements with diffusers that the README prints."""
+"""The table of disagreements with diffusers that docs/usage.md prints."""
 
 from __future__ import annotations
 
