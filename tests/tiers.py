@@ -17,6 +17,8 @@ SLOW_GROUPS = {
 }
 _WITH_PROCESSES = {"browser", "contract", "gpu", "scripts", "shipped"}
 """Folders whose tests start servers, scripts or real models."""
+_SERVICES = {"database_url", "postgres", "redis_server"}
+"""Fixtures that start a server of PostgreSQL or Redis."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,10 +36,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    chosen = [item for item in items if _is_chosen(config, item)]
-    if left_out := [item for item in items if item not in set(chosen)]:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = chosen
+    chosen: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        (chosen if _is_chosen(config, item) else left_out).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = chosen
 
 
 def _is_chosen(config: pytest.Config, item: pytest.Item) -> bool:
@@ -53,4 +57,6 @@ def _is_chosen(config: pytest.Config, item: pytest.Item) -> bool:
     if not config.getoption("--fast"):
         return True
     folders = set(item.nodeid.partition("::")[0].split("/"))
-    return not folders & _WITH_PROCESSES and item.get_closest_marker("process") is None
+    if folders & _WITH_PROCESSES or _SERVICES & set(getattr(item, "fixturenames", ())):
+        return False
+    return item.get_closest_marker("process") is None

@@ -1,7 +1,7 @@
 """The fast path of an engine: what is accelerated, for which sizes, and run before any request.
 
 `models.acceleration.modes` decides what a device can do; here steps are captured and compiled code
-is made for the *hot* sizes, those that an operator configured. Whatever fails there falls back to
+is made for the capture sizes, those that an operator configured. Whatever fails there falls back to
 what works, and the log says why.
 """
 
@@ -101,7 +101,7 @@ def _run_steps(runner: ModelRunner, policy: PolicyConfig) -> None:
 
 
 def _run_passes(runner: ModelRunner, policy: PolicyConfig) -> None:
-    """Capture the encode and the decodes of the hot sizes that go through the VAE in one part."""
+    """Capture encode and decodes of the capture sizes that go through the VAE in one part."""
     bundle, graphs = runner.bundle, runner.vae_graphs
     if graphs is None:
         return

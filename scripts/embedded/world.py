@@ -12,24 +12,9 @@ from typing import Literal
 
 import numpy as np
 
+from models.embedded import vocabulary
 from pipelines.prompt.styles import STYLES as STYLE_PRESETS
 
-OBJECTS: tuple[str, ...] = (
-    "circle",
-    "square",
-    "triangle",
-    "star",
-    "heart",
-    "house",
-    "tree",
-    "flower",
-    "fish",
-    "boat",
-    "car",
-    "cat",
-    "moon",
-    "mountain",
-)
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (218, 38, 38),
     "orange": (245, 136, 24),
@@ -42,16 +27,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (246, 246, 246),
     "black": (40, 40, 45),
 }
-BACKGROUNDS: tuple[str, ...] = (
-    "sky",
-    "night",
-    "grass",
-    "desert",
-    "ocean",
-    "snow",
-    "sunset",
-    "plain",
-)
+BACKGROUNDS = vocabulary.BACKGROUNDS
+OBJECTS = vocabulary.THINGS
 STYLES: tuple[str, ...] = tuple(STYLE_PRESETS)
 
 HELD_OUT_PERCENT = 8

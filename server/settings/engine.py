@@ -12,7 +12,7 @@ from server.settings.values import split_size
 
 
 class EngineSettings(Subject):
-    """Speed, memory and crowding of the device."""
+    """Speed, memory and load of the device."""
 
     acceleration: AccelerationMode = Field(
         AccelerationMode.GRAPHS,

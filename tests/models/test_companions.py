@@ -19,6 +19,8 @@ from models.loading.clip import OPENAI_MEAN, load_clip
 from models.loading.loader import ModelLoadError, load_bundle
 from tests.tiny_model import write_tiny_checker
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -17,6 +17,8 @@ from embedded.world import sample_scene
 from models.loading.loader import EMBEDDED_FOLDER, load_bundle
 from tests.logged_warnings import no_logged_warnings
 
+pytestmark = pytest.mark.process
+
 MEGABYTE = 1_000_000
 
 

@@ -13,6 +13,8 @@ import pytest
 from models.acceleration.kernel_cache import use_compiled
 from tests.models.narrow import write_configuration
 
+pytestmark = pytest.mark.process
+
 pytest.importorskip("triton")
 
 

@@ -22,6 +22,8 @@ if not triton.knobs.runtime.interpret:
 
 from models.acceleration.triton_kernels import NEXT, PROVEN, Geometry, TritonKernels  # noqa: E402
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 GEOMETRIES = pytest.mark.parametrize("geometry", [PROVEN, NEXT], ids=["proven", "next"])
 BOUND = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}

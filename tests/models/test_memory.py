@@ -16,6 +16,8 @@ from models.peak_memory import MetaKernels, PeakMemory, peak_on_meta
 from pipelines.samplers import programs as samplers
 from pipelines.vae.passes import Layer, VaePass, decoder_layers, encoder_layers
 
+pytestmark = pytest.mark.process
+
 GIB = 2**30
 LARGEST = 1536 * 1536
 

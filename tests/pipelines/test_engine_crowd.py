@@ -19,6 +19,8 @@ from pipelines.engine.handle import GenerationHandle
 from pipelines.errors import GenerationFailed
 from pipelines.request import GenerationRequest, Pixels, Sampler
 
+pytestmark = pytest.mark.process
+
 CROWD = 5
 QUICK = (Sampler.K_DPMPP_2M, Sampler.K_HEUN, Sampler.K_EULER_ANCESTRAL)
 """One that looks back, one that evaluates twice a step, one that draws noise in every step."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from models.loading.loader import load_bundle
 from pipelines.request import Pixels
 from pipelines.vae.encode import encode_image
 from pipelines.vae.preview import LatentToRgb
+
+pytestmark = pytest.mark.process
 
 
 def test_a_preview_looks_like_the_picture(picture: Pixels) -> None:

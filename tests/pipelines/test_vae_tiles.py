@@ -28,6 +28,8 @@ from pipelines.vae.passes import (
     tiled_encoder,
 )
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def embedded() -> ModelBundle:

@@ -17,6 +17,8 @@ from tests.server.conftest import PATH
 from tests.server.raw_http import connect, form_body, head, read_answer
 from tests.server.server_process import ServerProcess, running_server
 
+pytestmark = pytest.mark.process
+
 MIB = 1024 * 1024
 
 

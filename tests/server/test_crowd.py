@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from spending_crowd import spend_at_once
+
+pytestmark = pytest.mark.process
 
 
 def test_exactly_what_is_affordable_succeeds(database_url: str, tmp_path: Path) -> None:

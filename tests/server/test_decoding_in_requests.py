@@ -16,6 +16,8 @@ from tests.server.hostile_pictures import progressive_jpeg
 from tests.server.pictures import file_of, four_corners
 from tests.server.server_process import ServerProcess, running_server
 
+pytestmark = pytest.mark.process
+
 PATH = "/api/generate/basic/imageToImage"
 PLAIN = file_of(four_corners(640, 640))
 SLOW = progressive_jpeg()

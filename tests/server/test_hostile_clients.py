@@ -18,6 +18,8 @@ from tests.server.pictures import file_of, gradient
 from tests.server.server_process import ServerProcess, running_server
 from tests.server.team import Team
 
+pytestmark = pytest.mark.process
+
 HEAD = f"POST {PATH} HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=x\r\n"
 
 

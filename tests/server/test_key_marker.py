@@ -19,6 +19,8 @@ from tests.server.server_process import running_server
 from tests.server.team import Team
 from throwaway_postgres import Postgres
 
+pytestmark = pytest.mark.process
+
 STUB = "tests.server.stub_server"
 runner = CliRunner()
 

@@ -15,6 +15,8 @@ from server.engine_service import load_model
 from server.memory_plan import EXACT_ROWS, LARGEST, available_bytes, memory_policy
 from server.settings import Settings
 
+pytestmark = pytest.mark.process
+
 GIB = 2**30
 
 

@@ -24,6 +24,8 @@ from tests.server.server_process import ROOT
 from tests.server.team import Team
 from throwaway_postgres import Postgres
 
+pytestmark = pytest.mark.process
+
 HOUR = 3600.0
 
 

@@ -22,6 +22,8 @@ from tests.server.conftest import PATH
 from tests.server.failures import assert_failure
 from tests.server.server_process import ROOT, ServerProcess, running_server
 
+pytestmark = pytest.mark.process
+
 
 @contextmanager
 def stub_server(folder: Path, **settings: str) -> Iterator[ServerProcess]:

@@ -7,12 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
 import requests
 
 from server.accounts.types import Balance
 from tests.server.conftest import PATH
 from tests.server.server_process import ServerProcess, running_server
 from tests.server.team import Team
+
+pytestmark = pytest.mark.process
+
 
 STUB = "tests.server.stub_server"
 
