@@ -15,16 +15,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
 from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
 
-import server.accounts.service
-import server.serve
+import server.accounts.service  # noqa: F401
 from server.observability.logs import configure_logging
+from server.serve import serve
 from server.settings import Settings
 
 
-def serve() -> None:
+def serve_by_environment() -> None:
     settings = Settings()
     configure_logging(settings.log_level, settings.log_format)
-    server.serving.serve(settings)
+    serve(settings)
 
 
 if __name__ == "__main__":
@@ -33,7 +33,7 @@ if __name__ == "__main__":
         child = os.fork()
         if not child:
             os.close(0)
-            serve()
+            serve_by_environment()
             os._exit(0)
         print(child, flush=True)
         os.waitpid(child, 0)
