@@ -47,6 +47,11 @@ def _side(description: str) -> WithJsonSchema:
     )
 
 
+NOT_BLANK = r"[^\s\x1c-\x1f\x85]"
+"""A character that is no blank to Python. Those named are none to JSON Schema's `\\s`, which is
+ECMA-262's. Blank text counts as left out."""
+
+
 class ImageToImageForm(BaseModel):
     """The text fields of a request. Built from strings; blank ones count as left out."""
 
@@ -59,7 +64,7 @@ class ImageToImageForm(BaseModel):
             type="string",
             minLength=1,
             maxLength=MAX_PROMPT_LENGTH,
-            pattern=r"\S",  # blank ones count as left out
+            pattern=NOT_BLANK,
             description="What the picture should become.",
             examples=["a blue circle on a grass background"],
         ),

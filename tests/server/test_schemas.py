@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Mapping
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from pipelines.request import ClipGuidancePreset, Sampler
 from server.img2img.form import (
     FORM_FIELDS,
+    NOT_BLANK,
     STYLE_PRESETS,
     ImageToImageForm,
     ResizeMode,
@@ -160,6 +163,20 @@ def test_prompt() -> None:
     assert refuse({"prompt": "x" * 2001}) == ["prompt: 2001 characters is over 2000"]
     assert refuse({}) == ["prompt: is required"]
     assert refuse({"prompt": "  \t\n"}) == ["prompt: is required"]
+
+
+ECMASCRIPT_BLANKS = set("\t\n\v\f\r \xa0\ufeff\u1680\u2028\u2029\u202f\u205f\u3000") | {
+    chr(code) for code in range(0x2000, 0x200B)
+}
+"""What `\\s` is to JSON Schema, whose patterns are ECMA-262's."""
+
+
+@pytest.mark.parametrize("blank", [c for c in map(chr, range(sys.maxunicode + 1)) if c.isspace()])
+def test_the_document_says_that_a_blank_prompt_is_none(blank: str) -> None:
+    assert refuse({"prompt": blank}) == ["prompt: is required"]
+    named = NOT_BLANK.replace(r"\s", "")
+    assert blank in ECMASCRIPT_BLANKS or not re.search(named, blank)
+    assert not re.search(NOT_BLANK, blank)
 
 
 def test_blank_is_left_out() -> None:
