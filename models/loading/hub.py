@@ -46,7 +46,8 @@ def download(
     needed and cannot be asked, else ModelLoadError.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HTTPError as ClientError  # type: ignore[attr-defined]
 
     revision = revision or PINNED_REVISIONS.get(model)
     commit = revision is not None and _COMMIT.fullmatch(revision) is not None
@@ -65,7 +66,7 @@ def download(
         ) from error
     except ValueError as error:
         raise ModelLoadError(f"{model!r} is no hub id: {error}") from error
-    except (OSError, HTTPError) as offline:
+    except (OSError, ClientError) as offline:
         if not ask_hub and (kept := cached(model, revision)):
             return kept
         raise HubUnreachable(model, str(offline)) from offline

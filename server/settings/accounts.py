@@ -114,5 +114,5 @@ class AccountSettings(Subject):
 
     @property
     def has_database(self) -> bool:
-        """Return whether there is a database of keys: one that was named, or made by `img2img keys`."""
+        """Return whether there is a database of keys: one that was named or made by `img2img`."""
         return self.database_url is not None or file_was_made(self.data_dir, self.accounts_file)
