@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import queue
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,36 +23,36 @@ from models.device import make_current
 from pipelines.cache import CacheCounts
 from pipelines.engine.calibration import guessed_costs, measure_costs
 from pipelines.engine.config import EngineConfig
-from pipelines.engine.device_timer import Elapsed, make_timer
-from pipelines.engine.handle import GenerationHandle
-from pipelines.engine.job import Job, StepCounts, program_of
-from pipelines.engine.preparer import Preparer
+from pipelines.engine.device_timer import DeviceTimer, Elapsed, make_timer
+from pipelines.engine.model_runner import Launched, ModelRunner, StepCounts
+from pipelines.engine.preparer import Prepared, Preparer
+from pipelines.engine.refusal import refused
 from pipelines.engine.watch import Watch
 from pipelines.errors import (
     DeadlineExceeded,
-    EngineBusy,
     EngineDead,
     EngineDraining,
-    EngineRefused,
     EngineStalled,
     GenerationCancelled,
     GenerationError,
     GenerationFailed,
-    RequestTooLong,
     as_failure,
 )
+from pipelines.handle import GenerationHandle
 from pipelines.prompt.encoder import PromptChunks
-from pipelines.request import ClipGuidancePreset, GenerationRequest, GenerationResult, Progress
+from pipelines.request import GenerationRequest, GenerationResult, Progress
 from pipelines.samplers.programs import evaluation_count
 from pipelines.scheduler.batching import GroupKey, guidance_rows
 from pipelines.scheduler.cost_model import CostTable
+from pipelines.scheduler.request_state import RequestState
 from pipelines.scheduler.scheduler import Scheduler
-from pipelines.scheduler.work import Decode, Encode, Refusal, Step, Task, TooLong, Work
+from pipelines.scheduler.work import Decode, Encode, Step, Work
 
 __all__ = ["Engine", "EngineConfig"]
 
 logger = logging.getLogger(__name__)
 
+_STAGES = {Step: "denoise", Encode: "prepare", Decode: "decode"}
 _IDLE_WAIT = 0.25
 """Seconds between looks at the flags while there is no work."""
 _END_SECONDS = 1.0
@@ -62,22 +60,20 @@ _END_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class _Launched:
-    """A unit of work that may still be running; whether its time ``teaches`` the cost table.
-
-    ``text_chunks`` were encoded in it.
-    """
+class _Unit:
+    """A unit of work that may still be running; with it the ``finished`` requests end."""
 
     work: Work
+    launched: Launched
+    finished: list[int]
     elapsed: Elapsed
-    teaches: bool
-    text_chunks: int
 
 
 class Engine:
     """Makes pictures. Thread-safe from the outside; the device belongs to its own thread.
 
-    ``costs`` says what work costs; without it the engine measures at warm-up.
+    ``costs`` says what work costs; without it the engine measures at warm-up. ``runner`` and
+    ``timer`` stand in for those that ``config`` and the bundle's device ask for.
     """
 
     def __init__(
@@ -85,26 +81,28 @@ class Engine:
         bundle: ModelBundle,
         config: EngineConfig | None = None,
         costs: CostTable | None = None,
+        *,
+        runner: ModelRunner | None = None,
+        timer: DeviceTimer | None = None,
     ) -> None:
         self.bundle = bundle
         self.config = config or EngineConfig()
-        self._runner = self.config.fast.runner(
+        self._runner = runner or self.config.fast.runner(
             bundle, self.config.step_buckets, self.config.max_running_requests
         )
-        self._timer = make_timer(bundle.device)
-        self._launched: _Launched | None = None
+        self._timer = timer or make_timer(bundle.device)
         self._measures = costs is None and self.config.warm_up
         policy = self.config.policy
         if bundle.vae_tile_above is not None:  # memory is short: one picture at a time
             policy = replace(policy, shared_decodes=())
         self._policy = policy
         self._scheduler = Scheduler(costs or guessed_costs(), policy)
-        self._jobs: dict[int, Job] = {}  # by ident: all that wait or run
-        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[RequestState, Prepared | Exception] | None]
+        self._inbox = queue.SimpleQueue()
         self._watch = Watch("the engine's unit of work", self.config.patience)
         self._prepare_watch = Watch("the preparation of a request", self.config.patience)
-        self._preparer = Preparer(bundle, self._prepare_watch, self._prepared)
-        self._lock = threading.Lock()  # of the scheduler and the jobs
+        self._preparer = Preparer(bundle, self._prepare_watch, self._hand_over)
+        self._lock = threading.Lock()  # of the scheduler
         self._idents = itertools.count()
         self._thread: threading.Thread | None = None
         self._measured = threading.Event()
@@ -112,7 +110,7 @@ class Engine:
         self._draining = threading.Event()
         self._stop = threading.Event()
         self._dead = False
-        self._ended = False  # with the lock: no job that comes now would be failed or done
+        self._ended = False  # with the lock: no request that comes now would be failed or done
 
     # From any thread
 
@@ -147,7 +145,7 @@ class Engine:
     def backlog(self) -> int:
         """Requests that wait or run."""
         with self._lock:
-            return len(self._jobs)
+            return len(self._scheduler)
 
     @property
     def steps(self) -> StepCounts:
@@ -186,10 +184,9 @@ class Engine:
         now = time.monotonic()
         deadline = None if timeout is None else (now if arrived is None else arrived) + timeout
         key, texts = self._key(request)
-        job = Job(next(self._idents), handle, key, texts, now)
-        task = Task(
-            job.ident,
-            job.key,
+        state = RequestState(
+            next(self._idents),
+            key,
             guidance_rows(request.cfg_scale),
             evaluation_count(request.sampler, request.steps, request.image_strength),
             arrived=now,
@@ -198,16 +195,16 @@ class Engine:
             guidance=request.clip_guidance,
             allowed=timeout,
             text_chunks=texts.total,
+            handle=handle,
         )
         with self._lock:
             if self._ended:
                 # Between the checks above and here: nobody would ever look at it.
                 raise EngineDead("the engine is not running", retry_after=30.0)
-            refusal = self._scheduler.offer(task, now)
-            if refusal is not None:
-                raise _refused(refusal, request)
-            self._jobs[job.ident] = job
-        self._preparer.submit(job)
+            refusal = self._scheduler.offer(state, now)
+        if refusal is not None:
+            raise refused(refusal, request)
+        self._preparer.submit(state, texts)
         return handle
 
     def _check_state(self) -> None:
@@ -250,15 +247,8 @@ class Engine:
         request = GenerationRequest(image, "a picture", image_strength=0.9, steps=20, seed=1)
         self.submit(request).wait()
 
-    # On the worker that prepares
-
-    def _prepared(self, job: Job, error: Exception | None) -> None:
-        if error is not None:
-            self._finish(job, as_failure(error))
-            return
-        with self._lock:
-            self._scheduler.prepared(job.ident)
-        self._inbox.put(job)
+    def _hand_over(self, state: RequestState, prepared: Prepared | Exception) -> None:
+        self._inbox.put((state, prepared))
 
     # On the engine's thread
 
@@ -266,23 +256,8 @@ class Engine:
         try:
             make_current(self.bundle.device)
             with torch.inference_mode():
-                if self.config.warm_up:
-                    self.config.fast.warm_up(self._runner, self._policy)
-                if self._measures:
-                    self._measure()
-                self._measured.set()
-                work: Work | None = None
-                while not self._stop.is_set():
-                    if work is None:
-                        with self._watch.unit(self._launched_seconds):
-                            self._settle()
-                    self._receive(block=work is None)
-                    self._drop_lost()
-                    with self._lock:
-                        work = self._scheduler.plan(time.monotonic())
-                    if work is not None:
-                        with self._watch.unit(work.seconds + self._launched_seconds):
-                            self._do(work)
+                self._make_ready()
+                self._loop()
         except BaseException:
             logger.critical("the engine's thread has died", exc_info=True)
             raise
@@ -292,174 +267,133 @@ class Engine:
                 self._fail_all(GenerationFailed("the engine's thread has died"))
             self._measured.set()
 
-    @property
-    def _launched_seconds(self) -> float:
-        return 0.0 if self._launched is None else self._launched.work.seconds
+    def _make_ready(self) -> None:
+        if self.config.warm_up:
+            self.config.fast.warm_up(self._runner, self._policy)
+        if self._measures:
+            limits = self.config.step_limits
+            self._scheduler.table = measure_costs(self.bundle, self._runner.denoiser, limits)
+        self._measured.set()
 
-    def _measure(self) -> None:
-        denoiser = self._runner.denoiser
-        self._scheduler.table = measure_costs(self.bundle, denoiser, self.config.step_limits)
+    def _loop(self) -> None:
+        """Run units of work until the engine stops, the device one ahead of the host."""
+        in_flight: _Unit | None = None
+        idle = False
+        while not self._stop.is_set():
+            self._receive(block=idle)
+            work = self._schedule()
+            expected = sum(unit.seconds for unit in (work, in_flight and in_flight.work) if unit)
+            with self._watch.unit(expected):
+                launched = self._launch(work)
+                self._collect(in_flight)
+                if not self._timer.runs_ahead:
+                    self._collect(launched)
+                    launched = None
+            in_flight, idle = launched, work is None
 
     def _receive(self, block: bool) -> None:
         """Hear of what has become ready; with nothing to do, wait for it a while."""
         try:
             while True:
-                job = self._inbox.get(block, _IDLE_WAIT if block else None)
+                arrived = self._inbox.get(block, _IDLE_WAIT if block else None)
                 block = False
-                if job is not None:
-                    self._publish_positions()
+                if arrived is not None:
+                    self._enter(*arrived)
         except queue.Empty:
             return
 
-    def _publish_positions(self) -> None:
-        """Tell those that are not encoded yet how many are before them."""
-        with self._lock:
-            waiting = [self._jobs[ident] for ident in self._scheduler.waiting()]
-        for position, job in enumerate(waiting, 1):
-            if job.program is not None:
-                job.handle.publish(Progress(0, len(job.program), position))
-
-    def _drop_lost(self) -> None:
-        """Let go of what was cancelled or has passed its deadline."""
-        with self._lock:
-            cancelled = [job for job in self._jobs.values() if job.handle.cancelled]
-            overdue = [self._jobs[i] for i in self._scheduler.overdue(time.monotonic())]
-        for job in cancelled:
-            self._finish(job, GenerationCancelled("the request was withdrawn"))
-        for job in overdue:
-            self._finish(job, DeadlineExceeded("the request took longer than it may"))
-
-    def _do(self, work: Work) -> None:
-        """Launch a unit of work and account for it, as soon as its time is known."""
-        started = time.monotonic()
-        self._timer.start()
-        undisturbed, last = True, False
-        if isinstance(work, Step):
-            undisturbed = self._step([self._jobs[ident] for ident in work.idents])
-        elif isinstance(work, Encode):
-            last = self._encode(self._jobs[work.ident], work, started)
-        else:
-            last = self._decode([self._jobs[ident] for ident in work.idents], work.parts)
-        # What was cached, failed or was tried again says nothing of what such a unit costs.
-        early = not isinstance(work, Step) and last and work.part + 1 < work.parts
-        done = self._runner.done
-        teaches = undisturbed and not early and done.ordinary
-        launched = _Launched(work, self._timer.stop(), teaches, done.text_chunks)
-        with self._lock:
-            self._scheduler.complete(work, last=last)
-        self._settle()
-        self._launched = launched
-        if not self._timer.runs_ahead:
-            self._settle()
-
-    def _settle(self) -> None:
-        """Account for the unit that was launched last, if that is not done yet; wait for its end.
-
-        What a card does is settled when the next unit is launched: the card never waits.
-        """
-        launched, self._launched = self._launched, None
-        if launched is None:
+    def _enter(self, state: RequestState, prepared: Prepared | Exception) -> None:
+        """Plan for a request from now on, and tell those that wait how many are before them."""
+        if isinstance(prepared, Exception):
+            self._finish(state, as_failure(prepared))
             return
-        work, seconds = launched.work, launched.elapsed()
-        if launched.teaches:
-            with self._lock:
-                self._scheduler.learn(work, seconds, launched.text_chunks)
-        stage = {Step: "denoise", Encode: "prepare", Decode: "decode"}[type(work)]
-        for ident in (work.ident,) if isinstance(work, Encode) else work.idents:
-            if ident in self._jobs:
-                self._report(self._jobs[ident], stage, seconds)
-
-    def _report(self, job: Job, stage: str, seconds: float) -> None:
-        job.spend(stage, seconds)
-        if stage == "denoise":
-            job.handle.publish(Progress(job.done, len(program_of(job)), preview=job.preview))
-        elif job.decoded is not None:
-            try:
-                image = job.decoded.wait()
-            except Exception as error:
-                logger.exception("request %s could not be decoded", job.request.request_id)
-                self._finish(job, as_failure(error))
-            else:
-                result = GenerationResult(image, job.request.seed, job.done, job.timings)
-                self._finish(job, result)
-
-    def _encode(self, job: Job, work: Encode, started: float) -> bool:
-        """Return whether the job is encoded."""
-        if work.part == 0:
-            job.timings["queued"] = started - job.arrived
-            job.handle.publish(Progress(0, len(program_of(job))))
-        try:
-            return self._runner.encode(job, work.parts)
-        except Exception as error:
-            logger.exception("request %s could not be encoded", job.request.request_id)
-            self._finish(job, as_failure(error))
-            return False
-
-    def _step(self, members: Sequence[Job]) -> bool:
-        """Run a step for ``members``; whether it went well at once.
-
-        A step that fails is run again in halves, down to the one request that makes it fail. After
-        an out-of-memory error its key's steps stay at half the rows as long as its crowd lasts.
-        """
-        try:
-            self._runner.step(members)
-            return True
-        except Exception as error:
-            if len(members) == 1:
-                logger.exception("request %s failed in a step", members[0].request.request_id)
-                self._finish(members[0], as_failure(error))
-                return False
-            out_of_memory = isinstance(error, torch.OutOfMemoryError)
-        # Outside the handler: there the error would hold what the failed forward had allocated.
-        if out_of_memory:
-            rows = sum(guidance_rows(job.request.cfg_scale) for job in members)
-            logger.warning("out of memory with %d rows: halved", rows)
-            with self._lock:
-                self._scheduler.cap_rows(members[0].key, rows // 2)
-        middle = len(members) // 2
-        self._step(members[:middle])
-        self._step(members[middle:])
-        return False
-
-    def _decode(self, jobs: Sequence[Job], parts: int) -> bool:
-        """Return whether the pictures of ``jobs`` are on their way.
-
-        A shared decode that fails is run again one by one, so that only its cause fails.
-        """
-        try:
-            return self._runner.decode(jobs, parts)
-        except Exception as error:
-            if len(jobs) == 1:
-                logger.exception("request %s could not be decoded", jobs[0].request.request_id)
-                self._finish(jobs[0], as_failure(error))
-                return False
-        for job in jobs:
-            self._decode([job], parts)
-        return True
-
-    def _finish(self, job: Job, outcome: GenerationResult | GenerationError) -> None:
-        """Take a job out of wherever it is and tell its handle."""
         with self._lock:
-            self._scheduler.remove(job.ident)
-            self._jobs.pop(job.ident, None)
-        self._runner.release(job)
-        if isinstance(outcome, GenerationResult):
-            job.handle.succeed(outcome)
-        else:
-            job.handle.fail(outcome)
+            if state.ident not in self._scheduler:
+                return
+            self._runner.add(state, prepared)
+            self._scheduler.prepared(state.ident)
+            waiting = self._scheduler.waiting()
+        for position, other in enumerate(waiting, 1):
+            if other.prepared:
+                other.publish(Progress(0, other.evaluations, position))
+
+    def _schedule(self) -> Work | None:
+        """Let go of what was cancelled or has passed its deadline; name the next unit."""
+        now = time.monotonic()
+        with self._lock:
+            cancelled = [state for state in self._scheduler if state.cancelled]
+            overdue = self._scheduler.overdue(now)
+        for state in cancelled:
+            self._finish(state, GenerationCancelled("the request was withdrawn"))
+        for state in overdue:
+            self._finish(state, DeadlineExceeded("the request took longer than it may"))
+        with self._lock:
+            return self._scheduler.plan(now)
+
+    def _launch(self, work: Work | None) -> _Unit | None:
+        """Have the runner start a unit, and count it as far as the plan goes."""
+        if work is None:
+            return None
+        if isinstance(work, Encode) and work.part == 0:
+            self._begin(work.ident)
+        self._timer.start()
+        launched = self._runner.launch(work)
+        elapsed = self._timer.stop()
+        with self._lock:
+            if launched.row_cap is not None:
+                self._scheduler.cap_rows(work.key, launched.row_cap)
+            finished = self._scheduler.advance(work, last=launched.last, failed=launched.failures)
+        return _Unit(work, launched, finished, elapsed)
+
+    def _begin(self, ident: int) -> None:
+        with self._lock:
+            states = self._scheduler.present((ident,))
+        for state in states:
+            state.timings["queued"] = time.monotonic() - state.arrived
+            state.publish(Progress(0, state.evaluations))
+
+    def _collect(self, unit: _Unit | None) -> None:
+        """Wait for a unit's end; account for its time, report progress, end what it ends.
+
+        What a card does is collected when the next unit is launched: the card never waits.
+        """
+        if unit is None:
+            return
+        work, launched, seconds = unit.work, unit.launched, unit.elapsed()
+        with self._lock:
+            if launched.ordinary:
+                self._scheduler.learn(work, seconds, launched.text_chunks)
+            states = self._scheduler.present(work.idents)
+        for state in states:
+            state.spend(_STAGES[type(work)], seconds)
+            if (failure := launched.failures.get(state.ident)) is not None:
+                self._finish(state, failure)
+            elif state.ident in unit.finished:
+                self._finish(state, self._result(state))
+            elif isinstance(work, Step):
+                preview = self._runner.preview(state.ident)
+                state.publish(Progress(state.done, state.evaluations, preview=preview))
+
+    def _result(self, state: RequestState) -> GenerationResult | GenerationError:
+        try:
+            image = self._runner.picture(state.ident)
+        except Exception as error:
+            logger.exception("request %s could not be decoded", state.request.request_id)
+            return as_failure(error)
+        return GenerationResult(image, state.request.seed, state.done, state.timings)
+
+    def _finish(self, state: RequestState, outcome: GenerationResult | GenerationError) -> None:
+        """Take a request out of wherever it is and tell its handle."""
+        with self._lock:
+            self._scheduler.remove(state.ident)
+        self._runner.release(state.ident)
+        state.end(outcome)
 
     def _fail_all(self, error: GenerationError) -> None:
         with self._lock:
             self._ended = True
-            jobs, self._jobs = list(self._jobs.values()), {}
-        for job in jobs:
-            job.handle.fail(error)
-
-
-def _refused(refusal: Refusal | TooLong, request: GenerationRequest) -> EngineRefused:
-    if isinstance(refusal, Refusal):
-        return EngineBusy(refusal.reason, retry_after=max(1, math.ceil(refusal.retry_after)))
-    what = f"{request.width} x {request.height} at {request.steps} steps"
-    if request.clip_guidance is not ClipGuidancePreset.NONE:
-        what += f" with clip_guidance_preset {request.clip_guidance}"
-    return RequestTooLong(what, refusal.seconds, refusal.allowed)
+            states = list(self._scheduler)
+            for state in states:
+                self._scheduler.remove(state.ident)
+        for state in states:
+            state.end(error)

@@ -5,41 +5,107 @@ Knows tensors and no clock, no queue and no deadline: those are the engine's and
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from models.acceleration.cuda_graphs import Capturer
 from models.bundle import ModelBundle
 from pipelines.cache import CacheCounts
+from pipelines.denoise.batch import Evaluation
+from pipelines.denoise.clip_guidance import GuidanceRun
 from pipelines.denoise.denoiser import Denoiser
 from pipelines.denoise.latent_pool import LatentPool, LatentPools
-from pipelines.engine.job import Job, StepCounts, evaluation_of, program_of
+from pipelines.engine.preparer import Prepared
+from pipelines.errors import GenerationError, as_failure
 from pipelines.prompt.encoder import PromptEncoder
-from pipelines.request import Pixels
+from pipelines.request import GenerationRequest, Pixels
 from pipelines.scheduler.batching import GroupKey
-from pipelines.vae.decode import Decoding, decode_together
-from pipelines.vae.encode import ImageEncoder, start_latents
+from pipelines.scheduler.request_state import RequestState
+from pipelines.scheduler.work import Encode, Step, Work
+from pipelines.vae.decode import Decoded, Decoding, decode_together
+from pipelines.vae.encode import Encoding, ImageEncoder, Moments, start_latents
 from pipelines.vae.graphs import VaeGraphs
 from pipelines.vae.preview import LatentToRgb
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class UnitDone:
-    """Facts of the last unit of work: is its time what such units take, text apart.
 
-    One that failed, or whose picture was cached, is not ``ordinary``. ``text_chunks`` were
-    encoded in it.
+@dataclass
+class StepCounts:
+    """Totals over the steps so far: how many, their U-Net rows, requests they advanced."""
+
+    steps: int = 0
+    rows: int = 0
+    evaluations: int = 0
+
+    def count(self, rows: int, evaluations: int) -> None:
+        self.steps += 1
+        self.rows += rows
+        self.evaluations += evaluations
+
+
+@dataclass
+class Launched:
+    """The outcome of a launched unit, which may still run on the device.
+
+    Its time is that of such units, text apart, if it is ``ordinary``: one that failed, or whose
+    picture was cached, is not. ``text_chunks`` were encoded in it. ``last`` says that no further
+    part of the encode or decode is needed. ``failures`` are by request; ``row_cap`` is the most
+    rows that its key's steps may have from now on, after an out-of-memory error.
     """
 
-    ordinary: bool = False
+    ordinary: bool = True
+    last: bool = False
     text_chunks: int = 0
+    failures: dict[int, GenerationError] = field(default_factory=dict)
+    row_cap: int | None = None
+
+
+@dataclass(eq=False)
+class _DeviceState:
+    """The tensors of a request, and what its next units need of it."""
+
+    state: RequestState
+    prepared: Prepared
+    guidance: GuidanceRun | None
+    text: torch.Tensor | None = None  # (2, T, D)
+    encoding: Encoding | None = None
+    decoding: Decoding | None = None
+    position: int | None = None
+    preview: Pixels | None = None
+    decoded: Decoded | None = None
+
+    @property
+    def request(self) -> GenerationRequest:
+        return self.state.request
+
+    @property
+    def place(self) -> int:
+        assert self.position is not None
+        return self.position
+
+    def evaluation(self) -> Evaluation:
+        """Return the request's part in the next step."""
+        program, request = self.prepared.program, self.request
+        row = program.steps[self.state.done]
+        draw = None if row.noise is None else self.prepared.noise.steps[row.noise]
+        return Evaluation(
+            self.place,
+            row,
+            request.cfg_scale,
+            program.slots,
+            draw,
+            request.previews,
+            self.guidance,
+        )
 
 
 @dataclass(eq=False)
 class ModelRunner:
-    """Encodes, steps and decodes jobs of one model; at most ``capacity`` a pool at a time.
+    """Encodes, steps and decodes requests of one model; at most ``capacity`` a pool at a time.
 
     With a ``capturer`` steps are captured: of the ``hot`` keys at their first, see `LatentPools`;
     so are whole passes of the VAE, see `VaeGraphs`.
@@ -55,7 +121,6 @@ class ModelRunner:
         self.prompts = PromptEncoder(self.bundle)
         self.denoiser = Denoiser(self.bundle, self.row_buckets, self.capturer)
         self.steps = StepCounts()
-        self.done = UnitDone()
         self.vae_graphs: VaeGraphs | None = None
         if self.capturer is not None:
             sizes = {(key.height, key.width) for key in self.hot}
@@ -63,7 +128,7 @@ class ModelRunner:
         self.pictures = ImageEncoder(self.bundle, graphs=self.vae_graphs)
         self._latent_to_rgb: LatentToRgb | None = None
         self.pools = LatentPools(self._make_pool, captures=self.capturer is not None, hot=self.hot)
-        self._members: set[Job] = set()
+        self._requests: dict[int, _DeviceState] = {}
 
     @property
     def cache_counts(self) -> dict[str, CacheCounts]:
@@ -73,44 +138,129 @@ class ModelRunner:
     def _make_pool(self, key: GroupKey, patience: int | None) -> LatentPool:
         return LatentPool(self.bundle, key, self.capacity, patience)
 
-    def encode(self, job: Job, parts: int) -> bool:
-        """The next of ``parts`` parts; True once the job has its place in a pool."""
-        self.done = UnitDone()
-        request, encoded = job.request, 0
-        if job.encoding is None:
-            before = self.prompts.counts.misses
-            job.text = self.prompts.encode(job.texts)
-            encoded = self.prompts.counts.misses - before
-            job.encoding = self.pictures.begin(request.image, request.tile, parts, job.digest)
-        cached = job.encoding.cached
-        moments = job.encoding.advance()
-        self.done = UnitDone(not cached, encoded)
-        if moments is None:
-            return False
-        assert job.noise is not None
-        assert job.text is not None
-        latents = start_latents(
-            moments, job.noise, program_of(job), request.image_strength, self.bundle.scaling_factor
-        )
-        pool = self.pools.enter(job.key)
-        try:
-            job.position = pool.admit(latents, job.text)
-        except Exception:
-            self.pools.leave(job.key)
-            raise
-        self._members.add(job)
-        job.encoding = job.text = None
-        return True
+    # Requests
 
-    def step(self, members: Sequence[Job]) -> None:
-        """One evaluation of each of ``members``, who are of one key. Nothing changes if it fails.
+    def add(self, state: RequestState, prepared: Prepared) -> None:
+        """Take a request in: units of work may name it from now on."""
+        guidance = GuidanceRun.of(state.request)
+        self._requests[state.ident] = _DeviceState(state, prepared, guidance)
 
-        Raises whatever torch does; after an out-of-memory error its memory is free again.
+    def release(self, ident: int) -> None:
+        """Forget a request and give its place free, if it is here."""
+        member = self._requests.pop(ident, None)
+        if member is not None:
+            self._leave_pool(member)
+
+    def preview(self, ident: int) -> Pixels | None:
+        """Return the picture that the last step of a request predicts, if it asked for such."""
+        return self._requests[ident].preview
+
+    def picture(self, ident: int) -> Pixels:
+        """Return a decoded request's picture, (H, W, 3), as soon as it is on the host.
+
+        Raises FloatingPointError if it cannot be finite.
         """
-        self.done = UnitDone()
-        pool = self.pools[members[0].key]
+        decoded = self._requests[ident].decoded
+        assert decoded is not None
+        return decoded.wait()
+
+    def _leave_pool(self, member: _DeviceState) -> None:
+        if member.position is not None:
+            self.pools[member.state.key].release(member.position)
+            self.pools.leave(member.state.key)
+            member.position = None
+
+    # Units of work
+
+    def launch(self, work: Work) -> Launched:
+        """Start a unit of work. Never raises for a request's sake: `Launched.failures` says it.
+
+        A step or a shared decode that fails is run again in smaller units, down to the one request
+        that makes it fail.
+        """
+        launched = Launched()
+        members = [self._requests[ident] for ident in work.idents]
+        if isinstance(work, Step):
+            self._step(members, launched)
+        elif isinstance(work, Encode):
+            self._encode(members[0], work, launched)
+        else:
+            self._decode(members, work.parts, launched)
+        if launched.last and not isinstance(work, Step) and work.part + 1 < work.parts:
+            launched.ordinary = False
+        return launched
+
+    def _fail(self, member: _DeviceState, error: Exception, what: str, launched: Launched) -> None:
+        """Note that ``member`` has failed; call it where the error is handled, for the log."""
+        self._leave_pool(member)
+        logger.exception("request %s %s", member.request.request_id, what)
+        launched.failures[member.state.ident] = as_failure(error)
+        launched.ordinary = False
+
+    def _encode(self, member: _DeviceState, work: Encode, launched: Launched) -> None:
+        """Run the next part of an encode; the last one takes a place in a pool."""
         try:
-            step = self.denoiser.step(pool, [evaluation_of(job) for job in members])
+            if member.encoding is None:
+                before = self.prompts.counts.misses
+                member.text = self.prompts.encode(member.prepared.texts)
+                launched.text_chunks = self.prompts.counts.misses - before
+                request, digest = member.request, member.prepared.digest
+                member.encoding = self.pictures.begin(
+                    request.image, request.tile, work.parts, digest
+                )
+            launched.ordinary = not member.encoding.cached
+            moments = member.encoding.advance()
+            if moments is not None:
+                self._enter_pool(member, moments)
+                launched.last = True
+        except Exception as error:
+            self._fail(member, error, "could not be encoded", launched)
+
+    def _enter_pool(self, member: _DeviceState, moments: Moments) -> None:
+        assert member.text is not None
+        latents = start_latents(
+            moments,
+            member.prepared.noise,
+            member.prepared.program,
+            member.request.image_strength,
+            self.bundle.scaling_factor,
+        )
+        pool = self.pools.enter(member.state.key)
+        try:
+            member.position = pool.admit(latents, member.text)
+        except Exception:
+            self.pools.leave(member.state.key)
+            raise
+        member.encoding = member.text = None
+
+    def _step(self, members: Sequence[_DeviceState], launched: Launched) -> None:
+        """Run one evaluation of each of ``members``, who are of one key.
+
+        A step that fails changes nothing, and is run again in halves. After an out-of-memory error
+        its key's steps are to stay at half the rows.
+        """
+        try:
+            self._step_once(members, launched)
+            return
+        except Exception as error:
+            launched.ordinary = False
+            if len(members) == 1:
+                self._fail(members[0], error, "failed in a step", launched)
+                return
+            out_of_memory = isinstance(error, torch.OutOfMemoryError)
+        # Outside the handler: there the error would hold what the failed forward had allocated.
+        if out_of_memory:
+            rows = sum(member.state.rows for member in members)
+            logger.warning("out of memory with %d rows: halved", rows)
+            launched.row_cap = min(rows // 2, launched.row_cap or rows)
+        middle = len(members) // 2
+        self._step(members[:middle], launched)
+        self._step(members[middle:], launched)
+
+    def _step_once(self, members: Sequence[_DeviceState], launched: Launched) -> None:
+        pool = self.pools[members[0].state.key]
+        try:
+            step = self.denoiser.step(pool, [member.evaluation() for member in members])
         except torch.OutOfMemoryError as error:
             # The frames of the traceback hold the tensors of the forward that failed.
             error = error.with_traceback(None)
@@ -119,44 +269,50 @@ class ModelRunner:
             raise error from None
         self.steps.count(step.rows, len(members))
         fitted = self._latent_to_rgb
-        for job in members:
-            job.done += 1
-            job.preview = self._preview(step.predicted.get(job.position))
-        self.done = UnitDone(ordinary=self._latent_to_rgb is fitted)
+        for member in members:
+            member.preview = self._preview(step.predicted.get(member.place))
+        if self._latent_to_rgb is not fitted:
+            launched.ordinary = False
 
-    def decode(self, jobs: Sequence[Job], parts: int) -> bool:
-        """The next of ``parts`` parts; True once the pictures are on their way.
+    def _decode(self, members: Sequence[_DeviceState], parts: int, launched: Launched) -> None:
+        """Run the next of ``parts`` parts of the decode of ``members``, who are of one key.
 
-        Several jobs, of one key and in one part, share a pass where passes are captured.
+        Several, in one part, share a pass where passes are captured. One that fails is run again
+        one by one, so that only its cause fails.
         """
-        self.done = UnitDone()
-        if len(jobs) > 1 and self.vae_graphs is not None:
-            latents = [self._latents(job) for job in jobs]
+        try:
+            launched.last = self._decode_once(members, parts)
+        except Exception as error:
+            if len(members) == 1:
+                self._fail(members[0], error, "could not be decoded", launched)
+                return
+        else:
+            return
+        launched.ordinary = False
+        for member in members:
+            self._decode([member], parts, launched)
+        launched.last = True
+
+    def _decode_once(self, members: Sequence[_DeviceState], parts: int) -> bool:
+        """Return whether the pictures are on their way; the places are free then."""
+        pool = self.pools[members[0].state.key]
+        if len(members) > 1 and self.vae_graphs is not None:
+            latents = [pool.latents(member.place) for member in members]
             made = decode_together(self.bundle, latents, self.vae_graphs)
-            for job, decoded in zip(jobs, made, strict=True):
-                job.decoded = decoded
-            self.done = UnitDone(ordinary=True)
-            return True
-        for job in jobs:
-            if job.decoding is None:
-                tile = job.request.tile
-                job.decoding = Decoding(
-                    self.bundle, self._latents(job), tile, parts, self.vae_graphs
-                )
-            job.decoded = job.decoding.launch()
-        self.done = UnitDone(ordinary=True)
-        return all(job.decoded is not None for job in jobs)
-
-    def _latents(self, job: Job) -> torch.Tensor:
-        return self.pools[job.key].latents(job.position)
-
-    def release(self, job: Job) -> None:
-        """Give a job's place free, if it has one."""
-        job.encoding = job.decoding = job.decoded = job.text = None
-        if job in self._members:
-            self._members.remove(job)
-            self.pools[job.key].release(job.position)
-            self.pools.leave(job.key)
+            for member, decoded in zip(members, made, strict=True):
+                member.decoded = decoded
+        else:
+            for member in members:
+                if member.decoding is None:
+                    latent, tile = pool.latents(member.place), member.request.tile
+                    member.decoding = Decoding(self.bundle, latent, tile, parts, self.vae_graphs)
+                member.decoded = member.decoding.launch()
+        if any(member.decoded is None for member in members):
+            return False
+        for member in members:
+            self._leave_pool(member)
+            member.decoding = None
+        return True
 
     def _preview(self, predicted: torch.Tensor | None) -> Pixels | None:
         if predicted is None:

@@ -7,40 +7,56 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from models.bundle import ModelBundle
-from pipelines.engine.job import Job
 from pipelines.engine.watch import Watch
-from pipelines.samplers.programs import make_program
+from pipelines.prompt.encoder import PromptChunks
+from pipelines.samplers.programs import SamplerProgram, make_program
 from pipelines.samplers.schedules import NoiseSchedule
+from pipelines.scheduler.request_state import RequestState
 from pipelines.vae.encode import image_digest
 from pipelines.vae.noise import RequestNoise
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A request's texts, sampler program and noise, and the digest of its picture."""
+
+    texts: PromptChunks
+    program: SamplerProgram
+    noise: RequestNoise
+    digest: bytes
+
+
 class Preparer:
     """One thread; a daemon, so that one that hangs does not keep the process.
 
-    ``done`` is called in that thread with each job, and the error if there was one.
+    ``done`` is called in that thread with each request and what was made for it, or the error.
     """
 
     def __init__(
-        self, bundle: ModelBundle, watch: Watch, done: Callable[[Job, Exception | None], None]
+        self,
+        bundle: ModelBundle,
+        watch: Watch,
+        done: Callable[[RequestState, Prepared | Exception], None],
     ) -> None:
         self._bundle = bundle
         self._noise_schedule = NoiseSchedule.from_config(bundle.scheduler_config)
         self._watch = watch
         self._done = done
-        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[RequestState, PromptChunks] | None]
+        self._inbox = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="img2img-prepare", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, job: Job) -> None:
-        """Prepare ``job`` when those before it are; never blocks."""
-        self._inbox.put(job)
+    def submit(self, state: RequestState, texts: PromptChunks) -> None:
+        """Prepare a request when those before it are; never blocks."""
+        self._inbox.put((state, texts))
 
     def close(self, timeout: float) -> None:
         """End after what waits, or leave the thread to itself after ``timeout`` seconds."""
@@ -49,27 +65,29 @@ class Preparer:
             self._thread.join(timeout)
 
     def _run(self) -> None:
-        while (job := self._inbox.get()) is not None:
-            if job.handle.done:
+        while (item := self._inbox.get()) is not None:
+            state, texts = item
+            if state.handle is not None and state.handle.done:
                 continue  # the engine has ended meanwhile
             started = time.monotonic()
             try:
                 with self._watch.unit():
-                    self._prepare(job)
+                    prepared = self._prepare(state, texts)
             except Exception as error:
-                logger.exception("request %s could not be prepared", job.request.request_id)
-                self._done(job, error)
+                logger.exception("request %s could not be prepared", state.request.request_id)
+                self._done(state, error)
                 continue
-            job.spend("prepare", time.monotonic() - started)
-            self._done(job, None)
+            state.spend("prepare", time.monotonic() - started)
+            self._done(state, prepared)
 
-    def _prepare(self, job: Job) -> None:
-        request = job.request
-        job.program = make_program(
+    def _prepare(self, state: RequestState, texts: PromptChunks) -> Prepared:
+        request = state.request
+        program = make_program(
             request.sampler, request.steps, request.image_strength, self._noise_schedule
         )
-        shape = (self._bundle.latent_channels, job.key.height, job.key.width)
-        noise = RequestNoise.draw(request.seed, shape, job.program.draws)
-        job.noise = noise.for_device(self._bundle.device)
-        # Here and not at the encode: it takes milliseconds of a large picture.
-        job.digest = image_digest(request.image)
+        shape = (self._bundle.latent_channels, state.key.height, state.key.width)
+        noise = RequestNoise.draw(request.seed, shape, program.draws)
+        # The digest here and not at the encode: it takes milliseconds of a large picture.
+        return Prepared(
+            texts, program, noise.for_device(self._bundle.device), image_digest(request.image)
+        )

@@ -19,14 +19,15 @@ from __future__ import annotations
 import math
 import sys
 from bisect import insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pipelines.request import ClipGuidancePreset
 from pipelines.scheduler.batching import GroupKey, StepLimits, pad_rows
 from pipelines.scheduler.cost_model import MOST_ERROR, CostTable
 from pipelines.scheduler.guidance_cost import GuidanceCosts
-from pipelines.scheduler.work import Decode, Encode, Refusal, Step, Task, TooLong, Work
+from pipelines.scheduler.request_state import RequestState
+from pipelines.scheduler.work import Decode, Encode, Refusal, Step, TooLong, Work
 
 
 @dataclass(frozen=True)
@@ -59,18 +60,19 @@ class _Group:
     """The requests of one key in order of due time, and the most rows of a step of theirs."""
 
     key: GroupKey
-    tasks: list[Task] = field(default_factory=list)
+    tasks: list[RequestState] = field(default_factory=list)
     row_cap: int = sys.maxsize
 
 
-def _order(task: Task) -> tuple[float, float, int]:
+def _order(task: RequestState) -> tuple[float, float, int]:
     return task.due, task.arrived, task.ident
 
 
 class Scheduler:
     """Takes requests, hands out units of work. Not thread-safe: it belongs to the engine's thread.
 
-    The life of a unit: ``work = plan()``, the engine does it, ``complete(work, seconds it took)``.
+    The life of a unit: ``work = plan()``, the engine launches it, ``advance(work)``; at its end
+    ``learn(work, seconds it took)``, and `remove` for the requests that it finished.
     """
 
     def __init__(self, table: CostTable, config: PolicyConfig | None = None) -> None:
@@ -79,7 +81,7 @@ class Scheduler:
         self.guidance = GuidanceCosts()
         self._last_trial = -math.inf
         self._trial: int | None = None
-        self._tasks: dict[int, Task] = {}
+        self._tasks: dict[int, RequestState] = {}  # by ident: all that wait, run or leave
         self._groups: dict[GroupKey, _Group] = {}
         self._places = 0
 
@@ -91,7 +93,7 @@ class Scheduler:
 
     # Coming and going
 
-    def offer(self, task: Task, now: float) -> Refusal | TooLong | None:
+    def offer(self, task: RequestState, now: float) -> Refusal | TooLong | None:
         """Take ``task``, or say why not: it takes too long in itself, the queue is full, or its
         deadline cannot be met."""
         seconds = self.alone_seconds(task)
@@ -120,7 +122,7 @@ class Scheduler:
         insort(group.tasks, task, key=_order)
         return None
 
-    def _may_try(self, task: Task, now: float) -> bool:
+    def _may_try(self, task: RequestState, now: float) -> bool:
         """Return whether a request that takes too long is let through, so that its units teach the
         table.
 
@@ -140,8 +142,14 @@ class Scheduler:
     def remove(self, ident: int) -> None:
         """Forget a request: finished, cancelled, failed or expired. Unknown ones are ignored."""
         task = self._tasks.pop(ident, None)
-        if task is None:
+        if task is not None:
+            self._leave(task)
+
+    def _leave(self, task: RequestState) -> None:
+        """Plan nothing more for ``task``, whose place is free from now on."""
+        if task.leaving:
             return
+        task.leaving = True
         self._places -= task.holds_place
         group = self._groups[task.key]
         group.tasks.remove(task)
@@ -157,15 +165,25 @@ class Scheduler:
         if group is not None:
             group.row_cap = max(2, min(group.row_cap, rows))
 
-    def waiting(self) -> list[int]:
-        """The requests of which nothing is on the device yet, in order of due time."""
-        tasks = sorted(self._tasks.values(), key=_order)
-        return [task.ident for task in tasks if not task.holds_place]
+    def __iter__(self) -> Iterator[RequestState]:
+        """Give all requests, in the order of arrival."""
+        return iter(list(self._tasks.values()))
 
-    def overdue(self, now: float) -> list[int]:
-        """The requests whose deadline has passed."""
-        tasks = self._tasks.values()
-        return [t.ident for t in tasks if t.deadline is not None and now >= t.deadline]
+    def present(self, idents: Iterable[int]) -> list[RequestState]:
+        """Return those of ``idents`` that are still here."""
+        return [self._tasks[ident] for ident in idents if ident in self._tasks]
+
+    def waiting(self) -> list[RequestState]:
+        """Return the requests of which nothing is on the device yet, in order of due time."""
+        return [task for task in sorted(self, key=_order) if not task.holds_place]
+
+    def overdue(self, now: float) -> list[RequestState]:
+        """Return the requests whose deadline has passed, but for those that leave anyway."""
+        return [
+            task
+            for task in self
+            if task.deadline is not None and now >= task.deadline and not task.leaving
+        ]
 
     # Working
 
@@ -182,42 +200,52 @@ class Scheduler:
         leader = next((task for task in mates if task.denoised), first)
         return self._unit(leader, mates, now)
 
+    def advance(self, work: Work, *, last: bool = False, failed: Collection[int] = ()) -> list[int]:
+        """Count a unit that has been launched; gives the requests whose last one it is.
+
+        Those and the ``failed`` ones are leaving: here until `remove`, but nothing is planned for
+        them. ``last`` says that no further part of an encode or a decode is needed: it was cached.
+        Requests that were removed while the unit ran are passed over.
+        """
+        finished = []
+        for task in self.present(work.idents):
+            if task.ident in failed:
+                self._leave(task)
+            elif isinstance(work, Step):
+                task.done += 1
+            elif isinstance(work, Encode):
+                self._places += not task.holds_place
+                task.encode_parts_done += 1
+                task.encoded = last or task.encode_parts_done >= work.parts
+            else:
+                task.parts_done += 1
+                if last or task.parts_done >= work.parts:
+                    finished.append(task.ident)
+                    self._leave(task)
+        return finished
+
     def complete(
         self, work: Work, seconds: float | None = None, *, last: bool = False
     ) -> list[int]:
         """Account for a done unit; gives the requests that are finished, which are forgotten.
 
-        ``last`` says that no further part of an encode or a decode is needed: it was cached.
-        ``seconds`` is what it took and teaches the cost table; None teaches nothing, or not yet
-        (`learn`). Requests that were removed while the unit ran are passed over.
+        As `advance`, `learn` and `remove`, for a device that ends one unit before the next.
+        ``seconds`` is what it took and teaches the cost table; None teaches nothing.
         """
-        if isinstance(work, Step):
-            for task in self._present(work.idents):
-                task.done += 1
-        elif isinstance(work, Encode):
-            for task in self._present((work.ident,)):
-                self._places += not task.holds_place
-                task.encode_parts_done += 1
-                task.encoded = last or task.encode_parts_done >= work.parts
+        finished = self.advance(work, last=last)
         if seconds is not None:
             self.learn(work, seconds)
-        if not isinstance(work, Decode):
-            return []
-        finished = []
-        for task in self._present(work.idents):
-            task.parts_done += 1
-            if last or task.parts_done >= work.parts:
-                finished.append(task.ident)
-                self.remove(task.ident)
+        for ident in finished:
+            self.remove(ident)
         return finished
 
     # Predicting
 
-    def alone_seconds(self, task: Task) -> float:
+    def alone_seconds(self, task: RequestState) -> float:
         """Return what is left of a request, in predicted seconds on a device of its own."""
         return self._remaining(task, self._step_seconds(task.key, task.rows))
 
-    def backlog_seconds(self, ahead_of: Task | None = None) -> float:
+    def backlog_seconds(self, ahead_of: RequestState | None = None) -> float:
         """Predicted seconds of all that is left to do, or of what comes before ``ahead_of``.
 
         Within a group as many requests share a step as would if all were ready.
@@ -233,7 +261,7 @@ class Scheduler:
                 seconds += sum(self._remaining(task, each) for task in tasks)
         return seconds
 
-    def _remaining(self, task: Task, step_seconds: float) -> float:
+    def _remaining(self, task: RequestState, step_seconds: float) -> float:
         pixels = task.key.latent_pixels
         parts = self._parts(pixels)
         left = 0.0 if task.encoded else (parts - task.encode_parts_done) / parts
@@ -244,12 +272,12 @@ class Scheduler:
 
     # Choosing
 
-    def _able(self, tasks: Iterable[Task]) -> Iterator[Task]:
+    def _able(self, tasks: Iterable[RequestState]) -> Iterator[RequestState]:
         """Those that can be worked on: with all places taken, only those that hold one."""
         full = self._places >= self.config.max_places
         return (task for task in tasks if task.prepared and (task.holds_place or not full))
 
-    def _unit(self, leader: Task, mates: Sequence[Task], now: float | None) -> Work:
+    def _unit(self, leader: RequestState, mates: Sequence[RequestState], now: float | None) -> Work:
         """The leader's next unit; ``mates`` (the leader among them) may share it."""
         key = leader.key
         if leader.denoised:
@@ -277,7 +305,7 @@ class Scheduler:
         return Step(key, idents, rows, padded, seconds, guided)
 
     def _decoding_with(
-        self, leader: Task, mates: Sequence[Task], seconds: float, now: float | None
+        self, leader: RequestState, mates: Sequence[RequestState], seconds: float, now: float | None
     ) -> tuple[int, ...]:
         """Return those who share the leader's decode: as many as a number of ``shared_decodes``
         holds.
@@ -296,7 +324,7 @@ class Scheduler:
                 return tuple(task.ident for task in sharing[1:])
         return ()
 
-    def _share(self, tasks: Sequence[Task]) -> tuple[Sequence[Task], int]:
+    def _share(self, tasks: Sequence[RequestState]) -> tuple[Sequence[RequestState], int]:
         """Return those of ``tasks`` (one group's, in order) that share a step, and their rows.
 
         The longest run from the front whose every extension added at most ``1 - min_gain`` of what
@@ -321,7 +349,7 @@ class Scheduler:
         padded = pad_rows(rows, self.config.row_buckets)
         return self.table.step_seconds(key.latent_pixels, padded, key.text_tokens, key.tile)
 
-    def _text_seconds(self, task: Task) -> float:
+    def _text_seconds(self, task: RequestState) -> float:
         """Return the seconds left of encoding a request's text, which goes with its picture's first
         part."""
         waits = not task.holds_place
@@ -332,9 +360,6 @@ class Scheduler:
 
     def _parts(self, pixels: int) -> int:
         return max(1, -(-pixels // self.config.part_pixels))
-
-    def _present(self, idents: Iterable[int]) -> list[Task]:
-        return [self._tasks[ident] for ident in idents if ident in self._tasks]
 
     def learn(self, work: Work, seconds: float, text_chunks: int = 0) -> None:
         """Correct the cost table by what a unit took, in seconds.

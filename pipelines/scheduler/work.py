@@ -5,52 +5,11 @@ Pure data: no torch, and no clock of its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from pipelines.request import ClipGuidancePreset
 from pipelines.scheduler.batching import GroupKey
-
-
-@dataclass(eq=False)
-class Task:
-    """A request as the policy sees it. Times are in seconds of any one clock.
-
-    ``rows`` is 1 or 2 (`guidance_rows`), ``evaluations`` the length of its sampler table. Nothing
-    is planned for it before it is ``prepared``: its noise is drawn elsewhere meanwhile. ``allowed``
-    is how many seconds it may take in all, which may have begun before it came here; left out, as
-    many as lie between its arrival and its deadline. ``text_chunks`` are encoded with its picture,
-    unless they are cached.
-    """
-
-    ident: int
-    key: GroupKey
-    rows: int
-    evaluations: int
-    arrived: float
-    deadline: float | None = None
-    prepared: bool = True
-    guidance: ClipGuidancePreset = ClipGuidancePreset.NONE
-    allowed: float | None = None
-    text_chunks: int = 0
-    due: float = field(default=0.0, init=False)
-    encoded: bool = field(default=False, init=False)
-    encode_parts_done: int = field(default=0, init=False)
-    done: int = field(default=0, init=False)
-    parts_done: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        if self.allowed is None and self.deadline is not None:
-            self.allowed = self.deadline - self.arrived
-
-    @property
-    def denoised(self) -> bool:
-        return self.done >= self.evaluations
-
-    @property
-    def holds_place(self) -> bool:
-        """Return whether something of it is on the device."""
-        return self.encoded or self.encode_parts_done > 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +21,10 @@ class Encode:
     part: int
     parts: int
     seconds: float
+
+    @property
+    def idents(self) -> tuple[int, ...]:
+        return (self.ident,)
 
 
 @dataclass(frozen=True)

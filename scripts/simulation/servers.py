@@ -16,8 +16,9 @@ from itertools import islice
 
 from pipelines.scheduler.batching import pad_rows
 from pipelines.scheduler.cost_model import CostTable
+from pipelines.scheduler.request_state import RequestState
 from pipelines.scheduler.scheduler import PolicyConfig, Scheduler
-from pipelines.scheduler.work import Encode, Step, Task, Work
+from pipelines.scheduler.work import Encode, Step, Work
 from simulation.traces import Arrival
 
 
@@ -120,10 +121,10 @@ class Device:
 
     def offer(self, arrival: Arrival, timeout: float | None = None) -> bool:
         deadline = None if timeout is None else arrival.at + timeout
-        task = Task(
+        state = RequestState(
             arrival.ident, arrival.key, arrival.rows, arrival.evaluations, arrival.at, deadline
         )
-        if self.scheduler.offer(task, arrival.at) is not None:
+        if self.scheduler.offer(state, arrival.at) is not None:
             return False
         self._arrived[arrival.ident] = arrival.at
         return True

@@ -24,8 +24,8 @@ from models.bundle import ModelBundle
 from models.spec import AccelerationMode
 from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.engine import Engine, EngineConfig
-from pipelines.engine.handle import GenerationHandle
 from pipelines.engine.warmup import FastPath
+from pipelines.handle import GenerationHandle
 from pipelines.request import GenerationRequest, Pixels
 
 GRAPHS = Acceleration(AccelerationMode.GRAPHS, graphs=True)

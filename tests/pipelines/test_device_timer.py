@@ -48,9 +48,8 @@ def test_a_units_time_is_read_when_the_next_one_is_launched(
 ) -> None:
     config = EngineConfig(warm_up=False)
     want, _ = picture_of(Engine(tiny, config, guessed_costs()), picture)
-    engine, ahead = Engine(tiny, config, guessed_costs()), RunningAhead()
-    engine._timer = ahead
-    got, timings = picture_of(engine, picture)
+    ahead = RunningAhead()
+    got, timings = picture_of(Engine(tiny, config, guessed_costs(), timer=ahead), picture)
     assert np.array_equal(got, want)
     units = max(unit for _, unit in ahead.events) + 1
     assert units == 5  # an encode, three steps, a decode

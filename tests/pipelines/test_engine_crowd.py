@@ -15,8 +15,8 @@ from models.loading.loader import ModelSpec, load_model
 from pipelines.denoise.latent_pool import LatentPool
 from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.engine import Engine, EngineConfig
-from pipelines.engine.handle import GenerationHandle
 from pipelines.errors import GenerationFailed
+from pipelines.handle import GenerationHandle
 from pipelines.request import GenerationRequest, Pixels, Sampler
 
 pytestmark = pytest.mark.process

@@ -16,8 +16,9 @@ from pipelines.request import ClipGuidancePreset
 from pipelines.scheduler.batching import GroupKey, StepLimits
 from pipelines.scheduler.cost_model import CostTable, ImageCost, StepPoint
 from pipelines.scheduler.guidance_cost import MEASURED
+from pipelines.scheduler.request_state import RequestState
 from pipelines.scheduler.scheduler import PolicyConfig, Scheduler
-from pipelines.scheduler.work import Decode, Encode, Refusal, Step, Task, TooLong
+from pipelines.scheduler.work import Decode, Encode, Refusal, Step, TooLong
 
 SMALL = GroupKey(40, 40, 77, False)
 MEDIUM = GroupKey(64, 64, 77, False)
@@ -39,8 +40,8 @@ LINEAR = make_program(0.0)
 GAINFUL = make_program(10.0)
 
 
-def put(scheduler: Scheduler, ident: int, key: GroupKey = MEDIUM, **options: float) -> Task:
-    task = Task(
+def put(scheduler: Scheduler, ident: int, key: GroupKey = MEDIUM, **options: float) -> RequestState:
+    task = RequestState(
         ident,
         key,
         rows=int(options.get("rows", 2)),
@@ -149,7 +150,7 @@ def test_nothing_is_planned_before_a_request_is_prepared() -> None:
     task = put(scheduler, 0)
     task.prepared = False
     assert scheduler.plan() is None
-    assert scheduler.waiting() == [0]
+    assert [state.ident for state in scheduler.waiting()] == [0]
     put(scheduler, 1, LARGE, arrived=1.0)
     work = scheduler.plan()
     assert isinstance(work, Encode)
@@ -296,7 +297,7 @@ def test_a_removed_request_does_not_come_back() -> None:
 def test_a_full_queue_refuses_until_its_work_is_done() -> None:
     scheduler = Scheduler(LINEAR, PolicyConfig(max_queue=2))
     work = sum(scheduler.alone_seconds(put(scheduler, ident)) for ident in range(2))
-    refusal = scheduler.offer(Task(2, MEDIUM, 2, 3, 0.0), 0.0)
+    refusal = scheduler.offer(RequestState(2, MEDIUM, 2, 3, 0.0), 0.0)
     assert isinstance(refusal, Refusal)
     assert refusal.retry_after == pytest.approx(work)
     assert len(scheduler) == 2
@@ -305,19 +306,19 @@ def test_a_full_queue_refuses_until_its_work_is_done() -> None:
 def test_what_cannot_meet_its_deadline_is_refused() -> None:
     scheduler = Scheduler(LINEAR, PolicyConfig(slack_factor=0.0))
     alone = scheduler.alone_seconds(put(scheduler, 0))
-    late = Task(1, MEDIUM, 2, 3, 0.0, deadline=1.5 * alone)
+    late = RequestState(1, MEDIUM, 2, 3, 0.0, deadline=1.5 * alone)
     refusal = scheduler.offer(late, 0.0)
     assert isinstance(refusal, Refusal)
     assert refusal.retry_after == pytest.approx(0.5 * alone)
-    assert scheduler.offer(Task(2, MEDIUM, 2, 3, 0.0, deadline=2.1 * alone), 0.0) is None
-    assert scheduler.overdue(2.2 * alone) == [2]
+    assert scheduler.offer(RequestState(2, MEDIUM, 2, 3, 0.0, deadline=2.1 * alone), 0.0) is None
+    assert [state.ident for state in scheduler.overdue(2.2 * alone)] == [2]
 
 
 def test_retrying_is_not_put_off_beyond_the_end_of_the_queue() -> None:
     """Of 100 s the upload took 90: what is late by more than the queue holds gains by no wait."""
     scheduler = Scheduler(LINEAR, PolicyConfig(slack_factor=0.0))
     alone = scheduler.alone_seconds(put(scheduler, 0))
-    late = Task(1, MEDIUM, 2, 3, 90.0, deadline=90.0 + 0.1 * alone, allowed=10.0 * alone)
+    late = RequestState(1, MEDIUM, 2, 3, 90.0, deadline=90.0 + 0.1 * alone, allowed=10.0 * alone)
     refusal = scheduler.offer(late, 90.0)
     assert isinstance(refusal, Refusal)
     assert refusal.retry_after == pytest.approx(alone)
@@ -326,9 +327,9 @@ def test_retrying_is_not_put_off_beyond_the_end_of_the_queue() -> None:
 # Too long for its limit
 
 
-def too_long(ident: int, scheduler: Scheduler, at: float, limit: float = 60.0) -> Task:
+def too_long(ident: int, scheduler: Scheduler, at: float, limit: float = 60.0) -> RequestState:
     """A request that alone takes about a minute and a half, and may take one."""
-    task = Task(ident, MEDIUM, 2, 45, at, deadline=at + limit)
+    task = RequestState(ident, MEDIUM, 2, 45, at, deadline=at + limit)
     assert scheduler.alone_seconds(task) == pytest.approx(91.2, abs=0.1)
     return task
 
@@ -366,11 +367,11 @@ def test_one_that_takes_too_long_goes_behind_all_others() -> None:
 def test_a_table_that_is_wrong_heals_by_what_is_let_through() -> None:
     scheduler = Scheduler(make_program(0.0, per_row=100.0))
     for minute in range(20):
-        task = Task(minute, MEDIUM, 2, 10, 60.0 * minute, deadline=60.0 * minute + 60.0)
+        task = RequestState(minute, MEDIUM, 2, 10, 60.0 * minute, deadline=60.0 * minute + 60.0)
         assert scheduler.offer(task, task.arrived) is None
         while (work := scheduler.plan()) is not None:
             scheduler.complete(work, 1.0 if isinstance(work, Step) else work.seconds)
-        if scheduler.alone_seconds(Task(-1, MEDIUM, 2, 10, 0.0)) < 60.0:
+        if scheduler.alone_seconds(RequestState(-1, MEDIUM, 2, 10, 0.0)) < 60.0:
             break
     assert 2 <= minute <= 6
 
@@ -388,8 +389,8 @@ def test_one_unit_that_hung_does_not_make_others_too_long() -> None:
 
 def test_time_spent_before_it_came_makes_no_request_too_long() -> None:
     scheduler = Scheduler(LINEAR)
-    alone = scheduler.alone_seconds(Task(0, MEDIUM, 2, 3, 0.0))
-    task = Task(0, MEDIUM, 2, 3, 0.0, deadline=0.5 * alone, allowed=2.0 * alone)
+    alone = scheduler.alone_seconds(RequestState(0, MEDIUM, 2, 3, 0.0))
+    task = RequestState(0, MEDIUM, 2, 3, 0.0, deadline=0.5 * alone, allowed=2.0 * alone)
     assert isinstance(scheduler.offer(task, 0.0), Refusal)
 
 
@@ -399,8 +400,8 @@ def test_time_spent_before_it_came_makes_no_request_too_long() -> None:
 def test_guidance_is_predicted_and_learned_by_preset() -> None:
     scheduler = Scheduler(LINEAR)
     slow = ClipGuidancePreset.SLOW
-    task = Task(0, MEDIUM, 2, 30, 0.0, guidance=slow)
-    plain = Task(1, MEDIUM, 2, 30, 0.0)
+    task = RequestState(0, MEDIUM, 2, 30, 0.0, guidance=slow)
+    plain = RequestState(1, MEDIUM, 2, 30, 0.0)
     denoising = 30 * scheduler.table.step_seconds(4096, 2)
     added = scheduler.alone_seconds(task) - scheduler.alone_seconds(plain)
     assert added == pytest.approx(MEASURED[slow] * denoising)
@@ -446,7 +447,7 @@ def test_nobody_starves(
     config = PolicyConfig(max_queue=8)
     scheduler = Scheduler(make_program(fixed), config)
     target = put(scheduler, 0, victim)
-    costliest = scheduler.alone_seconds(Task(-1, LARGE, 2, 4, 0.0))
+    costliest = scheduler.alone_seconds(RequestState(-1, LARGE, 2, 4, 0.0))
     queue_full = config.max_queue * costliest
     width = config.limits.max_rows
     bound = target.due + width * queue_full
@@ -455,7 +456,9 @@ def test_nobody_starves(
         # The stream keeps the queue full at all times.
         while len(scheduler) < config.max_queue:
             key, rows, evaluations = stream[ident % len(stream)]
-            assert scheduler.offer(Task(ident, key, rows, evaluations, clock), clock) is None
+            assert (
+                scheduler.offer(RequestState(ident, key, rows, evaluations, clock), clock) is None
+            )
             ident += 1
         work = scheduler.plan()
         assert work is not None
@@ -496,17 +499,17 @@ def test_every_admitted_request_ends_within_a_bound_behind_its_due_time(
     config = PolicyConfig(limits=StepLimits(max_rows=max_rows), max_places=max_places)
     scheduler = Scheduler(make_program(fixed), config)
 
-    def shared(task: Task) -> float:
-        one = Task(-1, task.key, task.rows, 1, 0.0)
+    def shared(task: RequestState) -> float:
+        one = RequestState(-1, task.key, task.rows, 1, 0.0)
         return max_rows * task.evaluations * scheduler.alone_seconds(one)
 
-    costliest = shared(Task(-1, LARGE, 2, 6, 0.0))
+    costliest = shared(RequestState(-1, LARGE, 2, 6, 0.0))
     clock, at = 0.0, 0.0
-    coming: list[tuple[float, Task, float | None]] = []
+    coming: list[tuple[float, RequestState, float | None]] = []
     for ident, (gap, key, rows, evaluations, patience) in enumerate(arrivals):
         at += gap
-        coming.append((at, Task(ident, key, rows, evaluations, at), patience))
-    present: dict[int, Task] = {}
+        coming.append((at, RequestState(ident, key, rows, evaluations, at), patience))
+    present: dict[int, RequestState] = {}
     bounds: dict[int, float] = {}
     ended: list[int] = []
     while coming or present:
@@ -552,7 +555,7 @@ def test_padding_counts_where_memory_is_what_limits(max_pixels: int, rows: int) 
 def denoised(scheduler: Scheduler, key: GroupKey, deadlines: Sequence[float | None]) -> None:
     """Requests that all wait for nothing but their decode."""
     for ident, deadline in enumerate(deadlines):
-        task = Task(ident, key, rows=2, evaluations=1, arrived=0.0, deadline=deadline)
+        task = RequestState(ident, key, rows=2, evaluations=1, arrived=0.0, deadline=deadline)
         assert scheduler.offer(task, 0.0) is None
         task.encoded, task.done, task.encode_parts_done = True, 1, 1
 

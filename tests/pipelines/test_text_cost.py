@@ -8,8 +8,9 @@ import pytest
 
 from pipelines.scheduler.batching import GroupKey
 from pipelines.scheduler.cost_model import CostTable, ImageCost, StepPoint, TextCost
+from pipelines.scheduler.request_state import RequestState
 from pipelines.scheduler.scheduler import Scheduler
-from pipelines.scheduler.work import Encode, Task
+from pipelines.scheduler.work import Encode
 
 LONG = 71 * 77
 
@@ -36,8 +37,8 @@ def test_a_long_text_costs_by_row_chunk_and_pixel() -> None:
 
 def test_a_request_with_a_long_text_is_predicted_to_take_longer() -> None:
     scheduler = Scheduler(known())
-    plain = Task(1, GroupKey(40, 40, 77, False), 2, 10, arrived=0.0, text_chunks=2)
-    long = Task(2, GroupKey(40, 40, LONG, False), 2, 10, arrived=0.0, text_chunks=72)
+    plain = RequestState(1, GroupKey(40, 40, 77, False), 2, 10, arrived=0.0, text_chunks=2)
+    long = RequestState(2, GroupKey(40, 40, LONG, False), 2, 10, arrived=0.0, text_chunks=72)
     more = 10 * 2 * 70 * 0.02 + 70 * 0.5
     assert scheduler.alone_seconds(long) - scheduler.alone_seconds(plain) == pytest.approx(more)
     assert scheduler.offer(long, 0.0) is None

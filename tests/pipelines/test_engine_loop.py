@@ -1,0 +1,210 @@
+"""The engine's loop, driven with a runner that computes nothing and a timer that only counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from models.bundle import ModelBundle
+from pipelines.engine.calibration import guessed_costs
+from pipelines.engine.device_timer import Elapsed
+from pipelines.engine.engine import Engine, EngineConfig
+from pipelines.engine.model_runner import Launched, ModelRunner
+from pipelines.engine.preparer import Prepared
+from pipelines.errors import DeadlineExceeded, GenerationCancelled, GenerationFailed
+from pipelines.handle import GenerationHandle
+from pipelines.prompt.encoder import PromptEncoder
+from pipelines.request import GenerationRequest, Pixels
+from pipelines.scheduler.request_state import RequestState
+from pipelines.scheduler.work import Encode, Step, Work
+
+UNIT_SECONDS = 0.25
+
+
+class FakeTimer:
+    """Gives every unit a quarter of a second, and writes down what happens when."""
+
+    def __init__(self, events: list[str], runs_ahead: bool) -> None:
+        self.runs_ahead = runs_ahead
+        self._events = events
+        self._unit = -1
+
+    def start(self) -> None:
+        self._unit += 1
+        self._events.append(f"launch {self._unit}")
+
+    def stop(self) -> Elapsed:
+        unit = self._unit
+
+        def elapsed() -> float:
+            self._events.append(f"collect {unit}")
+            return UNIT_SECONDS
+
+        return elapsed
+
+
+class FakeRunner(ModelRunner):
+    """Holds as many requests as there are places, and fails those whose seed is in ``broken``."""
+
+    def __init__(self, bundle: ModelBundle, places: int = 16) -> None:
+        self.prompts = PromptEncoder(bundle)
+        self.places = places
+        self.units: list[Work] = []
+        self.requests: dict[int, GenerationRequest] = {}
+        self.encoded: set[int] = set()
+        self.broken: set[int] = set()
+        self.row_cap: int | None = None
+        self.withdrawn: GenerationHandle | None = None  # cancelled while the third unit runs
+        self.breaks = False
+
+    def add(self, state: RequestState, prepared: Prepared) -> None:
+        self.requests[state.ident] = state.request
+
+    def launch(self, work: Work) -> Launched:
+        if self.breaks:
+            raise SystemError("the device is gone")
+        self.units.append(work)
+        if len(self.units) == 3 and self.withdrawn is not None:
+            self.withdrawn.cancel()
+        failures = {
+            ident: GenerationFailed("broken")
+            for ident in work.idents
+            if self.requests[ident].seed in self.broken
+        }
+        if isinstance(work, Encode):
+            assert len(self.encoded) < self.places
+            self.encoded.add(work.ident)
+        elif not isinstance(work, Step):
+            self.encoded -= set(work.idents)
+        self.encoded -= set(failures)
+        cap = self.row_cap if isinstance(work, Step) else None
+        return Launched(ordinary=not failures, failures=failures, row_cap=cap)
+
+    def preview(self, ident: int) -> Pixels | None:
+        return None
+
+    def picture(self, ident: int) -> Pixels:
+        return self.requests[ident].image
+
+    def release(self, ident: int) -> None:
+        self.requests.pop(ident, None)
+        self.encoded.discard(ident)
+
+
+class Rig:
+    """An engine over a fake runner and timer. Requests may come before it starts."""
+
+    def __init__(self, bundle: ModelBundle, runs_ahead: bool, places: int = 16) -> None:
+        self.events: list[str] = []
+        self.runner = FakeRunner(bundle, places)
+        self.costs = guessed_costs()
+        config = EngineConfig(warm_up=False, max_running_requests=places)
+        timer = FakeTimer(self.events, runs_ahead)
+        self.engine = Engine(bundle, config, self.costs, runner=self.runner, timer=timer)
+        self.engine.start()
+
+    def ask(self, seed: int = 1, timeout: float | None = None) -> GenerationHandle:
+        image = np.full((320, 320, 3), seed, dtype=np.uint8)
+        request = GenerationRequest(image, "a cat", image_strength=0.7, steps=10, seed=seed)
+        return self.engine.submit(request, timeout)
+
+    @property
+    def kinds(self) -> list[str]:
+        return [type(unit).__name__ for unit in self.runner.units]
+
+
+@pytest.fixture(params=[False, True], ids=["host", "ahead"])
+def rig(tiny: ModelBundle, request: pytest.FixtureRequest) -> Iterator[Rig]:
+    rig = Rig(tiny, request.param)
+    yield rig
+    rig.engine.drain(grace=5)
+
+
+def test_a_request_is_encoded_stepped_and_decoded(rig: Rig) -> None:
+    result = rig.ask(seed=7).wait(10)
+    assert (result.image == 7).all()
+    assert result.seed == 7
+    assert result.evaluations == 3
+    assert rig.kinds == ["Encode", "Step", "Step", "Step", "Decode"]
+    assert result.timings["denoise"] == 3 * UNIT_SECONDS
+    assert result.timings["decode"] == UNIT_SECONDS
+    assert rig.engine.backlog == 0
+    assert not rig.runner.requests
+
+
+def test_a_unit_is_collected_after_the_next_launch_only_where_the_device_runs_ahead(
+    tiny: ModelBundle,
+) -> None:
+    for runs_ahead in (False, True):
+        rig = Rig(tiny, runs_ahead)
+        rig.ask().wait(10)
+        rig.engine.drain(grace=5)
+        order = [rig.events.index(event) for event in ("collect 0", "launch 1", "collect 1")]
+        assert (order[1] < order[0]) is runs_ahead
+        assert order[0] < order[2]
+        assert rig.events[-1] == "collect 4"
+
+
+def test_a_failure_ends_its_request_alone(rig: Rig) -> None:
+    rig.runner.broken = {2}
+    handles = [rig.ask(seed) for seed in (1, 2, 3)]
+    with pytest.raises(GenerationFailed, match="broken"):
+        handles.pop(1).wait(10)
+    assert [handle.wait(10).evaluations for handle in handles] == [3, 3]
+    assert not rig.runner.requests
+    assert not rig.runner.encoded
+
+
+def test_only_ordinary_units_teach_their_cost(rig: Rig) -> None:
+    rig.runner.broken = {2}
+    before = rig.costs.to_json()
+    with pytest.raises(GenerationFailed):
+        rig.ask(seed=2).wait(10)
+    assert rig.costs.to_json() == before
+    rig.ask(seed=1).wait(10)
+    assert rig.costs.to_json()["steps"] != before["steps"]
+
+
+def test_a_cancelled_request_is_in_no_further_unit(rig: Rig) -> None:
+    handle = rig.ask(seed=1)
+    rig.runner.withdrawn = handle
+    with pytest.raises(GenerationCancelled):
+        handle.wait(10)
+    assert rig.ask(seed=2).wait(10).evaluations == 3
+    first = rig.runner.units[0].idents
+    assert sum(unit.idents == first for unit in rig.runner.units) == 3
+    assert rig.engine.backlog == 0
+
+
+def test_a_deadline_that_has_passed_ends_a_request_before_any_unit(rig: Rig) -> None:
+    with pytest.raises(DeadlineExceeded):
+        # The first that alone takes longer than it may is let through, see the scheduler's trials.
+        rig.ask(timeout=1e-6).wait(10)
+    assert rig.runner.units == []
+
+
+def test_after_a_row_cap_steps_are_narrower(rig: Rig) -> None:
+    rig.runner.row_cap = 2
+    for handle in [rig.ask(seed) for seed in range(1, 7)]:
+        handle.wait(10)
+    steps = [unit for unit in rig.runner.units if isinstance(unit, Step)]
+    assert [unit.rows for unit in steps[1:]] == [2] * (len(steps) - 1)
+
+
+def test_a_place_is_free_once_its_decode_is_launched(tiny: ModelBundle) -> None:
+    """With one place and the device ahead, the next encode comes before the decode has ended."""
+    rig = Rig(tiny, runs_ahead=True, places=1)
+    for handle in [rig.ask(seed) for seed in (1, 2, 3)]:
+        assert handle.wait(10).evaluations == 3
+    rig.engine.drain(grace=5)
+    assert rig.kinds == ["Encode", "Step", "Step", "Step", "Decode"] * 3
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_fails_whatever_waits_or_is_in_flight(rig: Rig) -> None:
+    rig.runner.breaks = True
+    with pytest.raises(GenerationFailed, match="died"):
+        rig.ask().wait(10)
+    assert not rig.engine.alive
