@@ -17,13 +17,14 @@ from server import __version__
 from server.accounts.access import Access
 from server.accounts.admission import EXPOSED_HEADERS
 from server.accounts.rate_limits import LimitsProblem
-from server.accounts.types import DatabaseUnusable
 from server.api import account, basic, docs, health
 from server.engine_service import EngineHost, ModelStarter, load_model
+from server.errors import DatabaseUnusable
 from server.extras import missing_extras
 from server.http.body_limit import BodyLimit
 from server.http.bytes_in_flight import ByteBudget, BytesInFlight
-from server.http.errors import EnvelopedCors, ErrorsAs200, FailureGuard, add_failure_handlers
+from server.http.errors import add_failure_handlers
+from server.http.middleware import EnvelopedCors, ErrorsAs200, FailureGuard
 from server.http.request_path import RequestPath
 from server.http.response_headers import ResponseHeaders, SafeHeaders
 from server.images.workers.limits import DecoderLimits

@@ -11,9 +11,6 @@ from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader
 from pydantic import SecretStr
 
-from server.accounts.types import DatabaseAway
-from server.http.errors import Unavailable
-
 if TYPE_CHECKING:
     from server.accounts.access import Access, Caller
 
@@ -70,14 +67,14 @@ async def require_key(
     authentication: Annotated[str | None, Security(_authentication)] = None,
     authorization: Annotated[str | None, Security(_authorization)] = None,
 ) -> Caller:
-    """Who asks; or Unauthorized, TooManyRequests or Unavailable, before the body is read."""
+    """Return who asks, before the body is read.
+
+    Raises Unauthorized, TooManyRequests or DatabaseAway.
+    """
     access: Access = request.app.state.access
     address = request.client.host if request.client is not None else "unknown"
     offered = [value for value in (authentication, authorization) if value is not None]
-    try:
-        return await access.caller(offered, address)
-    except DatabaseAway:
-        raise Unavailable("the accounts cannot be reached", 5.0) from None
+    return await access.caller(offered, address)
 
 
 RequireKey = Depends(require_key)

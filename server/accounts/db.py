@@ -28,7 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from server.accounts.key_marker import keys_were_made, marker_file, missing_message, sqlite_identity
 from server.accounts.tables import keys
-from server.accounts.types import DatabaseAway, DatabaseUnusable
+from server.errors import DatabaseAway, DatabaseUnusable
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

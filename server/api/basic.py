@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import logging
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -16,36 +15,23 @@ import anyio.to_thread
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from pipelines.errors import (
-    DeadlineExceeded,
-    EngineDead,
-    EngineRefused,
-    GenerationCancelled,
-    GenerationFailed,
-    RequestTooLong,
-)
+from pipelines.errors import EngineDead, GenerationFailed
 from pipelines.request import GenerationRequest, GenerationResult, Pixels
 from server.accounts.access import ANYONE
 from server.accounts.admission import Admission, Admitted
 from server.accounts.guesses import source_of
 from server.accounts.pricing import price
 from server.engine_service import EngineHost, Handle, LoadedModel
+from server.errors import ImageError
 from server.http.bytes_in_flight import release_upload
-from server.http.errors import (
-    BadRequest,
-    DeadlineExpired,
-    InternalError,
-    Unavailable,
-    image_body,
-    image_response,
-)
+from server.http.envelope import image_body, image_response
+from server.http.errors import BadRequest, DeadlineExpired, Unavailable
 from server.http.ignored_fields import IgnoredFields
 from server.http.multipart import Part, read_form, refuse_encoded_body
 from server.http.response_headers import response_headers
 from server.http.waiting import TimeLimit, within
-from server.images.decode import ImageError
-from server.images.workers.pool import DecoderPool, DecodeTimeout
-from server.images.workers.process import DecodersBusy, Fit
+from server.images.workers.pool import DecoderPool
+from server.images.workers.process import Fit
 from server.img2img.deny_list import DenyList
 from server.img2img.events import stream_finished, stream_response, wants_events
 from server.img2img.finishing import finish
@@ -60,15 +46,12 @@ from server.img2img.form import (
     parse_form,
 )
 from server.img2img.generation import generation_request, refusals
-from server.img2img.moderation import ImageWithheld
 from server.settings import Settings
 
 PATH = "/api/generate/basic/imageToImage"
 _NOT_READY_RETRY_AFTER = 5.0
-_BUSY_RETRY_AFTER = 2.0
 _TIME_TO_SAY_SO = 0.05
 
-logger = logging.getLogger(__name__)
 router = APIRouter(tags=["image to image"])
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -147,15 +130,8 @@ async def _begin(
 async def _answer(
     request: Request, model: LoadedModel, running: _Running, limit: TimeLimit
 ) -> bytes:
-    result = await _result(running.handle, limit)
-    try:
-        return await _in_thread(
-            request, lambda: _encode_response(result, running.generation, model)
-        )
-    except ImageWithheld as error:
-        raise BadRequest(str(error)) from None
-    except TimeoutError:
-        raise Unavailable("the safety check does not answer", _NOT_READY_RETRY_AFTER) from None
+    result = await _result(running.handle)
+    return await _in_thread(request, lambda: _encode_response(result, running.generation, model))
 
 
 def _replayed(request: Request, body: bytes) -> Response:
@@ -246,12 +222,7 @@ async def _decode(
     client = _client(request, admission)
     # Before the request's own end, which would not say what took so long.
     deadline = limit.deadline - _TIME_TO_SAY_SO
-    try:
-        return await decoders.decode(data, fit, deadline=deadline, client=client)
-    except DecodeTimeout:
-        raise DeadlineExpired(f"the picture was not decoded within {limit.seconds:g} s") from None
-    except DecodersBusy as error:
-        raise Unavailable(str(error), _BUSY_RETRY_AFTER) from None
+    return await decoders.decode(data, fit, deadline=deadline, client=client)
 
 
 def _client(request: Request, admission: Admission) -> str:
@@ -276,12 +247,6 @@ async def _submit(model: LoadedModel, generation: GenerationRequest, limit: Time
     submission = asyncio.ensure_future(_in_text_thread(submit))
     try:
         return await asyncio.shield(submission)
-    except RequestTooLong as error:
-        raise BadRequest(
-            f"width, height, steps: {error}; a smaller picture or fewer steps take less"
-        ) from None
-    except EngineRefused as error:
-        raise Unavailable(str(error), error.retry_after) from None
     except asyncio.CancelledError:
         submission.add_done_callback(_withdraw)
         raise
@@ -295,22 +260,13 @@ def _withdraw(beginning: asyncio.Future[_Running | bytes] | asyncio.Future[_Runn
         begun.handle.cancel()
 
 
-async def _result(handle: Handle, limit: TimeLimit) -> GenerationResult:
-    """The picture, or the ApiError that says why there is none."""
+async def _result(handle: Handle) -> GenerationResult:
+    """Return the image. Raises any GenerationError."""
     try:
         return await handle.result()
-    except EngineDead:
-        logger.exception("the engine died under a request")
-        raise InternalError from None
-    except EngineRefused as error:
-        raise Unavailable(str(error), error.retry_after) from None
-    except DeadlineExceeded:
-        raise limit.expired() from None
-    except GenerationCancelled:
-        raise Unavailable("the request was withdrawn", _NOT_READY_RETRY_AFTER) from None
-    except GenerationFailed:
-        logger.exception("the generation failed")
-        raise InternalError from None
+    except EngineDead as error:
+        # One that died with the request in it is a fault of ours, not one to ask again.
+        raise GenerationFailed(f"the engine died under a request: {error}") from error
 
 
 def _encode_response(

@@ -9,17 +9,16 @@ from typing import Protocol
 from pipelines.errors import GenerationError
 from pipelines.request import GenerationResult
 from server.engine_service import Handle, StartError, load_model
+from server.errors import DecodersBusy, ImageError, ImageWithheld
 from server.extras import missing_extras
-from server.images.decode import ImageError
 from server.images.encode import ImageFormat
 from server.images.workers.limits import DecoderLimits
 from server.images.workers.pool import DecoderPool
-from server.images.workers.process import DecodersBusy, Fit
+from server.images.workers.process import Fit
 from server.img2img.deny_list import DenyList, DenyListError
 from server.img2img.finishing import FinishedImage, finish
 from server.img2img.form import parse_form
 from server.img2img.generation import generation_request, refusals
-from server.img2img.moderation import ImageWithheld
 from server.settings import Settings
 
 

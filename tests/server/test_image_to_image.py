@@ -25,8 +25,8 @@ from pipelines.errors import (
 )
 from pipelines.request import Sampler
 from server import __version__
+from server.errors import DecodersBusy
 from server.images.workers.pool import DecoderPool
-from server.images.workers.process import DecodersBusy
 from server.img2img.deny_list import DenyList
 from server.img2img.form import parse_form
 from tests.server.conftest import PATH, MakeClient, Send
