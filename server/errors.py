@@ -3,13 +3,15 @@
 They are apart from the code that raises them, so that nothing is loaded to name one. The engine's
 are in `pipelines.errors`.
 
+ConfigurationError           the settings do not allow to start
++-- DatabaseUnusable         the database's URL or its schema is wrong
+InvalidInput                 fields, or the upload, are wrong
 ImageError                   the upload is no image to work with
 DecodeTimeout                it was not decoded in time
 DecodersBusy                 no decoder will be free in time
 ImageWithheld                the safety check held the image back
 SafetyCheckHangs             the safety check does not answer
 DatabaseAway                 the database of accounts cannot be reached; later may help
-DatabaseUnusable             its URL or its schema is wrong
 LedgerError
 +-- InsufficientCredits      `available` tenths
 +-- TooManyAtOnce            the account's other requests still run
@@ -20,6 +22,20 @@ IdempotencyError
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ConfigurationError(Exception):
+    """The settings do not allow to start; the message says what to change."""
+
+
+class InvalidInput(ValueError):
+    """Fields or the upload are wrong; a line of ``problems`` for each, which go to the client."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
 
 
 class ImageError(ValueError):
@@ -58,7 +74,7 @@ class DatabaseAway(Exception):
     """The database cannot be reached or did not answer in time; trying again later may help."""
 
 
-class DatabaseUnusable(Exception):
+class DatabaseUnusable(ConfigurationError):
     """The URL is wrong, or the schema is newer than this server; the message says which."""
 
 

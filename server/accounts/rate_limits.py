@@ -16,11 +16,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from limits import RateLimitItem, parse
+from limits import errors as limits_errors
 from limits.aio.storage import RedisStorage, Storage
 from limits.aio.storage.redis.redispy import RedispyBridge
 from limits.aio.strategies import MovingWindowRateLimiter
-from limits.errors import ConfigurationError, StorageError
+from limits.errors import StorageError
 from limits.storage import storage_from_string
+
+from server.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +33,7 @@ MAX_WINDOW_SECONDS = 100 * 366 * 24 * 3600
 _MEMORY = "memory://"
 
 
-class LimitsProblem(ValueError):
+class LimitsProblem(ConfigurationError, ValueError):
     """A rate or the store's URL cannot be used; the message says why."""
 
 
@@ -183,7 +186,7 @@ def _storage(url: str) -> Storage:
         }
     try:
         storage = storage_from_string(f"async+{url}", **options)
-    except ConfigurationError as error:
+    except limits_errors.ConfigurationError as error:
         reason = str(error) if "unknown storage scheme" not in str(error) else "unknown scheme"
         raise LimitsProblem(f"the URL of the limits' store cannot be used: {reason}") from None
     assert isinstance(storage, Storage)

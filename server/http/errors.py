@@ -42,6 +42,7 @@ from server.errors import (
     ImageError,
     ImageWithheld,
     InsufficientCredits,
+    InvalidInput,
     ReservationLost,
     SafetyCheckHangs,
     StillRunning,
@@ -146,7 +147,8 @@ class DeadlineExpired(ApiError):
 
 
 API_ERRORS: Mapping[type[Exception], Callable[[Any, float], ApiError]] = {
-    # The upload and the finished image
+    # The input and the finished image
+    InvalidInput: lambda error, _: BadRequest("; ".join(error.problems)),
     ImageError: lambda error, _: BadRequest(str(error)),
     DecodeTimeout: lambda _, seconds: DeadlineExpired(
         f"the picture was not decoded within {seconds:g} s"
@@ -180,7 +182,11 @@ API_ERRORS: Mapping[type[Exception], Callable[[Any, float], ApiError]] = {
 the request may take."""
 
 
-def api_error(error: Exception, seconds: float) -> ApiError:
+ANSWERED: tuple[type[Exception], ...] = (ApiError, *API_ERRORS)
+"""All that `api_error` has a failure for."""
+
+
+def api_error(error: Exception, seconds: float = 0.0) -> ApiError:
     """Return the failure to answer `error` with, in a request that may take `seconds`.
 
     Raises KeyError for an exception that has no place in `API_ERRORS`.
@@ -201,8 +207,7 @@ def logged_api_error(error: Exception, seconds: float) -> ApiError:
 
 def add_failure_handlers(app: FastAPI) -> None:
     """Make every failure inside `app`, the framework's own too, an envelope."""
-    kinds: list[type[Exception]] = [ApiError, *API_ERRORS]
-    for kind in kinds:
+    for kind in ANSWERED:
         app.add_exception_handler(kind, _answer_api_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)

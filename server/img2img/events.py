@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from pipelines.request import Progress
 from server.engine_service import Handle
 from server.http.envelope import failure
-from server.http.errors import API_ERRORS, ApiError, logged_api_error
+from server.http.errors import ANSWERED, logged_api_error
 from server.http.waiting import TimeLimit
 from server.images.decode import encode_png
 
@@ -28,7 +28,6 @@ KEEP_ALIVE = b": keep-alive\n\n"
 KEEP_ALIVE_SECONDS = 10.0
 """Seconds without an event, after which a comment is sent: proxies cut what is silent for 30."""
 
-_ANSWERED: tuple[type[Exception], ...] = (ApiError, *API_ERRORS)
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -91,7 +90,7 @@ def stream_response(
             while (progress := await limit.apply(anext(updates, None))) is not None:
                 yield progress_event(progress)
             body = await answer()
-        except _ANSWERED as error:
+        except ANSWERED as error:
             refusal = logged_api_error(error, limit.seconds)
             body = bytes(failure(refusal.status, refusal.message).body)
         yield event("result", body)

@@ -24,6 +24,7 @@ from server.errors import (
     ImageError,
     ImageWithheld,
     InsufficientCredits,
+    InvalidInput,
     ReservationLost,
     SafetyCheckHangs,
     StillRunning,
@@ -33,6 +34,7 @@ from server.http.errors import API_ERRORS, BadRequest, api_error
 
 ROWS: list[tuple[Exception, int, str, dict[str, str]]] = [
     (ImageError("the file is empty"), 400, "init_image: the file is empty", {}),
+    (InvalidInput(["steps: 0 is not in 10..50", "b: is"]), 400, "steps: 0 is not in 10..50; b", {}),
     (ImageWithheld(), 400, "the safety check held the picture back", {}),
     (SafetyCheckHangs(), 503, "the safety check does not answer", {"Retry-After": "5"}),
     (DecodersBusy("too many wait"), 503, "too many wait", {"Retry-After": "2"}),

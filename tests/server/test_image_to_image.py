@@ -441,7 +441,7 @@ def test_a_picture_that_cannot_be_encoded_is_an_internal_error(
     def broken(*_: object) -> bytes:
         raise ZeroDivisionError("the secret inside")
 
-    monkeypatch.setattr("server.img2img.finishing.encode_image", broken)
+    monkeypatch.setattr("server.img2img.service.encode_image", broken)
     message = assert_failure(send(), 500)
     assert "secret" not in message
 
