@@ -16,20 +16,21 @@ from models.embedded.vocabulary import demo_notice
 from server import __version__
 from server.accounts.access import Access
 from server.accounts.admission import EXPOSED_HEADERS
-from server.accounts.types import DatabaseUnusable
 from server.api import account, basic, docs, health
 from server.engine_service import EngineHost, ModelStarter, load_model
+from server.errors import ConfigurationError
 from server.extras import missing_extras
 from server.http.body_limit import BodyLimit
 from server.http.bytes_in_flight import ByteBudget, BytesInFlight
-from server.http.errors import EnvelopedCors, ErrorsAs200, FailureGuard, add_failure_handlers
+from server.http.errors import add_failure_handlers
+from server.http.middleware import EnvelopedCors, ErrorsAs200, FailureGuard
 from server.http.request_context import REQUEST_ID_HEADER, RequestContext
 from server.http.request_path import RequestPath
 from server.http.response_headers import ResponseHeaders, SafeHeaders
 from server.images.workers.limits import DecoderLimits
 from server.images.workers.pool import DecoderPool
-from server.img2img.deny_list import DenyList, DenyListError
-from server.rates import LimitsProblem
+from server.img2img.deny_list import DenyList
+from server.img2img.service import ImageToImage
 from server.settings import Settings
 
 if TYPE_CHECKING:
@@ -43,10 +44,6 @@ Image-to-image generation with Stable Diffusion 1.x. Every answer, failures too,
 def _description(settings: Settings) -> str:
     notice = demo_notice(settings.model)
     return _DESCRIPTION if notice is None else f"{_DESCRIPTION}\n\n**Note:** {notice}."
-
-
-class ConfigurationError(Exception):
-    """The settings do not allow to start; the message says what to change."""
 
 
 class Application(FastAPI):
@@ -80,19 +77,17 @@ def create_app(
         raise ConfigurationError(problem)
     if missing := missing_extras(settings):
         raise ConfigurationError("\n".join(missing))
-    try:
-        deny_list = DenyList.read(settings.prompt_deny_list)
-    except DenyListError as error:
-        raise ConfigurationError(str(error)) from None
-
+    deny_list = DenyList.read(settings.prompt_deny_list)
     byte_budget = ByteBudget(settings.max_bytes_in_flight)
     host = EngineHost(settings, starter)
     accounts = _open_accounts(settings)
-    try:
-        access = Access(settings, accounts)
-    except LimitsProblem as error:
-        raise ConfigurationError(str(error)) from None
-
+    access = Access(settings, accounts)
+    decoders_in_use = decoders or DecoderPool(
+        settings.picture_threads,
+        DecoderLimits(settings.picture_cpu_seconds, settings.picture_memory_mib),
+        # Decoding takes far less than generating, and what waits is bounded in bytes and time too.
+        most_waiting=4 * settings.max_queue,
+    )
     app = Application(
         title="img2img-server",
         version=__version__,
@@ -108,14 +103,8 @@ def create_app(
     app.state.accounts = accounts
     app.state.access = access
     app.state.byte_budget = byte_budget
-    app.state.deny_list = deny_list
-    app.state.decoders = decoders or DecoderPool(
-        settings.picture_threads,
-        DecoderLimits(settings.picture_cpu_seconds, settings.picture_memory_mib),
-        # Decoding takes far less than generating, and what waits is bounded in bytes and time too.
-        most_waiting=4 * settings.max_queue,
-    )
-    app.state.picture_limiter = anyio.CapacityLimiter(settings.picture_threads)
+    app.state.decoders = decoders_in_use
+    app.state.service = ImageToImage(settings, decoders_in_use, deny_list)
     add_failure_handlers(app)
     app.include_router(basic.router)
     app.include_router(account.router)
@@ -157,10 +146,7 @@ def _open_accounts(settings: Settings) -> Accounts | None:
     # Imported here: a server without a database should not load one either.
     from server.accounts.service import Accounts
 
-    try:
-        return Accounts(settings)
-    except DatabaseUnusable as error:
-        raise ConfigurationError(str(error)) from None
+    return Accounts(settings)
 
 
 def _middleware(settings: Settings, byte_budget: ByteBudget) -> list[Middleware]:

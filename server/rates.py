@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from limits import RateLimitItem, parse
 
+from server.errors import ConfigurationError
+
 MAX_AMOUNT = 10**9
 MAX_WINDOW_SECONDS = 100 * 366 * 24 * 3600
 
 
-class LimitsProblem(ValueError):
+class LimitsProblem(ConfigurationError, ValueError):
     """A rate or the store's URL cannot be used; the message says why."""
 
 

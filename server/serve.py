@@ -66,7 +66,7 @@ class DrainingServer(uvicorn.Server):
 def serve(settings: Settings, starter: ModelStarter = load_model) -> str | None:
     """Serve until told to stop; the reason if it ended, or never began, for another one.
 
-    Raises server.app.ConfigurationError.
+    Raises server.errors.ConfigurationError.
     """
     for line in (*unknown_variables(), *renamed_variables()):
         logger.warning(line)

@@ -10,7 +10,8 @@ import atheris
 from PIL import Image
 
 with atheris.instrument_imports(include=["PIL", "server"]):
-    from server.images.decode import ImageError, prepare_image
+    from server.errors import ImageError
+    from server.images.decode import prepare_image
     from server.img2img.form import ResizeMode
 
 SIDE = 320

@@ -63,7 +63,7 @@ class Access:
         Every other value before it is counted, and an address or a network with too many of them is
         turned away, but for the keys of the database: those cannot be guessed, and who holds one
         should not suffer for a neighbour behind one proxy.
-        Raises Unauthorized, TooManyRequests or server.bookkeeping.DatabaseAway.
+        Raises Unauthorized, TooManyRequests or server.errors.DatabaseAway.
         """
         if not self._asks_for_key:
             return ANYONE

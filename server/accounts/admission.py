@@ -19,18 +19,14 @@ from fastapi import Depends, Header, Request
 from server.accounts.access import Access, Caller
 from server.accounts.auth import require_key
 from server.accounts.pricing import credits_text
-from server.accounts.types import (
-    Balance,
+from server.accounts.types import Balance, Idempotency, Order
+from server.errors import (
     DatabaseAway,
-    Idempotency,
-    IdempotencyConflict,
     InsufficientCredits,
-    Order,
     ReservationLost,
-    StillRunning,
     TooManyAtOnce,
 )
-from server.http.errors import BadRequest, Conflict, PaymentRequired, TooManyRequests, Unavailable
+from server.http.errors import BadRequest, TooManyRequests
 from server.http.ignored_fields import IGNORED_FIELDS_HEADER
 from server.http.multipart import Part
 from server.http.response_headers import response_headers
@@ -56,7 +52,6 @@ EXPOSED_HEADERS = (
 )
 """What pages of other origins may read of an answer."""
 
-DATABASE_RETRY_SECONDS = 5.0
 SETTLE_DELAYS = (0.0, 0.2, 1.0, 3.0)
 """Seconds before each try to settle: a short outage costs no picture."""
 
@@ -87,27 +82,21 @@ class Admission:
         self._settled = False
 
     async def kept_response(self, parts: Mapping[str, Part]) -> bytes | None:
-        """The answer to the same request under the same Idempotency-Key, at no charge.
+        """Return the answer to the same request under the same Idempotency-Key, at no charge.
 
-        Raises Conflict if the key stands for another request, or the first one still runs.
+        Raises IdempotencyConflict, StillRunning or DatabaseAway.
         """
         if self._accounts is None or self._idempotency_key is None:
             return None
         self._idempotency = Idempotency(self._idempotency_key, fingerprint(parts))
-        try:
-            kept = await self._accounts.ledger.answer(self._account_id, self._idempotency)
-        except IdempotencyConflict:
-            raise self._conflict() from None
-        except StillRunning:
-            raise self._still_running() from None
-        except DatabaseAway:
-            raise database_away() from None
+        kept = await self._accounts.ledger.answer(self._account_id, self._idempotency)
         return None if kept is None else await self._replay(self._accounts, kept)
 
     async def reserve(self, price: int) -> bytes | None:
         """Hold the price, in tenths; or the kept answer, if another request was quicker.
 
-        Raises PaymentRequired, TooManyRequests, Conflict or Unavailable.
+        Raises InsufficientCredits, TooManyAtOnce, IdempotencyConflict, StillRunning or
+        DatabaseAway.
         """
         accounts = self._accounts
         if accounts is None:
@@ -127,24 +116,14 @@ class Admission:
             kept = await asyncio.shield(self._reserving)
         except InsufficientCredits as error:
             self._headers[REMAINING_HEADER] = credits_text(error.available)
-            raise PaymentRequired(
-                f"not enough credits: this picture costs {credits_text(price)}, "
-                f"{credits_text(error.available)} are left"
-            ) from None
-        except TooManyAtOnce:
-            raise too_many_at_once(self._concurrency) from None
-        except IdempotencyConflict:
-            raise self._conflict() from None
-        except StillRunning:
-            raise self._still_running() from None
-        except DatabaseAway:
-            raise database_away() from None
+            raise
         return None if kept is None else await self._replay(accounts, kept)
 
     async def settle(self, answer: bytes) -> None:
         """Charge for the picture and keep the answer for its key; only then may it be sent.
 
-        Raises Unavailable; then nothing is charged and the answer must not be sent.
+        Raises ReservationLost or DatabaseAway; then nothing is charged and the answer must not be
+        sent.
         """
         accounts, order = self._accounts, self._order
         if accounts is None or order is None:
@@ -160,13 +139,13 @@ class Admission:
                 return await accounts.ledger.settle(order.id, answer)
             except ReservationLost:
                 logger.warning("the reservation was lost")
-                raise Unavailable("the credits held for this request were released") from None
+                raise
             except DatabaseAway:
                 continue
         # It may have gone through all the same: the client is told of a failure, so it is undone.
         self._settled = True
         accounts.withdraw_later(order.id)
-        raise database_away()
+        raise DatabaseAway
 
     async def close(self) -> None:
         """Release what was not settled."""
@@ -183,10 +162,7 @@ class Admission:
     async def _replay(self, accounts: Accounts, kept: bytes) -> bytes:
         self._order = None
         self._headers[REPLAYED_HEADER] = "true"
-        try:
-            balance = await accounts.ledger.balance(self._account_id)
-        except DatabaseAway:
-            raise database_away() from None
+        balance = await accounts.ledger.balance(self._account_id)
         self._add_credit_headers(accounts, 0, balance)
         return kept
 
@@ -194,15 +170,6 @@ class Admission:
         if accounts.charges:
             self._headers[CHARGED_HEADER] = credits_text(charged)
             self._headers[REMAINING_HEADER] = credits_text(balance.available)
-
-    def _conflict(self) -> Conflict:
-        return Conflict(f"{IDEMPOTENCY_HEADER}: was used for another request; take a new one")
-
-    def _still_running(self) -> Conflict:
-        return Conflict(
-            f"{IDEMPOTENCY_HEADER}: the first request with it has not ended yet",
-            {"Retry-After": "1"},
-        )
 
 
 def fingerprint(parts: Mapping[str, Part]) -> str:
@@ -223,14 +190,6 @@ def _checked(key: str | None) -> str | None:
     return key
 
 
-def database_away() -> Unavailable:
-    return Unavailable("the accounts cannot be reached", DATABASE_RETRY_SECONDS)
-
-
-def too_many_at_once(limit: int | None) -> TooManyRequests:
-    return TooManyRequests(f"this key may have {limit} requests at the same time", 1.0)
-
-
 async def admit(
     request: Request,
     caller: Annotated[Caller, Depends(require_key)],
@@ -248,7 +207,7 @@ async def admit(
     access: Access = request.app.state.access
     with access.places.take(caller.identity, caller.concurrency) as taken:
         if not taken:
-            raise too_many_at_once(caller.concurrency)
+            raise TooManyAtOnce(caller.concurrency)
         if caller.rate is not None:
             window = await access.rates.hit(caller.rate, "rate", caller.identity)
             response_headers(request.scope).update(window.headers)

@@ -9,8 +9,6 @@ from fastapi.security import APIKeyHeader
 
 from server.accounts.access import Access, Caller
 from server.accounts.key_ring import AUTHENTICATION_HEADER, AUTHORIZATION_HEADER
-from server.accounts.types import DatabaseAway
-from server.http.errors import Unavailable
 
 _authentication = APIKeyHeader(
     name=AUTHENTICATION_HEADER,
@@ -32,12 +30,11 @@ async def require_key(
     authentication: Annotated[str | None, Security(_authentication)] = None,
     authorization: Annotated[str | None, Security(_authorization)] = None,
 ) -> Caller:
-    """Return who asks, before the body is read. Raises Unauthorized, TooManyRequests or
-    Unavailable."""
+    """Return who asks, before the body is read.
+
+    Raises Unauthorized, TooManyRequests or DatabaseAway.
+    """
     access: Access = request.app.state.access
     address = request.client.host if request.client is not None else "unknown"
     offered = [value for value in (authentication, authorization) if value is not None]
-    try:
-        return await access.caller(offered, address)
-    except DatabaseAway:
-        raise Unavailable("the accounts cannot be reached", 5.0) from None
+    return await access.caller(offered, address)

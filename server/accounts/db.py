@@ -27,7 +27,7 @@ from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from server.accounts.tables import keys
-from server.accounts.types import DatabaseAway, DatabaseUnusable
+from server.errors import DatabaseAway, DatabaseUnusable
 from server.key_marker import keys_were_made, marker_file, missing_message, sqlite_identity
 
 logger = logging.getLogger(__name__)

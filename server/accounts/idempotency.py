@@ -11,7 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.accounts.clock import Clock
 from server.accounts.tables import answers
-from server.accounts.types import Idempotency, IdempotencyConflict, StillRunning
+from server.accounts.types import Idempotency
+from server.errors import IdempotencyConflict, StillRunning
 
 
 class IdempotencyStore:

@@ -15,17 +15,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from server.accounts.clock import Clock, now_millis
 from server.accounts.db import Database
 from server.accounts.idempotency import IdempotencyStore
+from server.accounts.pricing import credits_text
 from server.accounts.tables import accounts, entries, reservations, servers
 from server.accounts.types import (
     Balance,
     DayOfUse,
     Idempotency,
-    InsufficientCredits,
     Order,
-    ReservationLost,
     State,
-    TooManyAtOnce,
 )
+from server.errors import InsufficientCredits, ReservationLost, TooManyAtOnce
 
 DAY_MILLIS = 24 * 60 * 60 * 1000
 
@@ -296,7 +295,7 @@ async def _check_concurrency(connection: AsyncConnection, order: Order, now: int
         _is_attended(now),
     )
     if (await connection.execute(query)).scalar_one() >= order.concurrency:
-        raise TooManyAtOnce
+        raise TooManyAtOnce(order.concurrency)
 
 
 async def _spend(
@@ -310,7 +309,11 @@ async def _spend(
     """Move from `available` to where `kind` puts it, or raise InsufficientCredits."""
     balance = await _balance(connection, account_id)
     if balance.available < amount:
-        raise InsufficientCredits(balance.available)
+        raise InsufficientCredits(
+            f"not enough credits: this picture costs {credits_text(amount)}, "
+            f"{credits_text(balance.available)} are left",
+            balance.available,
+        )
     target = "held" if kind == "reserve" else "earned"
     await _move(connection, account_id, kind, "available", target, amount, ledger, reservation_id)
 

@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from server.accounts.db import Database
 from server.accounts.tables import servers
-from server.accounts.types import DatabaseAway
+from server.errors import DatabaseAway
 
 if sys.platform != "win32":
     import fcntl

@@ -16,10 +16,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from limits import RateLimitItem
+from limits import errors as limits_errors
 from limits.aio.storage import RedisStorage, Storage
 from limits.aio.storage.redis.redispy import RedispyBridge
 from limits.aio.strategies import MovingWindowRateLimiter
-from limits.errors import ConfigurationError, StorageError
+from limits.errors import StorageError
 from limits.storage import storage_from_string
 
 from server.rates import LimitsProblem
@@ -163,7 +164,7 @@ def _storage(url: str) -> Storage:
         }
     try:
         storage = storage_from_string(f"async+{url}", **options)
-    except ConfigurationError as error:
+    except limits_errors.ConfigurationError as error:
         reason = str(error) if "unknown storage scheme" not in str(error) else "unknown scheme"
         raise LimitsProblem(f"the URL of the limits' store cannot be used: {reason}") from None
     assert isinstance(storage, Storage)

@@ -20,7 +20,8 @@ from server.accounts.clock import Clock, now_millis
 from server.accounts.db import Database, first_line, require_known
 from server.accounts.ledger import Ledger
 from server.accounts.presence import Presence
-from server.accounts.types import Account, DatabaseAway, DatabaseUnusable
+from server.accounts.types import Account
+from server.errors import DatabaseAway, DatabaseUnusable
 from server.settings import MIB, Settings
 
 logger = logging.getLogger(__name__)

@@ -1,60 +1,12 @@
 """The types of keys and credits, without a database in them.
 
 So a server that needs none does not load one either.
-
-DatabaseAway                     503   it cannot be reached; later may help
-DatabaseUnusable                       the URL or the schema is wrong
-LedgerError
-+-- InsufficientCredits          402   `available` tenths
-+-- TooManyAtOnce                429   the account's other requests still run
-+-- ReservationLost              503   it was released meanwhile and cannot be had again
-IdempotencyError
-+-- IdempotencyConflict          409   the Idempotency-Key stands for another request
-+-- StillRunning                 409   the first request with that key has not ended
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-
-
-class DatabaseAway(Exception):
-    """The database cannot be reached or did not answer in time; trying again later may help."""
-
-
-class DatabaseUnusable(Exception):
-    """The URL is wrong, or the schema is newer than this server; the message says which."""
-
-
-class LedgerError(Exception):
-    """A refusal of the ledger."""
-
-
-class InsufficientCredits(LedgerError):
-    def __init__(self, available: int) -> None:
-        super().__init__("not enough credits")
-        self.available = available
-
-
-class TooManyAtOnce(LedgerError):
-    pass
-
-
-class ReservationLost(LedgerError):
-    pass
-
-
-class IdempotencyError(Exception):
-    """A refusal of an Idempotency-Key."""
-
-
-class IdempotencyConflict(IdempotencyError):
-    pass
-
-
-class StillRunning(IdempotencyError):
-    pass
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,9 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from server.accounts.access import Caller
-from server.accounts.admission import database_away
 from server.accounts.auth import require_key
 from server.accounts.pricing import credits_text
-from server.accounts.types import DatabaseAway
-from server.http.errors import success
+from server.http.envelope import success
 from server.img2img.form import failure_responses
 
 if TYPE_CHECKING:
@@ -40,10 +38,7 @@ async def account(request: Request, caller: AnyCaller) -> Response:
     accounts = _accounts(request, caller)
     credits: dict[str, str] | None = None
     if accounts is not None and accounts.charges and caller.account is not None:
-        try:
-            balance = await accounts.ledger.balance(caller.account.id)
-        except DatabaseAway:
-            raise database_away() from None
+        balance = await accounts.ledger.balance(caller.account.id)
         credits = {
             "balance": credits_text(balance.available),
             "reserved": credits_text(balance.held),
@@ -70,10 +65,7 @@ async def usage(
     accounts = _accounts(request, caller)
     used: list[dict[str, Any]] = []
     if accounts is not None and caller.account is not None:
-        try:
-            found = await accounts.ledger.usage(caller.account.id, days)
-        except DatabaseAway:
-            raise database_away() from None
+        found = await accounts.ledger.usage(caller.account.id, days)
         used = [
             {
                 "day": (_EPOCH + datetime.timedelta(days=day.day)).isoformat(),

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.engine_service import EngineHost
-from server.http.errors import failure, success
+from server.http.envelope import failure, success
 
 _RETRY = {"Retry-After": "5"}
 

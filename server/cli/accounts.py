@@ -71,7 +71,7 @@ def _run(work: Callable[[Database], Awaitable[T]], *, make: bool = False) -> T:
 
     from server.accounts.api_keys import KeyProblem
     from server.accounts.db import Database, first_line, require_known
-    from server.accounts.types import DatabaseAway, DatabaseUnusable
+    from server.errors import DatabaseAway, DatabaseUnusable
 
     settings = read_settings()
     if not make and not settings.has_database:

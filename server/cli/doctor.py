@@ -113,7 +113,7 @@ def _accounts_in_words(settings: Settings, problems: list[str]) -> str:
 
     from server.accounts.api_keys import KeyStore
     from server.accounts.db import Database, first_line, require_known
-    from server.accounts.types import DatabaseAway, DatabaseUnusable
+    from server.errors import DatabaseAway, DatabaseUnusable
 
     async def look() -> str:
         database = Database(settings.accounts_url)

@@ -104,15 +104,21 @@ def generate(
     settings = read_settings(model=model, model_revision=model_revision, device=device, dtype=dtype)
     given = {name: text for name, text in texts.items() if text is not None}
     # Imported here: these need the engine's request and so numpy, and --help should not.
-    from server.img2img.one_image import InvalidInput, NoImage, make_image
+    from server.cli.one_image import make_image
+    from server.engine_service import StartError
+    from server.errors import ConfigurationError
+    from server.http.errors import ANSWERED, api_error
 
+    failures: tuple[type[Exception], ...] = (ConfigurationError, *ANSWERED)
     try:
         with _Reporter() as reporter:
             made = asyncio.run(make_image(settings, image.read_bytes(), given, form, reporter))
-    except InvalidInput as error:
-        raise stop(str(error), USAGE_ERROR) from None
-    except (NoImage, OSError) as error:
+    except (StartError, OSError) as error:
         raise stop(str(error), FAILURE) from None
+    except failures as error:
+        # The input's fault is what HTTP answers with 4xx; the words are the exception's own.
+        faulty = isinstance(error, ConfigurationError) or api_error(error).status < 500
+        raise stop(str(error), USAGE_ERROR if faulty else FAILURE) from None
     try:
         output.write_bytes(made.file)
     except OSError as error:

@@ -85,7 +85,7 @@ def serve(
         root_path=root_path,
         log_level=log_level,
     )
-    from server.app import ConfigurationError
+    from server.errors import ConfigurationError
     from server.observability.logs import configure_logging
     from server.serve import leave_hung_threads
     from server.serve import serve as run_server

@@ -9,7 +9,8 @@ import time
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.http.errors import ContentTooLarge, UploadTooSlow, failure
+from server.http.envelope import failure
+from server.http.errors import ContentTooLarge, UploadTooSlow
 from server.settings import MIB
 
 

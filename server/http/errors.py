@@ -1,4 +1,4 @@
-"""The one shape of every answer, `{"code", "message", "data"}`, and the failures that have it.
+"""Failures as HTTP puts them, and the one table from a domain's exception to its failure.
 
 ApiError                     a failure with its HTTP status
 +-- BadRequest         400   the input is wrong
@@ -16,26 +16,40 @@ ApiError                     a failure with its HTTP status
 
 from __future__ import annotations
 
-import asyncio
-import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipelines.errors import (
+    DeadlineExceeded,
+    EngineRefused,
+    GenerationCancelled,
+    GenerationFailed,
+    RequestTooLong,
+)
+from server.errors import (
+    DatabaseAway,
+    DecodersBusy,
+    DecodeTimeout,
+    IdempotencyConflict,
+    ImageError,
+    ImageWithheld,
+    InsufficientCredits,
+    InvalidInput,
+    ReservationLost,
+    SafetyCheckHangs,
+    StillRunning,
+    TooManyAtOnce,
+)
+from server.http.envelope import failure
 from server.observability.logs import current_request_id
-
-SUCCESS_CODE = 0
-FAILURE_CODE = -1
 
 logger = logging.getLogger(__name__)
 
@@ -132,49 +146,76 @@ class DeadlineExpired(ApiError):
     status = 504
 
 
-def success(data: Mapping[str, Any]) -> Response:
-    """A success whose `data` is small."""
-    body = {"code": SUCCESS_CODE, "message": "success", "data": dict(data)}
-    return _json(json.dumps(body, separators=(",", ":")).encode(), 200, {})
+API_ERRORS: Mapping[type[Exception], Callable[[Any, float], ApiError]] = {
+    # The input and the finished image
+    InvalidInput: lambda error, _: BadRequest("; ".join(error.problems)),
+    ImageError: lambda error, _: BadRequest(str(error)),
+    DecodeTimeout: lambda _, seconds: DeadlineExpired(
+        f"the picture was not decoded within {seconds:g} s"
+    ),
+    DecodersBusy: lambda error, _: Unavailable(str(error), 2.0),
+    ImageWithheld: lambda error, _: BadRequest(str(error)),
+    SafetyCheckHangs: lambda error, _: Unavailable(str(error), 5.0),
+    # The engine
+    RequestTooLong: lambda error, _: BadRequest(
+        f"width, height, steps: {error}; a smaller picture or fewer steps take less"
+    ),
+    EngineRefused: lambda error, _: Unavailable(str(error), error.retry_after),
+    DeadlineExceeded: lambda _, seconds: DeadlineExpired(
+        f"the picture was not finished within {seconds:g} s"
+    ),
+    GenerationCancelled: lambda *_: Unavailable("the request was withdrawn", 5.0),
+    GenerationFailed: lambda *_: InternalError(),
+    # The accounts
+    InsufficientCredits: lambda error, _: PaymentRequired(str(error)),
+    TooManyAtOnce: lambda error, _: TooManyRequests(str(error), 1.0),
+    IdempotencyConflict: lambda *_: Conflict(
+        "Idempotency-Key: was used for another request; take a new one"
+    ),
+    StillRunning: lambda *_: Conflict(
+        "Idempotency-Key: the first request with it has not ended yet", {"Retry-After": "1"}
+    ),
+    ReservationLost: lambda *_: Unavailable("the credits held for this request were released"),
+    DatabaseAway: lambda *_: Unavailable("the accounts cannot be reached", 5.0),
+}
+"""The failure for each of the domain's exceptions and those derived from it, given the seconds that
+the request may take."""
 
 
-def image_body(image_base64: bytes, seed: int, filtered: bool = False) -> bytes:
-    """A finished picture as a JSON body, without a JSON encoder's walk over the base64 text.
+ANSWERED: tuple[type[Exception], ...] = (ApiError, *API_ERRORS)
+"""All that `api_error` has a failure for."""
 
-    `filtered` is said only where it is true: otherwise data is exactly the contract's.
+
+def api_error(error: Exception, seconds: float = 0.0) -> ApiError:
+    """Return the failure to answer `error` with, in a request that may take `seconds`.
+
+    Raises KeyError for an exception that has no place in `API_ERRORS`.
     """
-    head = b'{"code":0,"message":"success","data":{"image":"'
-    tail = b',"filtered":true}}' if filtered else b"}}"
-    return b"".join((head, image_base64, b'","seed":%d' % seed, tail))
+    if isinstance(error, ApiError):
+        return error
+    kind = next((kind for kind in type(error).__mro__ if kind in API_ERRORS), type(error))
+    return API_ERRORS[kind](error, seconds)
 
 
-def image_response(body: bytes) -> Response:
-    """The answer whose body `image_body` made."""
-    return _json(body, 200, {})
-
-
-def failure(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """A failure with its true status."""
-    body = {"code": FAILURE_CODE, "message": message, "data": None}
-    return _json(json.dumps(body, separators=(",", ":")).encode(), status, headers or {})
-
-
-def _json(body: bytes, status: int, headers: Mapping[str, str]) -> Response:
-    # A picture costs credits and a health check is of the moment: neither is to be cached.
-    headers = {"Cache-Control": "no-store", **headers}
-    return Response(body, status, headers=headers, media_type="application/json")
+def logged_api_error(error: Exception, seconds: float) -> ApiError:
+    """Return the failure as `api_error`, and log what the client is not told."""
+    answer = api_error(error, seconds)
+    if isinstance(answer, InternalError):
+        logger.error("the generation failed", exc_info=error)
+    return answer
 
 
 def add_failure_handlers(app: FastAPI) -> None:
     """Make every failure inside `app`, the framework's own too, an envelope."""
-    app.add_exception_handler(ApiError, _answer_api_error)
+    for kind in ANSWERED:
+        app.add_exception_handler(kind, _answer_api_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
 
 
-async def _answer_api_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return failure(error.status, error.message, error.headers)
+async def _answer_api_error(request: Request, error: Exception) -> Response:
+    answer = logged_api_error(error, request.app.state.settings.request_timeout)
+    return failure(answer.status, answer.message, answer.headers)
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
@@ -197,79 +238,3 @@ async def _answer_validation_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problems = (f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
     return failure(400, "; ".join(problems))
-
-
-class FailureGuard:
-    """Turns what escapes the application into a 500 that tells only the request id."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started = complete = False
-
-        async def watch(message: Message) -> None:
-            nonlocal started, complete
-            started = started or message["type"] == "http.response.start"
-            complete = message["type"] == "http.response.body" and not message.get("more_body")
-            await send(message)
-
-        try:
-            await self.app(scope, receive, watch)
-        except ClientDisconnect:
-            return  # Nobody is left to answer; the access log says 499.
-        except asyncio.CancelledError:
-            # Only a server that stops without further waiting cancels a request.
-            if complete:
-                return  # The answer is on its way, and its client is slow.
-            if started:
-                raise
-            error: ApiError = Unavailable("the server is shutting down", 5.0)
-            await failure(error.status, error.message, error.headers)(scope, receive, send)
-        except Exception:
-            logger.exception("request failed")
-            if started:
-                raise
-            error = InternalError()
-            await failure(error.status, error.message)(scope, receive, send)
-
-
-class EnvelopedCors(CORSMiddleware):
-    """CORS whose refusals of a preflight are envelopes too."""
-
-    def preflight_response(self, request_headers: Any) -> Response:
-        response = super().preflight_response(request_headers)
-        if response.status_code < 400:
-            return response
-        allowed = self.is_allowed_origin(request_headers["origin"])
-        kept = {
-            name: value
-            for name, value in response.headers.items()
-            if (name.startswith("access-control-") and allowed) or name == "vary"
-        }
-        return failure(response.status_code, bytes(response.body).decode(), kept)
-
-
-class ErrorsAs200:
-    """Answers failures with HTTP 200 and the true status in `X-Status`; health checks excepted."""
-
-    def __init__(self, app: ASGIApp, exempt_prefix: str = "/health/") -> None:
-        self.app = app
-        self.exempt_prefix = exempt_prefix
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        if scope["type"] != "http" or path.startswith(self.exempt_prefix):
-            await self.app(scope, receive, send)
-            return
-
-        async def rewrite(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] >= 400:
-                headers = [*message.get("headers", ()), (b"x-status", b"%d" % message["status"])]
-                message = {**message, "status": 200, "headers": headers}
-            await send(message)
-
-        await self.app(scope, receive, rewrite)

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from server.http.errors import failure
+from server.http.envelope import failure
 from server.http.transport import ClientTransport
 
 MAX_PIPELINED = 16

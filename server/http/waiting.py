@@ -12,8 +12,8 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
+from pipelines.errors import DeadlineExceeded
 from server.http.deadline import deadline_of
-from server.http.errors import DeadlineExpired
 
 T = TypeVar("T")
 
@@ -37,17 +37,14 @@ class TimeLimit:
     def remaining(self) -> float:
         return max(0.0, self.deadline - time.monotonic())
 
-    def expired(self) -> DeadlineExpired:
-        return DeadlineExpired(f"the picture was not finished within {self.seconds:g} s")
-
     async def apply(self, work: Awaitable[T]) -> T:
-        """Return what ``work`` returns. Raises DeadlineExpired, and cancels it, at the deadline."""
+        """Return what ``work`` returns. Raises DeadlineExceeded, and cancels it, at its end."""
         try:
             async with asyncio.timeout(self.remaining) as timeout:
                 return await work
         except TimeoutError:
             if timeout.expired():
-                raise self.expired() from None
+                raise DeadlineExceeded from None
             raise
 
 
@@ -60,7 +57,7 @@ async def within(
     """Return what ``work`` returns, or cancel it: at the deadline, or when the client leaves.
 
     Call after the body has been read: what comes then says that the client has left. ``undo`` gets
-    the ended work if what it returned could not be returned. Raises DeadlineExpired or
+    the ended work if what it returned could not be returned. Raises DeadlineExceeded or
     ClientDisconnect.
     """
     working = asyncio.ensure_future(limit.apply(work))

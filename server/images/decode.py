@@ -28,12 +28,13 @@ from PIL import (
 )
 
 from pipelines.request import MAX_SIDE, Pixels
+from server.errors import ImageError
 from server.images.color import Raster, to_srgb
 from server.images.files import jpeg as jpeg_segments
 from server.images.files import png as png_chunks
 from server.images.files import tiff_layout, tiff_samples, tiff_tags
 from server.images.files import webp as webp_chunks
-from server.images.fit import IMAGE_FIELD, ResizeMode, fit_image, fit_size
+from server.images.fit import ResizeMode, fit_image, fit_size
 from server.images.orientation import SIDEWAYS, orientation_of, turned_upright
 
 try:
@@ -81,14 +82,6 @@ _CORRUPT = "the picture is truncated or corrupt"
 
 OnSize = Callable[[int], None]
 """Called with the number of pixels as soon as it is known, before they are decoded."""
-
-
-class ImageError(ValueError):
-    """The upload is no picture to work with; the message names init_image and says why."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"{IMAGE_FIELD}: {reason}")
-        self.reason = reason
 
 
 @dataclass

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from models.clip_words import clip_normalized, clip_words
 from pipelines.prompt.weights import without_weights
+from server.errors import ConfigurationError
 
 _JOINT = "\0"
 """Stands between two words with no blank between them, so that every word's end can be seen."""
 
 
-class DenyListError(Exception):
+class DenyListError(ConfigurationError):
     """The file cannot be read; the message is fit for the operator."""
 
 

@@ -18,7 +18,8 @@ from starlette.types import Receive, Scope, Send
 
 from pipelines.request import Progress
 from server.engine_service import Handle
-from server.http.errors import ApiError, failure
+from server.http.envelope import failure
+from server.http.errors import ANSWERED, logged_api_error
 from server.http.waiting import TimeLimit
 from server.images.decode import encode_png
 
@@ -78,8 +79,8 @@ def stream_response(
 ) -> EventStream:
     """Stream a request's progress and its answer.
 
-    `answer` awaits the success's body, or raises ApiError. A client that leaves withdraws the
-    request, and so does the end of its time.
+    `answer` awaits the success's body, or raises what `api_error` has a failure for. A client that
+    leaves withdraws the request, and so does the end of its time.
     """
 
     async def events() -> AsyncGenerator[bytes]:
@@ -89,8 +90,9 @@ def stream_response(
             while (progress := await limit.apply(anext(updates, None))) is not None:
                 yield progress_event(progress)
             body = await answer()
-        except ApiError as error:
-            body = bytes(failure(error.status, error.message).body)
+        except ANSWERED as error:
+            refusal = logged_api_error(error, limit.seconds)
+            body = bytes(failure(refusal.status, refusal.message).body)
         yield event("result", body)
 
     return EventStream(handle, events())

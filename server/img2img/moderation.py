@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from pipelines.request import Pixels
+from server.errors import ImageWithheld, SafetyCheckHangs
 
 logger = logging.getLogger(__name__)
 
@@ -27,15 +28,6 @@ class Scorer(Protocol):
 
     @property
     def alive(self) -> bool: ...
-
-
-class ImageWithheld(Exception):
-    """The picture is not handed out; the message goes to the client."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "the safety check held the picture back; another prompt, picture or seed may pass"
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +48,14 @@ class SafetyPolicy:
         return self.scorer.alive
 
     def review(self, picture: Pixels, request_id: str) -> tuple[Pixels, bool]:
-        """The picture to hand out, and whether it was blurred. Blocks; logs the score.
+        """Return the image to hand out, and whether it was blurred. Blocks; logs the score.
 
-        Raises ImageWithheld.
+        Raises ImageWithheld or SafetyCheckHangs.
         """
-        score = self.scorer.score(picture)
+        try:
+            score = self.scorer.score(picture)
+        except TimeoutError as error:
+            raise SafetyCheckHangs from error
         found = score > self.threshold
         done = self.mode if found else "passed"
         fields = {

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from server.app import ConfigurationError, create_app
+from server.app import create_app
 from server.engine_service import LoadedModel
+from server.errors import ConfigurationError
 from server.images.workers.pool import DecoderPool
 from server.settings import Settings
 from tests.server.conftest import PATH, MakeClient

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from pipelines.errors import GenerationFailed
 from server import __version__
 from server.accounts.key_text import is_well_formed
 from server.cli.main import app
 from server.images.workers.process import Worker
-from server.img2img.finishing import FinishedImage
 from server.img2img.form import ImageToImageForm
-from server.img2img.one_image import NoImage
+from server.img2img.service import FinishedImage
 from server.settings import Settings
 from tests.server.pictures import file_of, four_corners
 
@@ -235,7 +235,7 @@ def test_generate_looks_at_its_output_before_it_works(
     def fail(*_: object) -> None:
         raise AssertionError("work was begun")
 
-    monkeypatch.setattr("server.img2img.one_image.make_image", fail)
+    monkeypatch.setattr("server.cli.one_image.make_image", fail)
     result = runner.invoke(app, ["generate", str(picture), "a", "-o", str(tmp_path / output)])
     assert result.exit_code == 2
     assert said in result.output.replace("\n", "")
@@ -251,7 +251,7 @@ def test_generate_keeps_a_picture_that_cannot_be_written(
         output.mkdir()  # from now on no file can have that name
         return FinishedImage(b"the file", 7)
 
-    monkeypatch.setattr("server.img2img.one_image.make_image", made)
+    monkeypatch.setattr("server.cli.one_image.make_image", made)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     result = runner.invoke(app, ["generate", str(picture), "a", "-o", str(output)])
@@ -268,9 +268,9 @@ def test_generate_says_every_failure_in_one_line(
     picture.write_bytes(file_of(four_corners()))
 
     async def fail(*_: object) -> FinishedImage:
-        raise NoImage("generation failed: OutOfMemoryError")
+        raise GenerationFailed("generation failed: OutOfMemoryError")
 
-    monkeypatch.setattr("server.img2img.one_image.make_image", fail)
+    monkeypatch.setattr("server.cli.one_image.make_image", fail)
     monkeypatch.chdir(tmp_path)
     result = runner.invoke(app, ["generate", str(picture), "a"])
     assert result.exit_code == 1

@@ -23,7 +23,8 @@ from server.accounts.db import (
 from server.accounts.key_text import digest_of, make_key
 from server.accounts.ledger import Ledger
 from server.accounts.tables import metadata
-from server.accounts.types import Balance, DatabaseAway, DatabaseUnusable
+from server.accounts.types import Balance
+from server.errors import DatabaseAway, DatabaseUnusable
 from tests.server.databases import new_postgres_database, sqlite_url
 from throwaway_postgres import Postgres
 

@@ -19,16 +19,17 @@ import psutil
 import pytest
 from PIL import Image
 
+from server.errors import DecodersBusy, DecodeTimeout, ImageError
 from server.http.fair_turns import FairTurns
-from server.images.decode import ImageError, prepare_image
+from server.images.decode import prepare_image
 from server.images.fit import ResizeMode
 from server.images.workers import limits as decoder_limits
 from server.images.workers import pool as decoders_module
 from server.images.workers import process as decoder_process
 from server.images.workers.limits import LARGE_PIXELS, DecoderLimits, limits_in_words
 from server.images.workers.messages import read_message
-from server.images.workers.pool import DecoderPool, DecodeTimeout
-from server.images.workers.process import DecodersBusy, Fit
+from server.images.workers.pool import DecoderPool
+from server.images.workers.process import Fit
 from tests.server.hostile_pictures import large_palette, progressive_jpeg
 from tests.server.pictures import file_of, four_corners, gradient
 from tests.server.rogue_worker import HONEST, NONSENSE

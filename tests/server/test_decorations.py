@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, features
 
-from server.images.decode import ImageError, decode_image
+from server.errors import ImageError
+from server.images.decode import decode_image
 from tests.server.hostile_pictures import (
     empty_chunks,
     false_chunk_starts,

@@ -7,8 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from server import extras
-from server.app import ConfigurationError, create_app
+from server.app import create_app
 from server.cli.main import app
+from server.errors import ConfigurationError
 from server.extras import NEEDS, missing_extras, missing_requirements
 from server.settings import Settings
 from shipped_environment import ROOT

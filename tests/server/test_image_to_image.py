@@ -25,8 +25,8 @@ from pipelines.errors import (
 )
 from pipelines.request import Sampler
 from server import __version__
+from server.errors import DecodersBusy
 from server.images.workers.pool import DecoderPool
-from server.images.workers.process import DecodersBusy
 from server.img2img.deny_list import DenyList
 from server.img2img.form import parse_form
 from tests.server.conftest import PATH, MakeClient, Send
@@ -441,7 +441,7 @@ def test_a_picture_that_cannot_be_encoded_is_an_internal_error(
     def broken(*_: object) -> bytes:
         raise ZeroDivisionError("the secret inside")
 
-    monkeypatch.setattr("server.img2img.finishing.encode_image", broken)
+    monkeypatch.setattr("server.img2img.service.encode_image", broken)
     message = assert_failure(send(), 500)
     assert "secret" not in message
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, features
 
+from server.errors import ImageError
 from server.images.decode import (
     MAX_PIXELS,
-    ImageError,
     decode_image,
     encode_png,
     prepare_image,

@@ -17,9 +17,11 @@ from server.accounts.types import (
     Balance,
     DayOfUse,
     Idempotency,
+    Order,
+)
+from server.errors import (
     IdempotencyConflict,
     InsufficientCredits,
-    Order,
     ReservationLost,
     StillRunning,
     TooManyAtOnce,

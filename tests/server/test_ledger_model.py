@@ -26,12 +26,10 @@ from server.accounts.api_keys import KeyStore
 from server.accounts.audit import audit
 from server.accounts.db import Database
 from server.accounts.ledger import Ledger
-from server.accounts.types import (
-    Balance,
-    Idempotency,
+from server.accounts.types import Balance, Idempotency, Order
+from server.errors import (
     IdempotencyConflict,
     InsufficientCredits,
-    Order,
     ReservationLost,
     StillRunning,
     TooManyAtOnce,

@@ -17,7 +17,8 @@ import pytest
 from server.accounts.db import Database
 from server.accounts.presence import SILENT_LOOKS, Presence
 from server.accounts.service import Accounts
-from server.accounts.types import DatabaseAway, Order, TooManyAtOnce
+from server.accounts.types import Order
+from server.errors import DatabaseAway, TooManyAtOnce
 from server.settings import Settings
 from tests.server.databases import Clock, new_postgres_database
 from tests.server.server_process import ROOT

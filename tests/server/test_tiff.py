@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from server.images.decode import ImageError, decode_image
+from server.errors import ImageError
+from server.images.decode import decode_image
 from tests.server.pictures import file_of, four_corners
 from tests.server.tiff_files import tiff_of
 

@@ -15,17 +15,19 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from pipelines.request import Pixels
+from server.errors import DecodersBusy, DecodeTimeout
 from server.http.fair_turns import FairTurns
 from server.images.workers.limits import LARGE_PIXELS, DecoderLimits
 from server.images.workers.messages import NotNow
-from server.images.workers.process import DecodersBusy, Fit, MayGo, Worker, WorkerEnded
+from server.images.workers.process import (
+    Fit,
+    MayGo,
+    Worker,
+    WorkerEnded,
+)
 
 _CLOSED = "the server is shutting down"
 logger = logging.getLogger(__name__)
-
-
-class DecodeTimeout(Exception):
-    """The deadline passed before the picture was decoded."""
 
 
 class DecoderPool:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.request import MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE, Pixels
-from server.images.decode import ImageError
+from server.errors import DecodersBusy, ImageError
 from server.images.fit import ResizeMode
 from server.images.workers.limits import KERNEL_LIMITS, DecoderLimits
 from server.images.workers.measuring import Measured
@@ -38,10 +38,6 @@ MayGo = Callable[[int], bool]
 """Return whether a picture of that many pixels may be decoded now; called in a thread."""
 
 logger = logging.getLogger(__name__)
-
-
-class DecodersBusy(Exception):
-    """No decoder will be free in time, or they are shut down."""
 
 
 class WorkerEnded(Exception):

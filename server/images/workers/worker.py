@@ -17,7 +17,8 @@ import traceback
 from pathlib import Path
 from typing import IO, Any
 
-from server.images.decode import ImageError, decode_image, prepare_image
+from server.errors import ImageError
+from server.images.decode import decode_image, prepare_image
 from server.images.fit import ResizeMode
 from server.images.workers.limits import KERNEL_LIMITS, DecoderLimits
 from server.images.workers.messages import NotNow, read_message, write_message

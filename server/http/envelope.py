@@ -1,0 +1,45 @@
+"""The one shape of every answer: `{"code", "message", "data"}`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import Response
+
+SUCCESS_CODE = 0
+FAILURE_CODE = -1
+
+
+def success(data: Mapping[str, Any]) -> Response:
+    """Return a success whose `data` is small."""
+    body = {"code": SUCCESS_CODE, "message": "success", "data": dict(data)}
+    return _json(json.dumps(body, separators=(",", ":")).encode(), 200, {})
+
+
+def image_body(image_base64: bytes, seed: int, filtered: bool = False) -> bytes:
+    """Return a finished image as a JSON body, without a JSON encoder's walk over the base64 text.
+
+    `filtered` is said only where it is true: otherwise data is exactly the contract's.
+    """
+    head = b'{"code":0,"message":"success","data":{"image":"'
+    tail = b',"filtered":true}}' if filtered else b"}}"
+    return b"".join((head, image_base64, b'","seed":%d' % seed, tail))
+
+
+def image_response(body: bytes) -> Response:
+    """Return the response whose body `image_body` made."""
+    return _json(body, 200, {})
+
+
+def failure(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a failure with its true status."""
+    body = {"code": FAILURE_CODE, "message": message, "data": None}
+    return _json(json.dumps(body, separators=(",", ":")).encode(), status, headers or {})
+
+
+def _json(body: bytes, status: int, headers: Mapping[str, str]) -> Response:
+    # An image costs credits and a health check is of the moment: neither is to be cached.
+    headers = {"Cache-Control": "no-store", **headers}
+    return Response(body, status, headers=headers, media_type="application/json")
