@@ -40,7 +40,7 @@ from pipelines.errors import (
 )
 from pipelines.handle import GenerationHandle
 from pipelines.prompt.encoder import PromptChunks
-from pipelines.request import GenerationRequest, GenerationResult, Progress
+from pipelines.request import GenerationRequest, GenerationResult
 from pipelines.samplers.programs import evaluation_count
 from pipelines.scheduler.batching import GroupKey, guidance_rows
 from pipelines.scheduler.cost_model import CostTable
@@ -310,12 +310,13 @@ class Engine:
         with self._lock:
             if state.ident not in self._scheduler:
                 return
+            state.program = prepared.program
             self._runner.add(state, prepared)
             self._scheduler.prepared(state.ident)
             waiting = self._scheduler.waiting()
         for position, other in enumerate(waiting, 1):
             if other.prepared:
-                other.publish(Progress(0, other.evaluations, position))
+                other.publish(position)
 
     def _schedule(self) -> Work | None:
         """Let go of what was cancelled or has passed its deadline; name the next unit."""
@@ -350,7 +351,7 @@ class Engine:
             states = self._scheduler.present((ident,))
         for state in states:
             state.timings["queued"] = time.monotonic() - state.arrived
-            state.publish(Progress(0, state.evaluations))
+            state.publish()
 
     def _collect(self, unit: _Unit | None) -> None:
         """Wait for a unit's end; account for its time, report progress, end what it ends.
@@ -371,8 +372,8 @@ class Engine:
             elif state.ident in unit.finished:
                 self._finish(state, self._result(state))
             elif isinstance(work, Step):
-                preview = self._runner.preview(state.ident)
-                state.publish(Progress(state.done, state.evaluations, preview=preview))
+                state.ended += 1
+                state.publish(preview=self._runner.preview(state.ident))
 
     def _result(self, state: RequestState) -> GenerationResult | GenerationError:
         try:

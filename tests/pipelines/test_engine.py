@@ -384,9 +384,11 @@ def test_progress_is_heard_from_an_event_loop(engine: Engine, picture: Pixels) -
         return heard, (await handle.result()).evaluations
 
     heard, evaluations = asyncio.run(listen())
+    # 50 steps at image_strength 0.0, of one evaluation each.
+    assert all(progress.step == progress.evaluation for progress in heard)
     steps = [progress.step for progress in heard]
     assert steps == sorted(steps)
-    assert heard[-1].step == heard[-1].steps == evaluations == 50
+    assert heard[-1].step == heard[-1].steps == heard[-1].evaluations == evaluations == 50
     assert len(heard) > 3
 
 
