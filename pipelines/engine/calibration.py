@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from models.acceleration.modes import ROW_BUCKETS
 from models.bundle import ModelBundle
 from models.device import synchronize
 from pipelines.denoise.batch import Evaluation
@@ -21,7 +22,6 @@ from pipelines.vae.decode import decode_latents
 from pipelines.vae.encode import encode_image
 
 SIDES = (320, 512)
-ROWS = (1, 2, 4, 8, 16)
 
 _FIXED_SHARE = 0.5
 _ROW_SECONDS = 0.02
@@ -38,7 +38,7 @@ def guessed_costs() -> CostTable:
     points = [
         StepPoint(pixels, rows, _ROW_SECONDS * pixels / 1600 * (_FIXED_SHARE + rows / 2))
         for pixels in (1600, 4096)
-        for rows in (ROWS[0], ROWS[-1])
+        for rows in (ROW_BUCKETS[0], ROW_BUCKETS[-1])
     ]
     cost = ImageCost(0.0, _ROW_SECONDS / 1600)
     text = TextCost(_text_step(_TEXT_SHARE * _ROW_SECONDS / 2, 1600), _ROW_SECONDS / 2)
@@ -70,7 +70,7 @@ def measure_costs(
     measure = _StepTimer(bundle, denoiser, side, clock)
     measure(1)  # what the first one pays for kernels and caches is no cost of a step
     pixels = measure.key.latent_pixels
-    for rows in ROWS:
+    for rows in ROW_BUCKETS:
         if rows > limits.rows_for(measure.key):
             break
         if rows > 2 and clock() - began + _expected(seconds, rows) > budget:

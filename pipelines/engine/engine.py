@@ -13,7 +13,7 @@ import logging
 import queue
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,9 +25,11 @@ from pipelines.engine.calibration import guessed_costs, measure_costs
 from pipelines.engine.config import EngineConfig
 from pipelines.engine.device_timer import DeviceTimer, Elapsed, make_timer
 from pipelines.engine.model_runner import Launched, ModelRunner, StepCounts
+from pipelines.engine.policy import make_policy
 from pipelines.engine.preparer import Prepared, Preparer
 from pipelines.engine.refusal import refused
-from pipelines.engine.watch import Watch
+from pipelines.engine.warmup import make_runner, warm_up
+from pipelines.engine.watch import Patience, Watch
 from pipelines.errors import (
     DeadlineExceeded,
     EngineDead,
@@ -87,20 +89,16 @@ class Engine:
     ) -> None:
         self.bundle = bundle
         self.config = config or EngineConfig()
-        self._runner = runner or self.config.fast.runner(
-            bundle, self.config.step_buckets, self.config.max_running_requests
-        )
+        self._policy = make_policy(self.config, bundle)
+        self._runner = runner or make_runner(bundle, self.config, self._policy.limits.buckets)
         self._timer = timer or make_timer(bundle.device)
         self._measures = costs is None and self.config.warm_up
-        policy = self.config.policy
-        if bundle.vae_tile_above is not None:  # memory is short: one picture at a time
-            policy = replace(policy, shared_decodes=())
-        self._policy = policy
-        self._scheduler = Scheduler(costs or guessed_costs(), policy)
+        self._scheduler = Scheduler(costs or guessed_costs(), self._policy)
         self._inbox: queue.SimpleQueue[tuple[RequestState, Prepared | Exception] | None]
         self._inbox = queue.SimpleQueue()
-        self._watch = Watch("the engine's unit of work", self.config.patience)
-        self._prepare_watch = Watch("the preparation of a request", self.config.patience)
+        patience = Patience(self.config.hang_seconds, lost_seconds=self.config.lost_seconds)
+        self._watch = Watch("the engine's unit of work", patience)
+        self._prepare_watch = Watch("the preparation of a request", patience)
         self._preparer = Preparer(bundle, self._prepare_watch, self._hand_over)
         self._lock = threading.Lock()  # of the scheduler
         self._idents = itertools.count()
@@ -269,9 +267,9 @@ class Engine:
 
     def _make_ready(self) -> None:
         if self.config.warm_up:
-            self.config.fast.warm_up(self._runner, self._policy)
+            warm_up(self._runner, self.config, self._policy)
         if self._measures:
-            limits = self.config.step_limits
+            limits = self._policy.limits
             self._scheduler.table = measure_costs(self.bundle, self._runner.denoiser, limits)
         self._measured.set()
 

@@ -19,7 +19,6 @@ from pipelines.denoise.latent_pool import LatentPool, LatentPools
 from pipelines.engine import warmup as fast_path
 from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.engine import Engine, EngineConfig
-from pipelines.engine.warmup import FastPath
 from pipelines.request import GenerationRequest, Pixels, Sampler
 from pipelines.samplers.programs import SamplerProgram, make_program
 from pipelines.scheduler.batching import GroupKey
@@ -176,8 +175,11 @@ def test_an_engine_that_captures_makes_the_same_pictures(
     monkeypatch.setattr(fast_path, "accelerate", lambda *_: None)
     pictures = []
     for graphs in (False, True):
-        fast = FastPath(Acceleration(AccelerationMode.GRAPHS, graphs=graphs), [(320, 320)])
-        config = EngineConfig(row_buckets=(2, 4, 8), fast=fast)
+        config = EngineConfig(
+            row_buckets=(2, 4, 8),
+            acceleration=Acceleration(AccelerationMode.GRAPHS, graphs=graphs),
+            capture_sizes=[(320, 320)],
+        )
         engine = Engine(tiny, config, guessed_costs())
         engine.start()
         handles = [

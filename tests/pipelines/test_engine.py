@@ -18,7 +18,6 @@ from PIL import Image
 from models.bundle import ModelBundle
 from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.engine import Engine, EngineConfig
-from pipelines.engine.watch import Patience
 from pipelines.errors import (
     DeadlineExceeded,
     EngineBusy,
@@ -304,8 +303,8 @@ def wait_until(true: Callable[[], bool]) -> None:
 def test_a_unit_that_hangs_ends_readiness_until_it_comes_back(
     tiny: ModelBundle, picture: Pixels, hanging: Hanging
 ) -> None:
-    patience = Patience(seconds=0.2, lost_seconds=0.6)
-    engine = Engine(tiny, EngineConfig(warm_up=False, patience=patience), costs_of(1e-6))
+    config = EngineConfig(warm_up=False, hang_seconds=0.2, lost_seconds=0.6)
+    engine = Engine(tiny, config, costs_of(1e-6))
     engine.start()
     short = GenerationRequest(picture, "short", image_strength=0.0, steps=10)
     handle = engine.submit(short)
@@ -350,8 +349,8 @@ def test_a_preparation_that_hangs_ends_readiness_and_does_not_hold_the_drain(
         raise ValueError("released")
 
     monkeypatch.setattr("pipelines.engine.preparer.make_program", hanging)
-    patience = Patience(seconds=0.1)
-    engine = Engine(tiny, EngineConfig(warm_up=False, patience=patience), costs_of(1e-6))
+    config = EngineConfig(warm_up=False, hang_seconds=0.1)
+    engine = Engine(tiny, config, costs_of(1e-6))
     engine.start()
     handle = engine.submit(slow_request(picture), timeout=300.0)
     late = engine.submit(slow_request(picture), timeout=0.3, arrived=time.monotonic())

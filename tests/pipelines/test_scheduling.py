@@ -191,7 +191,7 @@ def test_where_rows_gain_nothing_requests_run_to_their_end_as_they_came() -> Non
 
 
 def test_a_bucket_is_filled_where_its_rows_are_paid_for_anyway() -> None:
-    scheduler = Scheduler(LINEAR, PolicyConfig(row_buckets=(8, 16)))
+    scheduler = Scheduler(LINEAR, PolicyConfig(limits=StepLimits(buckets=(8, 16))))
     for ident in range(5):
         put(scheduler, ident)
     while isinstance(work := scheduler.plan(), Encode):
@@ -542,7 +542,7 @@ def test_every_admitted_request_ends_within_a_bound_behind_its_due_time(
 @pytest.mark.parametrize(
     ("max_pixels", "rows"), [(16, 16), (15, 8), (7, 4), (2, 2), (1, 2), (0, 2)]
 )
-def test_padding_counts_where_memory_is_what_limits(max_pixels: int, rows: int) -> None:
+def test_padding_counts(max_pixels: int, rows: int) -> None:
     key = GroupKey(8, 8, 77, False)
     limits = StepLimits(max_rows=32, max_pixels=max_pixels * 64, buckets=(1, 2, 4, 8, 16))
     assert limits.rows_for(key) == rows
