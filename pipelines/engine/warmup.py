@@ -74,9 +74,9 @@ def _run_steps(runner: ModelRunner, policy: PolicyConfig) -> None:
     for key in runner.hot:
         pool = runner.pools.enter(key)
         try:
-            for rows in runner.row_buckets:
+            for rows in policy.limits.buckets:
                 if rows <= policy.limits.rows_for(key):
-                    runner.denoiser.step(pool, dummy_evaluations(rows, pool.scratch))
+                    runner.denoiser.step(pool, dummy_evaluations(rows, pool.scratch), rows)
         finally:
             runner.pools.leave(key)
 

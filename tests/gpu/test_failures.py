@@ -57,11 +57,11 @@ def test_nan_in_one_request_leaves_its_neighbours_bytes_alone(
     denoiser = exact_engine._runner.denoiser
     step = denoiser.step
 
-    def poisoned(pool: LatentPool, evaluations: Any) -> Any:
+    def poisoned(pool: LatentPool, evaluations: Any, rows: int) -> Any:
         for evaluation in evaluations:
             if evaluation.cfg_scale == 6.5:
                 pool.state[evaluation.position] = float("nan")
-        return step(pool, evaluations)
+        return step(pool, evaluations, rows)
 
     monkeypatch.setattr(denoiser, "step", poisoned)
     handles = [exact_engine.submit(r) for r in (good[0], rig.ask(7, cfg_scale=6.5), *good[1:])]

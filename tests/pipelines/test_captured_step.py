@@ -12,7 +12,7 @@ from models.acceleration.cuda_graphs import Capturer, EagerCapturer
 from models.acceleration.modes import Acceleration
 from models.bundle import ModelBundle
 from models.spec import AccelerationMode
-from pipelines.denoise.batch import Evaluation
+from pipelines.denoise.batch import Evaluation, row_count
 from pipelines.denoise.captured_step import PATIENCE
 from pipelines.denoise.denoiser import Denoiser
 from pipelines.denoise.latent_pool import LatentPool, LatentPools
@@ -21,7 +21,7 @@ from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Pixels, Sampler
 from pipelines.samplers.programs import SamplerProgram, make_program
-from pipelines.scheduler.batching import GroupKey
+from pipelines.scheduler.batching import GroupKey, pad_rows
 from pipelines.vae.noise import RequestNoise
 
 BUCKETS = (1, 2, 4, 8, 16)
@@ -51,12 +51,13 @@ class Crowd:
         ]
         self.done = [0] * len(self.programs)
 
-    def run(self, denoiser: Denoiser) -> torch.Tensor:
+    def run(self, denoiser: Denoiser, buckets: tuple[int, ...] = BUCKETS) -> torch.Tensor:
         """To the end of every program, some of them a step; the final latents, (10, 4, 8, 8)."""
         rng = np.random.default_rng(4)
         while unfinished := [i for i, t in enumerate(self.programs) if self.done[i] < len(t)]:
             chosen = rng.permutation(unfinished)[: rng.integers(1, 8)]
-            denoiser.step(self.pool, [self._evaluation(int(i)) for i in chosen])
+            given = [self._evaluation(int(i)) for i in chosen]
+            denoiser.step(self.pool, given, pad_rows(row_count(given), buckets))
             for i in chosen:
                 self.done[i] += 1
         return torch.stack([self.pool.latents(place) for place in self.places])
@@ -100,8 +101,8 @@ def test_a_failed_capture_is_said_once_and_steps_go_on(
     tiny: ModelBundle, caplog: pytest.LogCaptureFixture
 ) -> None:
     refusing = Refusing()
-    want = Crowd(tiny, None).run(Denoiser(tiny, (16,)))
-    got = Crowd(tiny, 0).run(Denoiser(tiny, (16,), refusing))
+    want = Crowd(tiny, None).run(Denoiser(tiny), (16,))
+    got = Crowd(tiny, 0).run(Denoiser(tiny, (16,), refusing), (16,))
     assert torch.equal(got, want)
     assert refusing.tries == 1
     assert [r.getMessage() for r in caplog.records] == [
@@ -114,7 +115,7 @@ def test_a_size_that_nobody_configured_is_captured_after_some_steps(tiny: ModelB
     crowd, denoiser = Crowd(tiny, PATIENCE), Denoiser(tiny, (16,), capturer)
     captures = []
     for _ in range(PATIENCE + 2):
-        denoiser.step(crowd.pool, [crowd._evaluation(0)])
+        denoiser.step(crowd.pool, [crowd._evaluation(0)], 16)
         captures.append(capturer.captures)
     assert captures == [0] * PATIENCE + [2, 2]
 

@@ -16,8 +16,10 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
 
 from models.bundle import ModelBundle
+from pipelines.denoise.denoiser import Denoiser
 from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.engine import Engine, EngineConfig
+from pipelines.engine.model_runner import Launched, ModelRunner
 from pipelines.errors import (
     DeadlineExceeded,
     EngineBusy,
@@ -31,6 +33,7 @@ from pipelines.errors import (
 from pipelines.request import GenerationRequest, Pixels, Progress, Sampler
 from pipelines.samplers.schedules import make_scheduler
 from pipelines.scheduler.cost_model import CostTable, ImageCost, StepPoint
+from pipelines.scheduler.work import Step, Work
 
 # diffusers lacks 2S ancestral, and its LMS is wrong after a mid-schedule start.
 RIGHT_IN_DIFFUSERS = [s for s in Sampler if s not in (Sampler.K_DPMPP_2S_ANCESTRAL, Sampler.K_LMS)]
@@ -117,6 +120,39 @@ def test_guidance_takes_only_the_rows_it_needs(
     request = GenerationRequest(picture, "a cat", "blurry", 0.5, cfg_scale, steps=10)
     engine.submit(request).wait(60)
     assert seen == [rows] * 5
+
+
+def test_the_device_runs_the_rows_that_were_planned(
+    tiny: ModelBundle, picture: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[int] = []
+    ran: list[int] = []
+    launch, step = ModelRunner.launch, Denoiser.step
+
+    def spied_launch(self: ModelRunner, work: Work) -> Launched:
+        if isinstance(work, Step):
+            planned.append(work.padded)
+        return launch(self, work)
+
+    def spied_step(self: Denoiser, *given: Any) -> Any:
+        made = step(self, *given)
+        ran.append(made.rows)
+        return made
+
+    monkeypatch.setattr(ModelRunner, "launch", spied_launch)
+    monkeypatch.setattr(Denoiser, "step", spied_step)
+    engine = Engine(tiny, EngineConfig(row_buckets=(4, 8), warm_up=False), costs_of(0.01))
+    engine.start()
+    requests = [
+        GenerationRequest(picture, "a cat", steps=10, image_strength=0.8, seed=seed)
+        for seed in (1, 2, 3)
+    ]
+    for handle in [engine.submit(request) for request in requests]:
+        handle.wait(60)
+    engine.drain(grace=5)
+    assert ran == planned
+    assert set(ran) <= {4, 8}
+    assert len(ran) >= 2
 
 
 def test_cfg_zero_ignores_the_prompt_and_one_ignores_the_negative(
@@ -209,10 +245,10 @@ def test_a_request_that_breaks_the_step_fails_alone(
     want = [engine.submit(request).wait(60).image.astype(int) for request in good]
     step = engine._runner.denoiser.step
 
-    def breaking(pool: Any, evaluations: Any) -> Any:
+    def breaking(pool: Any, evaluations: Any, rows: int) -> Any:
         if any(e.cfg_scale == 9.5 for e in evaluations):
             raise torch.OutOfMemoryError("no memory for this one")
-        return step(pool, evaluations)
+        return step(pool, evaluations, rows)
 
     monkeypatch.setattr(engine._runner.denoiser, "step", breaking)
     handles = [engine.submit(request) for request in (good[0], bad, good[1], good[2])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,11 +60,14 @@ class FakeRunner(ModelRunner):
         self.row_cap: int | None = None
         self.withdrawn: GenerationHandle | None = None  # cancelled while the third unit runs
         self.breaks = False
+        self.may_launch = threading.Event()
+        self.may_launch.set()
 
     def add(self, state: RequestState, prepared: Prepared) -> None:
         self.requests[state.ident] = state.request
 
     def launch(self, work: Work) -> Launched:
+        assert self.may_launch.wait(10)
         if self.breaks:
             raise SystemError("the device is gone")
         self.units.append(work)
@@ -217,7 +221,11 @@ def test_a_deadline_that_has_passed_ends_a_request_before_any_unit(rig: Rig) -> 
 
 def test_after_a_row_cap_steps_are_narrower(rig: Rig) -> None:
     rig.runner.row_cap = 2
-    for handle in [rig.ask(seed) for seed in range(1, 7)]:
+    # All are there at the first step: the cap lasts as long as their crowd.
+    rig.runner.may_launch.clear()
+    handles = [rig.ask(seed) for seed in range(1, 7)]
+    rig.runner.may_launch.set()
+    for handle in handles:
         handle.wait(10)
     steps = [unit for unit in rig.runner.units if isinstance(unit, Step)]
     assert [unit.rows for unit in steps[1:]] == [2] * (len(steps) - 1)
