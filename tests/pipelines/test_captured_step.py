@@ -146,10 +146,14 @@ def test_pools_that_are_captured_outlive_their_requests_and_are_few(tiny: ModelB
     use(pools, keys[1], denoiser)  # now the second one is the latest
     use(pools, keys[3], denoiser)
     assert [key in pools for key in keys] == [True, True, False, True, False]
-    # With all places in use, a further size runs as it comes and is let go.
+    # What is in use counts for nothing: another size is captured and kept as well.
     pools.enter(keys[1])
     pools.enter(keys[3])
     use(pools, keys[4], denoiser)
+    assert [key in pools for key in keys] == [True, True, False, True, True]
+    # Of three that are left the one that was left first goes.
+    pools.leave(keys[3])
+    pools.leave(keys[1])
     assert [key in pools for key in keys] == [True, True, False, True, False]
 
 
