@@ -31,11 +31,9 @@ from pipelines.engine.refusal import refused
 from pipelines.engine.warmup import make_runner, warm_up
 from pipelines.engine.watch import Patience, Watch
 from pipelines.errors import (
-    DeadlineExceeded,
     EngineDead,
     EngineDraining,
     EngineStalled,
-    GenerationCancelled,
     GenerationError,
     GenerationFailed,
     as_failure,
@@ -279,15 +277,17 @@ class Engine:
         idle = False
         while not self._stop.is_set():
             self._receive(block=idle)
-            work = self._schedule()
+            with self._lock:
+                work = self._scheduler.plan(time.monotonic())
             expected = sum(unit.seconds for unit in (work, in_flight and in_flight.work) if unit)
             with self._watch.unit(expected):
                 launched = self._launch(work)
-                self._collect(in_flight)
-                if not self._timer.runs_ahead:
+                if self._timer.runs_ahead:
+                    self._collect(in_flight)
+                    in_flight = launched
+                else:
                     self._collect(launched)
-                    launched = None
-            in_flight, idle = launched, work is None
+            idle = work is None
 
     def _receive(self, block: bool) -> None:
         """Hear of what has become ready; with nothing to do, wait for it a while."""
@@ -303,11 +303,11 @@ class Engine:
     def _enter(self, state: RequestState, prepared: Prepared | Exception) -> None:
         """Plan for a request from now on, and tell those that wait how many are before them."""
         if isinstance(prepared, Exception):
-            self._finish(state, as_failure(prepared))
+            state.failure = as_failure(prepared)
             return
         with self._lock:
-            if state.ident not in self._scheduler:
-                return
+            if state.ident not in self._scheduler or state.lost(time.monotonic()):
+                return  # it has ended, or does so when this round is collected
             state.program = prepared.program
             self._runner.add(state, prepared)
             self._scheduler.prepared(state.ident)
@@ -315,19 +315,6 @@ class Engine:
         for position, other in enumerate(waiting, 1):
             if other.prepared:
                 other.publish(position)
-
-    def _schedule(self) -> Work | None:
-        """Let go of what was cancelled or has passed its deadline; name the next unit."""
-        now = time.monotonic()
-        with self._lock:
-            cancelled = [state for state in self._scheduler if state.cancelled]
-            overdue = self._scheduler.overdue(now)
-        for state in cancelled:
-            self._finish(state, GenerationCancelled("the request was withdrawn"))
-        for state in overdue:
-            self._finish(state, DeadlineExceeded("the request took longer than it may"))
-        with self._lock:
-            return self._scheduler.plan(now)
 
     def _launch(self, work: Work | None) -> _Unit | None:
         """Have the runner start a unit, and count it as far as the plan goes."""
@@ -352,26 +339,39 @@ class Engine:
             state.publish()
 
     def _collect(self, unit: _Unit | None) -> None:
-        """Wait for a unit's end; account for its time, report progress, end what it ends.
+        """Wait for a unit's end and account for it; end the requests that end, here alone.
 
         What a card does is collected when the next unit is launched: the card never waits.
         """
-        if unit is None:
-            return
+        outcomes = {} if unit is None else self._account(unit)
+        now = time.monotonic()
+        with self._lock:
+            states = list(self._scheduler)
+        for state in states:
+            if (outcome := outcomes.get(state.ident) or state.lost(now)) is not None:
+                with self._lock:
+                    self._scheduler.remove(state.ident)
+                self._runner.release(state.ident)
+                state.end(outcome)
+
+    def _account(self, unit: _Unit) -> dict[int, GenerationResult | GenerationError]:
+        """Learn from a unit's time and report progress; return the outcomes of what it ends."""
         work, launched, seconds = unit.work, unit.launched, unit.elapsed()
         with self._lock:
             if launched.ordinary:
                 self._scheduler.learn(work, seconds, launched.text_chunks)
             states = self._scheduler.present(work.idents)
+        outcomes: dict[int, GenerationResult | GenerationError] = {**launched.failures}
         for state in states:
             state.spend(_STAGES[type(work)], seconds)
-            if (failure := launched.failures.get(state.ident)) is not None:
-                self._finish(state, failure)
-            elif state.ident in unit.finished:
-                self._finish(state, self._result(state))
+            if state.ident in launched.failures:
+                continue
+            if state.ident in unit.finished:
+                outcomes[state.ident] = self._result(state)
             elif isinstance(work, Step):
                 state.ended += 1
                 state.publish(preview=self._runner.preview(state.ident))
+        return outcomes
 
     def _result(self, state: RequestState) -> GenerationResult | GenerationError:
         try:
@@ -381,14 +381,8 @@ class Engine:
             return as_failure(error)
         return GenerationResult(image, state.request.seed, state.done, state.timings)
 
-    def _finish(self, state: RequestState, outcome: GenerationResult | GenerationError) -> None:
-        """Take a request out of wherever it is and tell its handle."""
-        with self._lock:
-            self._scheduler.remove(state.ident)
-        self._runner.release(state.ident)
-        state.end(outcome)
-
     def _fail_all(self, error: GenerationError) -> None:
+        """End what is left when the engine has ended, from whichever thread finds that."""
         with self._lock:
             self._ended = True
             states = list(self._scheduler)

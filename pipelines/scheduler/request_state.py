@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pipelines.errors import GenerationError
+from pipelines.errors import DeadlineExceeded, GenerationCancelled, GenerationError
 from pipelines.handle import GenerationHandle
 from pipelines.request import (
     ClipGuidancePreset,
@@ -26,7 +26,7 @@ class RequestState:
 
     ``rows`` is 1 or 2 (`guidance_rows`), ``evaluations`` the length of its sampler program. Nothing
     is planned for it before it is ``prepared``: its noise is drawn and its ``program`` compiled
-    elsewhere meanwhile. ``allowed``
+    elsewhere meanwhile; ``failure`` says why that could not be done. ``allowed``
     is how many seconds it may take in all, which may have begun before it came here; left out, as
     many as lie between its arrival and its deadline. ``text_chunks`` are encoded with its picture,
     unless they are cached. A request without a ``handle`` is a simulated one.
@@ -53,6 +53,7 @@ class RequestState:
     encode_parts_done: int = field(default=0, init=False)
     done: int = field(default=0, init=False)
     ended: int = field(default=0, init=False)
+    failure: GenerationError | None = field(default=None, init=False)
     parts_done: int = field(default=0, init=False)
     leaving: bool = field(default=False, init=False)
     timings: dict[str, float] = field(default_factory=dict, init=False)
@@ -73,6 +74,19 @@ class RequestState:
     @property
     def cancelled(self) -> bool:
         return self.handle is not None and self.handle.cancelled
+
+    def lost(self, now: float) -> GenerationError | None:
+        """Return why nothing comes of it any more, or None.
+
+        It could not be prepared, was withdrawn, or its deadline has passed before its last unit.
+        """
+        if self.failure is not None:
+            return self.failure
+        if self.cancelled:
+            return GenerationCancelled("the request was withdrawn")
+        if self.deadline is not None and now >= self.deadline and not self.leaving:
+            return DeadlineExceeded("the request took longer than it may")
+        return None
 
     @property
     def request(self) -> GenerationRequest:

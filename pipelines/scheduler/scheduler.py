@@ -176,14 +176,6 @@ class Scheduler:
         """Return the requests of which nothing is on the device yet, in order of due time."""
         return [task for task in sorted(self, key=_order) if not task.holds_place]
 
-    def overdue(self, now: float) -> list[RequestState]:
-        """Return the requests whose deadline has passed, but for those that leave anyway."""
-        return [
-            task
-            for task in self
-            if task.deadline is not None and now >= task.deadline and not task.leaving
-        ]
-
     # Working
 
     def plan(self, now: float | None = None) -> Work | None:

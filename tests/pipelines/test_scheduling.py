@@ -311,7 +311,7 @@ def test_what_cannot_meet_its_deadline_is_refused() -> None:
     assert isinstance(refusal, Refusal)
     assert refusal.retry_after == pytest.approx(0.5 * alone)
     assert scheduler.offer(RequestState(2, MEDIUM, 2, 3, 0.0, deadline=2.1 * alone), 0.0) is None
-    assert [state.ident for state in scheduler.overdue(2.2 * alone)] == [2]
+    assert [state.ident for state in scheduler if state.lost(2.2 * alone)] == [2]
 
 
 def test_retrying_is_not_put_off_beyond_the_end_of_the_queue() -> None:
