@@ -91,13 +91,18 @@ class GenerationRequest:
 
 @dataclass(frozen=True, eq=False)
 class Progress:
-    """The progress of a request: ``step`` U-Net evaluations done of ``steps``.
+    """The progress of a request.
 
+    ``step`` of the ``steps`` that it asked for are done, or were skipped: at image_strength 0.35
+    30 steps begin with 11 and end with 30. ``evaluation`` of the ``evaluations`` of the U-Net are
+    done; some samplers have two a step. ``queue_position`` counts from 1 while it waits.
     ``preview`` is the predicted picture, a pixel a latent, (h, w, 3) uint8, if it was asked for.
     """
 
     step: int
     steps: int
+    evaluation: int
+    evaluations: int
     queue_position: int = 0
     preview: Pixels | None = None
 

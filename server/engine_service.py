@@ -103,12 +103,10 @@ def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
     # Imported here: importing torch takes seconds in which the port would not answer.
     import torch
 
-    from models.acceleration.modes import choose_acceleration
     from models.auxiliary.choose import choose_clip
     from models.loading import loader
-    from pipelines.engine.engine import Engine, EngineConfig
-    from pipelines.engine.warmup import FastPath
-    from pipelines.engine.watch import Patience
+    from pipelines.engine.engine import Engine
+    from server.engine_config import engine_config
     from server.memory_plan import memory_policy
 
     if settings.threads:
@@ -127,23 +125,8 @@ def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
     memory = memory_policy(bundle, settings)
     bundle.vae_tile_above = memory.tile_above
     logger.info("memory", extra={"fields": {"plan": memory.in_words(bundle.downscale)}})
-    config = EngineConfig(
-        limits=memory.limits,
-        exact_rows=memory.exact_rows,
-        max_queue=settings.max_queue,
-        max_running_requests=settings.max_running_requests,
-        exact=settings.batch_invariant,
-        warm_up=warm_up,
-        fast=FastPath(
-            choose_acceleration(settings.acceleration, bundle.device),
-            settings.capture_sizes_in_pixels,
-            settings.compile_folder,
-        ),
-        # A unit that outlasts the limit of every request has failed all of those that wait.
-        patience=Patience(seconds=min(Patience.seconds, settings.request_timeout)),
-    )
     return LoadedModel(
-        engine=Engine(bundle, config),
+        engine=Engine(bundle, engine_config(settings, bundle, memory, warm_up=warm_up)),
         name=bundle.name,
         device=str(bundle.device),
         dtype=str(bundle.dtype).removeprefix("torch."),

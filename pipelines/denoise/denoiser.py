@@ -44,9 +44,8 @@ class Step:
 
 
 class Denoiser:
-    """Runs steps. ``row_buckets`` are the sizes R is padded to; empty means no padding.
-
-    With a ``capturer`` a pool that allows it has its steps captured, one pair of graphs a bucket.
+    """Runs steps. With a ``capturer`` a pool that allows it has those captured that have as many
+    rows as one of ``row_buckets``, one pair of graphs a bucket.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class Denoiser:
         capturer: Capturer | None = None,
     ) -> None:
         self._bundle = bundle
-        self._row_buckets = tuple(sorted(row_buckets))
+        self._row_buckets = frozenset(row_buckets)
         self._capturer = capturer
         self._guide = None if bundle.clip is None else ClipGuide(bundle, bundle.clip)
 
@@ -65,12 +64,15 @@ class Denoiser:
         """Return whether steps are captured."""
         return self._capturer is not None
 
-    def step(self, pool: LatentPool, evaluations: Sequence[Evaluation]) -> Step:
-        """Advance each evaluation's request by one.
+    def step(
+        self, pool: LatentPool, evaluations: Sequence[Evaluation], rows: int | None = None
+    ) -> Step:
+        """Advance each evaluation's request by one, in ``rows`` U-Net rows, padding included.
 
-        The pool changes only when everything has gone well, so a step that raised can be run again.
+        Left out, there is no padding. The pool changes only when everything has gone well, so a
+        step that raised can be run again.
         """
-        rows = row_count(evaluations, self._row_buckets)
+        rows = rows or row_count(evaluations)
         captured = self._captured(pool, rows)
         mix: Callable[[], object]
         if captured is None:

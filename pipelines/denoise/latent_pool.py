@@ -77,8 +77,8 @@ class LatentPool:
 class LatentPools:
     """The pools there are, by group. A pool lives as long as its requests, or its graphs.
 
-    Pools of the keys in ``hot`` are captured at once and always kept; of the others at most
-    ``keep`` are captured, and of those that nobody uses the one used longest ago goes first. With
+    Pools of the keys in ``hot`` are captured at once and always kept. Others are captured once
+    they have been used for a while, and the ``keep`` used last outlive their requests. With
     ``captures`` false nothing is captured and nothing outlives its requests.
     """
 
@@ -92,8 +92,9 @@ class LatentPools:
     ) -> None:
         self._make, self._captures, self._keep = make, captures, keep
         self._hot = frozenset(hot)
-        self._pools: OrderedDict[GroupKey, LatentPool] = OrderedDict()
+        self._pools: dict[GroupKey, LatentPool] = {}
         self._users: dict[GroupKey, int] = {}
+        self._idle: OrderedDict[GroupKey, None] = OrderedDict()  # captured, the latest last
 
     def __len__(self) -> int:
         return len(self._pools)
@@ -109,29 +110,25 @@ class LatentPools:
         if key not in self._pools:
             self._pools[key] = self._make(key, self._patience(key))
         self._users[key] = self._users.get(key, 0) + 1
-        self._pools.move_to_end(key)
+        self._idle.pop(key, None)
         return self._pools[key]
 
     def leave(self, key: GroupKey) -> None:
         """A request that entered has gone. 400 sizes are possible: an empty pool rarely stays."""
         self._users[key] -= 1
-        if self._users[key] == 0 and not self._pools[key].captured.any:
-            del self._pools[key], self._users[key]
+        if self._users[key]:
+            return
+        if not self._pools[key].captured.any:
+            self._drop(key)
+        elif key not in self._hot:
+            self._idle[key] = None
+            if len(self._idle) > self._keep:
+                self._drop(self._idle.popitem(last=False)[0])
+
+    def _drop(self, key: GroupKey) -> None:
+        del self._pools[key], self._users[key]
 
     def _patience(self, key: GroupKey) -> int | None:
         if not self._captures:
             return None
-        if key in self._hot:
-            return 0
-        kept = [k for k, pool in self._pools.items() if k not in self._hot and _may_capture(pool)]
-        idle = [k for k in kept if self._users[k] == 0]
-        if len(kept) < self._keep:
-            return PATIENCE
-        if idle:  # the first is the one used longest ago
-            del self._pools[idle[0]], self._users[idle[0]]
-            return PATIENCE
-        return None
-
-
-def _may_capture(pool: LatentPool) -> bool:
-    return pool.captured.patience is not None
+        return 0 if key in self._hot else PATIENCE

@@ -22,7 +22,7 @@ from pipelines.engine.preparer import Prepared
 from pipelines.errors import GenerationError, as_failure
 from pipelines.prompt.encoder import PromptEncoder
 from pipelines.request import GenerationRequest, Pixels
-from pipelines.scheduler.batching import GroupKey
+from pipelines.scheduler.batching import GroupKey, pad_rows
 from pipelines.scheduler.request_state import RequestState
 from pipelines.scheduler.work import Encode, Step, Work
 from pipelines.vae.decode import Decoded, Decoding, decode_together
@@ -107,6 +107,7 @@ class _DeviceState:
 class ModelRunner:
     """Encodes, steps and decodes requests of one model; at most ``capacity`` a pool at a time.
 
+    A step runs the rows that its work says; ``row_buckets`` are those that it is padded to.
     With a ``capturer`` steps are captured: of the ``hot`` keys at their first, see `LatentPools`;
     so are whole passes of the VAE, see `VaeGraphs`.
     """
@@ -181,7 +182,7 @@ class ModelRunner:
         launched = Launched()
         members = [self._requests[ident] for ident in work.idents]
         if isinstance(work, Step):
-            self._step(members, launched)
+            self._step(members, work.padded, launched)
         elif isinstance(work, Encode):
             self._encode(members[0], work, launched)
         else:
@@ -233,14 +234,14 @@ class ModelRunner:
             raise
         member.encoding = member.text = None
 
-    def _step(self, members: Sequence[_DeviceState], launched: Launched) -> None:
-        """Run one evaluation of each of ``members``, who are of one key.
+    def _step(self, members: Sequence[_DeviceState], padded: int, launched: Launched) -> None:
+        """Run one evaluation of each of ``members``, of one key, in ``padded`` U-Net rows.
 
         A step that fails changes nothing, and is run again in halves. After an out-of-memory error
         its key's steps are to stay at half the rows.
         """
         try:
-            self._step_once(members, launched)
+            self._step_once(members, padded, launched)
             return
         except Exception as error:
             launched.ordinary = False
@@ -254,13 +255,14 @@ class ModelRunner:
             logger.warning("out of memory with %d rows: halved", rows)
             launched.row_cap = min(rows // 2, launched.row_cap or rows)
         middle = len(members) // 2
-        self._step(members[:middle], launched)
-        self._step(members[middle:], launched)
+        for half in (members[:middle], members[middle:]):
+            rows = sum(member.state.rows for member in half)
+            self._step(half, pad_rows(rows, self.row_buckets), launched)
 
-    def _step_once(self, members: Sequence[_DeviceState], launched: Launched) -> None:
+    def _step_once(self, members: Sequence[_DeviceState], padded: int, launched: Launched) -> None:
         pool = self.pools[members[0].state.key]
         try:
-            step = self.denoiser.step(pool, [member.evaluation() for member in members])
+            step = self.denoiser.step(pool, [member.evaluation() for member in members], padded)
         except torch.OutOfMemoryError as error:
             # The frames of the traceback hold the tensors of the forward that failed.
             error = error.with_traceback(None)

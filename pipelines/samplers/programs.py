@@ -15,7 +15,7 @@ and DDPM, the papers of Song et al. 2020 and Ho et al. 2020 as diffusers impleme
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -46,8 +46,11 @@ class StepCoefficients:
     ``mix`` is (4, 6) float64: rows are the new slots; columns are slots 0..3, eps and noise.
     ``noise`` is the index of the step draw that the noise column multiplies, or None.
     ``x0`` is the pair (a, b) of the predicted picture, ``x0 = a * slot 0 + b * eps``.
+    ``step`` is the step that the evaluation belongs to, counted from 1 over all that a request
+    asked for: those that its image_strength skips are before the first one.
     """
 
+    step: int
     sigma: float
     timestep: float
     mix: Float64
@@ -75,6 +78,17 @@ class SamplerProgram:
         """The number of noise draws that the steps consume."""
         return sum(row.noise is not None for row in self.steps)
 
+    @property
+    def last_step(self) -> int:
+        """The number of the last step: as many as the request asked for."""
+        return self.steps[-1].step
+
+    def steps_done(self, evaluations: int) -> int:
+        """Return the number of steps that are done, or were skipped, after so many evaluations."""
+        if evaluations >= len(self.steps):
+            return self.last_step
+        return self.steps[evaluations].step - 1
+
     @cached_property
     def slots(self) -> int:
         """The number of state slots in use, 1 to 4. Asked for in every step."""
@@ -85,13 +99,24 @@ class SamplerProgram:
         return max(used) + 1
 
 
+_Step = tuple[float, float, float]
+"""(sigma, next sigma, timestep)."""
+
+
 class _Builder:
     """Collects rows. Coefficients are given by name and land in the (4, 6) matrix."""
 
-    def __init__(self, timestep_at: Callable[[float], float]) -> None:
+    def __init__(self, timestep_at: Callable[[float], float], skipped: int) -> None:
         self.steps: list[StepCoefficients] = []
         self._draws = 0
         self._timestep_at = timestep_at
+        self._step = skipped
+
+    def each(self, steps: Sequence[_Step]) -> Iterator[_Step]:
+        """Yield the steps; what is added meanwhile belongs to the one that was yielded last."""
+        for step in steps:
+            self._step += 1
+            yield step
 
     def add(self, sigma: float, timestep: float | None = None, **slots: Sequence[float]) -> None:
         """One evaluation. ``s0=(c0, c1, c2, c3, eps, noise)`` and likewise s1, s2, s3."""
@@ -104,13 +129,10 @@ class _Builder:
             self._draws += 1
         if timestep is None:
             timestep = self._timestep_at(sigma)
+        x0 = (1.0, -float(sigma))
         self.steps.append(
-            StepCoefficients(float(sigma), float(timestep), mix, noise, (1.0, -float(sigma)))
+            StepCoefficients(self._step, float(sigma), float(timestep), mix, noise, x0)
         )
-
-
-_Step = tuple[float, float, float]
-"""(sigma, next sigma, timestep)."""
 
 
 def _ancestral_step(sigma: float, sigma_next: float) -> tuple[float, float]:
@@ -127,20 +149,20 @@ def _log_midpoint(sigma: float, sigma_next: float) -> float:
 
 def _euler(b: _Builder, steps: Sequence[_Step]) -> None:
     """Euler's method; DDIM with eta 0 is the same line in sigma space."""
-    for sigma, sigma_next, timestep in steps:
+    for sigma, sigma_next, timestep in b.each(steps):
         b.add(sigma, timestep, s0=(1, 0, 0, 0, sigma_next - sigma))
 
 
 def _euler_ancestral(b: _Builder, steps: Sequence[_Step]) -> None:
     """Euler with ancestral noise; DDPM (fixed small variance) is the same line in sigma space."""
-    for sigma, sigma_next, timestep in steps:
+    for sigma, sigma_next, timestep in b.each(steps):
         down, up = _ancestral_step(sigma, sigma_next)
         b.add(sigma, timestep, s0=(1, 0, 0, 0, down - sigma, up))
 
 
 def _heun(b: _Builder, steps: Sequence[_Step]) -> None:
     """Heun's method (Karras et al. 2022, algorithm 1); slot 1 holds the half-finished step."""
-    for i, (sigma, sigma_next, timestep) in enumerate(steps):
+    for i, (sigma, sigma_next, timestep) in enumerate(b.each(steps)):
         dt = sigma_next - sigma
         if sigma_next == 0.0:  # Euler method
             b.add(sigma, timestep, s0=(1, 0, 0, 0, dt))
@@ -152,13 +174,13 @@ def _heun(b: _Builder, steps: Sequence[_Step]) -> None:
 
 def _dpm_2(b: _Builder, steps: Sequence[_Step]) -> None:
     """DPM-Solver-2; slot 1 holds the latents the step began with."""
-    for sigma, sigma_next, timestep in steps:
+    for sigma, sigma_next, timestep in b.each(steps):
         _dpm_2_step(b, sigma, sigma_next, 0.0, timestep)
 
 
 def _dpm_2_ancestral(b: _Builder, steps: Sequence[_Step]) -> None:
     """DPM-Solver-2 down to ``sigma_down``, then noise."""
-    for sigma, sigma_next, timestep in steps:
+    for sigma, sigma_next, timestep in b.each(steps):
         down, up = _ancestral_step(sigma, sigma_next)
         _dpm_2_step(b, sigma, down, up, timestep)
 
@@ -174,7 +196,7 @@ def _dpm_2_step(b: _Builder, sigma: float, down: float, up: float, timestep: flo
 
 def _dpmpp_2s_ancestral(b: _Builder, steps: Sequence[_Step]) -> None:
     """DPM-Solver++(2S) with ancestral noise; slot 1 holds the latents the step began with."""
-    for sigma, sigma_next, timestep in steps:
+    for sigma, sigma_next, timestep in b.each(steps):
         down, up = _ancestral_step(sigma, sigma_next)
         if down == 0.0:  # Euler method
             b.add(sigma, timestep, s0=(1, 0, 0, 0, -sigma))
@@ -190,7 +212,7 @@ def _dpmpp_2s_ancestral(b: _Builder, steps: Sequence[_Step]) -> None:
 def _dpmpp_2m(b: _Builder, steps: Sequence[_Step]) -> None:
     """DPM-Solver++(2M); slot 1 holds the previous denoised picture."""
     h_last: float | None = None
-    for sigma, sigma_next, timestep in steps:
+    for sigma, sigma_next, timestep in b.each(steps):
         denoised = (1, 0, 0, 0, -sigma)
         if sigma_next == 0.0:
             b.add(sigma, timestep, s0=denoised, s1=denoised)
@@ -216,7 +238,7 @@ def _lms(b: _Builder, steps: Sequence[_Step]) -> None:
     middle of a schedule begins with order 1.
     """
     sigmas = [sigma for sigma, _, _ in steps] + [steps[-1][1]]
-    for i, (sigma, _, timestep) in enumerate(steps):
+    for i, (sigma, _, timestep) in enumerate(b.each(steps)):
         order = min(i + 1, _LMS_ORDER)
         c = [_lms_coefficient(order, sigmas, i, j) for j in range(order)] + [0.0] * 3
         b.add(
@@ -264,11 +286,13 @@ def compile_program(
     *,
     timesteps: npt.ArrayLike | None = None,
     noise_schedule: NoiseSchedule | None = None,
+    skipped: int = 0,
 ) -> SamplerProgram:
     """Compile a sampler over ``sigmas`` (n + 1,), falling, the last one the end (often 0).
 
     ``timesteps`` (n,) are those of the steps; left out, they are found from the sigmas in the
     noise schedule, as those of midpoints always are (fractional, interpolated in log sigma).
+    ``skipped`` steps of the request come before these.
     A schedule that ends above sigma 0 has the way back to latents, ``1 / sqrt(1 + sigma_end^2)``,
     in its last row. v-prediction is folded into the coefficients. Raises ValueError when the
     sigmas are not finite, positive and strictly falling.
@@ -287,7 +311,7 @@ def compile_program(
         if len(times) != len(sigma) - 1:
             raise ValueError(f"{len(times)} timesteps for {len(sigma) - 1} steps")
     steps = [(float(sigma[i]), float(sigma[i + 1]), times[i]) for i in range(len(times))]
-    builder = _Builder(noise_schedule.timestep_at)
+    builder = _Builder(noise_schedule.timestep_at, skipped)
     _COMPILERS[sampler](builder, steps)
     rows = builder.steps
     if sigma[-1] > 0:
@@ -325,6 +349,7 @@ def make_program(
         schedule.sigmas,
         timesteps=schedule.timesteps,
         noise_schedule=noise_schedule,
+        skipped=steps - len(schedule.timesteps),
     )
 
 

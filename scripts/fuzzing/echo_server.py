@@ -22,7 +22,7 @@ class EchoHandle:
         return self._result
 
     async def progress(self) -> AsyncIterator[Progress]:
-        yield Progress(1, 1)
+        yield Progress(30, 30, 1, 1)
 
     def cancel(self) -> None:
         pass

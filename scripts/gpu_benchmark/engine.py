@@ -20,7 +20,6 @@ from models.acceleration.modes import choose_acceleration
 from models.bundle import ModelBundle
 from models.spec import AccelerationMode
 from pipelines.engine.engine import Engine, EngineConfig
-from pipelines.engine.warmup import FastPath
 from pipelines.request import GenerationRequest
 
 
@@ -36,7 +35,8 @@ def running_engine(
     if mode == "graphs" and not chosen.graphs:
         make_fast(bundle, scale)
     started = time.monotonic()
-    engine = Engine(bundle, EngineConfig(fast=FastPath(chosen, [(scale.size, scale.size)])))
+    config = EngineConfig(acceleration=chosen, capture_sizes=[(scale.size, scale.size)])
+    engine = Engine(bundle, config)
     made = time.monotonic()
     engine.start()
     seconds = {"acceleration": made - started, "warm-up": time.monotonic() - made}

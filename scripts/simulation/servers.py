@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from pipelines.scheduler.batching import pad_rows
 from pipelines.scheduler.cost_model import CostTable
 from pipelines.scheduler.request_state import RequestState
 from pipelines.scheduler.scheduler import PolicyConfig, Scheduler
@@ -161,7 +160,7 @@ def batch_seconds(table: CostTable, batch: Sequence[Arrival], config: PolicyConf
     """A batch of equal requests from its first encode to its last decode."""
     head = batch[0]
     pixels = head.key.latent_pixels
-    padded = pad_rows(head.rows * len(batch), config.row_buckets)
+    padded = config.limits.padded(head.rows * len(batch))
     vae = table.encode_seconds(pixels) + table.decode_seconds(pixels)
     return len(batch) * vae + head.evaluations * table.step_seconds(pixels, padded)
 
@@ -195,7 +194,7 @@ def _serve_queue(
         queue = deque(arrival for arrival in queue if arrival.ident not in chosen)
         rows = head.rows * len(batch)
         seconds = batch_seconds(table, batch, config)
-        padded = pad_rows(rows, config.row_buckets)
+        padded = config.limits.padded(rows)
         outcome.step(rows, padded, head.evaluations)
         outcome.busy += seconds
         clock += seconds

@@ -52,6 +52,12 @@ async def image_to_image(request: Request, admission: Admitted) -> Response:
 
     Answers `{"code": 0, "message": "success", "data": {"image": ..., "seed": ...}}`, or on failure
     `{"code": -1, "message": reason, "data": null}` with a true HTTP status.
+
+    With `Accept: text/event-stream` the answer is a stream of server-sent events: `progress` while
+    the picture is made, `{"step": 14, "steps": 30, "evaluation": 3, "evaluations": 19,
+    "queue_position": 0}`, then one `result` with the answer. `step` counts the form's `steps`,
+    those included that `image_strength` skips; `evaluation` counts the U-Net's evaluations, of
+    which some samplers have two a step.
     """
     settings: Settings = request.app.state.settings
     # Before the body is read: a server that cannot serve should not take an upload.

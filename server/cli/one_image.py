@@ -23,7 +23,7 @@ class Observer(Protocol):
         """Hear what begins now."""
 
     def step(self, done: int, total: int) -> None:
-        """Hear how many of the U-Net's evaluations are done."""
+        """Hear how many of the steps that were asked for are done, or were skipped."""
 
 
 async def make_image(

@@ -52,6 +52,8 @@ def progress_event(progress: Progress) -> bytes:
     data: dict[str, object] = {
         "step": progress.step,
         "steps": progress.steps,
+        "evaluation": progress.evaluation,
+        "evaluations": progress.evaluations,
         "queue_position": progress.queue_position,
     }
     if progress.preview is not None:

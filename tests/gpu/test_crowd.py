@@ -11,7 +11,6 @@ import pytest
 from models.bundle import ModelBundle
 from models.loading.loader import load_bundle
 from pipelines.engine.engine import Engine, EngineConfig
-from pipelines.engine.warmup import FastPath
 from pipelines.request import GenerationRequest, Pixels, Sampler
 from tests.gpu.rig import GRAPHS, Rig, images
 
@@ -49,7 +48,7 @@ def test_a_crowd_makes_the_pictures_of_the_cpu(
         if rig.narrow and dtype != "float32":
             continue  # those of a card
         bundle = load_bundle(str(tiny_folder), device=rig.device.type, dtype=dtype)
-        engine = Engine(bundle, EngineConfig(fast=FastPath(GRAPHS, [(320, 320)])))
+        engine = Engine(bundle, EngineConfig(acceleration=GRAPHS, capture_sizes=[(320, 320)]))
         engine.start()
         got = images([engine.submit(request) for request in requests])
         engine.drain()

@@ -57,12 +57,13 @@ def latents_after(
                 Evaluation(place, row, scale, program.slots, None)
                 for place, scale in zip(places, scales, strict=True)
             ],
+            8,
         )
     return torch.stack([pool.latents(place) for place in places])
 
 
 def test_captured_steps_give_the_bits_of_steps_as_they_come(rig: Rig, bundle: ModelBundle) -> None:
-    want = latents_after(rig, bundle, Denoiser(bundle, (8,)), None)
+    want = latents_after(rig, bundle, Denoiser(bundle), None)
     got = latents_after(rig, bundle, Denoiser(bundle, (8,), rig.capturer()), 0)
     assert torch.isfinite(want).all()
     assert torch.equal(got, want)

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from models.acceleration.modes import ROW_BUCKETS
 from models.bundle import ModelBundle
 from pipelines.denoise.denoiser import Denoiser
-from pipelines.engine.calibration import ROWS, guessed_costs, measure_costs
+from pipelines.engine.calibration import guessed_costs, measure_costs
 from pipelines.scheduler.batching import StepLimits
 
 
@@ -23,7 +24,7 @@ def clock_of(step: float) -> Iterator[float]:
 @pytest.mark.parametrize(
     ("budget", "limits", "rows", "sizes"),
     [
-        (1e9, StepLimits(), ROWS, 2),
+        (1e9, StepLimits(), ROW_BUCKETS, 2),
         (1e9, StepLimits(max_rows=4), (1, 2, 4), 2),
         (0.0, StepLimits(), (1, 2), 1),
     ],

@@ -12,17 +12,16 @@ from models.acceleration.cuda_graphs import Capturer, EagerCapturer
 from models.acceleration.modes import Acceleration
 from models.bundle import ModelBundle
 from models.spec import AccelerationMode
-from pipelines.denoise.batch import Evaluation
+from pipelines.denoise.batch import Evaluation, row_count
 from pipelines.denoise.captured_step import PATIENCE
 from pipelines.denoise.denoiser import Denoiser
 from pipelines.denoise.latent_pool import LatentPool, LatentPools
 from pipelines.engine import warmup as fast_path
 from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.engine import Engine, EngineConfig
-from pipelines.engine.warmup import FastPath
 from pipelines.request import GenerationRequest, Pixels, Sampler
 from pipelines.samplers.programs import SamplerProgram, make_program
-from pipelines.scheduler.batching import GroupKey
+from pipelines.scheduler.batching import GroupKey, pad_rows
 from pipelines.vae.noise import RequestNoise
 
 BUCKETS = (1, 2, 4, 8, 16)
@@ -52,12 +51,13 @@ class Crowd:
         ]
         self.done = [0] * len(self.programs)
 
-    def run(self, denoiser: Denoiser) -> torch.Tensor:
+    def run(self, denoiser: Denoiser, buckets: tuple[int, ...] = BUCKETS) -> torch.Tensor:
         """To the end of every program, some of them a step; the final latents, (10, 4, 8, 8)."""
         rng = np.random.default_rng(4)
         while unfinished := [i for i, t in enumerate(self.programs) if self.done[i] < len(t)]:
             chosen = rng.permutation(unfinished)[: rng.integers(1, 8)]
-            denoiser.step(self.pool, [self._evaluation(int(i)) for i in chosen])
+            given = [self._evaluation(int(i)) for i in chosen]
+            denoiser.step(self.pool, given, pad_rows(row_count(given), buckets))
             for i in chosen:
                 self.done[i] += 1
         return torch.stack([self.pool.latents(place) for place in self.places])
@@ -101,8 +101,8 @@ def test_a_failed_capture_is_said_once_and_steps_go_on(
     tiny: ModelBundle, caplog: pytest.LogCaptureFixture
 ) -> None:
     refusing = Refusing()
-    want = Crowd(tiny, None).run(Denoiser(tiny, (16,)))
-    got = Crowd(tiny, 0).run(Denoiser(tiny, (16,), refusing))
+    want = Crowd(tiny, None).run(Denoiser(tiny), (16,))
+    got = Crowd(tiny, 0).run(Denoiser(tiny, (16,), refusing), (16,))
     assert torch.equal(got, want)
     assert refusing.tries == 1
     assert [r.getMessage() for r in caplog.records] == [
@@ -115,7 +115,7 @@ def test_a_size_that_nobody_configured_is_captured_after_some_steps(tiny: ModelB
     crowd, denoiser = Crowd(tiny, PATIENCE), Denoiser(tiny, (16,), capturer)
     captures = []
     for _ in range(PATIENCE + 2):
-        denoiser.step(crowd.pool, [crowd._evaluation(0)])
+        denoiser.step(crowd.pool, [crowd._evaluation(0)], 16)
         captures.append(capturer.captures)
     assert captures == [0] * PATIENCE + [2, 2]
 
@@ -146,10 +146,14 @@ def test_pools_that_are_captured_outlive_their_requests_and_are_few(tiny: ModelB
     use(pools, keys[1], denoiser)  # now the second one is the latest
     use(pools, keys[3], denoiser)
     assert [key in pools for key in keys] == [True, True, False, True, False]
-    # With all places in use, a further size runs as it comes and is let go.
+    # What is in use counts for nothing: another size is captured and kept as well.
     pools.enter(keys[1])
     pools.enter(keys[3])
     use(pools, keys[4], denoiser)
+    assert [key in pools for key in keys] == [True, True, False, True, True]
+    # Of three that are left the one that was left first goes.
+    pools.leave(keys[3])
+    pools.leave(keys[1])
     assert [key in pools for key in keys] == [True, True, False, True, False]
 
 
@@ -176,8 +180,11 @@ def test_an_engine_that_captures_makes_the_same_pictures(
     monkeypatch.setattr(fast_path, "accelerate", lambda *_: None)
     pictures = []
     for graphs in (False, True):
-        fast = FastPath(Acceleration(AccelerationMode.GRAPHS, graphs=graphs), [(320, 320)])
-        config = EngineConfig(row_buckets=(2, 4, 8), fast=fast)
+        config = EngineConfig(
+            row_buckets=(2, 4, 8),
+            acceleration=Acceleration(AccelerationMode.GRAPHS, graphs=graphs),
+            capture_sizes=[(320, 320)],
+        )
         engine = Engine(tiny, config, guessed_costs())
         engine.start()
         handles = [

@@ -16,7 +16,7 @@ from pipelines.prompt.encoder import PromptEncoder
 from pipelines.request import Pixels, Sampler
 from pipelines.samplers.programs import SamplerProgram, make_program
 from pipelines.samplers.schedules import make_scheduler
-from pipelines.scheduler.batching import GroupKey
+from pipelines.scheduler.batching import GroupKey, pad_rows
 from pipelines.vae.encode import encode_image, start_latents
 from pipelines.vae.noise import RequestNoise
 
@@ -102,9 +102,10 @@ def run(
     pool, programs, noise, places = crowd(tiny)
     if poisoned is not None:
         pool.state[places[poisoned]] = float("nan")
-    denoiser = Denoiser(tiny, buckets)
+    denoiser = Denoiser(tiny)
     for step in range(max(map(len, programs))):
-        denoiser.step(pool, evaluations(programs, step, 7.0, noise, places))
+        given = evaluations(programs, step, 7.0, noise, places)
+        denoiser.step(pool, given, pad_rows(2 * len(given), buckets))
     return [pool.latents(place) for place in places]
 
 
@@ -130,7 +131,7 @@ def test_a_step_reports_its_rows_with_padding(tiny: ModelBundle) -> None:
     pool, programs, noise, places = crowd(tiny)
     three = evaluations(programs[:3], 0, 7.0, noise[:3], places[:3])
     assert Denoiser(tiny).step(pool, three).rows == 6
-    assert Denoiser(tiny, (4, 8, 16)).step(pool, three).rows == 8
+    assert Denoiser(tiny).step(pool, three, 8).rows == 8
 
 
 def test_a_new_request_finds_its_slots_zeroed(tiny: ModelBundle) -> None:

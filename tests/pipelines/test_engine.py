@@ -16,9 +16,10 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
 
 from models.bundle import ModelBundle
+from pipelines.denoise.denoiser import Denoiser
 from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.engine import Engine, EngineConfig
-from pipelines.engine.watch import Patience
+from pipelines.engine.model_runner import Launched, ModelRunner
 from pipelines.errors import (
     DeadlineExceeded,
     EngineBusy,
@@ -32,6 +33,7 @@ from pipelines.errors import (
 from pipelines.request import GenerationRequest, Pixels, Progress, Sampler
 from pipelines.samplers.schedules import make_scheduler
 from pipelines.scheduler.cost_model import CostTable, ImageCost, StepPoint
+from pipelines.scheduler.work import Step, Work
 
 # diffusers lacks 2S ancestral, and its LMS is wrong after a mid-schedule start.
 RIGHT_IN_DIFFUSERS = [s for s in Sampler if s not in (Sampler.K_DPMPP_2S_ANCESTRAL, Sampler.K_LMS)]
@@ -118,6 +120,39 @@ def test_guidance_takes_only_the_rows_it_needs(
     request = GenerationRequest(picture, "a cat", "blurry", 0.5, cfg_scale, steps=10)
     engine.submit(request).wait(60)
     assert seen == [rows] * 5
+
+
+def test_the_device_runs_the_rows_that_were_planned(
+    tiny: ModelBundle, picture: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[int] = []
+    ran: list[int] = []
+    launch, step = ModelRunner.launch, Denoiser.step
+
+    def spied_launch(self: ModelRunner, work: Work) -> Launched:
+        if isinstance(work, Step):
+            planned.append(work.padded)
+        return launch(self, work)
+
+    def spied_step(self: Denoiser, *given: Any) -> Any:
+        made = step(self, *given)
+        ran.append(made.rows)
+        return made
+
+    monkeypatch.setattr(ModelRunner, "launch", spied_launch)
+    monkeypatch.setattr(Denoiser, "step", spied_step)
+    engine = Engine(tiny, EngineConfig(row_buckets=(4, 8), warm_up=False), costs_of(0.01))
+    engine.start()
+    requests = [
+        GenerationRequest(picture, "a cat", steps=10, image_strength=0.8, seed=seed)
+        for seed in (1, 2, 3)
+    ]
+    for handle in [engine.submit(request) for request in requests]:
+        handle.wait(60)
+    engine.drain(grace=5)
+    assert ran == planned
+    assert set(ran) <= {4, 8}
+    assert len(ran) >= 2
 
 
 def test_cfg_zero_ignores_the_prompt_and_one_ignores_the_negative(
@@ -210,10 +245,10 @@ def test_a_request_that_breaks_the_step_fails_alone(
     want = [engine.submit(request).wait(60).image.astype(int) for request in good]
     step = engine._runner.denoiser.step
 
-    def breaking(pool: Any, evaluations: Any) -> Any:
+    def breaking(pool: Any, evaluations: Any, rows: int) -> Any:
         if any(e.cfg_scale == 9.5 for e in evaluations):
             raise torch.OutOfMemoryError("no memory for this one")
-        return step(pool, evaluations)
+        return step(pool, evaluations, rows)
 
     monkeypatch.setattr(engine._runner.denoiser, "step", breaking)
     handles = [engine.submit(request) for request in (good[0], bad, good[1], good[2])]
@@ -304,8 +339,8 @@ def wait_until(true: Callable[[], bool]) -> None:
 def test_a_unit_that_hangs_ends_readiness_until_it_comes_back(
     tiny: ModelBundle, picture: Pixels, hanging: Hanging
 ) -> None:
-    patience = Patience(seconds=0.2, lost_seconds=0.6)
-    engine = Engine(tiny, EngineConfig(warm_up=False, patience=patience), costs_of(1e-6))
+    config = EngineConfig(warm_up=False, hang_seconds=0.2, lost_seconds=0.6)
+    engine = Engine(tiny, config, costs_of(1e-6))
     engine.start()
     short = GenerationRequest(picture, "short", image_strength=0.0, steps=10)
     handle = engine.submit(short)
@@ -350,8 +385,8 @@ def test_a_preparation_that_hangs_ends_readiness_and_does_not_hold_the_drain(
         raise ValueError("released")
 
     monkeypatch.setattr("pipelines.engine.preparer.make_program", hanging)
-    patience = Patience(seconds=0.1)
-    engine = Engine(tiny, EngineConfig(warm_up=False, patience=patience), costs_of(1e-6))
+    config = EngineConfig(warm_up=False, hang_seconds=0.1)
+    engine = Engine(tiny, config, costs_of(1e-6))
     engine.start()
     handle = engine.submit(slow_request(picture), timeout=300.0)
     late = engine.submit(slow_request(picture), timeout=0.3, arrived=time.monotonic())
@@ -384,9 +419,11 @@ def test_progress_is_heard_from_an_event_loop(engine: Engine, picture: Pixels) -
         return heard, (await handle.result()).evaluations
 
     heard, evaluations = asyncio.run(listen())
+    # 50 steps at image_strength 0.0, of one evaluation each.
+    assert all(progress.step == progress.evaluation for progress in heard)
     steps = [progress.step for progress in heard]
     assert steps == sorted(steps)
-    assert heard[-1].step == heard[-1].steps == evaluations == 50
+    assert heard[-1].step == heard[-1].steps == heard[-1].evaluations == evaluations == 50
     assert len(heard) > 3
 
 

@@ -71,9 +71,9 @@ class StepLog:
         self.indices: set[int] = set()
         step = engine._runner.denoiser.step
 
-        def watching(pool: LatentPool, evaluations: Any) -> Any:
+        def watching(pool: LatentPool, evaluations: Any, rows: int) -> Any:
             self.indices |= {i for i, e in enumerate(evaluations) if e.cfg_scale == 6.0}
-            done = step(pool, evaluations)
+            done = step(pool, evaluations, rows)
             self.rows.append(done.rows)
             return done
 
@@ -111,12 +111,12 @@ def test_a_request_of_nans_leaves_its_neighbours_bytes_alone(
     step = exact_engine._runner.denoiser.step
     crowds: list[int] = []
 
-    def poisoned(pool: LatentPool, evaluations: Any) -> Any:
+    def poisoned(pool: LatentPool, evaluations: Any, rows: int) -> Any:
         for evaluation in evaluations:
             if evaluation.cfg_scale == 6.5:
                 pool.state[evaluation.position] = float("nan")
                 crowds.append(len(evaluations))
-        return step(pool, evaluations)
+        return step(pool, evaluations, rows)
 
     monkeypatch.setattr(exact_engine._runner.denoiser, "step", poisoned)
     handles = [exact_engine.submit(r) for r in (good[0], bad, good[1], good[2])]

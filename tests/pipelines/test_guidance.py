@@ -160,7 +160,7 @@ def steps(
     runs: list[GuidanceRun | None],
     poisoned: int | None = None,
 ) -> list[torch.Tensor]:
-    """Latents of as many requests as ``runs``, steped together to the end in one bucket."""
+    """Latents of as many requests as ``runs``, stepped together to the end in one bucket."""
     pool = LatentPool(bundle, GroupKey(8, 8, 77, False), capacity=len(runs))
     program = make_program(sampler, 10, 0.3)
     text = random(2, 77, bundle.text_width, seed=3)
@@ -168,7 +168,7 @@ def steps(
     places = [pool.admit(draw.start * program.steps[0].sigma, text) for draw in noise]
     if poisoned is not None:
         pool.state[places[poisoned]] = float("nan")
-    denoiser = Denoiser(bundle, (8,))
+    denoiser = Denoiser(bundle)
     for row in program.steps:
         step = denoiser.step(
             pool,
@@ -183,6 +183,7 @@ def steps(
                 )
                 for place, draw, run in zip(places, noise, runs, strict=True)
             ],
+            8,
         )
         # Guided and plain requests are rows of one forward.
         assert step.rows == 8

@@ -239,6 +239,21 @@ def test_invariants(sampler: Sampler, steps: int, image_strength: float) -> None
         assert bool(row.mix[:, NOISE].any()) == (row.noise is not None)
 
 
+@pytest.mark.parametrize("sampler", list(Sampler))
+def test_evaluations_know_the_step_that_was_asked_for(sampler: Sampler) -> None:
+    program = make_program(sampler, 30, 0.35)
+    each = SAMPLER_SPECS[sampler].evaluations_per_step
+    assert [row.step for row in program.steps] == [
+        s for s in range(12, 30) for _ in range(each)
+    ] + [30]
+    assert program.last_step == 30
+    assert program.steps_done(0) == 11
+    assert program.steps_done(each) == 12
+    assert program.steps_done(len(program) - 1) == 29
+    assert program.steps_done(len(program)) == 30
+    assert make_program(sampler, 10, 0.0).steps_done(0) == 0
+
+
 @pytest.mark.parametrize("sigmas", [[1.0], [1.0, 2.0], [math.nan, 0.0], [1.0, -1.0], [1.0, 1.0]])
 def test_bad_sigmas_are_refused(sigmas: list[float]) -> None:
     with pytest.raises(ValueError, match="sigmas"):

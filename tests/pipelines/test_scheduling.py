@@ -191,7 +191,7 @@ def test_where_rows_gain_nothing_requests_run_to_their_end_as_they_came() -> Non
 
 
 def test_a_bucket_is_filled_where_its_rows_are_paid_for_anyway() -> None:
-    scheduler = Scheduler(LINEAR, PolicyConfig(row_buckets=(8, 16)))
+    scheduler = Scheduler(LINEAR, PolicyConfig(limits=StepLimits(buckets=(8, 16))))
     for ident in range(5):
         put(scheduler, ident)
     while isinstance(work := scheduler.plan(), Encode):
@@ -311,7 +311,7 @@ def test_what_cannot_meet_its_deadline_is_refused() -> None:
     assert isinstance(refusal, Refusal)
     assert refusal.retry_after == pytest.approx(0.5 * alone)
     assert scheduler.offer(RequestState(2, MEDIUM, 2, 3, 0.0, deadline=2.1 * alone), 0.0) is None
-    assert [state.ident for state in scheduler.overdue(2.2 * alone)] == [2]
+    assert [state.ident for state in scheduler if state.lost(2.2 * alone)] == [2]
 
 
 def test_retrying_is_not_put_off_beyond_the_end_of_the_queue() -> None:
@@ -542,7 +542,7 @@ def test_every_admitted_request_ends_within_a_bound_behind_its_due_time(
 @pytest.mark.parametrize(
     ("max_pixels", "rows"), [(16, 16), (15, 8), (7, 4), (2, 2), (1, 2), (0, 2)]
 )
-def test_padding_counts_where_memory_is_what_limits(max_pixels: int, rows: int) -> None:
+def test_padding_counts(max_pixels: int, rows: int) -> None:
     key = GroupKey(8, 8, 77, False)
     limits = StepLimits(max_rows=32, max_pixels=max_pixels * 64, buckets=(1, 2, 4, 8, 16))
     assert limits.rows_for(key) == rows

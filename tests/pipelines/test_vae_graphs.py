@@ -19,7 +19,6 @@ from models.spec import AccelerationMode
 from pipelines.engine import warmup as fast_path
 from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.engine import Engine, EngineConfig
-from pipelines.engine.warmup import FastPath
 from pipelines.request import GenerationRequest, Pixels
 from pipelines.vae.decode import decode_latents, decode_together
 from pipelines.vae.encode import ImageEncoder, encode_image
@@ -175,8 +174,8 @@ def test_an_engine_shares_decodes_but_never_in_the_exact_lane(
             shared.append(key.pictures)
         return run(self, key, *rest)  # type: ignore[arg-type]
 
-    fast = FastPath(Acceleration(AccelerationMode.GRAPHS, graphs=True))
-    config = EngineConfig(fast=fast, exact=exact, warm_up=False)
+    graphs = Acceleration(AccelerationMode.GRAPHS, graphs=True)
+    config = EngineConfig(acceleration=graphs, exact=exact, warm_up=False)
     engine = Engine(tiny, config, guessed_costs())
     monkeypatch.setattr(VaeGraphs, "run", spied)
     requests = [

@@ -30,7 +30,7 @@ class StubHandle:
         return GenerationResult(self.request.image, self.request.seed)
 
     async def progress(self) -> AsyncIterator[Progress]:
-        yield Progress(1, 1)
+        yield Progress(30, 30, 1, 1)
         while self.engine.silent and not self.cancelled:
             await asyncio.sleep(0.005)
 
