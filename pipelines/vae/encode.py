@@ -126,8 +126,13 @@ class Encoding:
 
     def __init__(self, encoder: ImageEncoder, key: _Key, image: Pixels, parts: int) -> None:
         self._encoder, self._key, self._image = encoder, key, image
-        self._cached = encoder.find(key)
-        self._pass = None if self._cached else encoder.join(key, image, parts)
+        self._find(parts)
+
+    def _find(self, parts: int) -> None:
+        self._cached = self._encoder.find(self._key)
+        self._pass = None
+        if self._cached is None:
+            self._pass = self._encoder.join(self._key, self._image, parts)
 
     @property
     def ordinary(self) -> bool:
@@ -140,11 +145,14 @@ class Encoding:
 
         After another request's part of the same pass has failed, the whole is run anew.
         """
+        anew = self._pass is not None and self._pass.failed
+        if anew:
+            self._find(parts=1)
         if self._pass is None:
             return self._cached
-        if self._pass.failed:
-            self._pass = self._encoder.join(self._key, self._image, parts=1)
         moments = self._pass.advance()
+        while anew and moments is None:  # another has begun it again in parts
+            moments = self._pass.advance()
         if moments is not None:
             self._encoder.keep(self._key, moments)
         return moments

@@ -24,7 +24,6 @@ from pipelines.vae.start import start_latents
 
 BUCKETS = (2, 4, 8, 16, 32)
 KEY = GroupKey(8, 8, 77, False)
-ANCESTRAL = (Sampler.K_EULER_ANCESTRAL, Sampler.K_DPM_2_ANCESTRAL, Sampler.K_DPMPP_2S_ANCESTRAL)
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +35,18 @@ def engine(tiny: ModelBundle) -> Iterator[Engine]:
 
 
 @pytest.fixture
+def picture(picture: Pixels) -> Pixels:
+    """A small one."""
+    return np.ascontiguousarray(picture[64:192, 16:144])
+
+
+@pytest.fixture
 def mask() -> Mask:
-    """Anew in the middle, kept at the left, a slope of 48 pixels between, and a thin line."""
-    slope = np.clip((np.arange(320) - 96) / 48, 0, 1) * 255
-    mask = np.tile(slope, (320, 1)).round().astype(np.uint8)
-    mask[:32], mask[-32:] = 0, 0
-    mask[8:10, :] = 255
+    """Anew at the right, kept at the left, a slope of 24 pixels between, and a thin line."""
+    slope = np.clip((np.arange(128) - 40) / 24, 0, 1) * 255
+    mask = np.tile(slope, (128, 1)).round().astype(np.uint8)
+    mask[:16], mask[-16:] = 0, 0
+    mask[4:6, :] = 255
     return mask
 
 
@@ -58,14 +63,14 @@ def test_a_latent_has_the_mean_of_its_pixels() -> None:
     mask[:8, :8] = 255
     mask[8:, 8:12] = 255
     mask[10, 16:] = 255
-    assert np.array_equal(latent_mask(mask, 8), [[[1, 0, 0], [0, 0.5, 0.125]]])
+    assert latent_mask(mask, 8).tolist() == [[[1, 0, 0], [0, 0.5, 0.125]]]
 
 
 def test_a_composite_is_exact_at_both_ends_and_rounded_between(picture: Pixels) -> None:
     made = np.random.default_rng(1).integers(0, 256, picture.shape).astype(np.uint8)
-    mask = np.zeros((320, 320), np.uint8)
-    mask[40:297, 30:286] = np.arange(256)[None]
-    mask[100:120, 30:300] = 255
+    mask = np.zeros((128, 128), np.uint8)
+    mask[10:100, 20:121] = np.arange(0, 202, 2)[None]
+    mask[50:60, 15:125] = 255
     share = mask[..., None].astype(np.float64) / 255
     want = np.rint(share * made + (1 - share) * picture)
     before = picture.copy()
@@ -77,7 +82,7 @@ def test_a_composite_is_exact_at_both_ends_and_rounded_between(picture: Pixels) 
 
 
 def test_a_mask_of_another_size_or_from_noise_is_refused(picture: Pixels, mask: Mask) -> None:
-    with pytest.raises(ValueError, match=r"mask: \(320, 319\) uint8"):
+    with pytest.raises(ValueError, match=r"mask: \(128, 127\) uint8"):
         GenerationRequest(picture, "", mask=mask[:, 1:])
     with pytest.raises(ValueError, match="mask: a picture that starts from noise"):
         GenerationRequest(picture, "", mask=mask, from_noise=True)
@@ -105,9 +110,9 @@ def test_a_mask_of_ones_changes_no_bit(engine: Engine, picture: Pixels) -> None:
         GenerationRequest(
             picture, "a cat", image_strength=strength, steps=4, seed=4, sampler=sampler
         )
-        for sampler, strength in zip(Sampler, [0.0, 0.5] * 5, strict=True)
+        for sampler, strength in zip(Sampler, [0.0, 0.5] * len(Sampler), strict=False)
     ]
-    ones = np.full((320, 320), 255, np.uint8)
+    ones = np.full((128, 128), 255, np.uint8)
     masked = [replace(request, mask=ones) for request in plain]
     for want, got in zip(pictures(engine, plain), pictures(engine, masked), strict=True):
         assert np.array_equal(got, want)
@@ -131,7 +136,7 @@ def test_a_masked_request_changes_no_byte_of_strangers(
 def test_with_no_step_left_the_result_is_the_image(
     engine: Engine, picture: Pixels, mask: Mask, fields: dict[str, float]
 ) -> None:
-    request = replace(GenerationRequest(picture, "a cat", steps=5, mask=mask), **fields)  # type: ignore[arg-type]
+    request = replace(GenerationRequest(picture, "a cat", steps=5, mask=mask), **fields)
     assert np.array_equal(pictures(engine, [request])[0], picture)
 
 
@@ -152,7 +157,7 @@ def test_only_the_masked_area_starts_from_something_else(picture: Pixels) -> Non
     latents, sigma = torch.randn(4, 4, 4), 1.5
     area = torch.zeros(1, 4, 4)
     area[:, :, 2:] = 1.0
-    some = np.zeros((320, 320), np.uint8)
+    some = np.zeros((128, 128), np.uint8)
     for content, strength in [*((content, 0.5) for content in MaskedContent), ("pure", 0.0)]:
         masked_content = MaskedContent.ORIGINAL if content == "pure" else MaskedContent(content)
         request = GenerationRequest(

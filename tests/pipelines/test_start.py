@@ -21,8 +21,15 @@ from pipelines.request import (
     Pixels,
     Sampler,
 )
+from pipelines.samplers.schedules import denoising_steps
 from pipelines.vae.noise import RequestNoise, slerp
 from tests.pipelines.test_masks import pictures
+
+
+@pytest.fixture
+def picture(picture: Pixels) -> Pixels:
+    """A small one."""
+    return np.ascontiguousarray(picture[64:192, 16:144])
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +71,6 @@ def test_first_step_is_image_strength_in_steps(engine: Engine, picture: Pixels) 
 
 @pytest.mark.parametrize("steps", [ENGINE_MIN_STEPS, ENGINE_MAX_STEPS])
 def test_every_first_step_runs_what_is_left(steps: int, picture: Pixels) -> None:
-    from pipelines.samplers.schedules import denoising_steps
-
     for first in range(steps + 1):
         request = GenerationRequest(picture, "", steps=steps, first_step=first)
         assert denoising_steps(steps, request.strength) == steps - first
