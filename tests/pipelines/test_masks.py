@@ -22,7 +22,8 @@ from pipelines.vae.mask import composite, latent_mask
 from pipelines.vae.noise import RequestNoise
 from pipelines.vae.start import start_latents
 
-BUCKETS = (2, 4, 8, 16, 32)
+COUNT = len(Sampler)
+BUCKETS = (2, 4, 8, 16, 32, 64)
 KEY = GroupKey(8, 8, 77, False)
 
 
@@ -189,22 +190,22 @@ class MaskedCrowd:
         self.pool = LatentPool(tiny, KEY, len(Sampler), patience)
         self.programs = [make_program(sampler, 6, 0.3) for sampler in Sampler]
         generator = torch.Generator().manual_seed(1)
-        text = torch.randn(10, 2, 77, tiny.text_width, generator=generator)
-        self.kept = torch.randn(10, 4, 8, 8, generator=generator)
+        text = torch.randn(COUNT, 2, 77, tiny.text_width, generator=generator)
+        self.kept = torch.randn(COUNT, 4, 8, 8, generator=generator)
         self.noise = [RequestNoise.draw(i, (4, 8, 8), p.draws) for i, p in enumerate(self.programs)]
         self.places = [
             self.pool.admit(self.kept[i] + noise.start * program.steps[0].sigma, text[i])
             for i, (program, noise) in enumerate(zip(self.programs, self.noise, strict=True))
         ]
-        self.masked = [masked and i % 2 == 1 for i in range(10)]
+        self.masked = [masked and i % 2 == 1 for i in range(COUNT)]
         half = torch.zeros(1, 8, 8)
         half[..., 4:] = 1.0
-        for i in range(10):
+        for i in range(COUNT):
             if self.masked[i]:
                 self.pool.keep(self.places[i], half, self.kept[i])
 
     def run(self, denoiser: Denoiser) -> torch.Tensor:
-        """All of them together; the final latents, (10, 4, 8, 8)."""
+        """All of them together; the final latents, (COUNT, 4, 8, 8)."""
         with torch.inference_mode():
             for step in range(max(map(len, self.programs))):
                 denoiser.step(
@@ -228,10 +229,10 @@ def test_what_is_kept_ends_as_the_latents_of_the_image(tiny: ModelBundle) -> Non
     """Whatever noise a sampler adds: after decoding the seam then meets what is around it."""
     for parity in (0, 1):
         crowd = MaskedCrowd(tiny, None)
-        crowd.masked = [True] * 10
+        crowd.masked = [True] * COUNT
         half = torch.zeros(1, 8, 8)
         half[..., 4 * parity : 4 + 4 * parity] = 1.0
-        for i in range(10):
+        for i in range(COUNT):
             crowd.pool.keep(crowd.places[i], half, crowd.kept[i])
         made = crowd.run(Denoiser(tiny))
         outside = (half == 0).expand(4, 8, 8)
@@ -265,6 +266,6 @@ def test_nan_stays_in_its_row_masked_or_not(tiny: ModelBundle, poisoned: int) ->
     assert crowd.pool.kept is not None
     crowd.pool.kept.latents[crowd.places[poisoned]] = float("nan")
     got = crowd.run(Denoiser(tiny, BUCKETS, EagerCapturer()))
-    others = [i for i in range(10) if i != poisoned]
+    others = [i for i in range(COUNT) if i != poisoned]
     assert torch.isnan(got[poisoned]).all()
     assert torch.equal(got[others], want[others])
