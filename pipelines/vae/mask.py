@@ -7,6 +7,9 @@ import numpy.typing as npt
 
 from pipelines.request import Mask, Pixels
 
+_BAND = 32
+"""Rows of pixels that are blended at a time."""
+
 
 def latent_mask(mask: Mask, downscale: int) -> npt.NDArray[np.float32]:
     """Return the share of each latent that is made anew, (1, h, w) in [0, 1].
@@ -24,15 +27,21 @@ def latent_mask(mask: Mask, downscale: int) -> npt.NDArray[np.float32]:
 def composite(image: Pixels, made: Pixels, mask: Mask) -> Pixels:
     """Return ``made`` where ``mask`` is 255, ``image`` where it is 0, and their rounded blend.
 
-    Both to the bit. Only the smallest box around the mask is looked at.
+    Both to the bit. The engine's thread calls it, so only rows with a mask are looked at, some at
+    a time: arrays that fit into a cache take a fraction of the time.
     """
     result = image.copy()
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    if not rows.size:
-        return result
-    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    weight = mask[box][..., None].astype(np.uint16)
-    # At most 255 * 255 + 127, which fits.
-    blend = weight * made[box] + (255 - weight) * image[box]
-    result[box] = (blend + 127) // 255
+    for top in range(0, len(mask), _BAND):
+        rows = slice(top, top + _BAND)
+        if mask[rows].any():
+            weight = np.repeat(mask[rows], 3, axis=1).reshape(made[rows].shape).astype(np.uint16)
+            blend = weight * made[rows]
+            weight = 255 - weight
+            weight *= image[rows]
+            blend += weight
+            # (n + 128 + (n + 128 >> 8)) >> 8 is n / 255, rounded, for any n here.
+            blend += 128
+            blend += blend >> 8
+            blend >>= 8
+            result[rows] = blend
     return result
