@@ -13,7 +13,9 @@ from embedded.looks import draw
 from embedded.world import Scene, Thing
 from models.bundle import ModelBundle
 from models.loading.loader import load_bundle
+from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.engine import Engine, EngineConfig
+from pipelines.handle import GenerationHandle
 from pipelines.request import (
     ENGINE_MAX_STEPS,
     ENGINE_MIN_STEPS,
@@ -22,6 +24,10 @@ from pipelines.request import (
     Sampler,
 )
 from pipelines.samplers.schedules import denoising_steps
+from pipelines.scheduler.batching import GroupKey
+from pipelines.scheduler.request_state import RequestState
+from pipelines.scheduler.scheduler import Scheduler
+from pipelines.scheduler.work import Encode
 from pipelines.vae.noise import RequestNoise, slerp
 from tests.pipelines.test_masks import pictures
 
@@ -56,6 +62,30 @@ def test_from_noise_the_image_gives_the_size_alone_and_is_not_encoded(
     strength = replace(request, from_noise=False, image_strength=0.0)
     assert np.array_equal(first, pictures(engine, [strength])[0])
     assert np.array_equal(first, second)
+
+
+def test_no_encode_of_a_picture_is_predicted_from_noise(picture: Pixels) -> None:
+    scheduler = Scheduler(guessed_costs())
+    encode = scheduler.table.encode_seconds(256)
+    request = GenerationRequest(picture, "a cat")
+    states = [
+        RequestState(
+            i,
+            GroupKey(16, 16, 77, False),
+            2,
+            4,
+            arrived=0.0,
+            handle=GenerationHandle(replace(request, from_noise=i == 1)),
+        )
+        for i in range(2)
+    ]
+    plain, noise = (scheduler.alone_seconds(state) for state in states)
+    assert plain - noise == pytest.approx(encode)
+    for state in states:
+        scheduler.offer(state, 0.0)
+    first = scheduler.plan()  # due first, because it is done sooner
+    assert isinstance(first, Encode)
+    assert (first.ident, first.seconds) == (1, 0.0)
 
 
 def test_first_step_is_image_strength_in_steps(engine: Engine, picture: Pixels) -> None:
