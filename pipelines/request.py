@@ -14,11 +14,20 @@ import numpy.typing as npt
 Pixels = npt.NDArray[np.uint8]
 """An upright sRGB picture, ``(height, width, 3)`` uint8."""
 
+Mask = npt.NDArray[np.uint8]
+"""What is made anew, ``(height, width)`` uint8: 255 anew, 0 kept, values between blend."""
+
 MIN_SIDE = 320
 MAX_SIDE = 1536
 SIDE_MULTIPLE = 64
 MIN_STEPS = 10
+"""The contract's form takes no fewer steps."""
 MAX_STEPS = 50
+"""The contract's form takes no more steps."""
+ENGINE_MIN_STEPS = 1
+"""The engine takes no fewer steps, whatever the protocol."""
+ENGINE_MAX_STEPS = 150
+"""The engine takes no more steps, whatever the protocol."""
 MAX_CFG_SCALE = 35.0
 MAX_SEED = 2**32 - 1
 
@@ -50,6 +59,16 @@ class ClipGuidancePreset(StrEnum):
     SLOWEST = "SLOWEST"
 
 
+class MaskedContent(StrEnum):
+    """What the masked area starts from, before the noise of the first step: A1111's
+    ``inpainting_fill`` 1, 2 and 3. (Its 0, 'fill', is a change of the picture's pixels.)
+    """
+
+    ORIGINAL = "original"
+    LATENT_NOISE = "latent noise"
+    LATENT_NOTHING = "latent nothing"
+
+
 def default_sampler(clip_guidance: ClipGuidancePreset) -> Sampler:
     """The sampler of a request that names none: an ancestral one under CLIP guidance."""
     if clip_guidance is ClipGuidancePreset.NONE:
@@ -62,9 +81,23 @@ class GenerationRequest:
     """One picture to make. Values are checked at the door; here they are taken as valid.
 
     ``image`` has the very size of the picture to make. ``image_strength`` is in [0, 1] and the
-    denoising strength is ``1 - image_strength``. ``seed`` is in 1..2**32 - 1. ``tile`` asks for
-    circular padding, so that the picture tiles without a seam. ``previews`` asks for small
-    pictures of the unfinished one with the progress.
+    denoising strength is ``1 - image_strength``. ``steps`` is in 1..150. ``seed`` is in
+    1..2**32 - 1. ``tile`` asks for circular padding, so that the picture tiles without a seam.
+    ``previews`` asks for small pictures of the unfinished one with the progress.
+
+    ``from_noise`` makes ``image`` a canvas that gives the size alone: nothing is encoded, the first
+    latents are pure noise at the first sigma, and all steps run, whatever ``image_strength`` is.
+    It takes no ``mask``.
+
+    ``first_step`` is the index, in 0..steps, of the first step that runs: at ``steps`` none does,
+    and the result is the image. None finds it from ``image_strength``.
+
+    ``mask`` has the size of ``image`` and is as soft as it is to be: nothing here blurs it. Where
+    it is 0 the result is ``image`` to the bit. ``masked_content`` is what its area starts from.
+
+    ``variation_seed`` is the other seed of the first noise (A1111's ``subseed``), which is
+    ``variation_strength``, in [0, 1], of the way from that of ``seed`` to that of
+    ``variation_seed``. At None, or at strength 0, ``seed`` alone counts.
     """
 
     image: Pixels
@@ -79,6 +112,35 @@ class GenerationRequest:
     tile: bool = False
     previews: bool = False
     request_id: str = ""
+    from_noise: bool = False
+    first_step: int | None = None
+    mask: Mask | None = None
+    masked_content: MaskedContent = MaskedContent.ORIGINAL
+    variation_seed: int | None = None
+    variation_strength: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where fields contradict one another."""
+        if self.first_step is not None and not 0 <= self.first_step <= self.steps:
+            raise ValueError(f"first_step: {self.first_step}, must be in 0..{self.steps}")
+        if self.mask is not None:
+            if self.from_noise:
+                raise ValueError("mask: a picture that starts from noise takes none")
+            if self.mask.shape != self.image.shape[:2] or self.mask.dtype != np.uint8:
+                raise ValueError(
+                    f"mask: {self.mask.shape} {self.mask.dtype}, must be uint8 of the image's size "
+                    f"{self.image.shape[:2]}"
+                )
+
+    @property
+    def strength(self) -> float:
+        """Return the share of the steps that does not run, in [0, 1].
+
+        At 1 none runs, and the result is the image.
+        """
+        if self.from_noise:
+            return 0.0
+        return self.image_strength if self.first_step is None else self.first_step / self.steps
 
     @property
     def width(self) -> int:

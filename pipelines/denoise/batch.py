@@ -33,6 +33,7 @@ class Evaluation:
     noise: torch.Tensor | None  # (4, h, w) float32, on the CPU
     predict: bool = False  # whether the predicted latents are wanted
     guidance: GuidanceRun | None = None  # CLIP guidance, where it was asked for
+    masked: bool = False  # whether the pool holds what it keeps
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
     out   = unet((state[:, 0] * c_in)[rows], timestep[rows], text[rows])   # (R, 4, h, w)
     eps   = out[i0] + scale * (out[i1] - out[i0])                          # (B, 4, h, w)
+    eps   = what CLIP guidance and masks make of it, of requests that have them
     state = mix applied to (slots, eps, noise)                             # float32
 
 Nothing here knows what a sampler is: that is in the coefficients. No dense product mixes requests,
@@ -29,6 +30,7 @@ from pipelines.denoise.batch import (
 from pipelines.denoise.captured_step import CapturedStep
 from pipelines.denoise.clip_guidance import ClipGuide, Correction
 from pipelines.denoise.latent_pool import LatentPool
+from pipelines.denoise.mask import keep_outside
 from pipelines.errors import GenerationFailed
 
 
@@ -88,6 +90,7 @@ class Denoiser:
         corrections = self.guide(pool, evaluations, eps)
         for b, correction in corrections.items():
             eps[b] += correction.output
+        keep_outside(pool.kept, pool.state, evaluations, eps)
         predicted = {
             e.position: e.coefficients.x0[0] * pool.state[e.position, 0]
             + e.coefficients.x0[1] * eps[b]

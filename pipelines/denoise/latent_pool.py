@@ -9,6 +9,7 @@ import torch
 
 from models.bundle import ModelBundle
 from pipelines.denoise.captured_step import PATIENCE, CapturedSteps
+from pipelines.denoise.mask import KeptAreas
 from pipelines.samplers.programs import SLOTS
 from pipelines.scheduler.batching import GroupKey
 
@@ -19,7 +20,7 @@ class LatentPool:
     ``state`` is (capacity + 1, 4 slots, 4, h, w) float32, ``text`` (capacity + 1, 2, T, D) in the
     model's dtype: the unconditional text states, then the conditional ones. The last place is
     ``scratch``, where the padding of a captured step reads and writes. ``patience`` says when its
-    steps are captured, see `CapturedSteps`.
+    steps are captured, see `CapturedSteps`. ``kept`` is made for the first request with a mask.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class LatentPool:
             dtype=bundle.dtype,
         )
         self._free = list(range(capacity - 1, -1, -1))
+        self.kept: KeptAreas | None = None
         self._gathered: tuple[tuple[int, ...], torch.Tensor] | None = None
 
     @property
@@ -53,6 +55,13 @@ class LatentPool:
         self.text[position] = text
         self._gathered = None
         return position
+
+    def keep(self, position: int, mask: torch.Tensor, latents: torch.Tensor) -> None:
+        """Set what a request keeps: ``latents`` (4, h, w) where ``mask`` (1, h, w) is below 1."""
+        if self.kept is None:
+            places, _, *latent = self.state.shape
+            self.kept = KeptAreas(places, latent, self.state.device)
+        self.kept.write(position, mask, latents)
 
     def release(self, position: int) -> None:
         self._free.append(position)

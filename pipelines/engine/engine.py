@@ -173,7 +173,7 @@ class Engine:
         """
         self._check_state()
         handle = GenerationHandle(request)
-        if request.image_strength >= 1.0:
+        if request.strength >= 1.0:
             # Nothing is to be denoised: the answer is the fitted picture itself.
             handle.succeed(GenerationResult(request.image, request.seed))
             return handle
@@ -184,7 +184,7 @@ class Engine:
             next(self._idents),
             key,
             guidance_rows(request.cfg_scale),
-            evaluation_count(request.sampler, request.steps, request.image_strength),
+            evaluation_count(request.sampler, request.steps, request.strength),
             arrived=now,
             deadline=deadline,
             prepared=False,

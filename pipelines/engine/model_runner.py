@@ -26,9 +26,11 @@ from pipelines.scheduler.batching import GroupKey, pad_rows
 from pipelines.scheduler.request_state import RequestState
 from pipelines.scheduler.work import Encode, Step, Work
 from pipelines.vae.decode import Decoded, Decoding, decode_together
-from pipelines.vae.encode import Encoding, ImageEncoder, Moments, start_latents
+from pipelines.vae.encode import Encoding, ImageEncoder, Moments
 from pipelines.vae.graphs import VaeGraphs
+from pipelines.vae.mask import composite
 from pipelines.vae.preview import LatentToRgb
+from pipelines.vae.start import start_latents
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +102,7 @@ class _DeviceState:
             draw,
             request.previews,
             self.guidance,
+            self.prepared.mask is not None,
         )
 
 
@@ -161,9 +164,10 @@ class ModelRunner:
 
         Raises FloatingPointError if it cannot be finite.
         """
-        decoded = self._requests[ident].decoded
-        assert decoded is not None
-        return decoded.wait()
+        member = self._requests[ident]
+        assert member.decoded is not None
+        made, mask = member.decoded.wait(), member.request.mask
+        return made if mask is None else composite(member.request.image, made, mask)
 
     def _leave_pool(self, member: _DeviceState) -> None:
         if member.position is not None:
@@ -201,34 +205,42 @@ class ModelRunner:
     def _encode(self, member: _DeviceState, work: Encode, launched: Launched) -> None:
         """Run the next part of an encode; the last one takes a place in a pool."""
         try:
-            if member.encoding is None:
+            if member.text is None:
                 before = self.prompts.counts.misses
                 member.text = self.prompts.encode(member.prepared.texts)
                 launched.text_chunks = self.prompts.counts.misses - before
-                request, digest = member.request, member.prepared.digest
-                member.encoding = self.pictures.begin(
-                    request.image, request.tile, work.parts, digest
-                )
-            launched.ordinary = not member.encoding.cached
-            moments = member.encoding.advance()
-            if moments is not None:
+            moments = None
+            if member.request.from_noise:
+                launched.ordinary = False
+            else:
+                member.encoding = member.encoding or self._begin(member, work.parts)
+                launched.ordinary = member.encoding.ordinary
+                moments = member.encoding.advance()
+            if moments is not None or member.request.from_noise:
                 self._enter_pool(member, moments)
                 launched.last = True
         except Exception as error:
             self._fail(member, error, "could not be encoded", launched)
 
-    def _enter_pool(self, member: _DeviceState, moments: Moments) -> None:
+    def _begin(self, member: _DeviceState, parts: int) -> Encoding:
+        request = member.request
+        return self.pictures.begin(request.image, request.tile, parts, member.prepared.digest)
+
+    def _enter_pool(self, member: _DeviceState, moments: Moments | None) -> None:
+        """Take a place in a pool. ``moments`` are the picture's, None from noise."""
         assert member.text is not None
-        latents = start_latents(
-            moments,
-            member.prepared.noise,
-            member.prepared.program,
-            member.request.image_strength,
-            self.bundle.scaling_factor,
-        )
+        bundle, prepared = self.bundle, member.prepared
+        sigma, noise, mask, picture = prepared.program.steps[0].sigma, prepared.noise, None, None
+        if moments is not None:
+            picture = moments.sample(noise.posterior, bundle.scaling_factor)
+        if prepared.mask is not None:
+            mask = prepared.mask.to(bundle.device, non_blocking=True)
+        latents = start_latents(member.request, sigma, noise, picture, mask, bundle.device)
         pool = self.pools.enter(member.state.key)
         try:
             member.position = pool.admit(latents, member.text)
+            if mask is not None and picture is not None:
+                pool.keep(member.position, mask, picture)
         except Exception:
             self.pools.leave(member.state.key)
             raise

@@ -72,6 +72,11 @@ class RequestState:
         return self.encoded or self.encode_parts_done > 0
 
     @property
+    def has_picture(self) -> bool:
+        """Return whether there is a picture to encode, and not its text alone."""
+        return self.handle is None or not self.request.from_noise
+
+    @property
     def cancelled(self) -> bool:
         return self.handle is not None and self.handle.cancelled
 

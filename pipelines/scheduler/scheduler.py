@@ -255,7 +255,8 @@ class Scheduler:
     def _remaining(self, task: RequestState, step_seconds: float) -> float:
         pixels = task.key.latent_pixels
         parts = self._parts(pixels)
-        left = 0.0 if task.encoded else (parts - task.encode_parts_done) / parts
+        left = (parts - task.encode_parts_done) / parts
+        left *= task.has_picture and not task.encoded
         encode = self.table.encode_seconds(pixels) * left + self._text_seconds(task)
         decode = self.table.decode_seconds(pixels) * (parts - task.parts_done) / parts
         step_seconds += self._guidance_seconds(task.key, task.guidance, task.rows)
@@ -282,7 +283,7 @@ class Scheduler:
             if not task.encoded:
                 parts = self._parts(key.latent_pixels)
                 seconds = self.table.encode_seconds(key.latent_pixels) / parts
-                seconds += self._text_seconds(task)
+                seconds = seconds * task.has_picture + self._text_seconds(task)
                 return Encode(key, task.ident, task.encode_parts_done, parts, seconds)
         padded = self.config.limits.padded(rows)
         idents = tuple(task.ident for task in sharing)

@@ -13,12 +13,13 @@ from pipelines.denoise.batch import Evaluation
 from pipelines.denoise.denoiser import Denoiser
 from pipelines.denoise.latent_pool import LatentPool
 from pipelines.prompt.encoder import PromptEncoder
-from pipelines.request import Pixels, Sampler
+from pipelines.request import GenerationRequest, Pixels, Sampler
 from pipelines.samplers.programs import SamplerProgram, make_program
 from pipelines.samplers.schedules import make_scheduler
 from pipelines.scheduler.batching import GroupKey, pad_rows
-from pipelines.vae.encode import encode_image, start_latents
+from pipelines.vae.encode import encode_image
 from pipelines.vae.noise import RequestNoise
+from pipelines.vae.start import start_latents
 
 RIGHT_IN_DIFFUSERS = [s for s in Sampler if s not in (Sampler.K_DPMPP_2S_ANCESTRAL, Sampler.K_LMS)]
 
@@ -54,9 +55,10 @@ def test_latents_equal_those_of_diffusers(
     text = PromptEncoder(tiny).encode_pair("a green tree", "a dark sky")
     program = make_program(sampler, steps, image_strength)
     noise = RequestNoise.draw(seed, (4, 40, 40), program.draws)
-    moments = encode_image(tiny, picture, tile=False)
+    latents = encode_image(tiny, picture, tile=False).sample(noise.posterior, tiny.scaling_factor)
     pool = LatentPool(tiny, GroupKey(40, 40, 77, False), capacity=2)
-    start = start_latents(moments, noise, program, image_strength, tiny.scaling_factor)
+    request = GenerationRequest(picture, "", image_strength=image_strength)
+    start = start_latents(request, program.steps[0].sigma, noise, latents, None, tiny.device)
     place = pool.admit(start, text)
     denoiser = Denoiser(tiny)
     for step in range(len(program)):

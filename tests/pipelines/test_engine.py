@@ -222,8 +222,8 @@ def test_not_finite_latents_fail_alone(
     want = engine.submit(good).wait(60).image.astype(int)
     start = module.start_latents
 
-    def poisoned(moments: Any, noise: Any, *args: Any) -> torch.Tensor:
-        latents = start(moments, noise, *args)
+    def poisoned(request: Any, sigma: Any, noise: Any, *args: Any) -> torch.Tensor:
+        latents = start(request, sigma, noise, *args)
         first = torch.Generator().manual_seed(4)
         if torch.equal(noise.posterior, torch.randn(noise.posterior.shape, generator=first)):
             latents[0, 0, 0] = float("nan")
