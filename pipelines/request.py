@@ -69,6 +69,16 @@ class MaskedContent(StrEnum):
     LATENT_NOTHING = "latent nothing"
 
 
+class SigmaSchedule(StrEnum):
+    """The ways to space a sampler's noise levels. AUTOMATIC is the sampler's own."""
+
+    AUTOMATIC = "automatic"
+    KARRAS = "karras"
+    EXPONENTIAL = "exponential"
+    SGM_UNIFORM = "sgm_uniform"
+    AYS = "ays"
+
+
 def default_sampler(clip_guidance: ClipGuidancePreset) -> Sampler:
     """The sampler of a request that names none: an ancestral one under CLIP guidance."""
     if clip_guidance is ClipGuidancePreset.NONE:
@@ -106,6 +116,7 @@ class GenerationRequest:
     image_strength: float = 0.35
     cfg_scale: float = 7.0
     sampler: Sampler = Sampler.K_DPMPP_2M
+    schedule: SigmaSchedule = SigmaSchedule.AUTOMATIC
     steps: int = 30
     seed: int = 1
     clip_guidance: ClipGuidancePreset = ClipGuidancePreset.NONE

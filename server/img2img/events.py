@@ -10,6 +10,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Protocol
 
 import anyio
 from fastapi import Request
@@ -61,11 +62,17 @@ def progress_event(progress: Progress) -> bytes:
     return event("progress", json.dumps(data, separators=(",", ":")).encode())
 
 
+class Cancellable(Protocol):
+    """What is withdrawn when a stream of it ends: a handle, or several in a batch."""
+
+    def cancel(self) -> None: ...
+
+
 class EventStream(StreamingResponse):
     """A stream of `events` that withdraws the request of `handle` however it ends: its client may
     leave while something is sent, when no generator is told."""
 
-    def __init__(self, handle: Handle, events: AsyncGenerator[bytes]) -> None:
+    def __init__(self, handle: Cancellable, events: AsyncGenerator[bytes]) -> None:
         super().__init__(kept_alive(events), media_type=EVENT_STREAM, headers=_HEADERS)
         self._handle = handle
 
