@@ -16,7 +16,7 @@ from models.embedded.vocabulary import demo_notice
 from server import __version__
 from server.accounts.access import Access
 from server.accounts.admission import EXPOSED_HEADERS
-from server.api import account, basic, docs, health
+from server.api import account, basic, docs, health, page
 from server.engine_service import EngineHost, ModelStarter, load_model
 from server.errors import ConfigurationError
 from server.extras import missing_extras
@@ -110,7 +110,8 @@ def create_app(
     app.include_router(account.router)
     app.include_router(health.router)
     app.include_router(docs.router)
-    app.mount("/static", docs.static_files)
+    app.include_router(page.router)
+    app.mount("/static", page.PageFiles(directory=page.WEB_FOLDER))
     return app
 
 
