@@ -120,7 +120,9 @@ function buildControl(field, place, changed) {
 function buildText(field, place, changed) {
   const rows = field.name === "prompt" ? 3 : 1;
   const element = el("textarea", { id: field.name, rows, oninput: changed, autocomplete: "off", spellcheck: "true" });
-  place.append(el("label", { for: field.name }, field.label), element, help(field));
+  const says = help(field);
+  says.classList.add("hidden"); // The label says as much to those who see it.
+  place.append(el("label", { for: field.name }, field.label), element, says);
   return { element, get: () => element.value, set: (value) => (element.value = value) };
 }
 
