@@ -8,6 +8,7 @@ import { showDemo } from "./demo.js";
 import { $, announce, copyText, delayed, el, note, showBlob } from "./dom.js";
 import { Form } from "./form.js";
 import { intake } from "./intake.js";
+import { MaskEditor } from "./mask_editor.js";
 import { NotTaken, readPicture, thumbnail } from "./picture.js";
 import { Results } from "./results.js";
 import { Runner, showError, takeCutOff } from "./run.js";
@@ -40,7 +41,7 @@ class Page {
     this.runner = new Runner(this.client, this.view, this.speed);
     this.results = new Results(pictures, (record) => this.open(record));
     this.picture = null;
-    this.mask = null;
+    this.masks = new MaskEditor();
     this.shown = null;
     this.undo = null;
     this.saveForm = delayed(() => this.#saveForm(), SAVE_PAUSE);
@@ -52,6 +53,7 @@ class Page {
     note($("model"), this.about.model ? `model: ${this.about.model}` : this.about.obstacle);
     this.form.addEventListener("change", ({ detail }) => this.#changed(detail));
     this.account.addEventListener("change", () => this.#costs());
+    this.masks.addEventListener("change", () => this.saveDraft());
     this.runner.addEventListener("cancelled", ({ detail }) => this.#cancelled(detail));
     this.#buttons();
     this.#keys();
@@ -81,12 +83,14 @@ class Page {
     }
   }
 
-  setPicture(picture) {
+  setPicture(picture, mask = null) {
     const noiseBefore = this.picture?.kind === "noise";
     this.picture = picture;
     if (picture?.kind === "noise") this.form.set("image_strength", 0);
     else if (noiseBefore) this.form.set("image_strength", this.form.fields.get("image_strength").standard);
     showInput(picture);
+    this.masks.setPicture(picture?.kind === "noise" ? null : picture, mask);
+    $("mask-open").disabled = !this.masks.mask;
     if (picture && picture.width === null) this.sizes.setUnknown();
     else this.sizes.setPicture(picture);
     this.#noteInput();
@@ -186,7 +190,7 @@ class Page {
       return;
     }
     if (this.runner.running) this.runner.cancel();
-    const job = this.#job(again?.seed ?? this.seed.take());
+    const job = this.#job(again?.seed ?? this.seed.take(), await this.masks.file());
     this.last = { seed: job.seed, values: job.values };
     showView("result");
     this.results.mark(null);
@@ -198,19 +202,19 @@ class Page {
     }
   }
 
-  #job(seed) {
+  #job(seed, mask) {
     const values = this.form.values();
     const fields = { ...this.form.request(), seed, previews: "true", init_image: this.picture.blob };
-    if (this.mask) fields.mask = this.mask;
+    if (mask) fields.mask = mask;
     const size = this.sizes.size ?? { width: this.picture.width ?? 512, height: this.picture.height ?? 512 };
-    return { fields, values, size, seed, input: this.picture, mask: this.mask };
+    return { fields, values, size, seed, input: this.picture, maskKept: this.masks.kept };
   }
 
   async #finished(result) {
-    const { seed, size, values, input, mask } = result;
+    const { seed, size, values, input, maskKept } = result;
     const record = {
       id: newKey(), at: Date.now(), picture: result.picture, thumbnail: await thumbnail(result.picture),
-      seed, ...size, values, input: input.id, mask, fit: values.resize_mode, filtered: result.filtered,
+      seed, ...size, values, input: input.id, maskKept, fit: values.resize_mode, filtered: result.filtered,
       ignored: result.ignored,
     };
     await this.results.add(record, input);
@@ -282,7 +286,7 @@ class Page {
   #useSettings() {
     const { values, seed } = this.shown;
     this.setValues({ ...values, seed });
-    if (this.shownInput && this.shownInput.id !== this.picture?.id) this.setPicture(this.shownInput);
+    if (this.shownInput) this.setPicture(this.shownInput, this.shown.maskKept);
   }
 
   #copyCode(language) {
@@ -294,7 +298,7 @@ class Page {
     }
     fields.seed = String(seed);
     const files = { init_image: this.shownInput?.name ?? "input.png" };
-    if (this.shown.mask) files.mask = "mask.png";
+    if (this.shown.maskKept) files.mask = "mask.png";
     const needsKey = Boolean(this.client.key) || this.account.needsKey;
     copyText(codeFor(language, document.baseURI.replace(/[^/]*$/, ""), fields, files, needsKey), LANGUAGES[language]).then(
       (copied) => copied && ($("code").querySelector("summary").textContent = "Copied ✓"),
@@ -312,18 +316,17 @@ class Page {
   }
 
   #saveDraft() {
-    this.pictures.saveDraft(this.tabId, { picture: this.picture, mask: this.mask });
+    this.pictures.saveDraft(this.tabId, { picture: this.picture, mask: this.masks.kept });
   }
 
   async #restore() {
     const kept = tab.get(FORM) ?? local.get(FORM);
     const draft = await this.pictures.draft(this.tabId);
-    this.mask = draft?.mask ?? null;
     if (kept?.version === FORM_VERSION) {
       this.form.setAll(kept.values);
       this.sizes.mode = kept.mode;
     }
-    if (draft?.picture) this.setPicture(draft.picture);
+    if (draft?.picture) this.setPicture(draft.picture, draft.mask);
     else this.sizes.setPicture(null);
   }
 

@@ -73,7 +73,7 @@ export class Sizes {
     for (let width = minimum; width <= maximum; width += step) {
       for (let height = minimum; height <= maximum; height += step) {
         const distance =
-          Math.abs(Math.log(width / height / ratio)) + 0.5 * Math.abs(Math.log((width * height) / side ** 2));
+          Math.abs(Math.log(width / height / ratio)) + 0.25 * Math.abs(Math.log((width * height) / side ** 2));
         if (!best || distance < best.distance - 1e-9) best = { width, height, distance };
       }
     }
