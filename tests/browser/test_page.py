@@ -143,9 +143,10 @@ def test_bad_input_is_said_at_its_field(visitor: Visitor) -> None:
     ids=["no picture", "pixels", "bytes"],
 )
 def test_a_file_is_refused_by_its_head(
-    visitor: Visitor, name: str, content: bytes, complaint: str
+    visitor: Visitor, tmp_path: Path, name: str, content: bytes, complaint: str
 ) -> None:
-    file = {"name": name, "mimeType": "application/octet-stream", "buffer": content}
+    file = tmp_path / name
+    file.write_bytes(content)
     visitor.page.locator("#file").set_input_files(file)
     visitor.page.locator("#picture-note", has_text=complaint).wait_for()
     assert visitor.page.locator("#drop").is_visible()

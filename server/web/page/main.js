@@ -9,6 +9,7 @@ import { $, announce, copyText, delayed, el, note, showBlob } from "./dom.js";
 import { Form } from "./form.js";
 import { intake } from "./intake.js";
 import { MaskEditor } from "./mask_editor.js";
+import { offerSettings } from "./metadata/offer.js";
 import { NotTaken, readPicture, thumbnail } from "./picture.js";
 import { Results } from "./results.js";
 import { Runner, showError, takeCutOff } from "./run.js";
@@ -76,6 +77,8 @@ class Page {
       const picture = await readPicture(blob, name, kind, this.about.max_upload_bytes);
       this.setPicture({ ...picture, ...details });
       showView("input");
+      $("found-settings").hidden = true;
+      if (kind === "file") await offerSettings(blob, this.form, (values) => this.setValues(values));
     } catch (error) {
       if (!(error instanceof NotTaken)) throw error;
       showView("input");
@@ -171,6 +174,7 @@ class Page {
     $("undo-settings").hidden = false;
     this.form.setAll(values);
     this.sizes.match();
+    announce("Settings taken");
   }
 
   // Runs
