@@ -12,6 +12,7 @@ export class Account extends EventTarget {
     this.client = client;
     client.key = tab.get(KEY) ?? "";
     this.credits = null;
+    this.concurrency = null;
     this.needsKey = false;
     const dialog = $("key-dialog");
     $("key-button").addEventListener("click", () => this.ask());
@@ -47,6 +48,7 @@ export class Account extends EventTarget {
     try {
       const account = await this.client.account();
       this.credits = account.credits;
+      this.concurrency = account.limits.concurrency;
       this.needsKey = false;
       $("key-button").textContent = account.credits
         ? `${account.credits.balance} credits`

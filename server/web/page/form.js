@@ -66,10 +66,10 @@ export class Form extends EventTarget {
   }
 
   /** What to send: only what differs from the server's own defaults. */
-  request() {
+  request(values = this.values()) {
     const request = {};
     for (const [name, field] of this.fields) {
-      const value = this.get(name).trim();
+      const value = (values[name] ?? "").trim();
       if (value !== "" && value !== field.standard) request[name] = value;
     }
     return request;

@@ -7,6 +7,7 @@ import { creditsText, duration, evaluations, price, Speed } from "./costs.js";
 import { showDemo } from "./demo.js";
 import { $, announce, copyText, delayed, el, note, showBlob } from "./dom.js";
 import { Form } from "./form.js";
+import { Grid } from "./grid.js";
 import { intake } from "./intake.js";
 import { MaskEditor } from "./mask_editor.js";
 import { offerSettings } from "./metadata/offer.js";
@@ -42,6 +43,7 @@ class Page {
     this.runner = new Runner(this.client, this.view, this.speed);
     this.results = new Results(pictures, (record) => this.open(record));
     this.picture = null;
+    this.grid = null;
     this.masks = new MaskEditor();
     this.shown = null;
     this.undo = null;
@@ -58,6 +60,7 @@ class Page {
     this.runner.addEventListener("cancelled", ({ detail }) => this.#cancelled(detail));
     this.#buttons();
     this.#keys();
+    this.grid = new Grid(this);
     await intake(this);
     await this.#restore();
     await this.results.load();
@@ -146,20 +149,26 @@ class Page {
     this.saveForm();
   }
 
+  /** Credits, where the key has any, and seconds for pictures of these values, in words. */
+  costOf(all, size = this.sizes.size) {
+    if (!size) return "";
+    const sum = (each) => all.reduce((total, values) => total + each(values), 0);
+    const parts = [];
+    if (this.account.credits) {
+      parts.push(`${creditsText(sum(({ steps }) => price(this.about.price, size.width, size.height, Number(steps))))} credits`);
+    }
+    const count = ({ steps, image_strength: strength, sampler }) => evaluations(Number(steps), Number(strength), sampler);
+    const seconds = sum((values) => this.speed.seconds(size.width * size.height, count(values)) ?? NaN);
+    if (!Number.isNaN(seconds)) parts.push(`~${duration(seconds)}`);
+    return parts.join(" · ");
+  }
+
   #costs() {
-    const values = this.form.values();
-    const steps = Number(values.steps);
-    const count = evaluations(steps, Number(values.image_strength), values.sampler);
-    const text = (width, height) => {
-      const parts = [];
-      if (this.account.credits) parts.push(`${creditsText(price(this.about.price, width, height, steps))} credits`);
-      const seconds = this.speed.seconds(width * height, count);
-      if (seconds !== null) parts.push(`~${duration(seconds)}`);
-      return parts.join(" · ");
-    };
-    this.sizes.showCosts(text);
+    const values = [this.form.values()];
+    this.sizes.showCosts((width, height) => this.costOf(values, { width, height }));
     const { size } = this.sizes;
-    const parts = size ? [`${size.width} × ${size.height}`, text(size.width, size.height)] : [];
+    const parts = size ? [`${size.width} × ${size.height}`, this.costOf(values)] : [];
+    this.grid?.show();
     $("cost").textContent = parts.filter(Boolean).join(" · ");
     const moved = [...this.form.fields.values()].filter(
       (field) => $("more-fields").contains(this.form.controls.get(field.name)?.element ?? null)
@@ -186,45 +195,51 @@ class Page {
       this.form.setAll(again.values);
       this.sizes.match();
     }
-    const fits = this.form.check();
-    if (!this.picture) this.complainInput("A picture is needed: drop one, choose one, take a sample, or start from noise.");
-    if (!fits || !this.picture) {
-      $("form-error").textContent = this.picture ? "Not sent: see the marked fields." : "Not sent: there is no picture to start from.";
-      if (!this.picture) showView("input");
-      return;
-    }
+    if (!this.ready()) return;
     if (this.runner.running) this.runner.cancel();
-    const job = this.#job(again?.seed ?? this.seed.take(), await this.masks.file());
+    const job = this.job(again?.seed ?? this.seed.take(), await this.masks.file());
     this.last = { seed: job.seed, values: job.values };
     showView("result");
     this.results.mark(null);
     try {
       const result = await this.runner.start(job);
-      if (result) await this.#finished(result);
+      if (!result) return;
+      await this.keep(job, result);
+      this.account.refresh();
+      this.#costs();
     } catch (error) {
       this.#failed(error);
     }
   }
 
-  #job(seed, mask) {
-    const values = this.form.values();
-    const fields = { ...this.form.request(), seed, previews: "true", init_image: this.picture.blob };
+  /** Whether all is there that a run needs; what is not is said at its place. */
+  ready() {
+    const fits = this.form.check();
+    if (!this.picture) {
+      showView("input");
+      this.complainInput("A picture is needed: drop one, choose one, take a sample, or start from noise.");
+      $("form-error").textContent = "Not sent: there is no picture to start from.";
+    } else if (!fits) $("form-error").textContent = "Not sent: see the marked fields.";
+    return fits && Boolean(this.picture);
+  }
+
+  /** What to send for these values, and what is to be known of it. */
+  job(seed, mask, values = this.form.values()) {
+    const fields = { ...this.form.request(values), seed, previews: "true", init_image: this.picture.blob };
     if (mask) fields.mask = mask;
     const size = this.sizes.size ?? { width: this.picture.width ?? 512, height: this.picture.height ?? 512 };
     return { fields, values, size, seed, input: this.picture, maskKept: this.masks.kept };
   }
 
-  async #finished(result) {
-    const { seed, size, values, input, maskKept } = result;
+  /** Keep a result in the strip, and show it. */
+  async keep({ seed, size, values, input, maskKept }, { picture, filtered, ignored }, show = true) {
     const record = {
-      id: newKey(), at: Date.now(), picture: result.picture, thumbnail: await thumbnail(result.picture),
-      seed, ...size, values, input: input.id, maskKept, fit: values.resize_mode, filtered: result.filtered,
-      ignored: result.ignored,
+      id: newKey(), at: Date.now(), picture, thumbnail: await thumbnail(picture),
+      seed, ...size, values, input: input.id, maskKept, fit: values.resize_mode, filtered, ignored,
     };
-    await this.results.add(record, input);
-    await this.#show(record, input);
-    this.account.refresh();
-    this.#costs();
+    await this.results.add(record, input, show);
+    if (show) await this.#show(record, input);
+    return record;
   }
 
   #failed(error) {
@@ -295,12 +310,7 @@ class Page {
 
   #copyCode(language) {
     const { values, seed } = this.shown;
-    const fields = {};
-    for (const [name, field] of this.form.fields) {
-      const value = (values[name] ?? "").trim();
-      if (value !== "" && value !== field.standard) fields[name] = value;
-    }
-    fields.seed = String(seed);
+    const fields = { ...this.form.request(values), seed: String(seed) };
     const files = { init_image: this.shownInput?.name ?? "input.png" };
     if (this.shown.maskKept) files.mask = "mask.png";
     const needsKey = Boolean(this.client.key) || this.account.needsKey;
@@ -372,9 +382,11 @@ class Page {
       if (event.isComposing || event.defaultPrevented) return;
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
         event.preventDefault();
-        this.run();
-      } else if (event.key === "Escape" && this.runner.running && !document.querySelector("dialog[open]")) {
-        this.runner.cancel();
+        if (event.target.closest?.("#view-grid")) this.grid.run();
+        else this.run();
+      } else if (event.key === "Escape" && !document.querySelector("dialog[open]")) {
+        if (this.runner.running) this.runner.cancel();
+        else if (this.grid.running) this.grid.cancel();
       }
     });
   }

@@ -22,9 +22,9 @@ export class Results {
     return [...this.records.values()].at(-1) ?? null;
   }
 
-  async add(record, input) {
+  async add(record, input, current = true) {
     this.#show(record);
-    this.mark(record.id);
+    if (current) this.mark(record.id);
     const dropped = await this.pictures.addResult(record, input);
     for (const id of dropped) this.#remove(id);
     if (dropped.length) {
