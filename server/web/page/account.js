@@ -57,7 +57,7 @@ export class Account extends EventTarget {
       problem = error.message;
       this.credits = null;
       this.needsKey = error.status === 401;
-      $("key-button").textContent = this.needsKey ? "API key needed" : "API key";
+      $("key-button").textContent = this.needsKey ? "Key needed" : "API key";
     }
     $("key-button").classList.toggle("wanted", this.needsKey);
     this.dispatchEvent(new Event("change"));
