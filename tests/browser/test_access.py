@@ -121,6 +121,7 @@ def test_typing_an_ime_word_sends_nothing(visit: Visit, server: ServerProcess) -
     assert visitor.page.locator("#form-error").inner_text() == ""
 
 
+@pytest.mark.slow("browser")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(visit: Visit, server: ServerProcess, scheme: str) -> None:
     if not AXE.exists():

@@ -95,6 +95,7 @@ def test_a_grid_is_made_kept_and_saved(visitor: Visitor) -> None:
     assert page.locator("#strip li").count() == 4
 
 
+@pytest.mark.slow("browser")
 def test_a_cancelled_grid_keeps_what_is_made(visitor: Visitor) -> None:
     page = visitor.page
     page.locator("#grid-x").select_option("steps")

@@ -63,8 +63,16 @@ def middle(mask: Bitmap) -> tuple[float, float]:
     return (across.mean() + 0.5) / width, (down.mean() + 0.5) / height
 
 
-@pytest.mark.parametrize("ratio", [1, 1.75, 2])
-@pytest.mark.parametrize("zoom", [1.0, 0.8, 1.5], ids=lambda zoom: f"{zoom:.0%}")
+SLOW = pytest.mark.slow("browser")
+DISPLAYS = [(1.75, 1.5)] + [
+    pytest.param(ratio, zoom, marks=SLOW)
+    for ratio in (1, 1.75, 2)
+    for zoom in (1.0, 0.8, 1.5)
+    if (ratio, zoom) != (1.75, 1.5)
+]
+
+
+@pytest.mark.parametrize(("ratio", "zoom"), DISPLAYS)
 def test_a_stroke_lies_where_the_hand_was(
     visit: Visit, real_server: ServerProcess, ratio: float, zoom: float
 ) -> None:
@@ -81,6 +89,7 @@ def test_a_stroke_lies_where_the_hand_was(
         visitor.page.locator("#mask-undo").click()
 
 
+@pytest.mark.slow("browser")
 def test_an_upright_mask_for_a_picture_that_lies_on_its_side(
     visit: Visit, real_server: ServerProcess
 ) -> None:
@@ -95,6 +104,7 @@ def test_an_upright_mask_for_a_picture_that_lies_on_its_side(
     assert middle(mask) == pytest.approx((0.3, 0.9), abs=0.005)
 
 
+@pytest.mark.slow("browser")
 def test_the_editors_keys_and_buttons(visit: Visit, real_server: ServerProcess) -> None:
     visitor = visit(real_server.url)
     page = visitor.page
@@ -139,6 +149,7 @@ def test_the_editors_keys_and_buttons(visit: Visit, real_server: ServerProcess) 
     assert page.evaluate("document.activeElement.id") != "input-picture"
 
 
+@pytest.mark.slow("browser")
 def test_zoomed_strokes_and_the_wheel(visit: Visit, real_server: ServerProcess) -> None:
     visitor = visit(real_server.url)
     page = visitor.page
@@ -214,6 +225,7 @@ def test_what_is_painted_is_sent_and_kept(visit: Visit, real_server: ServerProce
         assert (np.array(sent) == mask).all()
 
 
+@pytest.mark.slow("browser")
 def test_a_picture_of_another_shape_clears_the_mask(
     visit: Visit, real_server: ServerProcess
 ) -> None:

@@ -114,6 +114,7 @@ def visitor(visit: Callable[..., Visitor], real_server: ServerProcess) -> Visito
     return visit(real_server.url)
 
 
+@pytest.mark.slow("browser")
 @pytest.mark.parametrize(
     "content",
     [
@@ -150,6 +151,7 @@ def test_a1111(visitor: Visitor, content: bytes) -> None:
     assert visitor.page.locator("#steps").input_value() == "30"
 
 
+@pytest.mark.slow("browser")
 @pytest.mark.parametrize(
     ("content", "expected"),
     [

@@ -96,6 +96,7 @@ def test_ranges_and_defaults_are_the_servers(visitor: Visitor, real_server: Serv
     assert styles == 1 + len(properties["style_preset"]["enum"])
 
 
+@pytest.mark.slow("browser")
 def test_the_slider_is_for_keys_and_screen_readers(visitor: Visitor) -> None:
     visitor.sample()
     visitor.fill(**QUICK)
@@ -134,6 +135,7 @@ def test_bad_input_is_said_at_its_field(visitor: Visitor) -> None:
     assert page.evaluate("document.activeElement.id") == "prompt"
 
 
+@pytest.mark.slow("browser")
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
@@ -202,6 +204,7 @@ def test_cancel_is_seen_at_once_and_the_next_run_starts(visitor: Visitor) -> Non
     assert page.locator("#strip li").count() == 1
 
 
+@pytest.mark.slow("browser")
 def test_a_reload_in_mid_run_offers_the_same_seed_again(visitor: Visitor) -> None:
     page = visitor.page
     visitor.sample()
@@ -217,6 +220,7 @@ def test_a_reload_in_mid_run_offers_the_same_seed_again(visitor: Visitor) -> Non
     assert visitor.seed_shown() == str(seed)
 
 
+@pytest.mark.slow("browser")
 def test_use_a_result_as_the_input_and_its_settings(visitor: Visitor) -> None:
     page = visitor.page
     visitor.sample()
@@ -261,6 +265,7 @@ def test_the_copied_code_makes_the_same_picture(
         assert (tmp_path / "result.png").read_bytes() == made, language
 
 
+@pytest.mark.slow("browser")
 def test_two_tabs_do_not_touch_each_other(visitor: Visitor) -> None:
     visitor.sample("house")
     visitor.fill(prompt="one")
@@ -294,6 +299,7 @@ FULL_AFTER_TWO = """
 """
 
 
+@pytest.mark.slow("browser")
 def test_full_storage_drops_the_oldest_and_says_so(
     visit: Visit, real_server: ServerProcess
 ) -> None:
@@ -329,6 +335,7 @@ def fulfil_once(visitor: Visitor, answer: Callable[[Any], None]) -> list[str]:
     return keys
 
 
+@pytest.mark.slow("browser")
 def test_a_busy_server_is_asked_again_after_its_time(visitor: Visitor) -> None:
     keys = fulfil_once(
         visitor,
@@ -347,6 +354,7 @@ def test_a_busy_server_is_asked_again_after_its_time(visitor: Visitor) -> None:
     assert keys[0] == keys[1]
 
 
+@pytest.mark.slow("browser")
 def test_a_server_that_is_gone_and_comes_back(visitor: Visitor) -> None:
     keys = fulfil_once(visitor, lambda route: route.abort("connectionrefused"))
     visitor.sample()
@@ -369,6 +377,7 @@ def test_a_proxy_that_cuts_the_stream(visitor: Visitor) -> None:
     assert keys[0] == keys[1]
 
 
+@pytest.mark.slow("browser")
 def test_a_proxy_that_holds_the_stream_until_its_end(visitor: Visitor) -> None:
     visitor.page.route(
         f"**{GENERATE}", lambda route: route.fulfill(response=route.fetch(timeout=60_000))
