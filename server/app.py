@@ -26,6 +26,7 @@ from server.api import (
     health,
     openai,
     openai_errors,
+    page,
     stability,
     stability_errors,
 )
@@ -136,7 +137,8 @@ def create_app(
     app.include_router(account.router)
     app.include_router(health.router)
     app.include_router(docs.router)
-    app.mount("/static", docs.static_files)
+    app.include_router(page.router)
+    app.mount("/static", page.PageFiles(directory=page.WEB_FOLDER))
     return app
 
 

@@ -13,6 +13,7 @@ SLOW_GROUPS = {
     "weights": "what judges the embedded model's weights, sampler by sampler and word by word",
     "kill": "servers that are killed under load, on both databases",
     "checkpoints": "checkpoints of full size, the memory they take, every kernel for every card",
+    "browser": "what of the page takes long to try: displays, storage, lost connections, axe-core",
     "benchmarks": "the benchmarks from end to end, and the fuzzers for a bounded time",
 }
 _WITH_PROCESSES = {"browser", "contract", "gpu", "scripts", "shipped"}
