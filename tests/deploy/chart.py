@@ -1,4 +1,4 @@
-"""The Helm chart rendered as `helm template` would, by Helm as a library: no cluster, no network."""
+"""The Helm chart rendered as `helm template` would, by Helm as a library, without a cluster."""
 
 from __future__ import annotations
 
