@@ -13,6 +13,7 @@ SLOW_GROUPS = {
     "weights": "what judges the embedded model's weights, sampler by sampler and word by word",
     "kill": "servers that are killed under load, on both databases",
     "checkpoints": "checkpoints of full size, the memory they take, every kernel for every card",
+    "release": "wheel, sdist and SBOM as a release has them, installed and run",
     "benchmarks": "the benchmarks from end to end, and the fuzzers for a bounded time",
 }
 _WITH_PROCESSES = {"browser", "contract", "gpu", "scripts", "shipped"}
