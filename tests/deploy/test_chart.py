@@ -306,7 +306,7 @@ def test_scaled_by_an_hpa_otherwise() -> None:
     hpa = find(found, "HorizontalPodAutoscaler")["spec"]
     (metric,) = hpa["metrics"]
     assert metric["pods"]["metric"] == {"name": "img2img_backlog_seconds"}
-    assert metric["pods"]["target"] == {"type": "AverageValue", "averageValue": "4"}
+    assert metric["pods"]["target"] == {"type": "AverageValue", "averageValue": "1"}
     assert hpa["scaleTargetRef"]["name"] == find(found, "Deployment")["metadata"]["name"]
     assert "ScaledObject" not in {m["kind"] for m in found}
 
