@@ -14,9 +14,10 @@ SLOW_GROUPS = {
     "kill": "servers that are killed under load, on both databases",
     "checkpoints": "checkpoints of full size, the memory they take, every kernel for every card",
     "browser": "what of the page takes long to try: displays, storage, lost connections, axe-core",
+    "release": "wheel, sdist and SBOM as a release has them, installed and run",
     "benchmarks": "the benchmarks from end to end, and the fuzzers for a bounded time",
 }
-_WITH_PROCESSES = {"browser", "contract", "gpu", "scripts", "shipped"}
+_WITH_PROCESSES = {"browser", "clients", "contract", "gpu", "scripts", "shipped"}
 """Folders whose tests start servers, scripts or real models."""
 _SERVICES = {"database_url", "postgres", "redis_server"}
 """Fixtures that start a server of PostgreSQL or Redis."""

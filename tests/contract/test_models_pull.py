@@ -47,6 +47,14 @@ def repository(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
+def damage(cache: Path) -> None:
+    """Change one byte of the U-Net's weights, as a bad disk would: their length stays."""
+    (file,) = cache.rglob("unet/*.fp16.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.resolve().write_bytes(content)
+
+
 def test_pulled_once_and_offline_afterwards(repository: Path, tmp_path: Path) -> None:
     at_revision = ["--revision", REVISION]
     with running_hub(repository) as hub:
@@ -66,6 +74,14 @@ def test_pulled_once_and_offline_afterwards(repository: Path, tmp_path: Path) ->
         again = run(environment, "models", "pull", REPOSITORY, *at_revision, "--dtype", "float16")
         assert again.returncode == 0, again.stderr
         assert len(hub.fetched) == fetched
+        damage(tmp_path)
+        unsound = run(environment, "models", "pull", REPOSITORY, *at_revision, "--dtype", "float16")
+        assert unsound.returncode == 1
+        assert "unet/diffusion_pytorch_model.fp16.safetensors" in unsound.stderr
+        assert "Pull again" in unsound.stderr
+        mended = run(environment, "models", "pull", REPOSITORY, *at_revision, "--dtype", "float16")
+        assert mended.returncode == 0, mended.stderr
+        assert len(hub.fetched) == fetched + 1
         wrong = run(environment, "models", "pull", REPOSITORY, "--revision", "f" * 40)
         assert wrong.returncode == 1
         assert f"{REPOSITORY!r} at revision 'ffff" in wrong.stderr
