@@ -16,6 +16,7 @@ from pipelines.request import (
     Progress,
 )
 from pipelines.scheduler.batching import GroupKey
+from pipelines.timeline import Timeline
 
 
 @dataclass(eq=False)
@@ -49,10 +50,13 @@ class RequestState:
     parts_done: int = field(default=0, init=False)
     leaving: bool = field(default=False, init=False)
     timings: dict[str, float] = field(default_factory=dict, init=False)
+    timeline: Timeline = field(default_factory=Timeline, init=False)
 
     def __post_init__(self) -> None:
         if self.allowed is None and self.deadline is not None:
             self.allowed = self.deadline - self.arrived
+        if self.handle is not None:
+            self.timeline = self.handle.timeline
 
     @property
     def denoised(self) -> bool:
