@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import psutil
-
 if TYPE_CHECKING:
     import torch
 
@@ -30,6 +28,8 @@ class DeviceUsage:
 def device_usage(device: torch.device) -> DeviceUsage:
     """Return what is used of a device now. Safe from any thread, also while graphs are captured."""
     if device.type != "cuda":
+        import psutil
+
         machine, held = psutil.virtual_memory(), psutil.Process().memory_info().rss
         return DeviceUsage(machine.total, machine.available, held, held)
     import torch

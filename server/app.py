@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from models.embedded.vocabulary import demo_notice
 from server import __version__
 from server.accounts.access import Access
 from server.accounts.admission import EXPOSED_HEADERS
-from server.api import account, basic, docs, health
+from server.api import account, basic, docs, health, metrics
 from server.engine_service import EngineHost, ModelStarter, load_model
 from server.errors import ConfigurationError
 from server.extras import missing_extras
@@ -31,10 +31,14 @@ from server.images.workers.limits import DecoderLimits
 from server.images.workers.pool import DecoderPool
 from server.img2img.deny_list import DenyList
 from server.img2img.service import ImageToImage
+from server.observability.access_log import AccessLog
+from server.observability.metrics import Metrics
+from server.observability.request_record import RequestObserver
 from server.settings import Settings
 
 if TYPE_CHECKING:
     from server.accounts.service import Accounts
+    from server.observability.tracing import Tracing
 
 _DESCRIPTION = """\
 Image-to-image generation with Stable Diffusion 1.x. Every answer, failures too, is
@@ -82,6 +86,12 @@ def create_app(
     host = EngineHost(settings, starter)
     accounts = _open_accounts(settings)
     access = Access(settings, accounts)
+    observers: list[RequestObserver] = [AccessLog(prompts=settings.log_prompts)]
+    measured = Metrics(lambda: host.model) if settings.measures else None
+    if measured is not None:
+        observers.append(measured)
+    if (tracing := _tracing(settings)) is not None:
+        observers.insert(0, tracing)  # before the log, which names the trace
     decoders_in_use = decoders or DecoderPool(
         settings.picture_threads,
         DecoderLimits(settings.picture_cpu_seconds, settings.picture_memory_mib),
@@ -96,13 +106,15 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=_middleware(settings, byte_budget),
+        middleware=_middleware(settings, byte_budget, observers),
     )
     app.state.settings = settings
     app.state.engine_host = host
     app.state.accounts = accounts
     app.state.access = access
     app.state.byte_budget = byte_budget
+    app.state.metrics = measured
+    app.state.tracing = tracing
     app.state.decoders = decoders_in_use
     app.state.service = ImageToImage(settings, decoders_in_use, deny_list)
     add_failure_handlers(app)
@@ -110,6 +122,8 @@ def create_app(
     app.include_router(account.router)
     app.include_router(health.router)
     app.include_router(docs.router)
+    if settings.metrics_on_api:
+        app.include_router(metrics.router)
     app.mount("/static", docs.static_files)
     return app
 
@@ -122,7 +136,10 @@ async def _lifespan(
     host: EngineHost = app.state.engine_host
     accounts: Accounts | None = app.state.accounts
     decoders: DecoderPool = app.state.decoders
+    tracing: Tracing | None = app.state.tracing
     async with AsyncExitStack() as ending:  # Ended in the reverse order of this.
+        if tracing is not None:
+            ending.push_async_callback(anyio.to_thread.run_sync, tracing.close)
         ending.push_async_callback(app.state.access.rates.close)
         if accounts is not None:
             ending.push_async_callback(accounts.stop)
@@ -149,12 +166,23 @@ def _open_accounts(settings: Settings) -> Accounts | None:
     return Accounts(settings)
 
 
-def _middleware(settings: Settings, byte_budget: ByteBudget) -> list[Middleware]:
+def _tracing(settings: Settings) -> Tracing | None:
+    if not settings.traces_endpoint:
+        return None
+    # Imported here: an extra that is not installed where nobody asks for it.
+    from server.observability.tracing import Tracing
+
+    return Tracing.to(settings.traces_endpoint)
+
+
+def _middleware(
+    settings: Settings, byte_budget: ByteBudget, observers: Sequence[RequestObserver]
+) -> list[Middleware]:
     """Outermost first. The log sees true statuses; CORS headers are on every answer."""
     stack = [Middleware(RequestPath, root_path=settings.root_path)]
     if settings.errors_as_200:
         stack.append(Middleware(ErrorsAs200))
-    stack += [Middleware(RequestContext), Middleware(SafeHeaders)]
+    stack += [Middleware(RequestContext, observers=observers), Middleware(SafeHeaders)]
     if settings.cors_origins:
         stack.append(
             Middleware(

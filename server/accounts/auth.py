@@ -9,6 +9,7 @@ from fastapi.security import APIKeyHeader
 
 from server.accounts.access import Access, Caller
 from server.accounts.key_ring import AUTHENTICATION_HEADER, AUTHORIZATION_HEADER
+from server.observability.request_record import current_record
 
 _authentication = APIKeyHeader(
     name=AUTHENTICATION_HEADER,
@@ -37,4 +38,6 @@ async def require_key(
     access: Access = request.app.state.access
     address = request.client.host if request.client is not None else "unknown"
     offered = [value for value in (authentication, authorization) if value is not None]
-    return await access.caller(offered, address)
+    caller = await access.caller(offered, address)
+    current_record().key = caller.name
+    return caller

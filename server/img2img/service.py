@@ -30,6 +30,7 @@ from server.images.workers.process import Fit
 from server.img2img.deny_list import DenyList
 from server.img2img.form import IMAGE_FIELD, ImageToImageForm, parse_form
 from server.observability.logs import current_request_id
+from server.observability.request_record import current_record
 from server.settings import Settings
 
 _TIME_TO_SAY_SO = 0.05
@@ -59,8 +60,12 @@ class Running:
 
     async def result(self) -> GenerationResult:
         """Return the engine's image. Raises any GenerationError."""
+        record = current_record()
+        record.timelines.append(self.handle.timeline)
         try:
-            return await self.handle.result()
+            result = await self.handle.result()
+            record.images += 1
+            return result
         except EngineDead as error:
             # One that died with the request in it is a fault of ours, not one to ask again.
             raise GenerationFailed(f"the engine died under a request: {error}") from error
@@ -132,6 +137,7 @@ class ImageToImage:
 
         Raises EngineRefused.
         """
+        current_record().asked(generation, model.name)
 
         def submit() -> Running:
             if limit is None:
