@@ -76,6 +76,6 @@ class Metrics(RequestObserver):
         """Return all metrics in the format that an Accept header asks for, and its media type."""
         try:
             encode, media_type = choose_encoder(accept)
-        except ValueError:  # a version that is none
+        except (TypeError, ValueError):  # of a version that is none
             encode, media_type = choose_encoder("")
         return encode(self.registry), media_type

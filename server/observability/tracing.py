@@ -54,7 +54,7 @@ class Tracing(RequestObserver):
             f"{record.method} {record.api}",
             _propagator.extract(headers),
             SpanKind.SERVER,
-            start_time=_nanoseconds(record.arrived),
+            start_time=_ns(record.arrived, _wall_clock()),
         )
         context = span.get_span_context()
         self._routes[id(record)] = span
@@ -67,15 +67,14 @@ class Tracing(RequestObserver):
         span = self._routes.pop(id(record), None)
         if span is None:
             return
-        within = set_span_in_context(span)
+        within, wall = set_span_in_context(span), _wall_clock()
         for stage, (began, ended) in record.stages.items():
-            self._tracer.start_span(stage, within, start_time=_nanoseconds(began)).end(
-                _nanoseconds(ended)
-            )
+            child = self._tracer.start_span(stage, within, start_time=_ns(began, wall))
+            child.end(_ns(ended, wall))
         span.set_attributes(_attributes(record))
         if record.status >= 500:
             span.set_status(StatusCode.ERROR)
-        span.end(_nanoseconds(record.arrived + record.seconds))
+        span.end(_ns(record.arrived + record.seconds, wall))
 
 
 def _attributes(record: RequestRecord) -> dict[str, str | int | float]:
@@ -102,6 +101,11 @@ def _attributes(record: RequestRecord) -> dict[str, str | int | float]:
     return attributes
 
 
-def _nanoseconds(moment: float) -> int:
+def _wall_clock() -> int:
+    """Return the nanoseconds by which the clock on the wall is ahead of `time.monotonic()`."""
+    return time.time_ns() - time.monotonic_ns()
+
+
+def _ns(moment: float, wall: int) -> int:
     """Return a moment of `time.monotonic()` as nanoseconds of the clock on the wall."""
-    return time.time_ns() - int((time.monotonic() - moment) * 1e9)
+    return int(moment * 1e9) + wall
