@@ -13,6 +13,7 @@ SLOW_GROUPS = {
     "weights": "what judges the embedded model's weights, sampler by sampler and word by word",
     "kill": "servers that are killed under load, on both databases",
     "checkpoints": "checkpoints of full size, the memory they take, every kernel for every card",
+    "operations": "what watches a server: a real run under Debian's Prometheus",
     "benchmarks": "the benchmarks from end to end, and the fuzzers for a bounded time",
 }
 _WITH_PROCESSES = {"browser", "contract", "gpu", "scripts", "shipped"}
