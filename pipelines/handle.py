@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import Future
 
 from pipelines.request import GenerationRequest, GenerationResult, Progress
+from pipelines.timeline import Timeline
 
 _Listener = tuple[asyncio.AbstractEventLoop, asyncio.Event]
 
@@ -20,6 +21,7 @@ class GenerationHandle:
 
     def __init__(self, request: GenerationRequest) -> None:
         self.request = request
+        self.timeline = Timeline()
         self._future: Future[GenerationResult] = Future()
         # Running from the start: only `cancel` withdraws a request, never a cancelled awaiter.
         self._future.set_running_or_notify_cancel()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from server.api import (
     basic,
     docs,
     health,
+    metrics,
     openai,
     openai_errors,
     page,
@@ -47,10 +48,14 @@ from server.img2img.deny_list import DenyList
 from server.img2img.image_store import open_store
 from server.img2img.running import RunningBatches
 from server.img2img.service import ImageToImage
+from server.observability.access_log import AccessLog
+from server.observability.metrics import Metrics
+from server.observability.request_record import RequestObserver
 from server.settings import Settings
 
 if TYPE_CHECKING:
     from server.accounts.service import Accounts
+    from server.observability.tracing import Tracing
 
 _DESCRIPTION = """\
 Image-to-image generation with Stable Diffusion 1.x. Every answer, failures too, is
@@ -98,6 +103,12 @@ def create_app(
     host = EngineHost(settings, starter)
     accounts = _open_accounts(settings)
     access = Access(settings, accounts)
+    observers: list[RequestObserver] = [AccessLog(prompts=settings.log_prompts)]
+    measured = Metrics(lambda: host.model) if settings.measures else None
+    if measured is not None:
+        observers.append(measured)
+    if (tracing := _tracing(settings)) is not None:
+        observers.insert(0, tracing)  # before the log, which names the trace
     decoders_in_use = decoders or DecoderPool(
         settings.picture_threads,
         DecoderLimits(settings.picture_cpu_seconds, settings.picture_memory_mib),
@@ -112,13 +123,15 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=_middleware(settings, byte_budget),
+        middleware=_middleware(settings, byte_budget, observers),
     )
     app.state.settings = settings
     app.state.engine_host = host
     app.state.accounts = accounts
     app.state.access = access
     app.state.byte_budget = byte_budget
+    app.state.metrics = measured
+    app.state.tracing = tracing
     app.state.decoders = decoders_in_use
     app.state.shapes = shapes = FailureShapes()
     shapes.add("/v1", openai_errors.failure_shape)
@@ -137,6 +150,8 @@ def create_app(
     app.include_router(account.router)
     app.include_router(health.router)
     app.include_router(docs.router)
+    if settings.metrics_on_api:
+        app.include_router(metrics.router)
     app.include_router(page.router)
     app.mount("/static", page.PageFiles(directory=page.WEB_FOLDER))
     return app
@@ -150,7 +165,10 @@ async def _lifespan(
     host: EngineHost = app.state.engine_host
     accounts: Accounts | None = app.state.accounts
     decoders: DecoderPool = app.state.decoders
+    tracing: Tracing | None = app.state.tracing
     async with AsyncExitStack() as ending:  # Ended in the reverse order of this.
+        if tracing is not None:
+            ending.push_async_callback(anyio.to_thread.run_sync, tracing.close)
         ending.push_async_callback(app.state.access.rates.close)
         ending.push_async_callback(app.state.image_store.close)
         if accounts is not None:
@@ -178,12 +196,23 @@ def _open_accounts(settings: Settings) -> Accounts | None:
     return Accounts(settings)
 
 
-def _middleware(settings: Settings, byte_budget: ByteBudget) -> list[Middleware]:
+def _tracing(settings: Settings) -> Tracing | None:
+    if not settings.traces_endpoint:
+        return None
+    # Imported here: an extra that is not installed where nobody asks for it.
+    from server.observability.tracing import Tracing
+
+    return Tracing.to(settings.traces_endpoint)
+
+
+def _middleware(
+    settings: Settings, byte_budget: ByteBudget, observers: Sequence[RequestObserver]
+) -> list[Middleware]:
     """Outermost first. The log sees true statuses; CORS headers are on every answer."""
     stack = [Middleware(RequestPath, root_path=settings.root_path)]
     if settings.errors_as_200:
         stack.append(Middleware(ErrorsAs200))
-    stack += [Middleware(RequestContext), Middleware(SafeHeaders)]
+    stack += [Middleware(RequestContext, observers=observers), Middleware(SafeHeaders)]
     if settings.cors_origins:
         stack.append(
             Middleware(

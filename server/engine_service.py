@@ -16,7 +16,9 @@ from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 from models.embedded.vocabulary import demo_notice
+from pipelines.engine.statistics import EngineSnapshot
 from pipelines.request import GenerationRequest, GenerationResult, Progress
+from pipelines.timeline import Timeline
 from server.img2img.moderation import SafetyPolicy
 from server.settings import Settings
 
@@ -28,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 class Handle(Protocol):
     """One submitted request."""
+
+    @property
+    def timeline(self) -> Timeline: ...
 
     async def result(self) -> GenerationResult: ...
 
@@ -53,6 +58,8 @@ class RunningEngine(Protocol):
 
     @property
     def obstacle(self) -> str | None: ...
+
+    def snapshot(self) -> EngineSnapshot: ...
 
     def start(self) -> None: ...
 

@@ -32,6 +32,12 @@ class Need:
 
 NEEDS = (
     Need("quantize", "torchao", f"{DISTRIBUTION}[quantize]", lambda s: s.quantize != "off"),
+    Need(
+        "traces_endpoint",
+        "opentelemetry.exporter.otlp.proto.http",
+        f"{DISTRIBUTION}[tracing]",
+        lambda s: bool(s.traces_endpoint),
+    ),
     # Both come with every full install, but not where somebody picked what to install.
     Need("database_url", "asyncpg", "asyncpg", lambda s: s.accounts_url.startswith("postgres")),
     Need(
@@ -45,9 +51,14 @@ NEEDS = (
 
 def missing_extras(settings: Settings) -> list[str]:
     """Return a line with its pip command for each library that the settings need and lack."""
-    return [
-        need.in_words() for need in NEEDS if need.asked(settings) and find_spec(need.module) is None
-    ]
+    return [need.in_words() for need in NEEDS if need.asked(settings) and not _is_here(need.module)]
+
+
+def _is_here(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even a package that it is in
+        return False
 
 
 def missing_requirements() -> list[str]:

@@ -8,6 +8,8 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -19,6 +21,7 @@ from server.app import create_app
 from server.engine_service import EngineHost, ModelStarter, load_model
 from server.http.listening import BACKLOG, CannotListen, close, listen, url_of
 from server.http.protocol import BoundedProtocol, Limits
+from server.observability.metrics_listener import MetricsListener
 from server.settings import Settings, renamed_variables, unknown_variables
 
 logger = logging.getLogger(__name__)
@@ -87,13 +90,34 @@ def serve(settings: Settings, starter: ModelStarter = load_model) -> str | None:
     except CannotListen as error:
         return str(error)
     try:
-        server.run(sockets)
+        with _metrics_listener(app, settings):
+            server.run(sockets)
+    except CannotListen as error:
+        return str(error)
     finally:
         close(sockets)
     reason = app.state.engine_host.failure
     if app.state.accounts is not None and app.state.accounts.failure is not None:
         reason = app.state.accounts.failure
     return None if reason is None else str(reason) or repr(reason)
+
+
+@contextmanager
+def _metrics_listener(app: FastAPI, settings: Settings) -> Iterator[None]:
+    """Answer scrapes on the metrics' own port meanwhile, if they have one. Raises CannotListen."""
+    if not settings.metrics_listen or settings.metrics_port is None:
+        yield
+        return
+    sockets = listen(settings.host, settings.metrics_port)
+    try:
+        listener = MetricsListener(app.state.metrics, sockets)
+        listener.start()
+        urls = ", ".join(f"{url_of(one)}/metrics" for one in sockets)
+        logger.info("metrics", extra={"fields": {"url": urls}})
+        yield
+        listener.close()
+    finally:
+        close(sockets)
 
 
 def leave_hung_threads(status: int) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from models.acceleration.cuda_graphs import Capturer
+from pipelines.counts import GraphCounts
 from pipelines.denoise.batch import Batch, Evaluation, StaticBatch
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,9 @@ class CapturedSteps:
         """Return whether there is something to keep."""
         return any(step is not None for step in self._steps.values())
 
-    def get_or_capture(self, rows: int, capture: Callable[[], CapturedStep]) -> CapturedStep | None:
+    def get_or_capture(
+        self, rows: int, capture: Callable[[], CapturedStep], counts: GraphCounts
+    ) -> CapturedStep | None:
         """The step of a bucket; None while it runs as it comes. A failed capture is said once."""
         if rows not in self._steps:
             seen = self._seen[rows] = self._seen.get(rows, 0) + 1
@@ -77,7 +80,9 @@ class CapturedSteps:
                 return None
             try:
                 self._steps[rows] = capture()
+                counts.captures += 1
             except RuntimeError as error:  # torch.OutOfMemoryError is one
+                counts.failures += 1
                 logger.warning("a step of %d rows is not captured: %s", rows, error)
                 self._steps[rows] = None
         return self._steps[rows]

@@ -19,6 +19,7 @@ import torch
 
 from models.acceleration.cuda_graphs import Capturer
 from models.bundle import ModelBundle
+from pipelines.counts import GraphCounts
 from pipelines.denoise.batch import (
     Batch,
     Evaluation,
@@ -59,6 +60,7 @@ class Denoiser:
         self._bundle = bundle
         self._row_buckets = frozenset(row_buckets)
         self._capturer = capturer
+        self.graphs = GraphCounts()
         self._guide = None if bundle.clip is None else ClipGuide(bundle, bundle.clip)
 
     @property
@@ -76,6 +78,7 @@ class Denoiser:
         """
         rows = rows or row_count(evaluations)
         captured = self._captured(pool, rows)
+        self.graphs.count_run(captured is not None)
         mix: Callable[[], object]
         if captured is None:
             noise = stack_noise(evaluations, self._bundle.device)
@@ -117,7 +120,7 @@ class Denoiser:
             denoise, mix = partial(self.denoise, pool), partial(self.mix, pool)
             return CapturedStep(static, eps, denoise, mix, capturer)
 
-        return pool.captured.get_or_capture(rows, capture)
+        return pool.captured.get_or_capture(rows, capture, self.graphs)
 
     def denoise(self, pool: LatentPool, batch: Batch) -> torch.Tensor:
         """Gather, U-Net, guidance: the guided noise prediction, (B, 4, h, w) float32."""

@@ -20,7 +20,7 @@ import torch
 
 from models.bundle import ModelBundle
 from models.device import make_current
-from pipelines.cache import CacheCounts
+from models.device_usage import device_usage
 from pipelines.engine.calibration import guessed_costs, measure_costs
 from pipelines.engine.config import EngineConfig
 from pipelines.engine.device_timer import DeviceTimer, Elapsed, make_timer
@@ -28,6 +28,7 @@ from pipelines.engine.model_runner import Launched, ModelRunner, StepCounts
 from pipelines.engine.policy import make_policy
 from pipelines.engine.preparer import Prepared, Preparer
 from pipelines.engine.refusal import refused
+from pipelines.engine.statistics import EngineSnapshot, EngineStatistics
 from pipelines.engine.warmup import make_runner, warm_up
 from pipelines.engine.watch import Patience, Watch
 from pipelines.errors import (
@@ -100,6 +101,7 @@ class Engine:
         self._preparer = Preparer(bundle, self._prepare_watch, self._hand_over)
         self._lock = threading.Lock()  # of the scheduler
         self._idents = itertools.count()
+        self.statistics = EngineStatistics()  # of the engine's thread
         self._thread: threading.Thread | None = None
         self._measured = threading.Event()
         self._ready = threading.Event()
@@ -118,6 +120,7 @@ class Engine:
         self._measured.wait()
         if self.config.warm_up:
             self._warm_up()
+            self.statistics = EngineStatistics()  # of users' requests alone
         self._ready.set()
 
     @property
@@ -147,10 +150,21 @@ class Engine:
     def steps(self) -> StepCounts:
         return self._runner.steps
 
-    @property
-    def cache_counts(self) -> dict[str, CacheCounts]:
-        """Hits and misses of the prompt and the picture cache."""
-        return self._runner.cache_counts
+    def snapshot(self) -> EngineSnapshot:
+        """Return what it does now and did so far. From any thread; never waits for the device."""
+        with self._lock:
+            waiting = len(self._scheduler.waiting())
+            running = len(self._scheduler) - waiting
+            backlog = self._scheduler.backlog_seconds()
+        return EngineSnapshot(
+            running,
+            waiting,
+            backlog,
+            self.statistics,
+            self._runner.cache_counts,
+            self._runner.graph_counts,
+            device_usage(self.bundle.device),
+        )
 
     @property
     def costs(self) -> CostTable:
@@ -335,7 +349,9 @@ class Engine:
         with self._lock:
             states = self._scheduler.present((ident,))
         for state in states:
-            state.timings["queued"] = time.monotonic() - state.arrived
+            now = time.monotonic()
+            state.timings["queued"] = now - state.arrived
+            state.timeline.extend("queue", state.arrived, now)
             state.publish()
 
     def _collect(self, unit: _Unit | None) -> None:
@@ -352,7 +368,7 @@ class Engine:
                 with self._lock:
                     self._scheduler.remove(state.ident)
                 self._runner.release(state.ident)
-                state.end(outcome)
+                self._end(state, outcome)
 
     def _account(self, unit: _Unit) -> dict[int, GenerationResult | GenerationError]:
         """Learn from a unit's time and report progress; return the outcomes of what it ends."""
@@ -361,6 +377,9 @@ class Engine:
             if launched.ordinary:
                 self._scheduler.learn(work, seconds, launched.text_chunks)
             states = self._scheduler.present(work.idents)
+        limit = self._policy.limits.rows_for(work.key)
+        self.statistics.count_unit(work, seconds, states, launched.ordinary, limit)
+        self.statistics.halvings += launched.row_cap is not None
         outcomes: dict[int, GenerationResult | GenerationError] = {**launched.failures}
         for state in states:
             state.spend(_STAGES[type(work)], seconds)
@@ -381,6 +400,12 @@ class Engine:
             return as_failure(error)
         return GenerationResult(image, state.request.seed, state.done, state.timings)
 
+    def _end(self, state: RequestState, outcome: GenerationResult | GenerationError) -> None:
+        if "queue" not in state.timeline.spans:
+            state.timeline.extend("queue", state.arrived, time.monotonic())
+        self.statistics.count_end(outcome, state.timeline)
+        state.end(outcome)
+
     def _fail_all(self, error: GenerationError) -> None:
         """End what is left when the engine has ended, from whichever thread finds that."""
         with self._lock:
@@ -389,4 +414,4 @@ class Engine:
             for state in states:
                 self._scheduler.remove(state.ident)
         for state in states:
-            state.end(error)
+            self._end(state, error)

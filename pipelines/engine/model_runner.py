@@ -14,6 +14,7 @@ import torch
 from models.acceleration.cuda_graphs import Capturer
 from models.bundle import ModelBundle
 from pipelines.cache import CacheCounts
+from pipelines.counts import GraphCounts
 from pipelines.denoise.batch import Evaluation
 from pipelines.denoise.clip_guidance import GuidanceRun
 from pipelines.denoise.denoiser import Denoiser
@@ -138,6 +139,13 @@ class ModelRunner:
     def cache_counts(self) -> dict[str, CacheCounts]:
         """Hits and misses of each cache."""
         return {"prompts": self.prompts.counts, "pictures": self.pictures.counts}
+
+    @property
+    def graph_counts(self) -> dict[str, GraphCounts]:
+        """Captures, replays and runs without, by what the graphs are of; none without graphs."""
+        if self.vae_graphs is None:
+            return {}
+        return {"step": self.denoiser.graphs, **self.vae_graphs.counts}
 
     def _make_pool(self, key: GroupKey, patience: int | None) -> LatentPool:
         return LatentPool(self.bundle, key, self.capacity, patience)

@@ -18,6 +18,7 @@ from pipelines.request import (
 )
 from pipelines.samplers.programs import SamplerProgram
 from pipelines.scheduler.batching import GroupKey
+from pipelines.timeline import Timeline
 
 
 @dataclass(eq=False)
@@ -57,10 +58,13 @@ class RequestState:
     parts_done: int = field(default=0, init=False)
     leaving: bool = field(default=False, init=False)
     timings: dict[str, float] = field(default_factory=dict, init=False)
+    timeline: Timeline = field(default_factory=Timeline, init=False)
 
     def __post_init__(self) -> None:
         if self.allowed is None and self.deadline is not None:
             self.allowed = self.deadline - self.arrived
+        if self.handle is not None:
+            self.timeline = self.handle.timeline
 
     @property
     def denoised(self) -> bool:

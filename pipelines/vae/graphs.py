@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from models.acceleration.cuda_graphs import Capturer
+from pipelines.counts import GraphCounts
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class VaeGraphs:
         self._capturer, self._hot, self._keep = capturer, frozenset(hot), keep
         self._captured: OrderedDict[PassKey, _CapturedPass | None] = OrderedDict()
         self._seen: dict[PassKey, int] = {}
+        self.counts = {kind: GraphCounts() for kind in ("encode", "decode")}
 
     def run(self, key: PassKey, given: Tensor, forward: Forward) -> tuple[Tensor, ...]:
         """Return what ``forward`` makes of ``given``, in tensors that are the caller's own.
@@ -76,6 +78,7 @@ class VaeGraphs:
         All forwards of one key must do the same. A failed capture is said once.
         """
         captured = self._get_or_capture(key, given, forward)
+        self.counts[key.kind].count_run(captured is not None)
         return forward(given) if captured is None else captured(given)
 
     def _get_or_capture(
@@ -93,12 +96,15 @@ class VaeGraphs:
 
     def _capture(self, key: PassKey, given: Tensor, forward: Forward) -> _CapturedPass | None:
         try:
-            return _CapturedPass(forward, given, self._capturer)
+            captured = _CapturedPass(forward, given, self._capturer)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
+            self.counts[key.kind].failures += 1
             logger.warning(
                 "an %s of %d pictures is not captured: %s", key.kind, key.pictures, error
             )
             return None
+        self.counts[key.kind].captures += 1
+        return captured
 
     def _make_room(self, hot: bool) -> None:
         others = [k for k in self._captured if (k.height, k.width) not in self._hot]

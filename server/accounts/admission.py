@@ -31,6 +31,7 @@ from server.http.ignored_fields import IGNORED_FIELDS_HEADER
 from server.http.multipart import Part
 from server.http.response_headers import response_headers
 from server.observability.logs import current_request_id
+from server.observability.request_record import Credits, current_record
 
 if TYPE_CHECKING:
     from server.accounts.service import Accounts
@@ -84,6 +85,7 @@ class Admission:
         self._order: Order | None = None
         self._reserving: asyncio.Future[bytes | None] | None = None
         self._settled = False
+        self._credits = Credits()
 
     async def kept_response(self, fingerprint: str) -> bytes | None:
         """Return the answer to the same request under the same Idempotency-Key, at no charge.
@@ -118,6 +120,8 @@ class Admission:
         try:
             self._reserving = asyncio.ensure_future(accounts.ledger.reserve(order))
             kept = await asyncio.shield(self._reserving)
+            if kept is None and accounts.charges:
+                self._credits = current_record().credits = Credits(reserved=order.amount)
         except InsufficientCredits as error:
             self._headers[REMAINING_HEADER] = credits_text(error.available)
             raise
@@ -138,6 +142,7 @@ class Admission:
         kept = answer if order.idempotency else None
         balance = await self._settle(accounts, order, kept, charged)
         self._settled = True
+        self._credits.charged = charged
         self._add_credit_headers(accounts, charged, balance)
 
     async def _settle(
@@ -168,10 +173,12 @@ class Admission:
             # One that was left (its client has gone) still runs: releasing must not overtake it.
             await asyncio.wait((self._reserving,))
         await accounts.release(order.id)
+        self._credits.released = self._credits.reserved
 
     async def _replay(self, accounts: Accounts, kept: bytes) -> bytes:
         self._order = None
         self._headers[REPLAYED_HEADER] = "true"
+        current_record().replayed = True
         balance = await accounts.ledger.balance(self._account_id)
         self._add_credit_headers(accounts, 0, balance)
         return kept

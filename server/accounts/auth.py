@@ -9,6 +9,7 @@ from fastapi.security import APIKeyHeader
 
 from server.accounts.access import Access, Caller
 from server.accounts.key_ring import AUTHENTICATION_HEADER, AUTHORIZATION_HEADER, AZURE_HEADER
+from server.observability.request_record import current_record
 
 _authentication = APIKeyHeader(
     name=AUTHENTICATION_HEADER,
@@ -39,4 +40,6 @@ async def require_key(
     # Azure's clients send a header of their own.
     values = (authentication, authorization, request.headers.get(AZURE_HEADER))
     offered = [value for value in values if value is not None]
-    return await access.caller(offered, address)
+    caller = await access.caller(offered, address)
+    current_record().key = caller.name
+    return caller

@@ -51,6 +51,7 @@ from server.errors import (
 )
 from server.http.failure_shapes import failure_at
 from server.observability.logs import current_request_id
+from server.observability.request_record import current_record
 
 logger = logging.getLogger(__name__)
 
@@ -207,6 +208,7 @@ def api_error(error: Exception, seconds: float = 0.0) -> ApiError:
 def logged_api_error(error: Exception, seconds: float) -> ApiError:
     """Return the failure as `api_error`, and log what the client is not told."""
     answer = api_error(error, seconds)
+    current_record().status = answer.status  # which a stream of events has no other place for
     if isinstance(answer, InternalError):
         logger.error("the generation failed", exc_info=error)
     return answer

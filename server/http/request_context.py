@@ -1,80 +1,88 @@
-"""The middleware that gives each request its id, the time of its arrival and its log line."""
+"""The middleware that gives each request its id, the time of its arrival and its record."""
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 import uuid
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.http.deadline import stamp_arrival
+from server.http.deadline import deadline_of
 from server.observability.logs import request_id_variable
+from server.observability.request_record import (
+    CLIENT_GONE,
+    RequestObserver,
+    RequestRecord,
+    record_variable,
+)
 
 REQUEST_ID_HEADER = "X-Request-Id"
-CLIENT_GONE = 499
-"""What the log says of a request whose client left; nobody receives it."""
-
-PROBES = ("/health/live", "/health/ready")
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
-access_log = logging.getLogger("server.access")
-
 
 class RequestContext:
-    """Gives each request its id and, when it is over, its line in the access log."""
+    """Gives each request its id and its record, which ``observers`` get when it has ended."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, observers: Sequence[RequestObserver] = ()) -> None:
         self.app = app
+        self.observers = observers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        stamp_arrival(scope)
-        request_id = _accept_or_make_id(Headers(scope=scope).get(REQUEST_ID_HEADER))
-        token = request_id_variable.set(request_id)
-        started = time.perf_counter()
-        status = CLIENT_GONE
+        headers = Headers(scope=scope)
+        record = _new_record(scope, _accept_or_make_id(headers.get(REQUEST_ID_HEADER)))
+        id_token = request_id_variable.set(record.request_id)
+        record_token = record_variable.set(record)
+        added = {REQUEST_ID_HEADER: record.request_id}
+        for observer in self.observers:
+            added.update(observer.begun(record, headers))
+        complete = False
 
-        async def with_request_id(message: Message) -> None:
-            nonlocal status
+        async def with_headers(message: Message) -> None:
+            nonlocal complete
             if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                record.status = message["status"]
+                MutableHeaders(scope=message).update(added)
             await send(message)
+            complete = message["type"] == "http.response.body" and not message.get("more_body")
 
         try:
-            await self.app(scope, receive, with_request_id)
+            await self.app(scope, receive, with_headers)
+            if not complete:  # nothing was sent, or not all of a stream
+                record.status = CLIENT_GONE
+        except Exception:
+            record.status = 500
+            raise
+        except BaseException:
+            record.status = CLIENT_GONE
+            raise
         finally:
-            _log_access(scope, status, time.perf_counter() - started)
-            request_id_variable.reset(token)
+            record.seconds = time.monotonic() - record.arrived
+            for observer in self.observers:
+                observer.ended(record)
+            record_variable.reset(record_token)
+            request_id_variable.reset(id_token)
+
+
+def _new_record(scope: Scope, request_id: str) -> RequestRecord:
+    client, path = scope.get("client"), scope["path"]
+    return RequestRecord(
+        method=scope["method"],
+        path=path,
+        resource=path.removeprefix(scope.get("root_path", "")),
+        client=client[0] if client else "-",
+        request_id=request_id,
+        arrived=deadline_of(scope, 0.0),
+    )
 
 
 def _accept_or_make_id(offered: str | None) -> str:
     if offered is not None and _SANE_REQUEST_ID.fullmatch(offered):
         return offered
     return uuid.uuid4().hex
-
-
-def _log_access(scope: Scope, status: int, seconds: float) -> None:
-    client = scope.get("client")
-    # Probes come every few seconds; why they fail has a line of its own, once.
-    path: str = scope["path"]
-    quiet = path.removeprefix(scope.get("root_path", "")) in PROBES
-    access_log.log(
-        logging.DEBUG if quiet else logging.INFO,
-        "request",
-        extra={
-            "fields": {
-                "method": scope["method"],
-                "path": path,
-                "status": status,
-                "seconds": round(seconds, 4),
-                "client": client[0] if client else "-",
-            }
-        },
-    )

@@ -33,6 +33,7 @@ from server.img2img.fitting import FittedImages, canvas, fit_with_mask
 from server.img2img.form import IMAGE_FIELD, parse_form
 from server.img2img.images_request import Finishing, ImagesRequest, Plan, generations_of
 from server.observability.logs import current_request_id
+from server.observability.request_record import current_record
 from server.settings import Settings
 
 _TIME_TO_SAY_SO = 0.05
@@ -64,8 +65,12 @@ class Running:
 
     async def result(self) -> GenerationResult:
         """Return the engine's image. Raises any GenerationError."""
+        record = current_record()
+        record.timelines.append(self.handle.timeline)
         try:
-            return await self.handle.result()
+            result = await self.handle.result()
+            record.images += 1
+            return result
         except EngineDead as error:
             # One that died with the request in it is a fault of ours, not one to ask again.
             raise GenerationFailed(f"the engine died under a request: {error}") from error
@@ -197,6 +202,8 @@ class ImageToImage:
 
         Raises EngineRefused; then none of them runs.
         """
+        for generation in plan.generations:
+            current_record().asked(generation, model.name)
 
         def submit() -> Batch:
             running: list[Running] = []

@@ -18,6 +18,7 @@ from server.settings.base import ENV_PREFIX, FORM_ALLOWANCE, MIB
 from server.settings.engine import EngineSettings
 from server.settings.limits import LimitSettings
 from server.settings.model import ModelSettings
+from server.settings.observability import ObservabilitySettings
 from server.settings.renamed import OldNames, environment_name, old_names, renamed_variables
 from server.settings.server import ServerSettings
 from server.settings.values import is_loopback
@@ -33,7 +34,14 @@ __all__ = [
 ]
 
 
-class Settings(LimitSettings, EngineSettings, ModelSettings, AccountSettings, ServerSettings):
+class Settings(
+    LimitSettings,
+    EngineSettings,
+    ModelSettings,
+    AccountSettings,
+    ObservabilitySettings,
+    ServerSettings,
+):
     """What an operator can choose, the subjects together."""
 
     @classmethod
@@ -52,6 +60,23 @@ class Settings(LimitSettings, EngineSettings, ModelSettings, AccountSettings, Se
     def compile_folder(self) -> Path:
         """The folder of compiled code."""
         return (self.compile_cache or self.data_dir / "compiled").expanduser()
+
+    @property
+    def measures(self) -> bool:
+        """Return whether metrics are to be had anywhere."""
+        return self.metrics_on_api or self.metrics_listen
+
+    @property
+    def metrics_on_api(self) -> bool:
+        """Return whether metrics are on the port of the API: on a public one only if asked for."""
+        if self.metrics == "auto":
+            return self.metrics_port is None and is_loopback(self.host)
+        return self.metrics == "on"
+
+    @property
+    def metrics_listen(self) -> bool:
+        """Return whether metrics have a port of their own."""
+        return self.metrics != "off" and self.metrics_port is not None
 
     def exposure_problem(self) -> str | None:
         """The reason why these settings would open the server to strangers, or None."""

@@ -173,10 +173,10 @@ def test_a_cancelled_request_stops_being_computed(
 
 
 def test_caches_count_their_hits(engine: Engine, picture: Pixels) -> None:
-    before = {name: counts.hits for name, counts in engine.cache_counts.items()}
+    before = {name: counts.hits for name, counts in engine.snapshot().caches.items()}
     request = GenerationRequest(255 - picture, "remember me", steps=10, seed=5)
     first, again = (engine.submit(request).wait(60).image for _ in range(2))
-    after = {name: counts.hits for name, counts in engine.cache_counts.items()}
+    after = {name: counts.hits for name, counts in engine.snapshot().caches.items()}
     assert np.array_equal(first, again)
     assert after["pictures"] == before["pictures"] + 1
     assert after["prompts"] >= before["prompts"] + 2

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+from pipelines.engine.statistics import EngineSnapshot
 from pipelines.errors import EngineDraining, GenerationCancelled, GenerationError
 from pipelines.request import GenerationRequest, GenerationResult, Progress
+from pipelines.timeline import Timeline
 from server.engine_service import LoadedModel, ModelStarter
 from server.img2img.moderation import SafetyPolicy
 from server.settings import Settings
@@ -19,6 +21,7 @@ class StubHandle:
         self.engine = engine
         self.request = request
         self.cancelled = False
+        self.timeline = Timeline()
 
     async def result(self) -> GenerationResult:
         while self.engine.holding and not self.cancelled:
@@ -53,6 +56,9 @@ class StubEngine:
         self.drained_with: list[float] = []
         self.clip: str | None = "stub-clip"
         self.safety: SafetyPolicy | None = None
+
+    def snapshot(self) -> EngineSnapshot:
+        return EngineSnapshot(running=sum(not handle.cancelled for handle in self.handles))
 
     def start(self) -> None:
         self.ready = self.alive = True

@@ -20,7 +20,7 @@ from shipped_environment import ROOT, shipped_distributions, shipped_environment
 from tests.shipped.reach import PACKAGES, imports, sources
 
 # Triton comes with torch where torch is built for CUDA; without it the modules run as they are.
-LEFT_OUT = {need.module for need in NEEDS if "[" in need.install} | {"triton"}
+LEFT_OUT = {need.module.partition(".")[0] for need in NEEDS if "[" in need.install} | {"triton"}
 
 NOT_NEEDED = {
     "_pytest": "torch looks whether a test runs it",

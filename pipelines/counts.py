@@ -1,0 +1,48 @@
+"""Numbers that the engine keeps of what it did: distributions and counts of graphs. No torch here.
+
+One thread writes them, any may read. A reader sees each number as it was at some moment, though not
+all of them at the same one.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Distribution:
+    """Values counted by the first of the rising ``bounds`` that is not below them.
+
+    ``counts`` has one place more than there are bounds, for what is above all of them.
+    """
+
+    bounds: Sequence[float]
+    counts: list[int] = field(init=False)
+    total: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.counts = [0] * (len(self.bounds) + 1)
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+@dataclass
+class GraphCounts:
+    """How often graphs were captured, could not be, were replayed, and were done without."""
+
+    captures: int = 0
+    failures: int = 0
+    replays: int = 0
+    fallbacks: int = 0
+
+    def count_run(self, captured: bool) -> None:
+        """Count one run, by a graph or as it comes."""
+        if captured:
+            self.replays += 1
+        else:
+            self.fallbacks += 1
