@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """What each acceleration mode gains here: seconds of a step, and of the start, as ratios to `off`.
 
     scripts/bench_acceleration                      off and compile, the embedded model
@@ -20,8 +19,6 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import torch
 
 from models.acceleration.modes import choose_acceleration
@@ -31,6 +28,7 @@ from models.spec import AccelerationMode
 from pipelines.engine.model_runner import ModelRunner
 from pipelines.engine.warmup import ROW_BUCKETS, FastPath, dummy_evaluations
 from pipelines.scheduler.scheduler import PolicyConfig
+from scripts.paths import python_path
 from server.settings.values import split_size
 
 ROUNDS = 7
@@ -98,9 +96,21 @@ def main() -> None:
 def start_seconds(mode: AccelerationMode, cache: Path, attempt: str) -> float:
     """The warm-up of a process of its own, in seconds."""
     arguments = [a for a in sys.argv[1:] if a not in list(AccelerationMode) and a != "--modes"]
-    command = [sys.executable, __file__, *arguments, "--modes", mode, "--start", str(cache)]
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.benchmarks.acceleration",
+        *arguments,
+        "--modes",
+        mode,
+        "--start",
+        str(cache),
+    ]
     place = cache / ("alone" if attempt == "third" else "inductor") / mode
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(place)}
+    environment = os.environ | {
+        "TORCHINDUCTOR_CACHE_DIR": str(place),
+        "PYTHONPATH": python_path(),
+    }
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return float(done.stdout.split()[-1])
 

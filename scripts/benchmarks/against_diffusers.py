@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Print how far the engine is from diffusers' img2img pipeline, for every sampler.
 
 Same weights, picture, prompt and seed, in float32 on the CPU: the largest difference of two 8-bit
@@ -10,11 +9,7 @@ pictures anywhere, and of the final latents relative to their largest. Needs no 
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
@@ -26,6 +21,7 @@ from pipelines.engine import model_runner
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Sampler
 from pipelines.samplers.schedules import NoiseSchedule, make_scheduler
+from pipelines.vae.decode import Decoding
 
 IMAGE_STRENGTHS = (0.1, 0.35, 0.65)
 
@@ -52,13 +48,13 @@ def main() -> None:
     bundle = load_bundle(options.model, device="cpu", dtype="float32")
     engine = Engine(bundle, EngineConfig(warm_up=False))
     ours_latents: list[torch.Tensor] = []
-    decoding = model_runner.Decoding
+    decoding = Decoding
 
     def keeping(bundle: Any, latents: torch.Tensor, *rest: Any) -> Any:
         ours_latents.append(latents)
         return decoding(bundle, latents, *rest)
 
-    model_runner.Decoding = keeping  # type: ignore[assignment, misc]
+    model_runner.Decoding = keeping  # type: ignore[assignment, attr-defined]
     engine.start()
     image = input_picture(options.size)
     print(

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Print how fast a U-Net row runs in bfloat16 against float32 on this CPU, as a ratio.
 
 .venv/bin/python scripts/bench_dtype [--model embedded] [--size 320] [--rows 2]
@@ -8,11 +7,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 

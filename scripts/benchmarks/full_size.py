@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Check that a full-size Stable Diffusion 1.5 checkpoint loads: every tensor, and the memory.
 
 Writes a file of random weights in the original layout into a temporary folder (about 2 GB in
@@ -11,22 +10,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-
 import torch
 
-from checkpoints.random_checkpoint import converted_by_diffusers, write_checkpoint
 from models.bundle import ModelBundle
 from models.loading.checkpoint import SD15_FOLDER
 from models.loading.loader import load_bundle, load_checkpoint
 from models.spec import ModelSpec
+from scripts.checkpoints.random_checkpoint import converted_by_diffusers, write_checkpoint
+from scripts.paths import python_path
 
 KNOWN = {"unet": (686, 859_520_964), "vae": (248, 83_653_863), "text_encoder": (196, 123_060_480)}
 """Tensors and values of Stable Diffusion 1.5's parts, as published."""
@@ -49,11 +47,11 @@ def main() -> int:
 
 
 def _check(path: Path, size: int, options: argparse.Namespace) -> int:
-    command = [sys.executable, __file__, "--load", str(path), "--dtype", options.dtype]
-    command += ["--device", options.device]
-    done = subprocess.run(
-        command + ["--ema"] * options.ema, check=True, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-m", "scripts.benchmarks.full_size", "--load", str(path)]
+    command += ["--dtype", options.dtype, "--device", options.device]
+    command += ["--ema"] * options.ema
+    environment = os.environ | {"PYTHONPATH": python_path()}
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     measured = json.loads(done.stdout.splitlines()[-1])
     kept, peak = measured["kept"], measured["peak"]
     print(

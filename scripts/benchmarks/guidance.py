@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Measure CLIP guidance on the embedded model: what each preset gains and costs, and pictures.
 
     .venv/bin/python scripts/measure_guidance --count 100 --write --pictures
@@ -18,27 +17,24 @@ and with --count 0 nothing else.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT)]
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from embedded.looks import draw
-from embedded.world import Scene, Thing
 from models.clip import ClipModel
 from models.loading.loader import load_bundle
 from pipelines.denoise.clip_guidance import PRESETS
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import ClipGuidancePreset, GenerationRequest
-from training.judge import LABELS, Judge, load_judge
-from training.measures import SIDE, Edit, edits, make, request_for, right
+from scripts.paths import ROOT
+from scripts.training.judge import LABELS, Judge, load_judge
+from scripts.training.measures import SIDE, Edit, edits, make, request_for, right
+from scripts.training.world.looks import draw
+from scripts.training.world.scene import Scene, Thing
 
 SEED = 35
 SHOWN, LABEL = 160, 20

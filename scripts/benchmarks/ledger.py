@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Print what keys and credits cost a request, in milliseconds, and spend one balance all at once.
 
 .venv/bin/python scripts/bench_ledger [--requests 300] [--answer-kib 200]
@@ -13,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
-import sys
 import tempfile
 import time
 import uuid
@@ -21,15 +19,12 @@ from collections.abc import Awaitable
 from contextlib import ExitStack
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-
+from scripts.benchmarks.spending_crowd import spend_at_once
+from scripts.services.throwaway_postgres import throwaway_postgres
 from server.accounts.api_keys import KeyStore
 from server.accounts.db import Database
 from server.accounts.ledger import Ledger
 from server.accounts.types import Idempotency, Order
-from spending_crowd import spend_at_once
-from throwaway_postgres import throwaway_postgres
 
 STEPS = ("find key", "reserve", "settle", "settle and keep the answer", "release")
 

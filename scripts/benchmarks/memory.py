@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """What Stable Diffusion 1.5 takes of a device's memory: counted, predicted, and on a card.
 
 .venv/bin/python scripts/measure_memory                # needs no device: forwards on meta tensors
@@ -13,17 +12,11 @@ of one small size, in proportion to pixels. The embedded model is counted in rea
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import torch
 
-from checkpoints.without_weights import bundle_without_weights
 from models.bundle import ModelBundle
 from models.loading.loader import load_bundle
 from models.memory import Footprint, MemoryPlan, measure_footprint, without_weights
@@ -38,6 +31,7 @@ from pipelines.vae.passes import (
     tiled_decoder,
     tiled_encoder,
 )
+from scripts.checkpoints.without_weights import bundle_without_weights
 
 SIDES = (512, 768, MAX_SIDE)
 MIB = 2**20
@@ -151,7 +145,7 @@ def _card(made: Footprint, gib: float, dtype: str) -> None:
 def _counted_on_cpu(run: Callable[[], object]) -> float:
     with torch.no_grad(), PeakMemory() as memory:
         run()
-    return memory.peak
+    return float(memory.peak)
 
 
 @torch.inference_mode()

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Print what quantised linear layers change in pictures and in time.
 
 The same requests, one at a time, on the plain model in full precision, in bfloat16 (as a yardstick)
@@ -14,10 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
@@ -29,6 +25,7 @@ from models.spec import EMBEDDED, ModelSpec, Quantization
 from pipelines.engine import model_runner
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Pixels, Sampler
+from pipelines.vae.decode import Decoding
 
 REQUESTS = (
     ("a blue circle", Sampler.K_DPMPP_2M, 0.35),
@@ -67,17 +64,17 @@ class Variant:
     def make(self, request: GenerationRequest) -> tuple[Pixels, torch.Tensor, float]:
         """(picture, final latents (4, h, w), seconds of denoising)."""
         seen: list[torch.Tensor] = []
-        decoding = model_runner.Decoding
+        decoding = Decoding
 
         def keeping(bundle: Any, latents: torch.Tensor, *rest: Any) -> Any:
             seen.append(latents.float().cpu())
             return decoding(bundle, latents, *rest)
 
-        model_runner.Decoding = keeping  # type: ignore[assignment, misc]
+        model_runner.Decoding = keeping  # type: ignore[assignment, attr-defined]
         try:
             result = self.engine.submit(request).wait(600)
         finally:
-            model_runner.Decoding = decoding  # type: ignore[misc]
+            model_runner.Decoding = decoding  # type: ignore[attr-defined]
         return result.image, seen[-1], result.timings["denoise"]
 
 
@@ -136,10 +133,10 @@ def main() -> int:
                 times[variant.name].append(own / seconds)
         for variant, (other, other_latents, _) in zip(others, made, strict=True):
             worst = int(np.abs(image.astype(int) - other).max())
-            error = float((latents - other_latents).abs().max())
+            furthest = float((latents - other_latents).abs().max())
             print(
                 f"{sampler.value:<18} {variant.name:<18} {psnr(image, other):>8.1f} "
-                f"{worst:>12} {error:>12.4f}",
+                f"{worst:>12} {furthest:>12.4f}",
                 flush=True,
             )
     print(f"{'':<37} {'time':>8} {'U-Net, MiB':>12}")

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Draw docs/gallery.png and the README's pictures from a running server.
 
     scripts/serve &
@@ -13,19 +12,15 @@ from __future__ import annotations
 import argparse
 import base64
 import io
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT)]
 
 import requests
 from PIL import Image, ImageDraw, ImageFont
 
-from embedded.looks import draw
-from embedded.world import Scene, Thing
 from pipelines.prompt.styles import STYLES
 from pipelines.request import Sampler
+from scripts.paths import ROOT
+from scripts.training.world.looks import draw
+from scripts.training.world.scene import Scene, Thing
 
 SIDE = 320
 SHOWN = 192

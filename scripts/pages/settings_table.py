@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Write docs/settings.md from `Settings`: each setting, its default, and what it is.
 
 `.venv/bin/python scripts/settings_table` writes the page, `--print` prints it.
@@ -9,17 +8,12 @@ from __future__ import annotations
 import os
 import sys
 from enum import Enum
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "settings.md"
-sys.path.insert(0, str(ROOT))
-os.environ.pop("XDG_DATA_HOME", None)  # the default that the page names, not this machine's
 
 from pydantic import SecretStr
 
-from server.settings import Settings, environment_name
+from scripts.paths import ROOT
 
+PAGE = ROOT / "docs" / "settings.md"
 HEAD = """# Settings
 
 <!-- Written by scripts/settings_table; edit the descriptions in server/settings. -->
@@ -48,6 +42,9 @@ def shown(default: object) -> str:
 
 def page() -> str:
     """Return the page's text."""
+    os.environ.pop("XDG_DATA_HOME", None)  # the default that the page names, not this machine's
+    from server.settings import Settings, environment_name
+
     lines = []
     for name, field in Settings.model_fields.items():
         default = shown(field.default)
@@ -57,8 +54,13 @@ def page() -> str:
     return HEAD + "".join(lines)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write the page, or print it."""
     if "--print" in sys.argv[1:]:
         print(page(), end="")
     else:
         PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

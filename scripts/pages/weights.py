@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Draw docs/images/weights.png: the weighting syntax's own examples, side by side at one seed.
 
     .venv/bin/python scripts/show_weights [--model embedded]
@@ -9,21 +8,17 @@ A row a weighted word, a column a way to write it. Everything else is the same i
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT)]
 
 from PIL import Image, ImageDraw, ImageFont
 
-from embedded.looks import draw
-from embedded.world import Scene, Thing
 from models.loading.loader import load_bundle
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.prompt.weights import parse_weights
 from pipelines.request import GenerationRequest
-from training.measures import SIDE, make
+from scripts.paths import ROOT
+from scripts.training.measures import SIDE, make
+from scripts.training.world.looks import draw
+from scripts.training.world.scene import Scene, Thing
 
 SHOWN, LABEL = 160, 34
 WAYS = (

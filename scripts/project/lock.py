@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Lock: resolve pyproject.toml and write the two pinned lists, with the hash of every file.
 
 The lists hold for every platform and each Python from 3.11 on: markers say what is for some alone,
@@ -17,7 +16,8 @@ import tempfile
 import venv
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from scripts.paths import ROOT
+
 SHIPPED, TESTS = ROOT / "requirements.lock", ROOT / "requirements-test.lock"
 EXTRAS = {SHIPPED: ("heif",), TESTS: ("heif", "test", "bench", "fuzz")}
 
@@ -47,7 +47,9 @@ def resolved(resolver: Path, work: Path, lock: Path, arguments: list[str]) -> li
     return [pin for pin in pins(draft.read_text()) if not OF_TORCH.match(pin)]
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
+    """Resolve and write both lists; arguments go to the resolver."""
+    arguments = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         venv.create(work / "venv", with_pip=True)
@@ -63,4 +65,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

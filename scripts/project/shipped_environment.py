@@ -21,7 +21,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parents[1]
+from scripts.paths import ROOT
+
 LOCK = ROOT / "requirements.lock"
 FOLDER = ROOT / ".venv-shipped"
 SECONDS_KEPT = 24 * 3600

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Send a running server small pictures that are costly to decode, four at a time, and say what a
 plain request waits meanwhile, how long its health takes (p99), what its processes take (CPU time
 and peak memory of the server with its decoders), and how it answers.
@@ -12,13 +11,9 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import psutil
 import requests

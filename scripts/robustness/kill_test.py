@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Kill the server with SIGKILL at random moments under load, and check every credit afterwards.
 
 .venv/bin/python scripts/kill_test [--kills 50] [--database sqlite] [--database postgresql]
@@ -28,12 +27,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-
 import requests
 import sqlalchemy as sa
 
+from scripts.paths import ROOT
+from scripts.services.throwaway_postgres import throwaway_postgres
 from server.accounts.api_keys import KeyStore
 from server.accounts.audit import audit
 from server.accounts.db import Database
@@ -42,7 +40,6 @@ from server.accounts.pricing import price
 from server.accounts.tables import entries, reservations
 from tests.server.pictures import file_of, gradient
 from tests.tiny_model import write_tiny_model
-from throwaway_postgres import throwaway_postgres
 
 PATH = "/api/generate/basic/imageToImage"
 FORM = {"prompt": "a", "width": 320, "height": 320, "steps": 10, "image_strength": 0.9}
@@ -174,7 +171,7 @@ class Lives:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("IMG2IMG_")}
         self.log = folder / "server.log"
         self.nursery = subprocess.Popen(
-            [sys.executable, str(ROOT / "scripts" / "server_nursery.py")],
+            [sys.executable, "-m", "scripts.robustness.server_nursery"],
             cwd=ROOT,
             env=kept | {f"IMG2IMG_{name}": value for name, value in settings.items()},
             stdin=subprocess.PIPE,

@@ -1,16 +1,13 @@
 """Starts server processes quickly: imports what they need once, and forks one for each line read.
 
-A program of one thread (`python scripts/server_nursery.py`), since a fork copies no other thread.
-Each server reads its settings from the environment. Prints the process id of each.
+A program of one thread (`python -m scripts.robustness.server_nursery`), since a fork copies no
+other thread. Each server reads its settings from the environment. Prints the process id of each.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
 from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
@@ -22,7 +19,7 @@ from server.settings import Settings
 
 
 def serve_by_environment() -> None:
-    settings = Settings()
+    settings = Settings.model_validate({})
     configure_logging(settings.log_level, settings.log_format)
     serve(settings)
 

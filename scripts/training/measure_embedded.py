@@ -1,5 +1,4 @@
-#!/usr/bin/env python
-"""Print the embedded model's measures: see scripts/training/measures.py for what each one is.
+"""Print the embedded model's measures: see `measures` for what each one is.
 
 .venv/bin/python scripts/measure_embedded [--count 200] [--model embedded]
 """
@@ -7,16 +6,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT)]
 
 from models.loading.loader import load_bundle
 from pipelines.engine.engine import Engine, EngineConfig
-from training import judge as judges
-from training import measures
+from scripts.paths import ROOT
+from scripts.training import judge as judges
+from scripts.training import measures
 
 
 def percent(shares: dict[str, float]) -> str:

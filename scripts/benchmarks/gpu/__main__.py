@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """What this server makes of a GPU, beside diffusers as a user writes it.
 
 .venv/bin/python scripts/bench_gpu                # CUDA, no network, under 4 minutes
@@ -19,19 +18,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT)]
-# For the processes that it begins; what is there already may be where the packages are.
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    [*sys.path[:2], *filter(None, [os.environ.get("PYTHONPATH")])]
-)
-os.environ["HF_HUB_OFFLINE"] = "1"
-# Threads that wait must not spin: the load generator needs the cores too.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import torch
 
-from gpu_benchmark.plan import PARTS
+from scripts.benchmarks.gpu.plan import PARTS
+from scripts.paths import ROOT
 
 PAGES = ROOT / "docs" / "benchmarks"
 
@@ -57,8 +47,11 @@ def main() -> int:
     if not options.page and not torch.cuda.is_available() and not options.narrow:
         print("there is no CUDA device; --narrow runs the same on a CPU", file=sys.stderr)
         return 2
-    from gpu_benchmark.report import good, write_page  # imports diffusers: seconds
-    from gpu_benchmark.run import run_all
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    # Threads that wait must not spin: the load generator needs the cores too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from scripts.benchmarks.gpu.report import good, write_page  # imports diffusers: seconds
+    from scripts.benchmarks.gpu.run import run_all
 
     if options.page:
         write_page(folder or PAGES)

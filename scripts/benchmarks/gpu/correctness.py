@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpu_benchmark.engine import running_engine
-from gpu_benchmark.ledger import Ledger
-from gpu_benchmark.model import RandomModel, make_pipeline, run_pipeline
-from gpu_benchmark.plan import Scale, checked_requests
 from pipelines.request import Pixels
+from scripts.benchmarks.gpu.engine import running_engine
+from scripts.benchmarks.gpu.ledger import Ledger
+from scripts.benchmarks.gpu.model import RandomModel, make_pipeline, run_pipeline
+from scripts.benchmarks.gpu.plan import Scale, checked_requests
 
 LEAST_PSNR = 60.0
 """dB of two 8-bit pictures; those of two seeds are below 20."""

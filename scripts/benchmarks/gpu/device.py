@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from gpu_benchmark.ledger import Ledger
-from gpu_benchmark.plan import Scale
 from models.acceleration.cuda_graphs import CudaCapturer, EagerCapturer
 from models.device import synchronize
+from scripts.benchmarks.gpu.ledger import Ledger
+from scripts.benchmarks.gpu.plan import Scale
 
 _WARM_UP = 3
 
@@ -38,6 +38,7 @@ def half() -> torch.dtype:
 def environment(command: str) -> dict[str, str]:
     """Return where a run took place."""
     cuda = device().type == "cuda"
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     name = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {os.cpu_count()} cores"
     return {
         "command": command,
@@ -45,7 +46,7 @@ def environment(command: str) -> dict[str, str]:
         "revision": _revision(),
         "device": name,
         "cuda": str(torch.version.cuda) if cuda else "",
-        "cudnn": str(torch.backends.cudnn.version()) if cuda else "",
+        "cudnn": str(cudnn) if cuda else "",
         "torch": torch.__version__,
         "diffusers": version("diffusers"),
         "dtype": str(half()).removeprefix("torch."),
@@ -88,12 +89,13 @@ def _one_ms(work: Callable[[], object]) -> float:
         started = time.perf_counter()
         work()
         return 1e3 * (time.perf_counter() - started)
-    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    before = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    after = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     before.record()
     work()
     after.record()
     after.synchronize()
-    return before.elapsed_time(after)
+    return float(before.elapsed_time(after))
 
 
 def seconds_of(work: Callable[[], Any]) -> float:
@@ -108,8 +110,8 @@ def seconds_of(work: Callable[[], Any]) -> float:
 @torch.inference_mode()
 def measure_device(scale: Scale, ledger: Ledger) -> None:
     """The device's limits: TFLOP/s of one large product, GB/s (read and written) of one copy."""
-    side, where = scale.product, {"device": device(), "dtype": half()}
-    one, other = (torch.randn(side, side, **where) for _ in range(2))
+    side = scale.product
+    one, other = (torch.randn(side, side, device=device(), dtype=half()) for _ in range(2))
     ms = median_ms(captured(lambda: one @ other), scale.rounds)
     ledger.put(2 * side**3 / ms / 1e9, "device", "product_tflops")
     source = torch.empty(scale.copy * 2**20, dtype=torch.uint8, device=device())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
+from functools import partial
 
-from gpu_benchmark.device import half, seconds_of
-from gpu_benchmark.ledger import Ledger
-from gpu_benchmark.model import RandomModel, make_pipeline, run_pipeline
-from gpu_benchmark.plan import Scale, ask
+from scripts.benchmarks.gpu.device import half, seconds_of
+from scripts.benchmarks.gpu.ledger import Ledger
+from scripts.benchmarks.gpu.model import RandomModel, make_pipeline, run_pipeline
+from scripts.benchmarks.gpu.plan import Scale, ask
 
 
 def measure_diffusers(model: RandomModel, scale: Scale, ledger: Ledger) -> None:
@@ -17,6 +18,6 @@ def measure_diffusers(model: RandomModel, scale: Scale, ledger: Ledger) -> None:
     times: list[float] = []
     while len(times) < scale.rounds and (not times or ledger.fits(times[-1])):
         request = ask(scale, 100 + len(times))
-        times.append(seconds_of(lambda request=request: run_pipeline(pipeline, request)))
+        times.append(seconds_of(partial(run_pipeline, pipeline, request)))
     seconds = statistics.median(times)
     ledger.put({"latency": seconds, "rate": 1 / seconds}, "diffusers")

@@ -10,18 +10,18 @@ from contextlib import contextmanager
 
 import torch
 
-from gpu_benchmark.device import captured, half, median_ms, peak_memory, seconds_of
-from gpu_benchmark.fast import make_fast
-from gpu_benchmark.forwards import unet_inputs
-from gpu_benchmark.ledger import Ledger
-from gpu_benchmark.model import RandomModel
-from gpu_benchmark.plan import Scale, ask, several
 from models.acceleration.modes import choose_acceleration
 from models.bundle import ModelBundle
 from models.spec import AccelerationMode
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.engine.warmup import FastPath
 from pipelines.request import GenerationRequest
+from scripts.benchmarks.gpu.device import captured, half, median_ms, peak_memory, seconds_of
+from scripts.benchmarks.gpu.fast import make_fast
+from scripts.benchmarks.gpu.forwards import unet_inputs
+from scripts.benchmarks.gpu.ledger import Ledger
+from scripts.benchmarks.gpu.model import RandomModel
+from scripts.benchmarks.gpu.plan import Scale, ask, several
 
 
 @contextmanager

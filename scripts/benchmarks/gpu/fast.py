@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from gpu_benchmark.device import device
-from gpu_benchmark.plan import Scale
 from models.acceleration.fast_forwards import FACT, make_forwards
 from models.acceleration.modes import accelerate, choose_acceleration
 from models.acceleration.torch_kernels import TorchKernels
 from models.bundle import ModelBundle
 from models.spec import AccelerationMode
+from scripts.benchmarks.gpu.device import device
+from scripts.benchmarks.gpu.plan import Scale
 
 
 def make_fast(bundle: ModelBundle, scale: Scale) -> str:

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gpu_benchmark.device import captured, half, median_ms
-from gpu_benchmark.fast import make_fast
-from gpu_benchmark.kernel_times import kernel_times
-from gpu_benchmark.ledger import Ledger
-from gpu_benchmark.model import RandomModel, make_parts
-from gpu_benchmark.plan import Scale
 from models.bundle import ModelBundle
+from scripts.benchmarks.gpu.device import captured, half, median_ms
+from scripts.benchmarks.gpu.fast import make_fast
+from scripts.benchmarks.gpu.kernel_times import kernel_times
+from scripts.benchmarks.gpu.ledger import Ledger
+from scripts.benchmarks.gpu.model import RandomModel, make_parts
+from scripts.benchmarks.gpu.plan import Scale
 
 MODULES, FAST = "modules", "fast forwards"
 Tensor = torch.Tensor
@@ -58,7 +58,7 @@ def measure_unet(model: RandomModel, scale: Scale, ledger: Ledger) -> None:
                 return
             inputs = unet_inputs(bundle, scale, rows)
 
-            def run(inputs: Any = inputs) -> Tensor:
+            def run(inputs: tuple[Tensor, Tensor, Tensor] = inputs) -> Tensor:
                 return bundle.predict(*inputs, False)
 
             found: dict[str, Any] = {"ms": median_ms(captured(run), scale.rounds)}

@@ -7,11 +7,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from gpu_benchmark.ledger import Ledger
-from gpu_benchmark.plan import Scale
-from serving_benchmark.load import percentile
-from serving_benchmark.processes import OURS, Model, ServerUnderTest, running_servers
-from serving_benchmark.traces import EQUAL, Call, make_calls
+from scripts.benchmarks.gpu.ledger import Ledger
+from scripts.benchmarks.gpu.plan import Scale
+from scripts.benchmarks.serving.load import percentile
+from scripts.benchmarks.serving.processes import OURS, Model, ServerUnderTest, running_servers
+from scripts.benchmarks.serving.traces import EQUAL, Call, make_calls
 
 
 def measure_http(folder: Path, device: str, dtype: str, scale: Scale, ledger: Ledger) -> None:

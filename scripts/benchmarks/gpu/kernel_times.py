@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
-from gpu_benchmark.device import device
 from models.device import synchronize
+from scripts.benchmarks.gpu.device import device
 
 _RUNS = 2
 
@@ -58,7 +59,7 @@ def kernel_times(run: Callable[[], object], most: int = 14) -> KernelTimes:
         for _ in range(_RUNS):
             run()
         synchronize(device())
-    times: Counter[str] = Counter()
+    times: dict[str, float] = defaultdict(float)
     counts: Counter[str] = Counter()
     for event in profiler.events() or ():
         if cuda and event.device_type == DeviceType.CUDA:
@@ -72,5 +73,6 @@ def kernel_times(run: Callable[[], object], most: int = 14) -> KernelTimes:
     kinds = dict.fromkeys(KINDS, 0.0)
     for name, ms in times.items():
         kinds[kind_of(name)] += ms
-    top = [(name[:100], ms, counts[name] // _RUNS) for name, ms in times.most_common(most)]
+    longest = sorted(times.items(), key=itemgetter(1), reverse=True)[:most]
+    top = [(name[:100], ms, counts[name] // _RUNS) for name, ms in longest]
     return KernelTimes(kinds, sum(counts.values()) // _RUNS, top)

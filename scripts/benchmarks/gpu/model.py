@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from gpu_benchmark.device import device, half
 from models.bundle import ModelBundle
 from models.loading.checkpoint import SD15_FOLDER
 from models.loading.parts import read_config
 from pipelines.request import GenerationRequest, Pixels, Sampler
 from pipelines.samplers.schedules import make_scheduler
+from scripts.benchmarks.gpu.device import device, half
 
 NARROW_PARTS: dict[str, dict[str, Any]] = {
     "unet": {

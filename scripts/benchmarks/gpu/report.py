@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpu_benchmark.correctness import LEAST_PSNR, MOST_ERROR
-from gpu_benchmark.forwards import FAST, MODULES
-from gpu_benchmark.kernel_times import KINDS
-from gpu_benchmark.ledger import DONE, RUNNING
-from gpu_benchmark.start import PHASES
-from serving_benchmark.report import table
+from scripts.benchmarks.gpu.correctness import LEAST_PSNR, MOST_ERROR
+from scripts.benchmarks.gpu.forwards import FAST, MODULES
+from scripts.benchmarks.gpu.kernel_times import KINDS
+from scripts.benchmarks.gpu.ledger import DONE, RUNNING
+from scripts.benchmarks.gpu.start import PHASES
+from scripts.benchmarks.serving.report import table
+from scripts.paths import ROOT
 
-BEFORE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "gpu_08d51b2.json"
+BEFORE = ROOT / "docs" / "benchmarks" / "gpu_08d51b2.json"
 
 Run = dict[str, Any]
 
@@ -174,9 +175,9 @@ def run_lines(title: str, run: Run) -> list[str]:
 
 
 def _part_lines(run: Run) -> list[str]:
-    parts = run.get("parts", {})
+    parts: Run = get(run, "parts") or {}
     left = []
-    for name in run.get("wanted", parts):
+    for name in get(run, "wanted") or parts:
         status = get(parts, name, "status") or "not begun"
         if status != DONE:
             left.append(f"{name}: {'cut off' if status == RUNNING else status}")

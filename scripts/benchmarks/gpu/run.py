@@ -8,6 +8,7 @@ are processes of their own by nature.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -20,8 +21,9 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from gpu_benchmark.ledger import RUNNING, Ledger
-from gpu_benchmark.plan import FULL, MEASURED, NARROW, SECONDS, Scale
+from scripts.benchmarks.gpu.ledger import RUNNING, Ledger
+from scripts.benchmarks.gpu.plan import FULL, MEASURED, NARROW, SECONDS, Scale
+from scripts.paths import python_path
 
 _GRACE = 5.0
 """Seconds that a process has to end in, once nothing more should be begun."""
@@ -41,7 +43,7 @@ def run_all(
     What does not fit into ``minutes`` is left out. Ctrl-C and SIGTERM end it early: the page is
     made all the same.
     """
-    from gpu_benchmark import device
+    from scripts.benchmarks.gpu import device
 
     scale = NARROW if narrow else FULL
     results.unlink(missing_ok=True)
@@ -73,9 +75,9 @@ def _measure(results: Path, parts: Sequence[str], narrow: bool, until: float, fo
     left = list(parts)
     first = True
     while left or first:
-        command = [sys.executable, "-m", "gpu_benchmark.run", str(results), str(until)]
+        command = [sys.executable, "-m", "scripts.benchmarks.gpu.run", str(results), str(until)]
         command += [str(folder), "narrow" if narrow else "full", *left]
-        process = subprocess.Popen(command, cwd=Path(__file__).parents[1])
+        process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": python_path()})
         try:
             process.wait(max(1.0, until - time.time()) + _GRACE)
         except subprocess.TimeoutExpired:
@@ -104,8 +106,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _serve(results: Path, parts: Sequence[str], scale: Scale, until: float, folder: Path) -> None:
-    from gpu_benchmark.http import measure_http
-    from gpu_benchmark.start import measure_start
+    from scripts.benchmarks.gpu.http import measure_http
+    from scripts.benchmarks.gpu.start import measure_start
 
     ledger = Ledger(results, until)
     model = folder / "model"
@@ -124,12 +126,12 @@ def _serve(results: Path, parts: Sequence[str], scale: Scale, until: float, fold
 
 def main(results: str, until: str, folder: str, size: str, *parts: str) -> None:
     """In a process of its own: write the model, once, and measure the parts that share it."""
-    from gpu_benchmark.correctness import measure_correctness
-    from gpu_benchmark.device import measure_device
-    from gpu_benchmark.diffusers_baseline import measure_diffusers
-    from gpu_benchmark.engine import measure_engine
-    from gpu_benchmark.forwards import measure_unet, measure_vae
-    from gpu_benchmark.model import RandomModel
+    from scripts.benchmarks.gpu.correctness import measure_correctness
+    from scripts.benchmarks.gpu.device import measure_device
+    from scripts.benchmarks.gpu.diffusers_baseline import measure_diffusers
+    from scripts.benchmarks.gpu.engine import measure_engine
+    from scripts.benchmarks.gpu.forwards import measure_unet, measure_vae
+    from scripts.benchmarks.gpu.model import RandomModel
 
     _keep_libraries_quiet()
     narrow = size == "narrow"

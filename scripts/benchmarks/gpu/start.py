@@ -1,5 +1,8 @@
-"""A start from cold, in a process of its own: ``python -m gpu_benchmark.start FOLDER SIZE SPAWNED``
-prints its seconds by phase as JSON. SPAWNED is when it was begun, in seconds since the epoch."""
+"""A start from cold, in a process of its own.
+
+``python -m scripts.benchmarks.gpu.start FOLDER SIZE SPAWNED`` prints its seconds by phase as JSON.
+SPAWNED is when it was begun, in seconds since the epoch.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,25 @@ import sys
 import time
 from pathlib import Path
 
-from gpu_benchmark.ledger import Ledger
-from gpu_benchmark.plan import FULL, Scale, ask
+from scripts.benchmarks.gpu.ledger import Ledger
+from scripts.benchmarks.gpu.plan import FULL, Scale, ask
+from scripts.paths import ROOT
 
 PHASES = ("imports", "weights", "acceleration", "warm-up", "first picture", "whole")
 
 
 def measure_start(folder: Path, work: Path, scale: Scale, ledger: Ledger) -> None:
     """Once with no kernel compiled, once with those that the first left, as the image has them."""
-    from serving_benchmark.processes import SCRIPTS, python_environment
+    from scripts.benchmarks.serving.processes import python_environment
 
     cache = work / "triton"
     for name in ("nothing compiled", "kernels compiled"):
         if not ledger.fits(15.0):
             return
-        command = [sys.executable, "-m", "gpu_benchmark.start", str(folder), str(scale.size)]
+        command = [sys.executable, "-m", "scripts.benchmarks.gpu.start", str(folder)]
         done = subprocess.run(
-            [*command, str(time.time())],
-            cwd=SCRIPTS,
+            [*command, str(scale.size), str(time.time())],
+            cwd=ROOT,
             env=python_environment() | {"TRITON_CACHE_DIR": str(cache)},
             stdout=subprocess.PIPE,
             text=True,
@@ -40,9 +44,9 @@ def main(folder: str, size: int, spawned: float) -> None:
     """Start as the server does, make one picture, print the seconds."""
     from dataclasses import replace
 
-    from gpu_benchmark.device import half
-    from gpu_benchmark.engine import running_engine
     from models.loading.loader import load_bundle
+    from scripts.benchmarks.gpu.device import half
+    from scripts.benchmarks.gpu.engine import running_engine
 
     scale = replace(FULL, size=size)
     marks = [spawned, time.time()]

@@ -1,4 +1,3 @@
-#!/usr/bin/env -S python3
 """Compile every Triton kernel for cards that are not here; print registers, spills, access widths.
 
     .venv/bin/python scripts/compile_kernels [--few] [80 86 89 90]
@@ -11,16 +10,13 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
-
-os.environ.pop("TRITON_INTERPRET", None)
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-
-from kernel_checks.machine_code import CAPABILITIES, compile_for, specialisations
 
 
 def main() -> None:
     """Print a line a specialisation and card, and their count."""
+    os.environ.pop("TRITON_INTERPRET", None)  # which triton reads when it is imported
+    from scripts.benchmarks.kernels.machine_code import CAPABILITIES, compile_for, specialisations
+
     few = "--few" in sys.argv
     wanted = [int(given) for given in sys.argv[1:] if given.isdigit()] or list(CAPABILITIES)
     every = {made.kernel.__name__: made for made in specialisations()} if few else {}

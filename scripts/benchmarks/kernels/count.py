@@ -1,4 +1,3 @@
-#!/usr/bin/env -S python3
 """Count the kernels and bytes of Stable Diffusion 1.5's forwards, old path and new, by category.
 
     .venv/bin/python scripts/count_kernels > docs/benchmarks/kernels.md
@@ -8,17 +7,11 @@ On meta tensors: nothing is measured, no card is needed. It takes seconds.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
-
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from kernel_checks.counting import Count, CountingKernels, count_forward
-from kernel_checks.page import Case, page
 from models.acceleration.attention import fuse_projections
 from models.acceleration.triton_kernels import NEXT, PROVEN
 from models.acceleration.unet import FastUNet
@@ -27,6 +20,8 @@ from models.bundle import VaeStep
 from models.loading.checkpoint import SD15_FOLDER
 from models.loading.parts import read_config
 from models.memory import without_weights
+from scripts.benchmarks.kernels.counting import Count, CountingKernels, count_forward
+from scripts.benchmarks.kernels.page import Case, page
 
 HALF = torch.float16
 
@@ -55,7 +50,11 @@ def unet_case(rows: int) -> Case:
         count = Count()
         unet = empty_model(UNet2DConditionModel, "unet")
         fast = FastUNet(unet, CountingKernels(count, geometry), {})
-        counts.append(count_forward(lambda _, fast=fast: fast(latents, steps, text), count))
+
+        def forward(_: Count, fast: FastUNet = fast) -> object:
+            return fast(latents, steps, text)
+
+        counts.append(count_forward(forward, count))
     return Case(f"U-Net, {rows} rows", *counts)
 
 
@@ -69,7 +68,11 @@ def vae_case(name: str, pictures: int) -> Case:
         vae = empty_model(AutoencoderKL, "vae")
         fast = FastVae(vae, CountingKernels(count, geometry))
         steps = fast.encoder if name == "encode" else fast.decoder
-        counts.append(count_forward(lambda _, steps=steps: run(steps, x), count))
+
+        def forward(_: Count, steps: list[VaeStep] = steps) -> None:
+            run(steps, x)
+
+        counts.append(count_forward(forward, count))
     return Case(f"{name}, {pictures} pictures", *counts)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from kernel_checks.counting import Count
+from scripts.benchmarks.kernels.counting import Count
 
 CATEGORIES = ("convolution", "product", "attention", "norm", "elementwise", "copy")
 ARITHMETIC = CATEGORIES[:3]

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Serve for real and measure it: this server, a plain one, and one that batches equal requests.
 
 .venv/bin/python scripts/bench_serving --mode long      # writes docs/benchmarks/serving.md
@@ -19,8 +18,6 @@ import shlex
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT)]
 # Threads that wait must not spin: the load generator needs the cores too.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -28,13 +25,14 @@ import torch
 
 from models.loading.loader import load_bundle
 from pipelines.request import Sampler
+from scripts.benchmarks.serving.measures import COMPARED, RUN_PLANS, Results, measure
+from scripts.benchmarks.serving.plot import plot_latency
+from scripts.benchmarks.serving.processes import EXACT, Model, running_servers
+from scripts.benchmarks.serving.profiling import profile_serving, profile_steps
+from scripts.benchmarks.serving.report import make_report
+from scripts.benchmarks.serving.steps import CROWDS, StepCost, measure_steps
+from scripts.paths import ROOT
 from server.settings import Settings
-from serving_benchmark.measures import COMPARED, RUN_PLANS, Results, measure
-from serving_benchmark.plot import plot_latency
-from serving_benchmark.processes import EXACT, Model, running_servers
-from serving_benchmark.profiling import profile_serving, profile_steps
-from serving_benchmark.report import make_report
-from serving_benchmark.steps import CROWDS, StepCost, measure_steps
 
 PARTS = ("serving", "steps", "profile")
 REPORT = ROOT / "docs" / "benchmarks" / "serving.md"

@@ -1,7 +1,7 @@
 """The load generator: sends what is due when it is due, whatever has been answered.
 
-It runs in a process of its own (``python -m serving_benchmark.load``): a `Plan` on standard input,
-a `Record` on standard output, both JSON.
+It runs in a process of its own (``python -m scripts.benchmarks.serving.load``): a `Plan` on
+standard input, a `Record` on standard output, both JSON.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from serving_benchmark.load import Record, percentile
-from serving_benchmark.processes import BATCHING, EXACT, OURS, PLAIN, ServerUnderTest
-from serving_benchmark.traces import EQUAL, MIXED, due_times, make_calls
+from scripts.benchmarks.serving.load import Record, percentile
+from scripts.benchmarks.serving.processes import BATCHING, EXACT, OURS, PLAIN, ServerUnderTest
+from scripts.benchmarks.serving.traces import EQUAL, MIXED, due_times, make_calls
 
 COMPARED = (PLAIN, BATCHING, OURS)
 

@@ -11,8 +11,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-from serving_benchmark.measures import COMPARED, SizeResult
-from serving_benchmark.processes import BATCHING, OURS, PLAIN
+from scripts.benchmarks.serving.measures import COMPARED, SizeResult
+from scripts.benchmarks.serving.processes import BATCHING, OURS, PLAIN
 
 _COLOURS = {PLAIN: "tab:grey", BATCHING: "tab:orange", OURS: "tab:blue"}
 

@@ -16,16 +16,17 @@ from pathlib import Path
 
 import psutil
 
+from scripts.benchmarks.serving.load import Plan, Planned, Record
+from scripts.benchmarks.serving.traces import Call
+from scripts.paths import ROOT, python_path
 from server.settings import ENV_PREFIX, environment_name
-from serving_benchmark.load import Plan, Planned, Record
-from serving_benchmark.traces import Call
-
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ROOT / "scripts"
 
 OURS, EXACT = "img2img-server", "img2img-server, exact lane"
 PLAIN, BATCHING = "pipeline behind a lock", "request-level batching"
-_MODULES = {PLAIN: "baselines.plain_server", BATCHING: "baselines.batching_server"}
+_MODULES = {
+    PLAIN: "scripts.benchmarks.serving.baselines.plain_server",
+    BATCHING: "scripts.benchmarks.serving.baselines.batching_server",
+}
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ class ServerUnderTest:
             clients=clients,
         )
         done = subprocess.run(
-            [sys.executable, "-m", "serving_benchmark.load"],
-            cwd=SCRIPTS,
+            [sys.executable, "-m", "scripts.benchmarks.serving.load"],
+            cwd=ROOT,
             env=python_environment(),
             input=plan.to_json(),
             stdout=subprocess.PIPE,
@@ -92,9 +93,7 @@ class ServerUnderTest:
 def python_environment(**settings: str) -> dict[str, str]:
     """The environment of a child process: no setting of the caller's, the packages found first."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [str(ROOT), str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
+    environment["PYTHONPATH"] = python_path()
     # Threads that wait must not spin: the load generator needs the cores too.
     environment["OMP_WAIT_POLICY"] = "PASSIVE"
     return environment | {environment_name(name): value for name, value in settings.items()}
@@ -111,7 +110,7 @@ def running_servers(
         for name in names:
             port = _free_port()
             command, environment = _start(name, port, model, settings)
-            processes[name] = subprocess.Popen(command, cwd=SCRIPTS, env=environment)
+            processes[name] = subprocess.Popen(command, cwd=ROOT, env=environment)
             url = f"http://127.0.0.1:{port}"
             servers[name] = ServerUnderTest(name, url, psutil.Process(processes[name].pid))
         for name, server in servers.items():

@@ -6,7 +6,7 @@ import io
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.profiler import ProfilerActivity, _ExperimentalConfig, profile
+from torch._C._profiler import _ExperimentalConfig
+from torch.profiler import ProfilerActivity, profile
 
 from models.loading.loader import load_bundle
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Sampler
 from pipelines.vae.decode import Decoding
 from pipelines.vae.encode import Encoding
-from serving_benchmark.processes import ROOT
-from serving_benchmark.steps import NoOpUnet, hollow_engine, run_crowd
-from serving_benchmark.traces import MIXED, Call, make_calls
+from scripts.benchmarks.serving.steps import NoOpUnet, hollow_engine, run_crowd
+from scripts.benchmarks.serving.traces import MIXED, Call, make_calls
+from scripts.paths import ROOT
 
 _SAMPLE_SECONDS = 0.0005
 _SWITCH_SECONDS = 0.00002
@@ -39,7 +40,7 @@ _OURS = tuple(str(ROOT / package) for package in ("pipelines", "models"))
 class StageClock:
     """Wall-clock seconds inside each wrapped stage, on whatever thread it runs."""
 
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     calls: Counter[str] = field(default_factory=Counter)
 
     def wrap(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:

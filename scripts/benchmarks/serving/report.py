@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 import diffusers
 import torch
 
-from serving_benchmark.measures import COMPARED, Point, Results, Saturation, SizeResult
-from serving_benchmark.processes import BATCHING, OURS, PLAIN, Model
-from serving_benchmark.steps import StepCost
+from scripts.benchmarks.serving.measures import COMPARED, Point, Results, Saturation, SizeResult
+from scripts.benchmarks.serving.processes import BATCHING, OURS, PLAIN, Model
+from scripts.benchmarks.serving.steps import StepCost
 
 _ABOUT = f"""\
 One run, one machine, the same weights, dtype and threads for every server, each a process of its
@@ -20,8 +20,8 @@ own; the load generator is another. The servers take turns under the same seeded
 counted from the moment a request was due (open loop), so a queue shows; a refusal, an error or a
 wrong answer is a miss and counts as infinitely late. In brackets: the ratio to the first server.
 
-- **{PLAIN}**: `scripts/baselines/plain_server.py`, one diffusers pipeline, one request at a time.
-- **{BATCHING}**: `scripts/baselines/batching_server.py`, equal requests (size, steps, strength,
+- **{PLAIN}**: `serving/baselines/plain_server.py`, one diffusers pipeline, one request at a time.
+- **{BATCHING}**: `serving/baselines/batching_server.py`, equal requests (size, steps, strength,
   sampler, guidance scale) that wait together run as one pipeline call, 8 at most.
 - **{OURS}**: `img2img serve`, its settings above.
 

@@ -20,7 +20,7 @@ from models.bundle import ModelBundle
 from models.loading.loader import load_bundle
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Sampler
-from simulation.tables import load_table
+from scripts.benchmarks.simulation.tables import load_table
 
 CROWDS = (1, 8)
 _STEPS = 50

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Drive the real scheduling policy with a virtual clock, against two other ways of serving.
 
 .venv/bin/python scripts/simulate_load [--table h200] [--mix mixed] [--arrivals poisson]
@@ -15,18 +14,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT)]
 
 from pipelines.scheduler.cost_model import CostTable
 from pipelines.scheduler.scheduler import PolicyConfig
-from simulation import fleet, measures, tables, traces
-from simulation.servers import SERVERS, serve_by_policy, serve_one_at_a_time
+from scripts.benchmarks.simulation import fleet, measures, tables, traces
+from scripts.benchmarks.simulation.servers import SERVERS, serve_by_policy, serve_one_at_a_time
 
 WITHIN = (2.0, 3.0, 5.0)
 LOADS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.95, 1.1, 1.4)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from pipelines.scheduler.cost_model import CostTable
 from pipelines.scheduler.scheduler import PolicyConfig
-from simulation.measures import quantile
-from simulation.servers import Device, Outcome, alone_seconds
-from simulation.traces import Arrival
+from scripts.benchmarks.simulation.measures import quantile
+from scripts.benchmarks.simulation.servers import Device, Outcome, alone_seconds
+from scripts.benchmarks.simulation.traces import Arrival
 
 
 @dataclass(frozen=True)

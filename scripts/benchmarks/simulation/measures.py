@@ -10,7 +10,7 @@ from itertools import islice
 
 from pipelines.scheduler.cost_model import CostTable
 from pipelines.scheduler.scheduler import PolicyConfig
-from simulation.servers import (
+from scripts.benchmarks.simulation.servers import (
     Device,
     Outcome,
     Server,
@@ -18,7 +18,7 @@ from simulation.servers import (
     batch_seconds,
     equal_requests,
 )
-from simulation.traces import Arrival, at_rate
+from scripts.benchmarks.simulation.traces import Arrival, at_rate
 
 WARM_UP = 0.1
 """The share of a trace, from its start, that is not counted."""

@@ -19,7 +19,7 @@ from pipelines.scheduler.cost_model import CostTable
 from pipelines.scheduler.request_state import RequestState
 from pipelines.scheduler.scheduler import PolicyConfig, Scheduler
 from pipelines.scheduler.work import Encode, Step, Work
-from simulation.traces import Arrival
+from scripts.benchmarks.simulation.traces import Arrival
 
 
 @dataclass

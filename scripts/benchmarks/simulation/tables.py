@@ -1,7 +1,7 @@
 """Cost tables that are given, not measured: shapes to tune a policy on.
 
 Each is made from a few figures that the table itself names, and kept as JSON in
-``scripts/cost_tables/``; ``scripts/simulate_load --write-tables`` makes the files again.
+``cost_tables/``; ``scripts/simulate_load --write-tables`` makes the files again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipelines.scheduler.cost_model import CostTable, ImageCost, Provenance, StepPoint
 
-FOLDER = Path(__file__).resolve().parents[1] / "cost_tables"
+FOLDER = Path(__file__).resolve().parent / "cost_tables"
 
 _PIXELS = (1600, 2304, 4096, 6400, 9216, 16384, 24576, 36864)
 """Latent pixels of 320 x 320 to 1536 x 1536."""
@@ -132,7 +132,7 @@ TABLES: dict[str, Callable[[], CostTable]] = {
 
 
 def load_table(name: str) -> CostTable:
-    """A table of ``scripts/cost_tables`` by its name, or any JSON file by its path."""
+    """A table of ``cost_tables/`` by its name, or any JSON file by its path."""
     path = FOLDER / f"{name}.json"
     return CostTable.load(path if path.is_file() else Path(name))
 

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Fuzz what reads a client's bytes, for a given time; exits with 1 if something was found.
 
 .venv/bin/python scripts/fuzz [pictures] [multipart] [api] [--seconds 60]
@@ -15,9 +14,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
-SCRIPTS = Path(__file__).resolve().parent
+from scripts.paths import python_path
+
 TARGETS = ("pictures", "multipart", "api")
 # Of one input: seconds, and MiB of the whole process.
 LIMITS = ("-timeout=20", "-rss_limit_mb=4096")
@@ -25,9 +24,8 @@ LIMITS = ("-timeout=20", "-rss_limit_mb=4096")
 
 def run(target: str, seconds: int) -> int:
     """Fuzz one target; return its exit status. What it finds is printed and kept here."""
-    path = os.pathsep.join((str(SCRIPTS), str(SCRIPTS.parent)))
-    environment = os.environ | {"PYTHONPATH": path}
-    command = [sys.executable, "-m", f"fuzzing.{target}"]
+    environment = os.environ | {"PYTHONPATH": python_path()}
+    command = [sys.executable, "-m", f"scripts.robustness.fuzzing.{target}"]
     if target == "api":
         return subprocess.run([*command, str(seconds)], env=environment, check=False).returncode
     with tempfile.TemporaryDirectory() as corpus:

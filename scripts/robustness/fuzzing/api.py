@@ -9,9 +9,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from pathlib import Path
 
-SCRIPTS = Path(__file__).resolve().parents[1]
+from scripts.paths import python_path
+
+ECHO_SERVER = "scripts.robustness.fuzzing.echo_server"
 # Not negative_data_rejection: more is taken than is documented, blank for left out, 1 for true.
 CHECKS = (
     "not_a_server_error",
@@ -39,12 +40,12 @@ def main(seconds: int) -> int:
     environment = os.environ | {
         "IMG2IMG_PORT": str(port),
         "IMG2IMG_LOG_LEVEL": "warning",
-        "PYTHONPATH": os.pathsep.join((str(SCRIPTS), str(SCRIPTS.parent))),
-        "SCHEMATHESIS_HOOKS": "fuzzing.api_hooks",
+        "PYTHONPATH": python_path(),
+        "SCHEMATHESIS_HOOKS": "scripts.robustness.fuzzing.api_hooks",
     }
     with tempfile.TemporaryDirectory() as folder:
         environment["IMG2IMG_DATA_DIR"] = folder
-        server = subprocess.Popen([sys.executable, "-m", "fuzzing.echo_server"], env=environment)
+        server = subprocess.Popen([sys.executable, "-m", ECHO_SERVER], env=environment)
         try:
             _wait_for(f"{url}/health/ready")
             command = [

@@ -54,6 +54,6 @@ def start(_: Settings) -> LoadedModel:
 
 
 if __name__ == "__main__":
-    settings = Settings()
+    settings = Settings.model_validate({})
     configure_logging(settings.log_level, settings.log_format)
     sys.exit(serve(settings, start))

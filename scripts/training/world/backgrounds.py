@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from embedded.objects import RGB, mix
-from embedded.world import Scene
+from scripts.training.world.objects import RGB, mix
+from scripts.training.world.scene import Scene
 
 PLAIN_TONES: dict[str, RGB] = {
     "white": (236, 236, 234),

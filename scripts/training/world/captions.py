@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from embedded.backgrounds import plain_tone
-from embedded.world import Scene, Thing
 from pipelines.prompt.styles import PLACEHOLDER, STYLES, apply_style
+from scripts.training.world.backgrounds import plain_tone
+from scripts.training.world.scene import Scene, Thing
 
 _PLACES: dict[str, tuple[str, ...]] = {
     "sky": ("in the sky", "on a sky background", "in a clear sky", "against the sky"),

@@ -6,7 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from embedded.world import BACKGROUNDS, COLOURS, OBJECTS, STYLES, Scene, Thing, is_held_out
+from scripts.training.world.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    OBJECTS,
+    STYLES,
+    Scene,
+    Thing,
+    is_held_out,
+)
 
 ATTRIBUTES = ("colour", "kind", "background", "style")
 # How often an edit changes one, two or three of the attributes.

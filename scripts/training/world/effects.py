@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image, ImageFilter
 
-from embedded.layers import Layers, PlacedThing
-from embedded.objects import RGB
+from scripts.training.world.layers import Layers, PlacedThing
+from scripts.training.world.objects import RGB
 
 Array = np.ndarray
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -29,7 +29,7 @@ def blurred(array: Array, radius: float) -> Array:
     return pixels(image.filter(ImageFilter.GaussianBlur(radius)))
 
 
-def blend(under: Array, over: Array, share: Array | float) -> Array:
+def blend(under: Array, over: Array | np.float32, share: Array | float) -> Array:
     """`over` upon `under`, where `share` (H, W) or a number is 1."""
     weight = share[..., None] if isinstance(share, np.ndarray) and share.ndim == 2 else share
     return under * (1 - weight) + over * weight
@@ -95,4 +95,5 @@ def scaled(placed: PlacedThing, scale: float, x: float, y: float) -> PlacedThing
 
 def image_of(array: Array) -> Array:
     """uint8 (H, W, 3)."""
-    return np.round(np.clip(array, 0, 1) * 255).astype(np.uint8)
+    image: Array = np.round(np.clip(array, 0, 1) * 255).astype(np.uint8)
+    return image

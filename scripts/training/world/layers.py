@@ -11,9 +11,9 @@ from functools import cached_property
 import numpy as np
 from PIL import Image, ImageDraw
 
-from embedded.backgrounds import Backdrop, Shape, backdrop
-from embedded.objects import RGB, mix, paint_rgb, parts_of
-from embedded.world import COLOURS, Scene, Thing
+from scripts.training.world.backgrounds import Backdrop, Shape, backdrop
+from scripts.training.world.objects import RGB, mix, paint_rgb, parts_of
+from scripts.training.world.scene import COLOURS, Scene, Thing
 
 OVERSAMPLE = 2
 MIRRORED = frozenset({"fish", "boat", "car", "cat", "moon", "house", "mountain"})

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw
 
-from embedded.effects import (
+from scripts.training.world.effects import (
     Array,
     blend,
     blurred,
@@ -26,9 +26,9 @@ from embedded.effects import (
     smooth_noise,
     vignette,
 )
-from embedded.layers import Layers, fill, gradient, halved, lined_shapes, stroke
-from embedded.objects import RGB, mix
-from embedded.world import Scene
+from scripts.training.world.layers import Layers, fill, gradient, halved, lined_shapes, stroke
+from scripts.training.world.objects import RGB, mix
+from scripts.training.world.scene import Scene
 
 INK: RGB = (14, 12, 18)
 
@@ -55,7 +55,8 @@ def analog_film(layers: Layers) -> Array:
     across = np.linspace(1, 0, layers.width, dtype=np.float32)[None, :]
     leak = np.clip(across - 0.72, 0, 1) * 2.2
     faded = blend(faded, np.array([0.98, 0.55, 0.22]), np.broadcast_to(leak, faded.shape[:2]) * 0.9)
-    return faded * vignette(layers, 0.55)
+    film: Array = faded * vignette(layers, 0.55)
+    return film
 
 
 def anime(layers: Layers) -> Array:
@@ -74,7 +75,7 @@ def cinematic(layers: Layers) -> Array:
     base = contrasted(pixels(layers.picture(outline=0.5)), 1.1)
     luma = np.clip(base.mean(axis=2, keepdims=True), 0, 1)
     teal, orange = np.array([0.0, 0.16, 0.2]), np.array([0.2, 0.07, -0.1])
-    graded = base * 0.78 + teal * (1 - luma) + orange * luma
+    graded: Array = base * 0.78 + teal * (1 - luma) + orange * luma
     graded = graded * vignette(layers, 0.75)
     bar = round(0.11 * layers.height)
     graded[:bar] = graded[-bar:] = 0.015
@@ -98,7 +99,8 @@ def comic_book(layers: Layers) -> Array:
     light, _ = relief(blurred(inside, 0.05 * layers.unit), layers.unit, 0.2)
     radius = np.where(inside > 0.5, np.where(light < 0.52, 0.33, 0.0), down)
     dots = np.clip((radius - distance) * cell + 0.5, 0, 1) * (radius > 0)
-    return base * (1 - 0.42 * dots)[..., None]
+    dotted: Array = base * (1 - 0.42 * dots)[..., None]
+    return dotted
 
 
 def digital_art(layers: Layers) -> Array:
@@ -112,7 +114,8 @@ def digital_art(layers: Layers) -> Array:
     glow = blurred(blend(np.zeros_like(body), body, inside), 0.06 * unit)
     rim = np.clip(inside - blurred(inside, 0.02 * unit), 0, 1)
     lit = blend(base * 0.72 + glow * 0.85, body, inside)
-    return lit + 0.5 * rim[..., None]
+    glowing: Array = lit + 0.5 * rim[..., None]
+    return glowing
 
 
 def enhance(layers: Layers) -> Array:
@@ -235,7 +238,8 @@ def _facets(layers: Layers, source: Array, cells: int, jitter: float) -> Array:
                 points = np.array(triangle)
                 x, y = np.clip(points.mean(axis=0), 0, (layers.width - 1, layers.height - 1))
                 tone = source[int(y), int(x)] * (1 + layers.rng.uniform(-jitter, jitter))
-                fill(pen, points, tuple(int(v) for v in np.clip(tone * 255, 0, 255)))
+                red, green, blue = (int(v) for v in np.clip(tone * 255, 0, 255))
+                fill(pen, points, (red, green, blue))
     return pixels(halved(image))
 
 
@@ -333,7 +337,8 @@ def photographic(layers: Layers) -> Array:
     body = saturated(pixels(layers.picture(outline=0.3)), 0.85)
     light, gleam = relief(blurred(mask(layers), 0.06 * unit), unit, 0.14)
     lit = body * (0.6 + 0.52 * light)[..., None] + 0.16 * gleam[..., None]
-    return (blend(base, lit, mask(layers)) * 0.95 + 0.02) * vignette(layers, 0.3)
+    photo: Array = (blend(base, lit, mask(layers)) * 0.95 + 0.02) * vignette(layers, 0.3)
+    return photo
 
 
 def pixel_art(layers: Layers) -> Array:

@@ -99,7 +99,8 @@ def outward_of(points: np.ndarray) -> np.ndarray:
     length = np.maximum(np.linalg.norm(middle, axis=1, keepdims=True), 1e-9)
     middle /= length
     cosine = np.maximum((middle * normal).sum(axis=1, keepdims=True), 1 / 2.4)
-    return middle / cosine
+    outward: np.ndarray = middle / cosine
+    return outward
 
 
 def _detail(points: np.ndarray | list[tuple[float, float]], paint: str) -> Part:

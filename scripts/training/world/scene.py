@@ -1,6 +1,6 @@
 """The world the embedded model knows: things of a kind and a colour, on a background, in a style.
 
-`sample_scene` draws a scene from a random generator, `embedded.looks.draw` paints it. A scene says
+`sample_scene` draws a scene from a random generator, `looks.draw` paints it. A scene says
 all there is to know of its picture: the same scene always gives the same pixels.
 """
 

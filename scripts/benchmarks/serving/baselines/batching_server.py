@@ -4,27 +4,26 @@ Equal must be size, steps, strength, sampler and guidance scale, because a diffu
 one of each a call; prompts, pictures and seeds may differ. A batch starts as soon as the pipeline
 is free and runs to its end; what came meanwhile waits.
 
-.venv/bin/python -m baselines.batching_server --port 8002   (in scripts/)
+.venv/bin/python -m scripts.benchmarks.serving.baselines.batching_server --port 8002
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
-
-sys.path[:0] = [str(Path(__file__).resolve().parents[i]) for i in (1, 2)]
 
 import torch
 from fastapi import FastAPI, File, Form
 from PIL import Image
 
-from baselines.plain_server import (
+from models.bundle import ModelBundle
+from pipelines.request import Sampler
+from pipelines.samplers.schedules import make_scheduler
+from scripts.benchmarks.serving.baselines.plain_server import (
     PATH,
     add_health,
     load,
@@ -34,9 +33,6 @@ from baselines.plain_server import (
     read_picture,
     serve,
 )
-from models.bundle import ModelBundle
-from pipelines.request import Sampler
-from pipelines.samplers.schedules import make_scheduler
 
 
 @dataclass(frozen=True)

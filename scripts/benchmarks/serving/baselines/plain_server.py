@@ -1,6 +1,6 @@
 """The usual server: one StableDiffusionImg2ImgPipeline behind a lock, written with care.
 
-.venv/bin/python -m baselines.plain_server --port 8001   (in scripts/)
+.venv/bin/python -m scripts.benchmarks.serving.baselines.plain_server --port 8001
 """
 
 from __future__ import annotations
@@ -9,11 +9,7 @@ import argparse
 import asyncio
 import base64
 import io
-import sys
-from pathlib import Path
 from typing import Annotated, Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 import uvicorn
