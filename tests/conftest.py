@@ -17,6 +17,8 @@ if not torch.cuda.is_available():
 
 from models.bundle import ModelBundle
 from pipelines.request import Pixels
+from scripts.services.throwaway_postgres import NoPostgres, Postgres, throwaway_postgres
+from scripts.services.throwaway_redis import NoRedis, Redis, throwaway_redis
 from tests.server.databases import KINDS, new_postgres_database, sqlite_url
 from tests.services import skip_or_fail
 from tests.tiers import (  # noqa: F401  hooks
@@ -25,8 +27,6 @@ from tests.tiers import (  # noqa: F401  hooks
     pytest_configure,
 )
 from tests.tiny_model import tiny_bundle, tiny_clip, write_tiny_clip, write_tiny_model
-from throwaway_postgres import NoPostgres, Postgres, throwaway_postgres
-from throwaway_redis import NoRedis, Redis, throwaway_redis
 
 
 @pytest.fixture(scope="session")

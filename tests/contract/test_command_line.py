@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageChops
 from PIL.ExifTags import IFD, Base
 
+from scripts.project.shipped_environment import shipped_environment
 from server import __version__
-from shipped_environment import shipped_environment
 from tests.contract.conftest import QUICK, Client, contract_model
 from tests.server.server_process import ROOT
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from shipped_environment import shipped_environment
+from scripts.project.shipped_environment import shipped_environment
 from tests.models.hub_server import REPOSITORY, REVISION, running_hub
 from tests.server.server_process import ROOT
 from tests.tiny_model import write_tiny_checker, write_tiny_clip

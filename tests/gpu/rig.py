@@ -14,10 +14,6 @@ from typing import Any
 
 import torch
 
-from gpu_benchmark.fast import make_fast
-from gpu_benchmark.forwards import relative_error
-from gpu_benchmark.model import RandomModel
-from gpu_benchmark.plan import FULL, NARROW, Scale, picture
 from models.acceleration.cuda_graphs import Capturer, CudaCapturer, EagerCapturer
 from models.acceleration.modes import Acceleration
 from models.bundle import ModelBundle
@@ -26,6 +22,10 @@ from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.handle import GenerationHandle
 from pipelines.request import GenerationRequest, Pixels
+from scripts.benchmarks.gpu.fast import make_fast
+from scripts.benchmarks.gpu.forwards import relative_error
+from scripts.benchmarks.gpu.model import RandomModel
+from scripts.benchmarks.gpu.plan import FULL, NARROW, Scale, picture
 
 GRAPHS = Acceleration(AccelerationMode.GRAPHS, graphs=True)
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from gpu_benchmark.forwards import unet_inputs
-from gpu_benchmark.plan import Scale
 from models.bundle import ModelBundle
 from pipelines.denoise.latent_pool import LatentPool
 from pipelines.engine.engine import Engine
 from pipelines.errors import GenerationCancelled, GenerationFailed
 from pipelines.vae.decode import decode_latents
+from scripts.benchmarks.gpu.forwards import unet_inputs
+from scripts.benchmarks.gpu.plan import Scale
 from tests.gpu.rig import Rig, images
 
 

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from gpu_benchmark.forwards import unet_inputs
-from gpu_benchmark.plan import picture
 from models.bundle import ModelBundle
 from pipelines.denoise.batch import Evaluation
 from pipelines.denoise.denoiser import Denoiser
@@ -22,6 +20,8 @@ from pipelines.scheduler.batching import GroupKey
 from pipelines.vae.decode import decode_latents, decode_together
 from pipelines.vae.encode import encode_image
 from pipelines.vae.graphs import VaeGraphs
+from scripts.benchmarks.gpu.forwards import unet_inputs
+from scripts.benchmarks.gpu.plan import picture
 from tests.gpu.rig import Rig
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from checkpoints.random_checkpoint import converted_by_diffusers, to_ldm, write_checkpoint
 from models.bundle import ModelBundle
 from models.loading.loader import ModelLoadError, ModelSpec, load_model
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Pixels
+from scripts.checkpoints.random_checkpoint import converted_by_diffusers, to_ldm, write_checkpoint
 
 
 def load(path: Path, narrow: Path, dtype: str = "float32", **options: object) -> ModelBundle:

@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import CLIPModel
 
-from embedded.looks import draw
-from embedded.world import sample_scene
 from models.loading.loader import EMBEDDED_FOLDER, load_bundle
+from scripts.training.world.looks import draw
+from scripts.training.world.scene import sample_scene
 from tests.logged_warnings import no_logged_warnings
 
 pytestmark = pytest.mark.process

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
 from embedded.looks import draw
 from embedded.world import Scene, Thing
+
 from models.bundle import ModelBundle
 from models.loading.loader import load_bundle
 from pipelines.engine.calibration import guessed_costs

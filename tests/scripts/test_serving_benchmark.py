@@ -16,19 +16,27 @@ import pytest
 from fastapi import FastAPI
 from PIL import Image
 
-from baselines import batching_server, plain_server
 from models.bundle import ModelBundle
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import Pixels, Sampler
 from pipelines.samplers.schedules import denoising_steps
-from serving_benchmark import traces
-from serving_benchmark.load import PATH, Plan, Planned, Record, offer, percentile
-from serving_benchmark.measures import Health, Point, Results, Saturation, SizePlan, SizeResult
-from serving_benchmark.plot import plot_latency
-from serving_benchmark.processes import BATCHING, OURS, PLAIN, ROOT, Model
-from serving_benchmark.profiling import as_request, profile_steps
-from serving_benchmark.report import make_report
-from serving_benchmark.steps import StepCost, measure_steps
+from scripts.benchmarks.serving import traces
+from scripts.benchmarks.serving.baselines import batching_server, plain_server
+from scripts.benchmarks.serving.load import PATH, Plan, Planned, Record, offer, percentile
+from scripts.benchmarks.serving.measures import (
+    Health,
+    Point,
+    Results,
+    Saturation,
+    SizePlan,
+    SizeResult,
+)
+from scripts.benchmarks.serving.plot import plot_latency
+from scripts.benchmarks.serving.processes import BATCHING, OURS, PLAIN, Model
+from scripts.benchmarks.serving.profiling import as_request, profile_steps
+from scripts.benchmarks.serving.report import make_report
+from scripts.benchmarks.serving.steps import StepCost, measure_steps
+from scripts.paths import ROOT
 
 
 def test_traces_are_seeded_and_every_picture_is_another_one() -> None:
@@ -221,8 +229,8 @@ def test_the_load_generator_is_a_process(tiny: ModelBundle) -> None:
     plan = Plan("http://127.0.0.1:9", [], timeout=1.0)
     assert Plan.from_json(plan.to_json()) == plan
     done = subprocess.run(
-        [sys.executable, "-m", "serving_benchmark.load"],
-        cwd=ROOT / "scripts",
+        [sys.executable, "-m", "scripts.benchmarks.serving.load"],
+        cwd=ROOT,
         input=plan.to_json(),
         capture_output=True,
         text=True,

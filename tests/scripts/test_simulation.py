@@ -13,15 +13,15 @@ from pipelines.request import Sampler
 from pipelines.samplers.programs import make_program
 from pipelines.scheduler.batching import GroupKey
 from pipelines.scheduler.scheduler import PolicyConfig
-from simulation import fleet, measures, sizing, tables, traces
-from simulation.servers import (
+from scripts.benchmarks.simulation import fleet, measures, sizing, tables, traces
+from scripts.benchmarks.simulation.servers import (
     Jitter,
     alone_seconds,
     serve_by_policy,
     serve_one_at_a_time,
     serve_request_batches,
 )
-from simulation.traces import Arrival
+from scripts.benchmarks.simulation.traces import Arrival
 
 KEY = GroupKey(64, 64, 77, False)
 PATIENT = PolicyConfig(max_queue=10**9)

@@ -14,12 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTokenizer
 
-from embedded.captions import caption
-from embedded.edits import earlier_scene
-from embedded.world import Scene, Thing, is_held_out, sample_scene
 from pipelines.prompt.styles import STYLES
-from tests.logged_warnings import no_logged_warnings
-from training.clip import (
+from scripts.training.clip import (
     WithHeads,
     embed_text,
     finished_clip,
@@ -27,11 +23,11 @@ from training.clip import (
     make_tokenizer,
     text_tower,
 )
-from training.data import draw_scenes, to_model
-from training.export import export, unpack
-from training.tokenizer import encode, learn_merges
-from training.trainer import Plan, Run
-from training.unet import (
+from scripts.training.data import draw_scenes, to_model
+from scripts.training.export import export, unpack
+from scripts.training.tokenizer import encode, learn_merges
+from scripts.training.trainer import Plan, Run
+from scripts.training.unet import (
     EDIT_TIMESTEP,
     GAMMA,
     KIND_TIMES,
@@ -45,7 +41,11 @@ from training.unet import (
     train_unet,
     with_ghosts,
 )
-from training.vae import finished_vae, make_vae, psnr, train_vae
+from scripts.training.vae import finished_vae, make_vae, psnr, train_vae
+from scripts.training.world.captions import caption
+from scripts.training.world.edits import earlier_scene
+from scripts.training.world.scene import Scene, Thing, is_held_out, sample_scene
+from tests.logged_warnings import no_logged_warnings
 
 CPU = torch.device("cpu")
 

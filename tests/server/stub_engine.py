@@ -17,6 +17,8 @@ from server.settings import Settings
 class StubHandle:
     """Ends at once, or when `gate` is set; with `outcome` if that is an error."""
 
+    latest: Progress | None = None
+
     def __init__(self, engine: StubEngine, request: GenerationRequest) -> None:
         self.engine = engine
         self.request = request
@@ -39,6 +41,10 @@ class StubHandle:
 
     def cancel(self) -> None:
         self.cancelled = True
+
+    @property
+    def done(self) -> bool:
+        return self.cancelled or not self.engine.holding
 
 
 class StubEngine:

@@ -26,6 +26,7 @@ from pipelines.errors import (
     GenerationError,
     GenerationFailed,
 )
+from scripts.services.throwaway_postgres import Postgres
 from server.accounts.api_keys import KeyStore
 from server.accounts.key_text import make_key
 from server.accounts.types import Balance
@@ -35,7 +36,6 @@ from tests.server.databases import new_postgres_database
 from tests.server.failures import assert_failure
 from tests.server.stub_engine import StubEngine
 from tests.server.team import Team
-from throwaway_postgres import Postgres
 
 SMALL = {"width": "320", "height": "320", "steps": "10"}
 """A picture of 0.4 credits."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spending_crowd import spend_at_once
+from scripts.benchmarks.spending_crowd import spend_at_once
 
 pytestmark = pytest.mark.process
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
-from checkpoints.without_weights import bundle_without_weights
 from models.bundle import ModelBundle
 from models.loading.loader import load_bundle
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.engine.policy import make_policy
 from pipelines.scheduler.batching import GroupKey, StepLimits
+from scripts.checkpoints.without_weights import bundle_without_weights
 from server.cli.main import app
 from server.engine_service import load_model
 from server.memory_plan import EXACT_ROWS, LARGEST, available_bytes, memory_policy
