@@ -19,12 +19,14 @@ MAX_SIDE = 1536
 SIDE_MULTIPLE = 64
 MIN_STEPS = 10
 MAX_STEPS = 50
+MAX_ENGINE_STEPS = 150
+"""The engine takes 1 to this many steps; MIN_STEPS and MAX_STEPS are the contract's range."""
 MAX_CFG_SCALE = 35.0
 MAX_SEED = 2**32 - 1
 
 
 class Sampler(StrEnum):
-    """The ten samplers of the contract, by the contract's names."""
+    """The samplers of the engine; `CONTRACT_SAMPLERS` are the ten that the contract names."""
 
     DDIM = "DDIM"
     DDPM = "DDPM"
@@ -36,6 +38,35 @@ class Sampler(StrEnum):
     K_EULER_ANCESTRAL = "K_EULER_ANCESTRAL"
     K_HEUN = "K_HEUN"
     K_LMS = "K_LMS"
+    K_DPMPP_2M_SDE = "K_DPMPP_2M_SDE"
+    K_DPMPP_SDE = "K_DPMPP_SDE"
+    K_DPMPP_3M_SDE = "K_DPMPP_3M_SDE"
+    UNIPC = "UNIPC"
+    LCM = "LCM"
+
+
+CONTRACT_SAMPLERS = (
+    Sampler.DDIM,
+    Sampler.DDPM,
+    Sampler.K_DPMPP_2M,
+    Sampler.K_DPMPP_2S_ANCESTRAL,
+    Sampler.K_DPM_2,
+    Sampler.K_DPM_2_ANCESTRAL,
+    Sampler.K_EULER,
+    Sampler.K_EULER_ANCESTRAL,
+    Sampler.K_HEUN,
+    Sampler.K_LMS,
+)
+
+
+class SigmaSchedule(StrEnum):
+    """How a sampler's noise levels are spread; AUTOMATIC is the sampler's own way."""
+
+    AUTOMATIC = "AUTOMATIC"
+    KARRAS = "KARRAS"
+    EXPONENTIAL = "EXPONENTIAL"
+    SGM_UNIFORM = "SGM_UNIFORM"
+    AYS = "AYS"
 
 
 class ClipGuidancePreset(StrEnum):
@@ -79,6 +110,7 @@ class GenerationRequest:
     tile: bool = False
     previews: bool = False
     request_id: str = ""
+    schedule: SigmaSchedule = SigmaSchedule.AUTOMATIC
 
     @property
     def width(self) -> int:

@@ -83,7 +83,11 @@ class Preparer:
     def _prepare(self, state: RequestState, texts: PromptChunks) -> Prepared:
         request = state.request
         program = make_program(
-            request.sampler, request.steps, request.image_strength, self._noise_schedule
+            request.sampler,
+            request.steps,
+            request.image_strength,
+            self._noise_schedule,
+            request.schedule,
         )
         shape = (self._bundle.latent_channels, state.key.height, state.key.width)
         noise = RequestNoise.draw(request.seed, shape, program.draws)
