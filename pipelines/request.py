@@ -33,7 +33,7 @@ MAX_SEED = 2**32 - 1
 
 
 class Sampler(StrEnum):
-    """The ten samplers of the contract, by the contract's names."""
+    """The samplers of the engine; `CONTRACT_SAMPLERS` are the ten that the contract names."""
 
     DDIM = "DDIM"
     DDPM = "DDPM"
@@ -45,6 +45,35 @@ class Sampler(StrEnum):
     K_EULER_ANCESTRAL = "K_EULER_ANCESTRAL"
     K_HEUN = "K_HEUN"
     K_LMS = "K_LMS"
+    K_DPMPP_2M_SDE = "K_DPMPP_2M_SDE"
+    K_DPMPP_SDE = "K_DPMPP_SDE"
+    K_DPMPP_3M_SDE = "K_DPMPP_3M_SDE"
+    UNIPC = "UNIPC"
+    LCM = "LCM"
+
+
+CONTRACT_SAMPLERS = (
+    Sampler.DDIM,
+    Sampler.DDPM,
+    Sampler.K_DPMPP_2M,
+    Sampler.K_DPMPP_2S_ANCESTRAL,
+    Sampler.K_DPM_2,
+    Sampler.K_DPM_2_ANCESTRAL,
+    Sampler.K_EULER,
+    Sampler.K_EULER_ANCESTRAL,
+    Sampler.K_HEUN,
+    Sampler.K_LMS,
+)
+
+
+class SigmaSchedule(StrEnum):
+    """How a sampler's noise levels are spread; AUTOMATIC is the sampler's own way."""
+
+    AUTOMATIC = "AUTOMATIC"
+    KARRAS = "KARRAS"
+    EXPONENTIAL = "EXPONENTIAL"
+    SGM_UNIFORM = "SGM_UNIFORM"
+    AYS = "AYS"
 
 
 class ClipGuidancePreset(StrEnum):
@@ -67,16 +96,6 @@ class MaskedContent(StrEnum):
     ORIGINAL = "original"
     LATENT_NOISE = "latent noise"
     LATENT_NOTHING = "latent nothing"
-
-
-class SigmaSchedule(StrEnum):
-    """The ways to space a sampler's noise levels. AUTOMATIC is the sampler's own."""
-
-    AUTOMATIC = "automatic"
-    KARRAS = "karras"
-    EXPONENTIAL = "exponential"
-    SGM_UNIFORM = "sgm_uniform"
-    AYS = "ays"
 
 
 def default_sampler(clip_guidance: ClipGuidancePreset) -> Sampler:

@@ -91,7 +91,11 @@ class Preparer:
     def _prepare(self, state: RequestState, texts: PromptChunks) -> Prepared:
         request = state.request
         program = make_program(
-            request.sampler, request.steps, request.strength, self._noise_schedule
+            request.sampler,
+            request.steps,
+            request.strength,
+            self._noise_schedule,
+            request.schedule,
         )
         device = self._bundle.device
         shape = (self._bundle.latent_channels, state.key.height, state.key.width)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSche
 
 from pipelines.prompt.styles import STYLES
 from pipelines.request import (
+    CONTRACT_SAMPLERS,
     MAX_CFG_SCALE,
     MAX_SEED,
     MAX_SIDE,
@@ -116,10 +117,10 @@ class ImageToImageForm(BaseModel):
     ] = ClipGuidancePreset.NONE
     sampler: Annotated[
         Sampler | None,
-        choice(Sampler),
+        choice(CONTRACT_SAMPLERS),
         documented(
             type="string",
-            enum=[sampler.value for sampler in Sampler],
+            enum=[sampler.value for sampler in CONTRACT_SAMPLERS],
             description=f"Left out: {default_sampler(ClipGuidancePreset.NONE)}, or "
             f"{default_sampler(ClipGuidancePreset.SIMPLE)} with CLIP guidance.",
         ),
