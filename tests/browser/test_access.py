@@ -67,7 +67,7 @@ def test_a_picture_by_plain_http_under_a_prefix_with_a_key(
     code = page.locator("#text-shown").input_value()
     assert f'"{lan(server)}/api/generate/basic/imageToImage"' in code
     assert KEY not in code
-    assert 'os.environ["IMG2IMG_KEY"]' in code
+    assert 'os.environ["API_KEY"]' in code
     page.locator("#text-close").click()
     # The key is this tab's alone, and outlives a reload.
     assert KEY not in page.evaluate("JSON.stringify(localStorage) + document.cookie")

@@ -44,7 +44,7 @@ export function axisValues(field, text) {
       const value = String(Number(number.toFixed(4)));
       // -1 and 0 are seeds to be drawn: each once, for all cells.
       const problem = field.name === "seed" && ["-1", "0"].includes(value) ? null : problemOf(field, value);
-      if (problem) return { problem: `${value} ${problem}` };
+      if (problem) return { problem };
       values.push(value);
     }
   }

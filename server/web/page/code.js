@@ -17,7 +17,7 @@ export function codeFor(language, base, fields, files, needsKey) {
 const WRITERS = {
   curl(url, fields, files, needsKey) {
     const lines = [`curl --fail-with-body -sS ${shell(url)}`];
-    if (needsKey) lines.push('-H "Authorization: $IMG2IMG_KEY"');
+    if (needsKey) lines.push('-H "Authorization: $API_KEY"');
     for (const [name, file] of files) lines.push(`-F ${shell(`${name}=@${file}`)}`);
     // Not -F, which reads a file where a value begins with @ or <.
     for (const [name, value] of fields) lines.push(`--form-string ${shell(`${name}=${value}`)}`);
@@ -30,7 +30,7 @@ ${needsKey ? "import os\n" : ""}
 import requests
 
 response = requests.post(
-    ${quoted(url)},${needsKey ? '\n    headers={"Authorization": os.environ["IMG2IMG_KEY"]},' : ""}
+    ${quoted(url)},${needsKey ? '\n    headers={"Authorization": os.environ["API_KEY"]},' : ""}
     files={
 ${files.map(([name, file]) => `        ${quoted(name)}: open(${quoted(file)}, "rb"),\n`).join("")}    },
     data={
@@ -54,7 +54,7 @@ import { writeFile } from "node:fs/promises";
 const form = new FormData();
 ${files.map(([name, file]) => `form.append(${quoted(name)}, await openAsBlob(${quoted(file)}), ${quoted(file)});\n`).join("")}${fields.map(([name, value]) => `form.append(${quoted(name)}, ${quoted(value)});\n`).join("")}
 const response = await fetch(${quoted(url)}, {
-  method: "POST",${needsKey ? "\n  headers: { Authorization: process.env.IMG2IMG_KEY }," : ""}
+  method: "POST",${needsKey ? "\n  headers: { Authorization: process.env.API_KEY }," : ""}
   body: form,
 });
 const { code, message, data } = await response.json();
@@ -68,7 +68,7 @@ console.log("seed", data.seed);
     return `<?php
 $curl = curl_init(${php(url)});
 curl_setopt_array($curl, [
-    CURLOPT_RETURNTRANSFER => true,${needsKey ? "\n    CURLOPT_HTTPHEADER => ['Authorization: ' . getenv('IMG2IMG_KEY')]," : ""}
+    CURLOPT_RETURNTRANSFER => true,${needsKey ? "\n    CURLOPT_HTTPHEADER => ['Authorization: ' . getenv('API_KEY')]," : ""}
     CURLOPT_POSTFIELDS => [
 ${files.map(([name, file]) => `        ${php(name)} => new CURLFile(${php(file)}),\n`).join("")}${fields.map(([name, value]) => `        ${php(name)} => ${php(value)},\n`).join("")}    ],
 ]);

@@ -53,7 +53,7 @@ class Page {
 
   async begin() {
     showDemo(this.about.demo, this.form);
-    note($("model"), this.about.model ? `model: ${this.about.model}` : this.about.obstacle);
+    this.#nameModel();
     this.form.addEventListener("change", ({ detail }) => this.#changed(detail));
     this.account.addEventListener("change", () => this.#costs());
     this.masks.addEventListener("change", () => this.saveDraft());
@@ -69,6 +69,15 @@ class Page {
     this.account.refresh();
     this.#costs();
     document.documentElement.dataset.ready = "true";
+  }
+
+  /** Name the model; while it loads, say so and ask again. */
+  async #nameModel() {
+    note($("model"), this.about.model ? `model: ${this.about.model}` : this.about.obstacle);
+    if (this.about.model) return;
+    await new Promise((resolve) => setTimeout(resolve, 3000));
+    this.about = (await ask("api/about").catch(() => null)) ?? this.about;
+    this.#nameModel();
   }
 
   // The picture to start from

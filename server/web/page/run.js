@@ -47,6 +47,7 @@ export class Runner extends EventTarget {
    * null where it was cancelled; rejects with what the client says.
    */
   async start(job) {
+    this.aborter?.abort(); // Two clicks in one moment are one run, the later one.
     const aborter = new AbortController();
     this.aborter = aborter;
     $("generate").hidden = true;
@@ -67,7 +68,7 @@ export class Runner extends EventTarget {
         onRetry: (event) => this.#retry(event, aborter),
       });
       if (this.aborter !== aborter) return null;
-      if (!firstStep || performance.now() - began > 0) this.#learn(job, began, firstStep);
+      this.#learn(job, began, firstStep);
       this.#ended("Done", "✓");
       return { ...result, ...job };
     } catch (error) {

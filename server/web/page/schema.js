@@ -53,17 +53,17 @@ export async function readFields() {
   return fields;
 }
 
-/** Why a text is no value of this field, or null. Blank ones count as left out. */
+/** Why a text is no value of this field, in words, or null. Blank ones count as left out. */
 export function problemOf(field, text) {
   const value = text.trim();
-  if (value === "") return field.required ? "is required" : null;
+  if (value === "") return field.required ? `${field.label} is required` : null;
   if (field.kind === "integer" || field.kind === "number") {
     const number = Number(value);
     const range = `${field.minimum} to ${field.maximum}`;
-    if (!Number.isFinite(number)) return `is not a number from ${range}`;
-    if (field.kind === "integer" && !Number.isInteger(number)) return "is not a whole number";
-    if (number < field.minimum || number > field.maximum) return `is not from ${range}`;
-    if (field.step > 1 && number % field.step) return `is no multiple of ${field.step}`;
+    if (!Number.isFinite(number)) return `${value} is not a number from ${range}`;
+    if (field.kind === "integer" && !Number.isInteger(number)) return `${value} is not a whole number`;
+    if (number < field.minimum || number > field.maximum) return `${value} is not from ${range}`;
+    if (field.step > 1 && number % field.step) return `${value} is no multiple of ${field.step}`;
   }
   if (field.maxLength && value.length > field.maxLength) {
     return `${value.length} characters is over ${field.maxLength}`;
