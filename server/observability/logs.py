@@ -1,4 +1,5 @@
-"""Log lines with a request id each, as text or JSON. No key, prompt, query or picture is logged.
+"""Log lines with a request id each, as text or JSON. No key, query or picture is logged,
+and a prompt only in the access log of an operator who asks for it.
 
 Libraries do not keep to that at debug: aiosqlite logs the parameters of statements, Pillow the text
 in pictures. So they stay at info, whatever level is set.
