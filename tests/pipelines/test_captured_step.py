@@ -176,7 +176,7 @@ def test_an_engine_that_captures_makes_the_same_pictures(
     monkeypatch.setattr(fast_path, "accelerate", lambda *_: None)
     pictures = []
     for graphs in (False, True):
-        fast = FastPath(Acceleration(AccelerationMode.GRAPHS, graphs=graphs), [(320, 320)])
+        fast = FastPath(Acceleration(AccelerationMode.GRAPHS, graphs=graphs), [(128, 128)])
         config = EngineConfig(row_buckets=(2, 4, 8), fast=fast)
         engine = Engine(tiny, config, guessed_costs())
         engine.start()

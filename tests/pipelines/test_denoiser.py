@@ -53,9 +53,9 @@ def test_latents_equal_those_of_diffusers(
     seed, cfg_scale, steps = 77, 6.0, 10
     text = PromptEncoder(tiny).encode_pair("a green tree", "a dark sky")
     program = make_program(sampler, steps, image_strength)
-    noise = RequestNoise.draw(seed, (4, 40, 40), program.draws)
+    noise = RequestNoise.draw(seed, (4, 16, 16), program.draws)
     moments = encode_image(tiny, picture, tile=False)
-    pool = LatentPool(tiny, GroupKey(40, 40, 77, False), capacity=2)
+    pool = LatentPool(tiny, GroupKey(16, 16, 77, False), capacity=2)
     start = start_latents(moments, noise, program, image_strength, tiny.scaling_factor)
     place = pool.admit(start, text)
     denoiser = Denoiser(tiny)

@@ -67,7 +67,7 @@ def test_captured_passes_give_the_bits_of_passes_as_they_come(
     model: ModelBundle, picture: Pixels
 ) -> None:
     capturer = EagerCapturer()
-    graphs = VaeGraphs(capturer, [(8, 12), (40, 40)])
+    graphs = VaeGraphs(capturer, [(8, 12), (16, 16)])
     first, second = some_latents(2)
     for latents in (first, second, first):
         (decoded,) = decode_together(model, [latents], graphs)

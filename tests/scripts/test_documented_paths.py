@@ -18,7 +18,16 @@ def test_paths_exist(page: Path) -> None:
     named = set(PATH.findall(page.read_text(encoding="utf-8")))
     files = [
         file.relative_to(ROOT).parts
-        for folder in ("server", "pipelines", "models", "scripts", "tests", "docs", ".ci", ".github")
+        for folder in (
+            "server",
+            "pipelines",
+            "models",
+            "scripts",
+            "tests",
+            "docs",
+            ".ci",
+            ".github",
+        )
         for file in (ROOT / folder).rglob("*")
     ]
     ends = {"/".join(parts[i:]) for parts in files for i in range(len(parts))}
