@@ -16,6 +16,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from models.bundle import ModelBundle
+from models.loading.loader import load_bundle
 from pipelines.request import Pixels
 from tests.server.databases import KINDS, new_postgres_database, sqlite_url
 from tests.services import skip_or_fail
@@ -38,6 +39,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> ModelBundle:
     return tiny_bundle(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def embedded() -> ModelBundle:
+    """The model that ships, in float32 on the CPU."""
+    return load_bundle(device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="session")

@@ -3,22 +3,28 @@
 `scripts/test` runs the default tier, `scripts/test --fast` what starts no server process and runs
 no model of real size, `scripts/test --slow GROUP` the default tier and a group of slow tests;
 `--only-slow GROUP` that group alone. `all` stands for every group.
+
+Tests of hypothesis are in every tier; the group `properties` takes them with many more examples.
 """
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import is_hypothesis_test, settings
 
 SLOW_GROUPS = {
-    "weights": "what judges the embedded model's weights, sampler by sampler and word by word",
+    "weights": "what makes and judges the embedded model's weights",
     "kill": "servers that are killed under load, on both databases",
     "checkpoints": "checkpoints of full size, the memory they take, every kernel for every card",
     "benchmarks": "the benchmarks from end to end, and the fuzzers for a bounded time",
+    "properties": "hypothesis at length, and the crowds of samplers and clients that are large",
 }
+_EXAMPLES = {"quick": 20, "long": 200}
+"""Of a test of hypothesis, by profile: in the default tier, in the group `properties`."""
 _WITH_PROCESSES = {"browser", "contract", "gpu", "scripts", "shipped"}
 """Folders whose tests start servers, scripts or real models."""
-_SERVICES = {"database_url", "postgres", "redis_server"}
-"""Fixtures that start a server of PostgreSQL or Redis."""
+_DEAR = {"database_url", "postgres", "redis_server", "embedded"}
+"""Fixtures that start a server of PostgreSQL or Redis, or load the embedded model."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,7 +38,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     described = "; ".join(f"{name}: {what}" for name, what in SLOW_GROUPS.items())
     config.addinivalue_line("markers", f"slow(group): takes minutes ({described})")
-    config.addinivalue_line("markers", "process: starts server processes or runs a real model")
+    config.addinivalue_line("markers", "process: starts processes, runs a real model or a compiler")
+    before = settings.get_current_profile_name()
+    for name, count in _EXAMPLES.items():
+        settings.register_profile(name, max_examples=count, deadline=None)
+    settings.load_profile("long" if _takes(config, "properties") else "quick")
+    config.add_cleanup(lambda: settings.load_profile(before))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -50,13 +61,17 @@ def _is_chosen(config: pytest.Config, item: pytest.Item) -> bool:
         (group,) = slow.args
         if group not in SLOW_GROUPS:
             raise pytest.UsageError(f"{item.nodeid}: {group!r} is no group of slow tests")
-        wanted = config.getoption("--slow") or config.getoption("--only-slow")
-        return wanted in (group, "all")
+        return _takes(config, group)
     if config.getoption("--only-slow"):
-        return False
+        return _takes(config, "properties") and is_hypothesis_test(getattr(item, "obj", None))
     if not config.getoption("--fast"):
         return True
     folders = set(item.nodeid.partition("::")[0].split("/"))
-    if folders & _WITH_PROCESSES or _SERVICES & set(getattr(item, "fixturenames", ())):
+    if folders & _WITH_PROCESSES or _DEAR & set(getattr(item, "fixturenames", ())):
         return False
     return item.get_closest_marker("process") is None
+
+
+def _takes(config: pytest.Config, group: str) -> bool:
+    """Return whether a group of slow tests was asked for."""
+    return (config.getoption("--slow") or config.getoption("--only-slow")) in (group, "all")

@@ -25,7 +25,7 @@ CROWD = 5
 QUICK = (Sampler.K_DPMPP_2M, Sampler.K_HEUN, Sampler.K_EULER_ANCESTRAL)
 """One that looks back, one that evaluates twice a step, one that draws noise in every step."""
 SAMPLERS = [
-    sampler if sampler in QUICK else pytest.param(sampler, marks=pytest.mark.slow("weights"))
+    sampler if sampler in QUICK else pytest.param(sampler, marks=pytest.mark.slow("properties"))
     for sampler in Sampler
 ]
 

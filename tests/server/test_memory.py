@@ -7,7 +7,6 @@ from typer.testing import CliRunner
 
 from checkpoints.without_weights import bundle_without_weights
 from models.bundle import ModelBundle
-from models.loading.loader import load_bundle
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.scheduler.batching import GroupKey, StepLimits
 from server.cli.main import app
@@ -18,11 +17,6 @@ from server.settings import Settings
 pytestmark = pytest.mark.process
 
 GIB = 2**30
-
-
-@pytest.fixture(scope="module")
-def embedded() -> ModelBundle:
-    return load_bundle(device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
