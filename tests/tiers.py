@@ -1,7 +1,7 @@
 """Three tiers of tests: everything but `slow`, the `--fast` ones, and one `slow` group at a time.
 
 `scripts/test` runs the default tier, `scripts/test --fast` what starts no server process and runs
-no model of real size, `scripts/test --slow GROUP` the default tier and a group of slow tests;
+no model for many steps, `scripts/test --slow GROUP` the default tier and a group of slow tests;
 `--only-slow GROUP` that group alone. `all` stands for every group.
 
 Tests of hypothesis are in every tier; the group `properties` takes them with many more examples.
@@ -30,7 +30,7 @@ _DEAR = {"database_url", "postgres", "redis_server", "embedded"}
 def pytest_addoption(parser: pytest.Parser) -> None:
     groups = [*SLOW_GROUPS, "all"]
     tiers = parser.getgroup("tiers")
-    tiers.addoption("--fast", action="store_true", help="no server processes, no real models")
+    tiers.addoption("--fast", action="store_true", help="no server processes, no models at length")
     tiers.addoption("--slow", choices=groups, help="a group of slow tests too")
     tiers.addoption("--only-slow", choices=groups, help="a group of slow tests and nothing else")
 
@@ -38,7 +38,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     described = "; ".join(f"{name}: {what}" for name, what in SLOW_GROUPS.items())
     config.addinivalue_line("markers", f"slow(group): takes minutes ({described})")
-    config.addinivalue_line("markers", "process: starts processes, runs a real model or a compiler")
+    config.addinivalue_line(
+        "markers", "process: starts processes, a compiler, or runs a model for many steps"
+    )
     before = settings.get_current_profile_name()
     for name, count in _EXAMPLES.items():
         settings.register_profile(name, max_examples=count, deadline=None)

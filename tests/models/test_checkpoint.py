@@ -15,6 +15,8 @@ from models.loading.loader import ModelLoadError, ModelSpec, load_model
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Pixels
 
+pytestmark = pytest.mark.process
+
 
 def load(path: Path, narrow: Path, dtype: str = "float32", **options: object) -> ModelBundle:
     spec = ModelSpec(str(path), **options)  # type: ignore[arg-type]

@@ -25,6 +25,8 @@ from pipelines.samplers.programs import SamplerProgram, make_program
 from pipelines.scheduler.batching import GroupKey
 from pipelines.vae.noise import RequestNoise
 
+pytestmark = pytest.mark.process
+
 BUCKETS = (1, 2, 4, 8, 16)
 KEY = GroupKey(8, 8, 77, False)
 SCALES = (7.0, 1.0, 0.0, 4.0, 7.0, 1.0, 3.0, 7.0, 0.0, 9.0)

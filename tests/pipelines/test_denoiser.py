@@ -20,6 +20,8 @@ from pipelines.scheduler.batching import GroupKey
 from pipelines.vae.encode import encode_image, start_latents
 from pipelines.vae.noise import RequestNoise
 
+pytestmark = pytest.mark.process
+
 RIGHT_IN_DIFFUSERS = [s for s in Sampler if s not in (Sampler.K_DPMPP_2S_ANCESTRAL, Sampler.K_LMS)]
 
 

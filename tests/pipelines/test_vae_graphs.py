@@ -25,6 +25,8 @@ from pipelines.vae.decode import decode_latents, decode_together
 from pipelines.vae.encode import ImageEncoder, encode_image
 from pipelines.vae.graphs import PATIENCE, PassKey, VaeGraphs
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(autouse=True)
 def no_grad() -> Iterator[None]:
