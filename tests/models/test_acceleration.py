@@ -169,7 +169,7 @@ def test_without_triton_the_modules_stay_and_the_log_says_so_once(
     assert (got - want).abs().max() / want.abs().max() < 1e-5
 
 
-@pytest.mark.process
+@pytest.mark.slow("checkpoints")
 def test_the_parts_can_be_compiled_without_a_break(own: ModelBundle) -> None:
     # What a compiler's front end makes of them: the same for every backend, and this one is quick.
     want = predicted(own.unet, own.text_width)

@@ -138,6 +138,7 @@ def test_a_tiny_autoencoder_has_tiles_of_its_own() -> None:
     assert decoded.shape == (1, 3, 64, 576)
 
 
+@pytest.mark.slow("checkpoints")
 def test_tiles_take_less_memory_and_what_is_planned(embedded: ModelBundle) -> None:
     vae = without_weights(embedded.vae, torch.float32)
     latents = torch.empty(1, 4, 192, 192, device="meta")
