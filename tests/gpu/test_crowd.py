@@ -10,6 +10,7 @@ import pytest
 
 from models.bundle import ModelBundle
 from models.loading.loader import load_bundle
+from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Pixels, Sampler
 from tests.gpu.rig import GRAPHS, Rig, images
@@ -32,7 +33,7 @@ def crowd(rig: Rig, picture: Pixels, tile: bool) -> list[GenerationRequest]:
 @pytest.fixture(scope="module")
 def plain(tiny: ModelBundle) -> Iterator[Engine]:
     """What the card is held against: the CPU, nothing accelerated."""
-    engine = Engine(tiny)
+    engine = Engine(tiny, EngineConfig(warm_up=False), guessed_costs())
     engine.start()
     yield engine
     engine.drain()
@@ -48,7 +49,10 @@ def test_a_crowd_makes_the_pictures_of_the_cpu(
         if rig.narrow and dtype != "float32":
             continue  # those of a card
         bundle = load_bundle(str(tiny_folder), device=rig.device.type, dtype=dtype)
-        engine = Engine(bundle, EngineConfig(acceleration=GRAPHS, capture_sizes=[(320, 320)]))
+        config = EngineConfig(
+            acceleration=GRAPHS, capture_sizes=[(picture.shape[1], picture.shape[0])]
+        )
+        engine = Engine(bundle, config, guessed_costs())
         engine.start()
         got = images([engine.submit(request) for request in requests])
         engine.drain()

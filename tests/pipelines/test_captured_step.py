@@ -24,6 +24,8 @@ from pipelines.samplers.programs import SamplerProgram, make_program
 from pipelines.scheduler.batching import GroupKey, pad_rows
 from pipelines.vae.noise import RequestNoise
 
+pytestmark = pytest.mark.process
+
 BUCKETS = (1, 2, 4, 8, 16)
 KEY = GroupKey(8, 8, 77, False)
 SCALES = (7.0, 1.0, 0.0, 4.0, 7.0, 1.0, 3.0, 7.0, 0.0, 9.0)
@@ -183,7 +185,7 @@ def test_an_engine_that_captures_makes_the_same_pictures(
         config = EngineConfig(
             row_buckets=(2, 4, 8),
             acceleration=Acceleration(AccelerationMode.GRAPHS, graphs=graphs),
-            capture_sizes=[(320, 320)],
+            capture_sizes=[(128, 128)],
         )
         engine = Engine(tiny, config, guessed_costs())
         engine.start()

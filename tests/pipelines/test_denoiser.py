@@ -21,6 +21,8 @@ from pipelines.vae.encode import encode_image
 from pipelines.vae.noise import RequestNoise
 from pipelines.vae.start import start_latents
 
+pytestmark = pytest.mark.process
+
 RIGHT_IN_DIFFUSERS = [s for s in Sampler if s not in (Sampler.K_DPMPP_2S_ANCESTRAL, Sampler.K_LMS)]
 
 
@@ -54,9 +56,9 @@ def test_latents_equal_those_of_diffusers(
     seed, cfg_scale, steps = 77, 6.0, 10
     text = PromptEncoder(tiny).encode_pair("a green tree", "a dark sky")
     program = make_program(sampler, steps, image_strength)
-    noise = RequestNoise.draw(seed, (4, 40, 40), program.draws)
+    noise = RequestNoise.draw(seed, (4, 16, 16), program.draws)
     latents = encode_image(tiny, picture, tile=False).sample(noise.posterior, tiny.scaling_factor)
-    pool = LatentPool(tiny, GroupKey(40, 40, 77, False), capacity=2)
+    pool = LatentPool(tiny, GroupKey(16, 16, 77, False), capacity=2)
     request = GenerationRequest(picture, "", image_strength=image_strength)
     start = start_latents(request, program.steps[0].sigma, noise, latents, None, tiny.device)
     place = pool.admit(start, text)

@@ -35,6 +35,8 @@ from pipelines.samplers.schedules import make_scheduler
 from pipelines.scheduler.cost_model import CostTable, ImageCost, StepPoint
 from pipelines.scheduler.work import Step, Work
 
+pytestmark = pytest.mark.process
+
 # diffusers lacks 2S ancestral, and its LMS is wrong after a mid-schedule start.
 RIGHT_IN_DIFFUSERS = [s for s in Sampler if s not in (Sampler.K_DPMPP_2S_ANCESTRAL, Sampler.K_LMS)]
 
@@ -46,14 +48,6 @@ def engine(tiny: ModelBundle) -> Iterator[Engine]:
     costs = guessed_costs()
     costs.smoothing = 1e-9
     engine = Engine(tiny, costs=costs)
-    engine.start()
-    yield engine
-    engine.drain(grace=5)
-
-
-@pytest.fixture(scope="module")
-def exact_engine(tiny: ModelBundle) -> Iterator[Engine]:
-    engine = Engine(tiny, EngineConfig(exact=True, warm_up=False))
     engine.start()
     yield engine
     engine.drain(grace=5)
@@ -181,37 +175,6 @@ def test_image_strength_zero_keeps_nothing_of_the_picture(engine: Engine, pictur
     )
 
 
-def test_a_mixed_crowd_shares_forwards_and_each_gets_its_own_picture(
-    engine: Engine, picture: Pixels, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    requests = [
-        GenerationRequest(
-            picture,
-            f"a cat number {i}",
-            image_strength=0.2 + 0.06 * i,
-            cfg_scale=[0.0, 1.0, 4.0, 9.0][i % 4],
-            sampler=sampler,
-            steps=10 + i,
-            seed=i + 1,
-        )
-        for i, sampler in enumerate(Sampler)
-    ]
-    alone = [engine.submit(request).wait(60).image.astype(int) for request in requests]
-    seen = []
-    forward = engine.bundle.unet.forward
-
-    def spy(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        seen.append(sample.shape[0])
-        return forward(sample, *args, **kwargs)
-
-    monkeypatch.setattr(engine.bundle.unet, "forward", spy)
-    handles = [engine.submit(request) for request in requests]
-    crowd = [handle.wait(120).image.astype(int) for handle in handles]
-    assert np.mean(seen) > 2.5
-    for one, many in zip(alone, crowd, strict=True):
-        assert np.abs(one - many).max() <= 1
-
-
 def test_not_finite_latents_fail_alone(
     engine: Engine, picture: Pixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,7 +264,7 @@ def test_what_takes_too_long_in_itself_is_refused_with_its_figure(
     assert engine.submit(short, timeout=30.0).wait(60).evaluations == 10
     with pytest.raises(RequestTooLong) as refused:
         engine.submit(short, timeout=30.0)
-    figure = "320 x 320 at 10 steps takes about 50 s here, over the limit of 30 s"
+    figure = "128 x 128 at 10 steps takes about 50 s here, over the limit of 30 s"
     assert str(refused.value) == figure
     assert engine.submit(short, timeout=60.0).wait(60).evaluations == 10
     engine.drain(grace=5)
@@ -437,7 +400,7 @@ def test_a_full_queue_refuses(tiny: ModelBundle, picture: Pixels) -> None:
     assert 2.5 <= refused.value.retry_after <= 6
     for handle in handles:
         handle.wait(60)
-    engine.submit(slow_request(picture, 3)).wait(60)
+    engine.submit(replace(slow_request(picture, 3), steps=10)).wait(60)
     engine.drain(grace=5)
 
 
@@ -502,34 +465,6 @@ def test_a_request_that_comes_as_the_engine_ends_is_refused(
     monkeypatch.setattr(engine, "_key", ending)
     with pytest.raises(EngineDead):
         engine.submit(slow_request(picture))
-
-
-@pytest.mark.parametrize("sampler", list(Sampler))
-def test_exact_lane_gives_the_same_bytes_alone_and_in_any_crowd(
-    exact_engine: Engine, picture: Pixels, sampler: Sampler
-) -> None:
-    """Strangers of other samplers, steps and scales join and leave while the request runs."""
-    request = GenerationRequest(picture, "a cat", "dark", 0.6, 6.0, sampler, steps=14, seed=9)
-    alone = exact_engine.submit(request).wait(60).image
-    rng = np.random.default_rng(list(Sampler).index(sampler))
-    handles = []
-    position = int(rng.integers(6))
-    for i in range(6):
-        stranger = GenerationRequest(
-            picture,
-            f"stranger {i}",
-            image_strength=float(rng.uniform(0.5, 0.95)),
-            cfg_scale=float(rng.choice([0.0, 1.0, 5.0])),
-            sampler=list(Sampler)[int(rng.integers(10))],
-            steps=int(rng.integers(10, 20)),
-            seed=int(rng.integers(1, 10**6)),
-        )
-        if i == position:
-            mine = exact_engine.submit(request)
-        handles.append(exact_engine.submit(stranger))
-    assert np.array_equal(mine.wait(120).image, alone)
-    for handle in handles:
-        handle.wait(120)
 
 
 def test_a_long_prompt_teaches_nothing_of_plain_ones(tiny: ModelBundle, picture: Pixels) -> None:

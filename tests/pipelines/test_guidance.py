@@ -32,6 +32,8 @@ from pipelines.scheduler.batching import GroupKey
 from pipelines.vae.noise import RequestNoise
 from pipelines.vae.preview import LatentToRgb
 
+pytestmark = pytest.mark.process
+
 Guidance = ClipGuidancePreset
 GUIDED = list(PRESETS)
 PROMPT = "a red cat"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.request import Sampler
@@ -211,7 +211,6 @@ def test_slots_in_use(sampler: Sampler) -> None:
     assert make_program(sampler, 20, 0.35).slots == expected
 
 
-@settings(deadline=None, max_examples=150)
 @given(
     sampler=st.sampled_from(list(Sampler)),
     steps=st.integers(10, 50),

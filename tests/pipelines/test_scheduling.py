@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.request import ClipGuidancePreset
@@ -206,7 +206,6 @@ def test_a_bucket_is_filled_where_its_rows_are_paid_for_anyway() -> None:
     max_rows=st.integers(2, 32),
     fixed=st.floats(0, 100),
 )
-@settings(deadline=None)
 def test_a_step_keeps_within_its_limits_and_never_costs_more_than_its_members_alone(
     rows: list[int], key: GroupKey, max_rows: int, fixed: float
 ) -> None:
@@ -433,7 +432,6 @@ def test_guidance_is_predicted_and_learned_by_preset() -> None:
     ),
     fixed=st.sampled_from([0.0, 1.0, 10.0]),
 )
-@settings(deadline=None, max_examples=40)
 def test_nobody_starves(
     victim: GroupKey,
     stream: list[tuple[GroupKey, int, int]],
@@ -484,7 +482,6 @@ def test_nobody_starves(
     max_rows=st.sampled_from([2, 4, 16]),
     max_places=st.sampled_from([2, 64]),
 )
-@settings(deadline=None, max_examples=60)
 def test_every_admitted_request_ends_within_a_bound_behind_its_due_time(
     arrivals: list[tuple[float, GroupKey, int, int, float | None]],
     fixed: float,

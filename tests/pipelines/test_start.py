@@ -8,8 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from embedded.looks import draw
-from embedded.world import Scene, Thing
 
 from models.bundle import ModelBundle
 from models.loading.loader import load_bundle
@@ -29,6 +27,8 @@ from pipelines.scheduler.request_state import RequestState
 from pipelines.scheduler.scheduler import Scheduler
 from pipelines.scheduler.work import Encode
 from pipelines.vae.noise import RequestNoise, slerp
+from scripts.training.world.looks import draw
+from scripts.training.world.scene import Scene, Thing
 from tests.pipelines.test_masks import pictures
 
 

@@ -24,6 +24,8 @@ from pipelines.vae.decode import decode_latents, decode_together
 from pipelines.vae.encode import ImageEncoder, encode_image
 from pipelines.vae.graphs import PATIENCE, PassKey, VaeGraphs
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(autouse=True)
 def no_grad() -> Iterator[None]:
@@ -66,7 +68,7 @@ def test_captured_passes_give_the_bits_of_passes_as_they_come(
     model: ModelBundle, picture: Pixels
 ) -> None:
     capturer = EagerCapturer()
-    graphs = VaeGraphs(capturer, [(8, 12), (40, 40)])
+    graphs = VaeGraphs(capturer, [(8, 12), (16, 16)])
     first, second = some_latents(2)
     for latents in (first, second, first):
         (decoded,) = decode_together(model, [latents], graphs)

@@ -256,7 +256,7 @@ def test_against_a_model_on_sqlite() -> None:
             super().teardown()
             self.folder.cleanup()
 
-    check(Machine, examples=25)
+    check(Machine, share=5)
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -265,16 +265,16 @@ def test_against_a_model_on_postgresql(database_url: str) -> None:
         def database_url(self) -> str:
             return database_url
 
-    check(Machine, examples=10)
+    check(Machine, share=12)
 
 
-def check(machine: type[LedgerMachine], examples: int) -> None:
+def check(machine: type[LedgerMachine], share: int) -> None:
+    """An example is thirty operations on a database: of the usual number a share is enough."""
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         machine,
         settings=settings(
-            max_examples=examples,
+            max_examples=max(2, settings().max_examples // share),
             stateful_step_count=30,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -6,7 +6,6 @@ import pytest
 from typer.testing import CliRunner
 
 from models.bundle import ModelBundle
-from models.loading.loader import load_bundle
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.engine.policy import make_policy
 from pipelines.scheduler.batching import GroupKey, StepLimits
@@ -19,11 +18,6 @@ from server.settings import Settings
 pytestmark = pytest.mark.process
 
 GIB = 2**30
-
-
-@pytest.fixture(scope="module")
-def embedded() -> ModelBundle:
-    return load_bundle(device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
