@@ -13,9 +13,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import shipped_environment as shipped
 from PIL import Image
 
+from scripts.project import shipped_environment as shipped
 from server import __version__
 from tests.deploy.chart import ROOT
 
