@@ -15,7 +15,7 @@ from PIL import Image
 from starlette.responses import Response
 
 from pipelines.request import GenerationRequest, Pixels
-from pipelines.samplers.names import sampler_label, schedule_label
+from pipelines.samplers.names import A1111_LABELS, SCHEDULE_LABELS
 from server.accounts.access import Caller
 from server.accounts.admission import Admitted
 from server.accounts.auth import require_key
@@ -149,7 +149,7 @@ def _info(asked: A1111Form, batch: Batch, model: str, made: list[FinishedImage])
         "subseed_strength": asked.subseed_strength,
         "width": asked.width,
         "height": asked.height,
-        "sampler_name": sampler_label(first.sampler),
+        "sampler_name": A1111_LABELS[first.sampler],
         "cfg_scale": asked.cfg_scale,
         "steps": asked.steps,
         "batch_size": asked.batch_size,
@@ -162,7 +162,7 @@ def _info(asked: A1111Form, batch: Batch, model: str, made: list[FinishedImage])
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
         "denoising_strength": asked.denoising_strength,
-        "extra_generation_params": {"Schedule type": schedule_label(first.schedule)},
+        "extra_generation_params": {"Schedule type": SCHEDULE_LABELS[first.schedule]},
         "index_of_first_image": 0,
         "infotexts": [image.parameters for image in made],
         "styles": [],

@@ -16,7 +16,7 @@ from pipelines.request import (
     MAX_SEED,
     MaskedContent,
 )
-from pipelines.samplers.names import SamplerChoice, UnknownSampler, sampler_by_name
+from pipelines.samplers.names import A1111_LABELS, SamplerChoice, UnknownSampler, sampler_by_name
 from server.errors import InvalidInput
 from server.http.errors import NotFound
 from server.images.fit import ResizeMode, fit_size
@@ -81,7 +81,8 @@ class A1111Form(BaseModel):
         try:
             return sampler_by_name(name, self.scheduler or "Automatic")
         except UnknownSampler as error:
-            raise NotFound(f"Sampler not found: {error}") from None
+            known = ", ".join(A1111_LABELS.values())
+            raise NotFound(f"Sampler not found: {error}; there are {known}") from None
 
     @property
     def count(self) -> int:
