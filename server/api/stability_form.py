@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipelines.prompt.styles import STYLES
 from pipelines.request import (
+    CONTRACT_SAMPLERS,
     MAX_CFG_SCALE,
     MAX_SEED,
     MAX_SIDE,
@@ -44,7 +45,7 @@ class StabilityForm(BaseModel):
     clip_guidance_preset: Annotated[ClipGuidancePreset, choice(ClipGuidancePreset)] = (
         ClipGuidancePreset.NONE
     )
-    sampler: Annotated[Sampler | None, choice(Sampler)] = None
+    sampler: Annotated[Sampler | None, choice(CONTRACT_SAMPLERS)] = None
     samples: Annotated[int, whole_number(1, MAX_IMAGES)] = 1
     seed: Annotated[int, whole_number(0, MAX_SEED)] = 0
     steps: Annotated[int, whole_number(MIN_STEPS, MAX_STEPS)] = 30

@@ -19,7 +19,7 @@ from pipelines.denoise.latent_pool import LatentPool, LatentPools
 from pipelines.engine import warmup as fast_path
 from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.engine import Engine, EngineConfig
-from pipelines.request import GenerationRequest, Pixels, Sampler
+from pipelines.request import CONTRACT_SAMPLERS, GenerationRequest, Pixels, Sampler
 from pipelines.samplers.programs import SamplerProgram, make_program
 from pipelines.scheduler.batching import GroupKey, pad_rows
 from pipelines.vae.noise import RequestNoise
@@ -41,9 +41,9 @@ class Crowd:
     """Ten requests, one of each sampler, that join and leave at chance, in a pool of their own."""
 
     def __init__(self, tiny: ModelBundle, patience: int | None) -> None:
-        self.pool = LatentPool(tiny, KEY, len(Sampler), patience)
+        self.pool = LatentPool(tiny, KEY, len(CONTRACT_SAMPLERS), patience)
         self.programs: list[SamplerProgram] = [
-            make_program(sampler, 10, 0.5) for sampler in Sampler
+            make_program(sampler, 10, 0.5) for sampler in CONTRACT_SAMPLERS
         ]
         self.noise = [RequestNoise.draw(i, (4, 8, 8), t.draws) for i, t in enumerate(self.programs)]
         text = torch.randn(10, 2, 77, tiny.text_width, generator=torch.Generator().manual_seed(1))

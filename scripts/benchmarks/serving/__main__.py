@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from models.loading.loader import load_bundle
-from pipelines.request import Sampler
+from pipelines.request import CONTRACT_SAMPLERS, Sampler
 from scripts.benchmarks.serving.measures import COMPARED, RUN_PLANS, Results, measure
 from scripts.benchmarks.serving.plot import plot_latency
 from scripts.benchmarks.serving.processes import EXACT, Model, running_servers
@@ -91,7 +91,7 @@ def step_costs(model: Model, mode: str) -> dict[int, list[StepCost]]:
             model.device,
             model.dtype,
             size=size,
-            samplers=(Sampler.K_EULER, Sampler.K_HEUN) if quick else tuple(Sampler),
+            samplers=(Sampler.K_EULER, Sampler.K_HEUN) if quick else CONTRACT_SAMPLERS,
             crowds=CROWDS,
             steps=20 if quick else 50,
             rounds={"smoke": 1, "short": 1, "long": 3}[mode],
