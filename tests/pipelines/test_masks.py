@@ -43,12 +43,6 @@ def engine(tiny: ModelBundle) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def picture(picture: Pixels) -> Pixels:
-    """A small one."""
-    return np.ascontiguousarray(picture[64:192, 16:144])
-
-
-@pytest.fixture
 def mask() -> Mask:
     """Anew at the right, kept at the left, a slope of 24 pixels between, and a thin line."""
     slope = np.clip((np.arange(128) - 40) / 24, 0, 1) * 255
