@@ -10,7 +10,7 @@ import pytest
 import requests
 from PIL import Image
 
-from pipelines.request import ClipGuidancePreset, Sampler
+from pipelines.request import CONTRACT_SAMPLERS, ClipGuidancePreset
 from server.images.decode import prepare_image
 from server.img2img.form import STYLE_PRESETS, ResizeMode
 from tests.contract.conftest import KEY, LEARNT_WORD, PATH, QUICK, Client, contract_model
@@ -88,7 +88,7 @@ def test_the_largest_seed(client: Client, small_picture: bytes) -> None:
 # Every name of the contract
 
 
-@pytest.mark.parametrize("sampler", [sampler.value for sampler in Sampler])
+@pytest.mark.parametrize("sampler", [sampler.value for sampler in CONTRACT_SAMPLERS])
 def test_sampler(client: Client, small_picture: bytes, sampler: str) -> None:
     answer = client.ask(small_picture, **{**QUICK, "image_strength": 0.8}, sampler=sampler, seed=1)
     assert answer.image.size == (320, 320)

@@ -13,14 +13,16 @@ from pipelines.denoise.batch import Evaluation
 from pipelines.denoise.denoiser import Denoiser
 from pipelines.denoise.latent_pool import LatentPool
 from pipelines.prompt.encoder import PromptEncoder
-from pipelines.request import Pixels, Sampler
+from pipelines.request import CONTRACT_SAMPLERS, Pixels, Sampler
 from pipelines.samplers.programs import SamplerProgram, make_program
 from pipelines.samplers.schedules import make_scheduler
 from pipelines.scheduler.batching import GroupKey
 from pipelines.vae.encode import encode_image, start_latents
 from pipelines.vae.noise import RequestNoise
 
-RIGHT_IN_DIFFUSERS = [s for s in Sampler if s not in (Sampler.K_DPMPP_2S_ANCESTRAL, Sampler.K_LMS)]
+RIGHT_IN_DIFFUSERS = [
+    s for s in CONTRACT_SAMPLERS if s not in (Sampler.K_DPMPP_2S_ANCESTRAL, Sampler.K_LMS)
+]
 
 
 @pytest.fixture(autouse=True)
