@@ -62,7 +62,6 @@ def diagnose(settings: Settings) -> Diagnosis:
         facts["model"] = bundle.name
         facts |= bundle.facts
         facts["device"] = _device_in_words(bundle.device)
-        facts["dtype"] = str(bundle.dtype).removeprefix("torch.")
         facts["memory"] = _memory_in_words(bundle.weight_bytes, bundle.device)
         acceleration = choose_acceleration(settings.acceleration, bundle.device)
         facts["acceleration"] = acceleration.in_words
