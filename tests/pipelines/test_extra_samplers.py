@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.request import MAX_ENGINE_STEPS, Sampler, SigmaSchedule
+from pipelines.request import ENGINE_MAX_STEPS, Sampler, SigmaSchedule
 from pipelines.samplers.programs import (
     NOISE,
     SLOTS,
@@ -316,7 +316,7 @@ def test_align_your_steps_are_the_published_sigmas() -> None:
 @pytest.mark.parametrize("sampler", list(Sampler))
 def test_every_count_of_steps_from_every_start(sampler: Sampler, schedule: SigmaSchedule) -> None:
     """Sigmas fall to 0, coefficients are finite, and a run stays bounded."""
-    counts = [1, 2, 3, 4, 7, 20, 51, MAX_ENGINE_STEPS]
+    counts = [1, 2, 3, 4, 7, 20, 51, ENGINE_MAX_STEPS]
     for steps in counts:
         for kept in {1, 2, (steps + 1) // 2, steps} & set(range(1, steps + 1)):
             strength = 1 - kept / steps
@@ -339,7 +339,7 @@ def test_every_count_of_steps_from_every_start(sampler: Sampler, schedule: Sigma
             assert end < 6 if steps >= 20 and kept >= 10 else end < 100
 
 
-@pytest.mark.parametrize("steps", [0, MAX_ENGINE_STEPS + 1])
+@pytest.mark.parametrize("steps", [0, ENGINE_MAX_STEPS + 1])
 def test_steps_out_of_range_are_refused(steps: int) -> None:
     with pytest.raises(ValueError, match=rf"steps: {steps} is not in 1\.\.150"):
         make_program(Sampler.K_EULER, steps, 0.0)
