@@ -37,7 +37,7 @@ def no_grad() -> Iterator[None]:
 
 
 class Crowd:
-    """Ten requests, one of each sampler, that join and leave at chance, in a pool of their own."""
+    """Requests, one of each sampler, that join and leave at chance, in a pool of their own."""
 
     def __init__(self, tiny: ModelBundle, patience: int | None) -> None:
         self.pool = LatentPool(tiny, KEY, len(Sampler), patience)
@@ -45,7 +45,8 @@ class Crowd:
             make_program(sampler, 10, 0.5) for sampler in Sampler
         ]
         self.noise = [RequestNoise.draw(i, (4, 8, 8), t.draws) for i, t in enumerate(self.programs)]
-        text = torch.randn(10, 2, 77, tiny.text_width, generator=torch.Generator().manual_seed(1))
+        generator = torch.Generator().manual_seed(1)
+        text = torch.randn(len(Sampler), 2, 77, tiny.text_width, generator=generator)
         self.places = [
             self.pool.admit(noise.start * program.steps[0].sigma, text[i])
             for i, (program, noise) in enumerate(zip(self.programs, self.noise, strict=True))
@@ -53,7 +54,7 @@ class Crowd:
         self.done = [0] * len(self.programs)
 
     def run(self, denoiser: Denoiser) -> torch.Tensor:
-        """To the end of every program, some of them a step; the final latents, (10, 4, 8, 8)."""
+        """To the end of every program, some of them a step; the final latents, (N, 4, 8, 8)."""
         rng = np.random.default_rng(4)
         while unfinished := [i for i, t in enumerate(self.programs) if self.done[i] < len(t)]:
             chosen = rng.permutation(unfinished)[: rng.integers(1, 8)]
@@ -65,7 +66,9 @@ class Crowd:
     def _evaluation(self, i: int) -> Evaluation:
         row = self.programs[i].steps[self.done[i]]
         draw = None if row.noise is None else self.noise[i].steps[row.noise]
-        return Evaluation(self.places[i], row, SCALES[i], self.programs[i].slots, draw)
+        return Evaluation(
+            self.places[i], row, SCALES[i % len(SCALES)], self.programs[i].slots, draw
+        )
 
 
 def test_captured_steps_give_the_bits_of_steps_as_they_come(tiny: ModelBundle) -> None:
@@ -82,7 +85,7 @@ def test_nan_in_one_request_stays_there_in_captured_steps(tiny: ModelBundle) -> 
     want = clean.run(Denoiser(tiny, BUCKETS, EagerCapturer()))
     got = poisoned.run(Denoiser(tiny, BUCKETS, EagerCapturer()))
     assert torch.isnan(got[3]).all()
-    neighbours = [i for i in range(10) if i != 3]
+    neighbours = [i for i in range(len(Sampler)) if i != 3]
     assert torch.equal(got[neighbours], want[neighbours])
 
 

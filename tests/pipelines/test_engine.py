@@ -485,7 +485,7 @@ def test_exact_lane_gives_the_same_bytes_alone_and_in_any_crowd(
             f"stranger {i}",
             image_strength=float(rng.uniform(0.5, 0.95)),
             cfg_scale=float(rng.choice([0.0, 1.0, 5.0])),
-            sampler=list(Sampler)[int(rng.integers(10))],
+            sampler=list(Sampler)[int(rng.integers(len(Sampler)))],
             steps=int(rng.integers(10, 20)),
             seed=int(rng.integers(1, 10**6)),
         )

@@ -52,7 +52,7 @@ def stranger(picture: Pixels, rng: np.random.Generator) -> GenerationRequest:
         f"stranger {rng.integers(100)}",
         image_strength=float(rng.uniform(0.4, 0.95)),
         cfg_scale=float(rng.choice([0.0, 1.0, 5.0])),
-        sampler=list(Sampler)[int(rng.integers(10))],
+        sampler=list(Sampler)[int(rng.integers(len(Sampler)))],
         steps=int(rng.integers(10, 20)),
         seed=int(rng.integers(1, 10**6)),
     )

@@ -59,7 +59,9 @@ def test_the_contracts_names_are_all_there() -> None:
         assert accept(sampler=sampler.value).chosen_sampler is sampler
     assert len(CONTRACT_SAMPLERS) == 10
     for sampler in set(Sampler) - set(CONTRACT_SAMPLERS):
-        assert refuse({"prompt": "a", "sampler": sampler.value})[0].startswith(f"sampler: {sampler} is not one of")
+        assert refuse({"prompt": "a", "sampler": sampler.value})[0].startswith(
+            f"sampler: {sampler} is not one of"
+        )
     for preset in ClipGuidancePreset:
         assert accept(clip_guidance_preset=preset.value).clip_guidance_preset is preset
 
