@@ -89,7 +89,7 @@ def diagnose(settings: Settings) -> Diagnosis:
 
 
 def _sampler_problems(bundle: ModelBundle) -> list[str]:
-    """Return a line for each sampler of the contract that cannot run on this model here."""
+    """Return a line for each sampler that cannot run on this model here."""
     from pipelines.request import Sampler
     from pipelines.samplers.programs import make_program
     from pipelines.samplers.schedules import NoiseSchedule
