@@ -110,7 +110,7 @@ def create_app(
     if (tracing := _tracing(settings)) is not None:
         observers.insert(0, tracing)  # before the log, which names the trace
     decoders_in_use = decoders or DecoderPool(
-        settings.picture_threads,
+        settings.picture_places,
         DecoderLimits(settings.picture_cpu_seconds, settings.picture_memory_mib),
         # Decoding takes far less than generating, and what waits is bounded in bytes and time too.
         most_waiting=4 * settings.max_queue,

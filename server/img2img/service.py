@@ -119,7 +119,7 @@ class ImageToImage:
         self._deny_list = deny_list
         self._max_breaks = settings.max_breaks
         self._auto_sizes = settings.auto_picture_sizes
-        self._encoders = anyio.CapacityLimiter(settings.picture_threads)
+        self._encoders = anyio.CapacityLimiter(settings.picture_places)
 
     async def prepare(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from server.cpus import picture_places, usable_cpus
 from server.settings.base import FORM_ALLOWANCE, MIB, MOST_MIB, MOST_SECONDS, Subject
 
 
@@ -70,10 +71,11 @@ class LimitSettings(Subject):
     )
 
     picture_threads: int = Field(
-        4,
-        ge=1,
+        0,
+        ge=0,
         le=64,
-        description="Processes that decode uploads, and threads that encode answers.",
+        description="Processes that decode uploads, and threads that encode answers; 0: one a CPU "
+        "that the server may use, 2 to 8.",
     )
     picture_cpu_seconds: float = Field(
         2.0,
@@ -97,6 +99,11 @@ class LimitSettings(Subject):
         description="Times that BREAK may stand in a prompt or a negative prompt; more is "
         "answered 400.",
     )
+
+    @property
+    def picture_places(self) -> int:
+        """Pictures that are decoded, and answers that are encoded, at the same time."""
+        return self.picture_threads or picture_places(usable_cpus().count)
 
     @property
     def max_upload_bytes(self) -> int:

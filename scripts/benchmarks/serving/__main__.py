@@ -32,6 +32,7 @@ from scripts.benchmarks.serving.profiling import profile_serving, profile_steps
 from scripts.benchmarks.serving.report import make_report
 from scripts.benchmarks.serving.steps import CROWDS, StepCost, measure_steps
 from scripts.paths import ROOT
+from server.cpus import usable_cpus
 from server.settings import Settings
 
 PARTS = ("serving", "steps", "profile")
@@ -49,7 +50,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=usable_cpus().count)
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of this server"
     )
