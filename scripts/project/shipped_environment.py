@@ -31,6 +31,9 @@ SECONDS_KEPT = 24 * 3600
 PROJECT = "img2img-server"
 """Whose metadata the environment has; its code is the source tree's."""
 
+CODE = f"{ROOT}\n{ROOT / 'clients' / 'python'}\n"
+"""The folders that `pip install --editable .` puts on the path."""
+
 _OF_TORCH = re.compile(r"(triton|nvidia-.+|cuda-.+)")
 """What torch's build needs besides what the lock lists."""
 
@@ -79,7 +82,7 @@ def shipped_environment() -> Path:
     """
     distributions = shipped_distributions()
     content = [f"{name}=={found.version}" for name, found in sorted(distributions.items())]
-    text = "\n".join([str(ROOT), sys.version, *content])
+    text = "\n".join([CODE, sys.version, *content])
     folder = FOLDER / hashlib.sha256(text.encode()).hexdigest()[:16]
     if not folder.exists():
         _make(folder, list(distributions.values()))
@@ -111,7 +114,7 @@ def _make(folder: Path, distributions: list[Distribution]) -> None:
         (packages,) = made.glob(pattern)
         for found in distributions:
             _link(found, packages)
-        (packages / "img2img-server.pth").write_text(f"{ROOT}\n")
+        (packages / "img2img-server.pth").write_text(CODE)
         try:
             made.rename(folder)
         except OSError:

@@ -183,6 +183,16 @@ class Admission:
         self._add_credit_headers(accounts, 0, balance)
         return kept
 
+    @property
+    def credits_told(self) -> dict[str, str] | None:
+        """What the headers say of credits, once something was charged; None if nothing is."""
+        if CHARGED_HEADER not in self._headers:
+            return None
+        return {
+            "charged": self._headers[CHARGED_HEADER],
+            "remaining": self._headers[REMAINING_HEADER],
+        }
+
     def _add_credit_headers(self, accounts: Accounts, charged: int, balance: Balance) -> None:
         if accounts.charges:
             self._headers[CHARGED_HEADER] = credits_text(charged)

@@ -15,7 +15,7 @@ from server.accounts.admission import SEED_HEADER, Admitted, fingerprint
 from server.api.accept import accepted_image_format
 from server.api.flow import Flow, client_of, finished
 from server.http.bytes_in_flight import release_upload
-from server.http.envelope import image_body, image_response
+from server.http.envelope import image_body, image_response, with_member
 from server.http.errors import DeadlineExpired
 from server.http.ignored_fields import IgnoredFields
 from server.http.multipart import Part, read_form, refuse_encoded_body
@@ -81,7 +81,9 @@ async def image_to_image(request: Request, admission: Admitted) -> Response:
         return body
 
     async def settled_response() -> bytes:
-        return await settled(await flow.finish_streamed(batch))
+        body = await settled(await flow.finish_streamed(batch, format))
+        credits = admission.credits_told
+        return body if credits is None else with_member(body, "credits", credits)
 
     if wants_events(request):
         return stream_response(batch.running[0].handle, settled_response, flow.limit)

@@ -1,7 +1,8 @@
 """Progress as server-sent events, for a client that asks for `text/event-stream`.
 
 `progress` events while the picture is made, then one `result` event whose data is the envelope that
-an ordinary request would have been answered with, failures too.
+an ordinary request would have been answered with, failures too. What such an answer says beside its
+body, and a stream has begun too early for, is in it too: the status of a failure, the credits.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from pipelines.request import Progress
 from server.engine_service import Handle
-from server.http.envelope import failure
+from server.http.envelope import failure, with_member
 from server.http.errors import ANSWERED, logged_api_error
 from server.http.waiting import TimeLimit
 from server.images.decode import encode_png
@@ -101,7 +102,9 @@ def stream_response(
             body = await answer()
         except ANSWERED as error:
             refusal = logged_api_error(error, limit.seconds)
-            body = bytes(failure(refusal.status, refusal.message).body)
+            refused = bytes(failure(refusal.status, refusal.message).body)
+            # The response's own status was 200 when it began.
+            body = with_member(refused, "status", refusal.status)
         yield event("result", body)
 
     return EventStream(handle, events())
