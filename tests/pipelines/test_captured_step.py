@@ -47,7 +47,7 @@ class Crowd:
         ]
         self.noise = [RequestNoise.draw(i, (4, 8, 8), t.draws) for i, t in enumerate(self.programs)]
         generator = torch.Generator().manual_seed(1)
-        text = torch.randn(len(Sampler), 2, 77, tiny.text_width, generator=generator)
+        text = torch.randn(len(CONTRACT_SAMPLERS), 2, 77, tiny.text_width, generator=generator)
         self.places = [
             self.pool.admit(noise.start * program.steps[0].sigma, text[i])
             for i, (program, noise) in enumerate(zip(self.programs, self.noise, strict=True))
@@ -87,7 +87,7 @@ def test_nan_in_one_request_stays_there_in_captured_steps(tiny: ModelBundle) -> 
     want = clean.run(Denoiser(tiny, BUCKETS, EagerCapturer()))
     got = poisoned.run(Denoiser(tiny, BUCKETS, EagerCapturer()))
     assert torch.isnan(got[3]).all()
-    neighbours = [i for i in range(len(Sampler)) if i != 3]
+    neighbours = [i for i in range(len(CONTRACT_SAMPLERS)) if i != 3]
     assert torch.equal(got[neighbours], want[neighbours])
 
 
