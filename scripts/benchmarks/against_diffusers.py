@@ -72,11 +72,11 @@ def main() -> None:
                 np.asarray(image),
                 "a blue circle",
                 "blurry",
-                image_strength,
-                options.cfg_scale,
-                sampler,
-                options.steps,
-                seed,
+                image_strength=image_strength,
+                cfg_scale=options.cfg_scale,
+                sampler=sampler,
+                steps=options.steps,
+                seed=seed,
             )
             ours = engine.submit(request).wait().image.astype(int)
             pipe = StableDiffusionImg2ImgPipeline(

@@ -166,30 +166,26 @@ def stable_diffusion_cpp(
     command = [python, str(Path(sdcpp_worker.__file__)), str(checkpoint)]
     command += [str(number) for number in (size, steps, threads)]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    to, answers = process.stdin, process.stdout
-    if to is None or answers is None:
-        raise RuntimeError("no pipes to stable-diffusion.cpp")
+    ) as process:
+        to, answers = process.stdin, process.stdout
+        if to is None or answers is None:
+            raise RuntimeError("no pipes to stable-diffusion.cpp")
 
-    def answer(word: str) -> str:
-        for line in answers:  # the library may print lines of its own
-            if line.startswith(word):
-                return line.removeprefix(word).strip()
-        raise RuntimeError("stable-diffusion.cpp ended, see above")
+        def answer(word: str) -> str:
+            for line in answers:  # the library may print lines of its own
+                if line.startswith(word):
+                    return line.removeprefix(word).strip()
+            raise RuntimeError("stable-diffusion.cpp ended, see above")
 
-    def run() -> float:
-        to.write("\n")
-        to.flush()
-        return float(answer("seconds"))
+        def run() -> float:
+            to.write("\n")
+            to.flush()
+            return float(answer("seconds"))
 
-    try:
         answer("ready")
         yield run
-    finally:
-        to.close()
-        process.wait()
 
 
 def missing_cpp(python: str | None, full_size: bool) -> str:
