@@ -24,9 +24,11 @@ from server.api import (
     basic,
     docs,
     health,
+    hints,
     metrics,
     openai,
     openai_errors,
+    openai_files,
     page,
     stability,
     stability_errors,
@@ -133,6 +135,7 @@ def create_app(
     app.state.metrics = measured
     app.state.tracing = tracing
     app.state.decoders = decoders_in_use
+    app.state.hint = hints.hint
     app.state.shapes = shapes = FailureShapes()
     shapes.add("/v1", openai_errors.failure_shape)
     shapes.add("/sdapi", a1111_errors.failure_shape)
@@ -144,6 +147,7 @@ def create_app(
     add_failure_handlers(app)
     app.include_router(basic.router)
     app.include_router(openai.router)
+    app.include_router(openai_files.router)
     app.include_router(stability.router)
     app.include_router(a1111.router)
     app.include_router(a1111_lists.router)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import binascii
 import hashlib
 import json
+import math
 import re
 import secrets
 from collections.abc import AsyncIterator
@@ -26,6 +27,8 @@ LONG_TEXT = 16 * 1024
 MAX_REST = MIB
 """Bytes of a body without its long texts."""
 MAX_DEPTH = 40
+MAX_ESCAPED_QUOTES = 64 * 1024
+"""Escaped quotes of one text; an image has none, and each costs a step of this search."""
 
 _PIECE = 256 * 1024  # a multiple of 4
 _ESCAPES = ((b"\\/", b"/"), (b"\\n", b""), (b"\\r", b""), (b"\\t", b""), (b"\\u002b", b"+"),
@@ -44,6 +47,15 @@ class LongText:
     def __str__(self) -> str:
         """Return the start of the text, as errors show it."""
         return self.data[:60].decode("latin-1")
+
+    @property
+    def text(self) -> str:
+        """The text without its escapes; what is not UTF-8 in it is replaced."""
+        text = self.data.decode("utf-8", "replace")
+        try:
+            return str(json.loads(f'"{text}"', strict=False))
+        except ValueError:
+            return text
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,8 @@ def parse_json(body: bytes) -> JsonBody:
         raise BadRequest(f"the body is not JSON: {reason}") from None
     if not isinstance(value, dict):
         raise BadRequest("the body is no JSON object")
-    return JsonBody(_with_texts(value, mark, texts, 0), fingerprint)
+    fields = {name: _with_texts(item, mark, texts, name, 1) for name, item in value.items()}
+    return JsonBody(fields, fingerprint)
 
 
 def _cut_long_texts(body: bytes, mark: str) -> tuple[bytes, list[LongText]]:
@@ -105,25 +118,33 @@ def _cut_long_texts(body: bytes, mark: str) -> tuple[bytes, list[LongText]]:
 
 
 def _closing_quote(body: bytes, at: int) -> int:
-    while (quote := body.find(b'"', at)) >= 0:
+    for _ in range(MAX_ESCAPED_QUOTES):
+        quote = body.find(b'"', at)
+        if quote < 0:
+            raise BadRequest("the body is not JSON: a text has no end")
         slashes = 0
-        while body[quote - 1 - slashes] == 0x5C and quote - 1 - slashes >= at:
-            slashes += 1
+        if quote > at and body[quote - 1] == 0x5C:
+            before = body[at:quote]
+            slashes = len(before) - len(before.rstrip(b"\\"))
         if slashes % 2 == 0:
             return quote
         at = quote + 1
-    raise BadRequest("the body is not JSON: a text has no end")
+    raise BadRequest(f"the body is not taken: a text has over {MAX_ESCAPED_QUOTES} escaped quotes")
 
 
-def _with_texts(value: Any, mark: str, texts: list[LongText], depth: int) -> Any:
+def _with_texts(value: Any, mark: str, texts: list[LongText], field: str, depth: int) -> Any:
     if depth > MAX_DEPTH:
         raise BadRequest(f"the body is not taken: it is nested deeper than {MAX_DEPTH}")
     if isinstance(value, dict):
-        return {key: _with_texts(item, mark, texts, depth + 1) for key, item in value.items()}
+        return {
+            key: _with_texts(item, mark, texts, field, depth + 1) for key, item in value.items()
+        }
     if isinstance(value, list):
-        return [_with_texts(item, mark, texts, depth + 1) for item in value]
+        return [_with_texts(item, mark, texts, field, depth + 1) for item in value]
     if isinstance(value, str) and value.startswith(mark):
         return texts[int(value.removeprefix(f"{mark}:"))]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadRequest(f"{field[:60]}: {value} is no number of JSON")
     return value
 
 
