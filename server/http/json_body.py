@@ -13,7 +13,7 @@ import json
 import math
 import re
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ _PIECE = 256 * 1024  # a multiple of 4
 _ESCAPES = ((b"\\/", b"/"), (b"\\n", b""), (b"\\r", b""), (b"\\t", b""), (b"\\u002b", b"+"),
             (b"\\u002B", b"+"), (b"\\u002f", b"/"), (b"\\u002F", b"/"), (b"\\u003d", b"="),
             (b"\\u003D", b"="))  # fmt: skip
+_LONGEST_ESCAPE = 6
 _DATA_URL = re.compile(rb"data:[^,]{0,200},")
 _BLANKS = b" \t\r\n"
 
@@ -159,17 +160,16 @@ def decode_image_text(field: str, value: object, max_bytes: int) -> bytes:
         data = value.encode("utf-8", "surrogatepass")
     else:
         raise BadRequest(f"{field}: is no text; send the image as base64 or a data URL")
-    for escape, meant in _ESCAPES if isinstance(value, LongText) and b"\\" in data else ():
-        data = data.replace(escape, meant)
+    escaped = isinstance(value, LongText)
     data = data.strip(_BLANKS)
     if data[:5].lower() == b"data:":
-        header = _DATA_URL.match(b"data:" + data[5:300])
+        header = _DATA_URL.match(b"data:" + _cleaned(data[5:300], escaped))
         if header is None or b"base64" not in header[0].lower():
             raise BadRequest(f"{field}: is a data URL without base64")
-        data = data[header.end() :]
-    elif data[:8].lower().startswith((b"http://", b"https://", b"file:")):
+        data = data[data.find(b",") + 1 :]
+    elif data[:8].lower().startswith((b"http:", b"https:", b"file:")):
         raise BadRequest(f"{field}: is an address, and none is ever fetched; send the image itself")
-    data = data.translate(None, _BLANKS).replace(b"-", b"+").replace(b"_", b"/").rstrip(b"=")
+    data = b"".join(_cleaned(piece, escaped) for piece in _pieces(data)).rstrip(b"=")
     if len(data) * 3 // 4 > max_bytes:
         raise ContentTooLarge(f"{field}: the file is over {max_bytes / MIB:.3g} MiB")
     data += b"=" * (-len(data) % 4)
@@ -182,3 +182,22 @@ def decode_image_text(field: str, value: object, max_bytes: int) -> bytes:
     if not decoded:
         raise BadRequest(f"{field}: is empty")
     return bytes(decoded)
+
+
+def _pieces(data: bytes) -> Iterator[bytes]:
+    """Yield the text in pieces that end beside escapes, not in them."""
+    start = 0
+    while start < len(data):
+        end = start + _PIECE
+        escape = data.rfind(b"\\", end - _LONGEST_ESCAPE + 1, end) if end < len(data) else -1
+        end = escape if escape > start else end
+        yield data[start:end]
+        start = end
+
+
+def _cleaned(piece: bytes, escaped: bool) -> bytes:
+    """Return base64 without JSON's escapes and blanks, in the plain alphabet."""
+    if escaped and b"\\" in piece:
+        for escape, meant in _ESCAPES:
+            piece = piece.replace(escape, meant)
+    return piece.translate(None, _BLANKS).replace(b"-", b"+").replace(b"_", b"/")
