@@ -61,6 +61,11 @@ class GenerationHandle:
             with self._lock:
                 self._listeners.remove(listener)
 
+    @property
+    def latest(self) -> Progress | None:
+        """Return the last progress, None before the first."""
+        return self._progress
+
     def cancel(self) -> None:
         """Withdraw the request; it leaves at the next step."""
         self._cancelled.set()

@@ -16,13 +16,28 @@ from models.embedded.vocabulary import demo_notice
 from server import __version__
 from server.accounts.access import Access
 from server.accounts.admission import EXPOSED_HEADERS
-from server.api import account, basic, docs, health, metrics
+from server.api import (
+    a1111,
+    a1111_errors,
+    a1111_lists,
+    account,
+    basic,
+    docs,
+    health,
+    metrics,
+    openai,
+    openai_errors,
+    page,
+    stability,
+    stability_errors,
+)
 from server.engine_service import EngineHost, ModelStarter, load_model
 from server.errors import ConfigurationError
 from server.extras import missing_extras
 from server.http.body_limit import BodyLimit
 from server.http.bytes_in_flight import ByteBudget, BytesInFlight
 from server.http.errors import add_failure_handlers
+from server.http.failure_shapes import FailureShapes
 from server.http.middleware import EnvelopedCors, ErrorsAs200, FailureGuard
 from server.http.request_context import REQUEST_ID_HEADER, RequestContext
 from server.http.request_path import RequestPath
@@ -30,6 +45,8 @@ from server.http.response_headers import ResponseHeaders, SafeHeaders
 from server.images.workers.limits import DecoderLimits
 from server.images.workers.pool import DecoderPool
 from server.img2img.deny_list import DenyList
+from server.img2img.image_store import open_store
+from server.img2img.running import RunningBatches
 from server.img2img.service import ImageToImage
 from server.observability.access_log import AccessLog
 from server.observability.metrics import Metrics
@@ -93,7 +110,7 @@ def create_app(
     if (tracing := _tracing(settings)) is not None:
         observers.insert(0, tracing)  # before the log, which names the trace
     decoders_in_use = decoders or DecoderPool(
-        settings.picture_threads,
+        settings.picture_places,
         DecoderLimits(settings.picture_cpu_seconds, settings.picture_memory_mib),
         # Decoding takes far less than generating, and what waits is bounded in bytes and time too.
         most_waiting=4 * settings.max_queue,
@@ -116,16 +133,37 @@ def create_app(
     app.state.metrics = measured
     app.state.tracing = tracing
     app.state.decoders = decoders_in_use
+    app.state.shapes = _failure_shapes()
+    app.state.image_store = open_store(settings.limits_url.get_secret_value())
+    app.state.running = RunningBatches()
     app.state.service = ImageToImage(settings, decoders_in_use, deny_list)
     add_failure_handlers(app)
+    _add_routes(app, settings)
+    return app
+
+
+def _failure_shapes() -> FailureShapes:
+    shapes = FailureShapes()
+    shapes.add("/v1", openai_errors.failure_shape)
+    shapes.add("/sdapi", a1111_errors.failure_shape)
+    for subtree in ("/v1/generation", "/v1/engines", "/v1/user"):
+        shapes.add(subtree, stability_errors.failure_shape)
+    return shapes
+
+
+def _add_routes(app: FastAPI, settings: Settings) -> None:
     app.include_router(basic.router)
+    app.include_router(openai.router)
+    app.include_router(stability.router)
+    app.include_router(a1111.router)
+    app.include_router(a1111_lists.router)
     app.include_router(account.router)
     app.include_router(health.router)
     app.include_router(docs.router)
     if settings.metrics_on_api:
         app.include_router(metrics.router)
-    app.mount("/static", docs.static_files)
-    return app
+    app.include_router(page.router)
+    app.mount("/static", page.PageFiles(directory=page.WEB_FOLDER))
 
 
 @asynccontextmanager
@@ -141,6 +179,7 @@ async def _lifespan(
         if tracing is not None:
             ending.push_async_callback(anyio.to_thread.run_sync, tracing.close)
         ending.push_async_callback(app.state.access.rates.close)
+        ending.push_async_callback(app.state.image_store.close)
         if accounts is not None:
             ending.push_async_callback(accounts.stop)
         if owns_decoders:
@@ -204,6 +243,7 @@ def _middleware(
             max_bytes=settings.max_body_bytes,
             min_rate=settings.min_upload_rate * 1024,
             patience=settings.upload_patience,
+            larger=dict.fromkeys(("/v1/", "/sdapi/"), settings.max_json_bytes),
         ),
     )
     return stack

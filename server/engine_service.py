@@ -19,6 +19,7 @@ from models.embedded.vocabulary import demo_notice
 from pipelines.engine.statistics import EngineSnapshot
 from pipelines.request import GenerationRequest, GenerationResult, Progress
 from pipelines.timeline import Timeline
+from server.cpus import set_tensor_threads
 from server.img2img.moderation import SafetyPolicy
 from server.settings import Settings
 
@@ -37,6 +38,12 @@ class Handle(Protocol):
     async def result(self) -> GenerationResult: ...
 
     def progress(self) -> AsyncIterator[Progress]: ...
+
+    @property
+    def latest(self) -> Progress | None: ...
+
+    @property
+    def done(self) -> bool: ...
 
     def cancel(self) -> None: ...
 
@@ -108,18 +115,13 @@ ModelStarter = Callable[[Settings], LoadedModel]
 def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
     """Load the weights that `settings` name. Raises StartError."""
     # Imported here: importing torch takes seconds in which the port would not answer.
-    import torch
-
-    from models.acceleration.modes import choose_acceleration
     from models.auxiliary.choose import choose_clip
     from models.loading import loader
-    from pipelines.engine.engine import Engine, EngineConfig
-    from pipelines.engine.warmup import FastPath
-    from pipelines.engine.watch import Patience
+    from pipelines.engine.engine import Engine
+    from server.engine_config import engine_config
     from server.memory_plan import memory_policy
 
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    threads = set_tensor_threads(settings.threads)
     try:
         bundle = loader.load_model(
             settings.model_spec, device=settings.device, dtype=settings.dtype
@@ -128,29 +130,15 @@ def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
         safety = _safety_policy(bundle, settings)
     except loader.ModelLoadError as error:
         raise StartError(str(error)) from error
-    logger.info("loaded", extra={"fields": {"model": bundle.name, **bundle.facts}})
+    facts = {"model": bundle.name, **bundle.facts, "threads": threads}
+    logger.info("loaded", extra={"fields": facts})
     if notice := demo_notice(settings.model):
         logger.warning(notice)
     memory = memory_policy(bundle, settings)
     bundle.vae_tile_above = memory.tile_above
     logger.info("memory", extra={"fields": {"plan": memory.in_words(bundle.downscale)}})
-    config = EngineConfig(
-        limits=memory.limits,
-        exact_rows=memory.exact_rows,
-        max_queue=settings.max_queue,
-        max_running_requests=settings.max_running_requests,
-        exact=settings.batch_invariant,
-        warm_up=warm_up,
-        fast=FastPath(
-            choose_acceleration(settings.acceleration, bundle.device),
-            settings.capture_sizes_in_pixels,
-            settings.compile_folder,
-        ),
-        # A unit that outlasts the limit of every request has failed all of those that wait.
-        patience=Patience(seconds=min(Patience.seconds, settings.request_timeout)),
-    )
     return LoadedModel(
-        engine=Engine(bundle, config),
+        engine=Engine(bundle, engine_config(settings, bundle, memory, warm_up=warm_up)),
         name=bundle.name,
         device=str(bundle.device),
         dtype=str(bundle.dtype).removeprefix("torch."),

@@ -58,17 +58,16 @@ def memory_policy(bundle: ModelBundle, settings: Settings, free: int | None = No
     Memory is unlimited on a CPU that `IMG2IMG_MEMORY_LIMIT_MIB` does not limit; steps then keep
     their usual limits.
     """
-    asked = round(settings.vae_tile_above * 1e6) or None
-    available = available_bytes(bundle, settings) if free is None else free
-    if available is None:
-        above = None if asked is None or asked >= LARGEST else asked
-        return MemoryPolicy(StepLimits(), above)
-
     from models.acceleration.modes import choose_acceleration
     from models.memory import MemoryPlan, measure_footprint
-    from pipelines.engine.warmup import FastPath
 
-    buckets = FastPath(choose_acceleration(settings.acceleration, bundle.device)).buckets
+    asked = round(settings.vae_tile_above * 1e6) or None
+    available = available_bytes(bundle, settings) if free is None else free
+    buckets = choose_acceleration(settings.acceleration, bundle.device).row_buckets
+    if available is None:
+        above = None if asked is None or asked >= LARGEST else asked
+        return MemoryPolicy(StepLimits(buckets=buckets), above)
+
     plan = MemoryPlan(
         measure_footprint(bundle), available, settings.max_running_requests, LARGEST, asked
     )

@@ -1,31 +1,39 @@
 """Three tiers of tests: everything but `slow`, the `--fast` ones, and one `slow` group at a time.
 
 `scripts/test` runs the default tier, `scripts/test --fast` what starts no server process and runs
-no model of real size, `scripts/test --slow GROUP` the default tier and a group of slow tests;
+no model for many steps, `scripts/test --slow GROUP` the default tier and a group of slow tests;
 `--only-slow GROUP` that group alone. `all` stands for every group.
+
+Tests of hypothesis are in every tier; the group `properties` takes them with many more examples.
 """
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import is_hypothesis_test, settings
 
 SLOW_GROUPS = {
-    "weights": "what judges the embedded model's weights, sampler by sampler and word by word",
+    "weights": "what makes and judges the embedded model's weights",
     "kill": "servers that are killed under load, on both databases",
     "checkpoints": "checkpoints of full size, the memory they take, every kernel for every card",
+    "browser": "what of the page takes long to try: displays, storage, lost connections, axe-core",
+    "release": "wheel, sdist and SBOM as a release has them, installed and run",
     "operations": "what watches a server: a real run under Debian's Prometheus",
     "benchmarks": "the benchmarks from end to end, and the fuzzers for a bounded time",
+    "properties": "hypothesis at length, and the crowds of samplers and clients that are large",
 }
-_WITH_PROCESSES = {"browser", "contract", "gpu", "scripts", "shipped"}
+_EXAMPLES = {"quick": 20, "long": 200}
+"""Of a test of hypothesis, by profile: in the default tier, in the group `properties`."""
+_WITH_PROCESSES = {"browser", "clients", "contract", "gpu", "scripts", "shipped"}
 """Folders whose tests start servers, scripts or real models."""
-_SERVICES = {"database_url", "postgres", "redis_server"}
-"""Fixtures that start a server of PostgreSQL or Redis."""
+_DEAR = {"database_url", "postgres", "redis_server", "embedded"}
+"""Fixtures that start a server of PostgreSQL or Redis, or load the embedded model."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     groups = [*SLOW_GROUPS, "all"]
     tiers = parser.getgroup("tiers")
-    tiers.addoption("--fast", action="store_true", help="no server processes, no real models")
+    tiers.addoption("--fast", action="store_true", help="no server processes, no models at length")
     tiers.addoption("--slow", choices=groups, help="a group of slow tests too")
     tiers.addoption("--only-slow", choices=groups, help="a group of slow tests and nothing else")
 
@@ -33,7 +41,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     described = "; ".join(f"{name}: {what}" for name, what in SLOW_GROUPS.items())
     config.addinivalue_line("markers", f"slow(group): takes minutes ({described})")
-    config.addinivalue_line("markers", "process: starts server processes or runs a real model")
+    config.addinivalue_line(
+        "markers", "process: starts processes, a compiler, or runs a model for many steps"
+    )
+    before = settings.get_current_profile_name()
+    for name, count in _EXAMPLES.items():
+        settings.register_profile(name, max_examples=count, deadline=None)
+    settings.load_profile("long" if _takes(config, "properties") else "quick")
+    config.add_cleanup(lambda: settings.load_profile(before))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -51,13 +66,23 @@ def _is_chosen(config: pytest.Config, item: pytest.Item) -> bool:
         (group,) = slow.args
         if group not in SLOW_GROUPS:
             raise pytest.UsageError(f"{item.nodeid}: {group!r} is no group of slow tests")
-        wanted = config.getoption("--slow") or config.getoption("--only-slow")
-        return wanted in (group, "all")
+        return _takes(config, group)
     if config.getoption("--only-slow"):
-        return False
+        return _takes(config, "properties") and _is_property(item)
     if not config.getoption("--fast"):
         return True
     folders = set(item.nodeid.partition("::")[0].split("/"))
-    if folders & _WITH_PROCESSES or _SERVICES & set(getattr(item, "fixturenames", ())):
+    if folders & _WITH_PROCESSES or _DEAR & set(getattr(item, "fixturenames", ())):
         return False
     return item.get_closest_marker("process") is None
+
+
+def _is_property(item: pytest.Item) -> bool:
+    """Return whether it is a test of hypothesis; one that drives it by hand has its mark."""
+    by_hand = item.get_closest_marker("hypothesis") is not None
+    return by_hand or is_hypothesis_test(getattr(item, "obj", None))
+
+
+def _takes(config: pytest.Config, group: str) -> bool:
+    """Return whether a group of slow tests was asked for."""
+    return (config.getoption("--slow") or config.getoption("--only-slow")) in (group, "all")

@@ -28,6 +28,10 @@ from models.bundle import ModelBundle
 from models.device import make_current
 from models.spec import AccelerationMode
 
+ROW_BUCKETS = (1, 2, 4, 8, 16)
+"""The numbers of U-Net rows that steps are padded to where each needs a graph or a compilation of
+its own; also those whose cost is measured."""
+
 
 @dataclass(frozen=True)
 class Acceleration:
@@ -46,6 +50,11 @@ class Acceleration:
         return self.graphs and self.asked is AccelerationMode.GRAPHS
 
     @property
+    def row_buckets(self) -> tuple[int, ...]:
+        """Return the numbers of rows that steps are padded to; empty where any number will do."""
+        return ROW_BUCKETS if self.graphs or self.compiles else ()
+
+    @property
     def in_words(self) -> str:
         """For a log line or the doctor."""
         done = [
@@ -58,6 +67,9 @@ class Acceleration:
             if on
         ]
         return (", ".join(done) or "off") + (f" ({self.reason})" if self.reason else "")
+
+
+UNACCELERATED = Acceleration(AccelerationMode.OFF)
 
 
 def choose_acceleration(asked: AccelerationMode, device: torch.device) -> Acceleration:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ PINNED_REVISIONS = {PRODUCTION_MODEL: "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
 _HUB_SECONDS = 10.0
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _SMALL_FILES = (
     *(f"{part}/config.json" for part in PARTS),
@@ -89,6 +91,26 @@ def cached(model: str, revision: str | None) -> Path | None:
     except ModelLoadError:
         return None
     return folder if all((folder / file).is_file() for file in _SMALL_FILES) else None
+
+
+def remove_damaged(folder: Path) -> list[str]:
+    """Remove the files of a snapshot whose bytes are not those of the hub, and return their names.
+
+    The library compares lengths alone. Its cache names a file's bytes by what the hub calls them:
+    of weights that is their SHA-256; small files, which git names otherwise, are not looked at.
+    """
+    damaged = []
+    for file in sorted(folder.rglob("*")):
+        stored = file.resolve()
+        if not stored.is_file() or not _SHA256.fullmatch(stored.name):
+            continue
+        with stored.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        if found != stored.name:
+            damaged.append(file.relative_to(folder).as_posix())
+            file.unlink()
+            stored.unlink()
+    return damaged
 
 
 def wanted_files(files: Sequence[str], dtype: torch.dtype) -> list[str]:

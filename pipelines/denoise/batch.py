@@ -17,7 +17,7 @@ import torch
 from models.device import host_tensor, upload
 from pipelines.denoise.clip_guidance import GuidanceRun
 from pipelines.samplers.programs import SLOTS, StepCoefficients
-from pipelines.scheduler.batching import guidance_rows, pad_rows
+from pipelines.scheduler.batching import guidance_rows
 
 UNCOND, COND = 0, 1
 
@@ -33,6 +33,7 @@ class Evaluation:
     noise: torch.Tensor | None  # (4, h, w) float32, on the CPU
     predict: bool = False  # whether the predicted latents are wanted
     guidance: GuidanceRun | None = None  # CLIP guidance, where it was asked for
+    masked: bool = False  # whether the pool holds what it keeps
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +75,9 @@ class HostBatch:
         )
 
 
-def row_count(evaluations: Sequence[Evaluation], buckets: Sequence[int]) -> int:
-    """The U-Net rows of a step, padded to its bucket."""
-    return pad_rows(sum(guidance_rows(e.cfg_scale) for e in evaluations), buckets)
+def row_count(evaluations: Sequence[Evaluation]) -> int:
+    """Return the U-Net rows of a step without padding."""
+    return sum(guidance_rows(e.cfg_scale) for e in evaluations)
 
 
 def assemble(

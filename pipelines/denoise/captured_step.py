@@ -1,8 +1,8 @@
 """A step as two captured graphs, *denoise* and *mix*, and when it pays to capture one.
 
 CLIP guidance acts between the two. There are 400 sizes and several buckets of rows: only the
-configured sizes are captured at start, others once they have been used a few times, and only
-while few are kept (`pipelines/denoise/latent_pool.py`).
+configured sizes are captured at start, others once they have been used a few times, and of those
+few are kept (`pipelines/denoise/latent_pool.py`).
 """
 
 from __future__ import annotations

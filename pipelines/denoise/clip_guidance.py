@@ -55,6 +55,7 @@ _TWO_STAGE = frozenset(
         Sampler.K_DPM_2,
         Sampler.K_DPM_2_ANCESTRAL,
         Sampler.K_DPMPP_2S_ANCESTRAL,
+        Sampler.K_DPMPP_SDE,
     }
 )
 _CUTOUT_STREAM = 0xC117

@@ -2,6 +2,7 @@
 
     out   = unet((state[:, 0] * c_in)[rows], timestep[rows], text[rows])   # (R, 4, h, w)
     eps   = out[i0] + scale * (out[i1] - out[i0])                          # (B, 4, h, w)
+    eps   = what CLIP guidance and masks make of it, of requests that have them
     state = mix applied to (slots, eps, noise)                             # float32
 
 Nothing here knows what a sampler is: that is in the coefficients. No dense product mixes requests,
@@ -30,6 +31,7 @@ from pipelines.denoise.batch import (
 from pipelines.denoise.captured_step import CapturedStep
 from pipelines.denoise.clip_guidance import ClipGuide, Correction
 from pipelines.denoise.latent_pool import LatentPool
+from pipelines.denoise.mask import keep_outside
 from pipelines.errors import GenerationFailed
 
 
@@ -45,9 +47,8 @@ class Step:
 
 
 class Denoiser:
-    """Runs steps. ``row_buckets`` are the sizes R is padded to; empty means no padding.
-
-    With a ``capturer`` a pool that allows it has its steps captured, one pair of graphs a bucket.
+    """Runs steps. With a ``capturer`` a pool that allows it has those captured that have as many
+    rows as one of ``row_buckets``, one pair of graphs a bucket.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Denoiser:
         capturer: Capturer | None = None,
     ) -> None:
         self._bundle = bundle
-        self._row_buckets = tuple(sorted(row_buckets))
+        self._row_buckets = frozenset(row_buckets)
         self._capturer = capturer
         self.graphs = GraphCounts()
         self._guide = None if bundle.clip is None else ClipGuide(bundle, bundle.clip)
@@ -67,12 +68,15 @@ class Denoiser:
         """Return whether steps are captured."""
         return self._capturer is not None
 
-    def step(self, pool: LatentPool, evaluations: Sequence[Evaluation]) -> Step:
-        """Advance each evaluation's request by one.
+    def step(
+        self, pool: LatentPool, evaluations: Sequence[Evaluation], rows: int | None = None
+    ) -> Step:
+        """Advance each evaluation's request by one, in ``rows`` U-Net rows, padding included.
 
-        The pool changes only when everything has gone well, so a step that raised can be run again.
+        Left out, there is no padding. The pool changes only when everything has gone well, so a
+        step that raised can be run again.
         """
-        rows = row_count(evaluations, self._row_buckets)
+        rows = rows or row_count(evaluations)
         captured = self._captured(pool, rows)
         self.graphs.count_run(captured is not None)
         mix: Callable[[], object]
@@ -89,6 +93,7 @@ class Denoiser:
         corrections = self.guide(pool, evaluations, eps)
         for b, correction in corrections.items():
             eps[b] += correction.output
+        keep_outside(pool.kept, pool.state, evaluations, eps)
         predicted = {
             e.position: e.coefficients.x0[0] * pool.state[e.position, 0]
             + e.coefficients.x0[1] * eps[b]

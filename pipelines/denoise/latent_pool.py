@@ -9,6 +9,7 @@ import torch
 
 from models.bundle import ModelBundle
 from pipelines.denoise.captured_step import PATIENCE, CapturedSteps
+from pipelines.denoise.mask import KeptAreas
 from pipelines.samplers.programs import SLOTS
 from pipelines.scheduler.batching import GroupKey
 
@@ -19,7 +20,7 @@ class LatentPool:
     ``state`` is (capacity + 1, 4 slots, 4, h, w) float32, ``text`` (capacity + 1, 2, T, D) in the
     model's dtype: the unconditional text states, then the conditional ones. The last place is
     ``scratch``, where the padding of a captured step reads and writes. ``patience`` says when its
-    steps are captured, see `CapturedSteps`.
+    steps are captured, see `CapturedSteps`. ``kept`` is made for the first request with a mask.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class LatentPool:
             dtype=bundle.dtype,
         )
         self._free = list(range(capacity - 1, -1, -1))
+        self.kept: KeptAreas | None = None
         self._gathered: tuple[tuple[int, ...], torch.Tensor] | None = None
 
     @property
@@ -53,6 +55,13 @@ class LatentPool:
         self.text[position] = text
         self._gathered = None
         return position
+
+    def keep(self, position: int, mask: torch.Tensor, latents: torch.Tensor) -> None:
+        """Set what a request keeps: ``latents`` (4, h, w) where ``mask`` (1, h, w) is below 1."""
+        if self.kept is None:
+            places, _, *latent = self.state.shape
+            self.kept = KeptAreas(places, latent, self.state.device)
+        self.kept.write(position, mask, latents)
 
     def release(self, position: int) -> None:
         self._free.append(position)
@@ -77,8 +86,8 @@ class LatentPool:
 class LatentPools:
     """The pools there are, by group. A pool lives as long as its requests, or its graphs.
 
-    Pools of the keys in ``hot`` are captured at once and always kept; of the others at most
-    ``keep`` are captured, and of those that nobody uses the one used longest ago goes first. With
+    Pools of the keys in ``hot`` are captured at once and always kept. Others are captured once
+    they have been used for a while, and the ``keep`` used last outlive their requests. With
     ``captures`` false nothing is captured and nothing outlives its requests.
     """
 
@@ -92,8 +101,9 @@ class LatentPools:
     ) -> None:
         self._make, self._captures, self._keep = make, captures, keep
         self._hot = frozenset(hot)
-        self._pools: OrderedDict[GroupKey, LatentPool] = OrderedDict()
+        self._pools: dict[GroupKey, LatentPool] = {}
         self._users: dict[GroupKey, int] = {}
+        self._idle: OrderedDict[GroupKey, None] = OrderedDict()  # captured, the latest last
 
     def __len__(self) -> int:
         return len(self._pools)
@@ -109,29 +119,25 @@ class LatentPools:
         if key not in self._pools:
             self._pools[key] = self._make(key, self._patience(key))
         self._users[key] = self._users.get(key, 0) + 1
-        self._pools.move_to_end(key)
+        self._idle.pop(key, None)
         return self._pools[key]
 
     def leave(self, key: GroupKey) -> None:
         """A request that entered has gone. 400 sizes are possible: an empty pool rarely stays."""
         self._users[key] -= 1
-        if self._users[key] == 0 and not self._pools[key].captured.any:
-            del self._pools[key], self._users[key]
+        if self._users[key]:
+            return
+        if not self._pools[key].captured.any:
+            self._drop(key)
+        elif key not in self._hot:
+            self._idle[key] = None
+            if len(self._idle) > self._keep:
+                self._drop(self._idle.popitem(last=False)[0])
+
+    def _drop(self, key: GroupKey) -> None:
+        del self._pools[key], self._users[key]
 
     def _patience(self, key: GroupKey) -> int | None:
         if not self._captures:
             return None
-        if key in self._hot:
-            return 0
-        kept = [k for k, pool in self._pools.items() if k not in self._hot and _may_capture(pool)]
-        idle = [k for k in kept if self._users[k] == 0]
-        if len(kept) < self._keep:
-            return PATIENCE
-        if idle:  # the first is the one used longest ago
-            del self._pools[idle[0]], self._users[idle[0]]
-            return PATIENCE
-        return None
-
-
-def _may_capture(pool: LatentPool) -> bool:
-    return pool.captured.patience is not None
+        return 0 if key in self._hot else PATIENCE

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from models.acceleration.modes import ROW_BUCKETS
 from models.bundle import ModelBundle
 from models.device import synchronize
 from pipelines.denoise.batch import Evaluation
@@ -21,7 +22,6 @@ from pipelines.vae.decode import decode_latents
 from pipelines.vae.encode import encode_image
 
 SIDES = (320, 512)
-ROWS = (1, 2, 4, 8, 16)
 
 _FIXED_SHARE = 0.5
 _ROW_SECONDS = 0.02
@@ -38,7 +38,7 @@ def guessed_costs() -> CostTable:
     points = [
         StepPoint(pixels, rows, _ROW_SECONDS * pixels / 1600 * (_FIXED_SHARE + rows / 2))
         for pixels in (1600, 4096)
-        for rows in (ROWS[0], ROWS[-1])
+        for rows in (ROW_BUCKETS[0], ROW_BUCKETS[-1])
     ]
     cost = ImageCost(0.0, _ROW_SECONDS / 1600)
     text = TextCost(_text_step(_TEXT_SHARE * _ROW_SECONDS / 2, 1600), _ROW_SECONDS / 2)
@@ -67,10 +67,10 @@ def measure_costs(
     began = clock()
     side, larger = SIDES
     seconds: dict[int, float] = {}
-    measure = _StepTimer(bundle, denoiser, side, clock)
+    measure = _StepTimer(bundle, denoiser, limits, side, clock)
     measure(1)  # what the first one pays for kernels and caches is no cost of a step
     pixels = measure.key.latent_pixels
-    for rows in ROWS:
+    for rows in ROW_BUCKETS:
         if rows > limits.rows_for(measure.key):
             break
         if rows > 2 and clock() - began + _expected(seconds, rows) > budget:
@@ -80,7 +80,7 @@ def measure_costs(
 
     more = _TEXT_SHARE * seconds[1]
     if clock() - began + 3 * seconds[1] <= budget:
-        measure = _StepTimer(bundle, denoiser, side, clock, TEXT_CHUNKS)
+        measure = _StepTimer(bundle, denoiser, limits, side, clock, TEXT_CHUNKS)
         more = max(0.0, measure(1) - seconds[1]) / (TEXT_CHUNKS - 1)
     text = TextCost(
         _text_step(more, pixels), _text_seconds(bundle, clock), chunk_tokens=bundle.text_length
@@ -88,7 +88,7 @@ def measure_costs(
     encode, decode = _image_seconds(bundle, side, clock)
     grown = (larger / side) ** 2
     if clock() - began + grown * sum(2 * value for value in seconds.values()) <= budget:
-        measure = _StepTimer(bundle, denoiser, larger, clock)
+        measure = _StepTimer(bundle, denoiser, limits, larger, clock)
         points += [StepPoint(measure.key.latent_pixels, rows, measure(rows)) for rows in seconds]
     return CostTable(
         points,
@@ -112,11 +112,13 @@ class _StepTimer:
         self,
         bundle: ModelBundle,
         denoiser: Denoiser,
+        limits: StepLimits,
         side: int,
         clock: Callable[[], float],
         chunks: int = 1,
     ) -> None:
-        self._bundle, self._denoiser, self._clock = bundle, denoiser, clock
+        self._bundle, self._denoiser, self._limits = bundle, denoiser, limits
+        self._clock = clock
         tokens = chunks * bundle.text_length
         self.key = GroupKey(*bundle.latent_size(side, side), tokens, False)
         # Captured at once, where steps are: what is timed is what will run.
@@ -125,11 +127,12 @@ class _StepTimer:
 
     def __call__(self, rows: int) -> float:
         evaluations = dummy_evaluations(rows, self._pool.scratch)
-        return min(self._once(evaluations) for _ in range(2))
+        padded = self._limits.padded(rows)
+        return min(self._once(evaluations, padded) for _ in range(2))
 
-    def _once(self, evaluations: Sequence[Evaluation]) -> float:
+    def _once(self, evaluations: Sequence[Evaluation], padded: int) -> float:
         started = self._clock()
-        self._denoiser.step(self._pool, evaluations)
+        self._denoiser.step(self._pool, evaluations, padded)
         synchronize(self._bundle.device)
         return self._clock() - started
 

@@ -1,62 +1,39 @@
-"""The configuration of an engine."""
+"""The configuration of an engine: plain fields, which `policy.py` and `warmup.py` read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from pathlib import Path
 
-from pipelines.engine.warmup import FastPath
-from pipelines.engine.watch import Patience
-from pipelines.scheduler.batching import StepLimits
-from pipelines.scheduler.scheduler import PolicyConfig
-
-SHARED_DECODES = (2, 4)
-"""On an H200 four pictures of 512 x 512 took 6.7 ms each in one decode, 8.8 ms alone."""
+from models.acceleration.modes import UNACCELERATED, Acceleration
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """The limits of an engine.
+    """The limits of an engine, and what makes it fast.
 
-    ``max_queue`` requests wait or run at most; ``max_running_requests`` run at a time.
-    ``row_buckets`` are the numbers of U-Net rows that a step is padded to; empty means those of the
-    fast path, if any. ``exact`` runs every step in one fixed bucket of ``exact_rows``, so that a
-    picture's bytes do not depend on the crowd. ``patience`` says when work is taken to hang.
+    ``max_queue`` requests wait or run at most; ``max_running_requests`` run at a time. A step has
+    at most ``max_rows`` U-Net rows and ``max_pixels`` latent pixels over all rows.
+    ``row_buckets`` are the numbers of U-Net rows that a step is padded to; empty means those that
+    the acceleration needs. ``exact`` runs every step in one fixed bucket of ``exact_rows``, so
+    that a picture's bytes do not depend on the crowd.
+
+    ``capture_sizes`` are the (width, height) of pictures, in pixels, that are fast from the first
+    request on; compiled code is kept in ``compile_folder``, if any. Work is taken to hang after
+    ``hang_seconds`` and to be lost after ``lost_seconds``, see `pipelines.engine.watch.Patience`.
     """
 
     max_queue: int = 64
     max_running_requests: int = 16
-    limits: StepLimits = field(default_factory=StepLimits)
+    max_rows: int = 16
+    max_pixels: int = 16 * 64 * 64
     row_buckets: Sequence[int] = ()
     exact: bool = False
     exact_rows: int = 8
     warm_up: bool = True
-    fast: FastPath = field(default_factory=FastPath)
-    patience: Patience = field(default_factory=Patience)
-
-    @property
-    def step_limits(self) -> StepLimits:
-        """The limits in force: in the exact lane no step is larger than its bucket."""
-        if not self.exact:
-            return self.limits
-        return replace(self.limits, max_rows=min(self.limits.max_rows, self.exact_rows))
-
-    @property
-    def step_buckets(self) -> Sequence[int]:
-        return (self.exact_rows,) if self.exact else self.row_buckets or self.fast.buckets
-
-    @property
-    def shared_decodes(self) -> Sequence[int]:
-        """The numbers of pictures that share a decode: only in graphs, never in the exact lane."""
-        return () if self.exact or not self.fast.acceleration.graphs else SHARED_DECODES
-
-    @property
-    def policy(self) -> PolicyConfig:
-        """The scheduler's part of this."""
-        return PolicyConfig(
-            shared_decodes=self.shared_decodes,
-            max_queue=self.max_queue,
-            max_places=self.max_running_requests,
-            limits=self.step_limits,
-            row_buckets=self.step_buckets,
-        )
+    acceleration: Acceleration = UNACCELERATED
+    capture_sizes: Sequence[tuple[int, int]] = ()
+    compile_folder: Path | None = None
+    hang_seconds: float = 10.0
+    lost_seconds: float = 300.0

@@ -13,7 +13,7 @@ import logging
 import queue
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,23 +25,23 @@ from pipelines.engine.calibration import guessed_costs, measure_costs
 from pipelines.engine.config import EngineConfig
 from pipelines.engine.device_timer import DeviceTimer, Elapsed, make_timer
 from pipelines.engine.model_runner import Launched, ModelRunner, StepCounts
+from pipelines.engine.policy import make_policy
 from pipelines.engine.preparer import Prepared, Preparer
 from pipelines.engine.refusal import refused
 from pipelines.engine.statistics import EngineSnapshot, EngineStatistics
-from pipelines.engine.watch import Watch
+from pipelines.engine.warmup import make_runner, warm_up
+from pipelines.engine.watch import Patience, Watch
 from pipelines.errors import (
-    DeadlineExceeded,
     EngineDead,
     EngineDraining,
     EngineStalled,
-    GenerationCancelled,
     GenerationError,
     GenerationFailed,
     as_failure,
 )
 from pipelines.handle import GenerationHandle
 from pipelines.prompt.encoder import PromptChunks
-from pipelines.request import GenerationRequest, GenerationResult, Progress
+from pipelines.request import GenerationRequest, GenerationResult
 from pipelines.samplers.programs import evaluation_count
 from pipelines.scheduler.batching import GroupKey, guidance_rows
 from pipelines.scheduler.cost_model import CostTable
@@ -88,20 +88,16 @@ class Engine:
     ) -> None:
         self.bundle = bundle
         self.config = config or EngineConfig()
-        self._runner = runner or self.config.fast.runner(
-            bundle, self.config.step_buckets, self.config.max_running_requests
-        )
+        self._policy = make_policy(self.config, bundle)
+        self._runner = runner or make_runner(bundle, self.config, self._policy.limits.buckets)
         self._timer = timer or make_timer(bundle.device)
         self._measures = costs is None and self.config.warm_up
-        policy = self.config.policy
-        if bundle.vae_tile_above is not None:  # memory is short: one picture at a time
-            policy = replace(policy, shared_decodes=())
-        self._policy = policy
-        self._scheduler = Scheduler(costs or guessed_costs(), policy)
+        self._scheduler = Scheduler(costs or guessed_costs(), self._policy)
         self._inbox: queue.SimpleQueue[tuple[RequestState, Prepared | Exception] | None]
         self._inbox = queue.SimpleQueue()
-        self._watch = Watch("the engine's unit of work", self.config.patience)
-        self._prepare_watch = Watch("the preparation of a request", self.config.patience)
+        patience = Patience(self.config.hang_seconds, lost_seconds=self.config.lost_seconds)
+        self._watch = Watch("the engine's unit of work", patience)
+        self._prepare_watch = Watch("the preparation of a request", patience)
         self._preparer = Preparer(bundle, self._prepare_watch, self._hand_over)
         self._lock = threading.Lock()  # of the scheduler
         self._idents = itertools.count()
@@ -191,7 +187,7 @@ class Engine:
         """
         self._check_state()
         handle = GenerationHandle(request)
-        if request.image_strength >= 1.0:
+        if request.strength >= 1.0:
             # Nothing is to be denoised: the answer is the fitted picture itself.
             handle.succeed(GenerationResult(request.image, request.seed))
             return handle
@@ -202,7 +198,7 @@ class Engine:
             next(self._idents),
             key,
             guidance_rows(request.cfg_scale),
-            evaluation_count(request.sampler, request.steps, request.image_strength),
+            evaluation_count(request.sampler, request.steps, request.strength),
             arrived=now,
             deadline=deadline,
             prepared=False,
@@ -283,9 +279,9 @@ class Engine:
 
     def _make_ready(self) -> None:
         if self.config.warm_up:
-            self.config.fast.warm_up(self._runner, self._policy)
+            warm_up(self._runner, self.config, self._policy)
         if self._measures:
-            limits = self.config.step_limits
+            limits = self._policy.limits
             self._scheduler.table = measure_costs(self.bundle, self._runner.denoiser, limits)
         self._measured.set()
 
@@ -295,15 +291,17 @@ class Engine:
         idle = False
         while not self._stop.is_set():
             self._receive(block=idle)
-            work = self._schedule()
+            with self._lock:
+                work = self._scheduler.plan(time.monotonic())
             expected = sum(unit.seconds for unit in (work, in_flight and in_flight.work) if unit)
             with self._watch.unit(expected):
                 launched = self._launch(work)
-                self._collect(in_flight)
-                if not self._timer.runs_ahead:
+                if self._timer.runs_ahead:
+                    self._collect(in_flight)
+                    in_flight = launched
+                else:
                     self._collect(launched)
-                    launched = None
-            in_flight, idle = launched, work is None
+            idle = work is None
 
     def _receive(self, block: bool) -> None:
         """Hear of what has become ready; with nothing to do, wait for it a while."""
@@ -319,30 +317,18 @@ class Engine:
     def _enter(self, state: RequestState, prepared: Prepared | Exception) -> None:
         """Plan for a request from now on, and tell those that wait how many are before them."""
         if isinstance(prepared, Exception):
-            self._finish(state, as_failure(prepared))
+            state.failure = as_failure(prepared)
             return
         with self._lock:
-            if state.ident not in self._scheduler:
-                return
+            if state.ident not in self._scheduler or state.lost(time.monotonic()):
+                return  # it has ended, or does so when this round is collected
+            state.program = prepared.program
             self._runner.add(state, prepared)
             self._scheduler.prepared(state.ident)
             waiting = self._scheduler.waiting()
         for position, other in enumerate(waiting, 1):
             if other.prepared:
-                other.publish(Progress(0, other.evaluations, position))
-
-    def _schedule(self) -> Work | None:
-        """Let go of what was cancelled or has passed its deadline; name the next unit."""
-        now = time.monotonic()
-        with self._lock:
-            cancelled = [state for state in self._scheduler if state.cancelled]
-            overdue = self._scheduler.overdue(now)
-        for state in cancelled:
-            self._finish(state, GenerationCancelled("the request was withdrawn"))
-        for state in overdue:
-            self._finish(state, DeadlineExceeded("the request took longer than it may"))
-        with self._lock:
-            return self._scheduler.plan(now)
+                other.publish(position)
 
     def _launch(self, work: Work | None) -> _Unit | None:
         """Have the runner start a unit, and count it as far as the plan goes."""
@@ -366,15 +352,26 @@ class Engine:
             now = time.monotonic()
             state.timings["queued"] = now - state.arrived
             state.timeline.extend("queue", state.arrived, now)
-            state.publish(Progress(0, state.evaluations))
+            state.publish()
 
     def _collect(self, unit: _Unit | None) -> None:
-        """Wait for a unit's end; account for its time, report progress, end what it ends.
+        """Wait for a unit's end and account for it; end the requests that end, here alone.
 
         What a card does is collected when the next unit is launched: the card never waits.
         """
-        if unit is None:
-            return
+        outcomes = {} if unit is None else self._account(unit)
+        now = time.monotonic()
+        with self._lock:
+            states = list(self._scheduler)
+        for state in states:
+            if (outcome := outcomes.get(state.ident) or state.lost(now)) is not None:
+                with self._lock:
+                    self._scheduler.remove(state.ident)
+                self._runner.release(state.ident)
+                self._end(state, outcome)
+
+    def _account(self, unit: _Unit) -> dict[int, GenerationResult | GenerationError]:
+        """Learn from a unit's time and report progress; return the outcomes of what it ends."""
         work, launched, seconds = unit.work, unit.launched, unit.elapsed()
         with self._lock:
             if launched.ordinary:
@@ -383,15 +380,17 @@ class Engine:
         limit = self._policy.limits.rows_for(work.key)
         self.statistics.count_unit(work, seconds, states, launched.ordinary, limit)
         self.statistics.halvings += launched.row_cap is not None
+        outcomes: dict[int, GenerationResult | GenerationError] = {**launched.failures}
         for state in states:
             state.spend(_STAGES[type(work)], seconds)
-            if (failure := launched.failures.get(state.ident)) is not None:
-                self._finish(state, failure)
-            elif state.ident in unit.finished:
-                self._finish(state, self._result(state))
+            if state.ident in launched.failures:
+                continue
+            if state.ident in unit.finished:
+                outcomes[state.ident] = self._result(state)
             elif isinstance(work, Step):
-                preview = self._runner.preview(state.ident)
-                state.publish(Progress(state.done, state.evaluations, preview=preview))
+                state.ended += 1
+                state.publish(preview=self._runner.preview(state.ident))
+        return outcomes
 
     def _result(self, state: RequestState) -> GenerationResult | GenerationError:
         try:
@@ -401,13 +400,6 @@ class Engine:
             return as_failure(error)
         return GenerationResult(image, state.request.seed, state.done, state.timings)
 
-    def _finish(self, state: RequestState, outcome: GenerationResult | GenerationError) -> None:
-        """Take a request out of wherever it is and tell its handle."""
-        with self._lock:
-            self._scheduler.remove(state.ident)
-        self._runner.release(state.ident)
-        self._end(state, outcome)
-
     def _end(self, state: RequestState, outcome: GenerationResult | GenerationError) -> None:
         if "queue" not in state.timeline.spans:
             state.timeline.extend("queue", state.arrived, time.monotonic())
@@ -415,6 +407,7 @@ class Engine:
         state.end(outcome)
 
     def _fail_all(self, error: GenerationError) -> None:
+        """End what is left when the engine has ended, from whichever thread finds that."""
         with self._lock:
             self._ended = True
             states = list(self._scheduler)

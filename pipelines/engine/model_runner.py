@@ -23,13 +23,15 @@ from pipelines.engine.preparer import Prepared
 from pipelines.errors import GenerationError, as_failure
 from pipelines.prompt.encoder import PromptEncoder
 from pipelines.request import GenerationRequest, Pixels
-from pipelines.scheduler.batching import GroupKey
+from pipelines.scheduler.batching import GroupKey, pad_rows
 from pipelines.scheduler.request_state import RequestState
 from pipelines.scheduler.work import Encode, Step, Work
 from pipelines.vae.decode import Decoded, Decoding, decode_together
-from pipelines.vae.encode import Encoding, ImageEncoder, Moments, start_latents
+from pipelines.vae.encode import Encoding, ImageEncoder, Moments
 from pipelines.vae.graphs import VaeGraphs
+from pipelines.vae.mask import composite
 from pipelines.vae.preview import LatentToRgb
+from pipelines.vae.start import start_latents
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +103,7 @@ class _DeviceState:
             draw,
             request.previews,
             self.guidance,
+            self.prepared.mask is not None,
         )
 
 
@@ -108,6 +111,7 @@ class _DeviceState:
 class ModelRunner:
     """Encodes, steps and decodes requests of one model; at most ``capacity`` a pool at a time.
 
+    A step runs the rows that its work says; ``row_buckets`` are those that it is padded to.
     With a ``capturer`` steps are captured: of the ``hot`` keys at their first, see `LatentPools`;
     so are whole passes of the VAE, see `VaeGraphs`.
     """
@@ -168,9 +172,10 @@ class ModelRunner:
 
         Raises FloatingPointError if it cannot be finite.
         """
-        decoded = self._requests[ident].decoded
-        assert decoded is not None
-        return decoded.wait()
+        member = self._requests[ident]
+        assert member.decoded is not None
+        made, mask = member.decoded.wait(), member.request.mask
+        return made if mask is None else composite(member.request.image, made, mask)
 
     def _leave_pool(self, member: _DeviceState) -> None:
         if member.position is not None:
@@ -189,7 +194,7 @@ class ModelRunner:
         launched = Launched()
         members = [self._requests[ident] for ident in work.idents]
         if isinstance(work, Step):
-            self._step(members, launched)
+            self._step(members, work.padded, launched)
         elif isinstance(work, Encode):
             self._encode(members[0], work, launched)
         else:
@@ -208,47 +213,55 @@ class ModelRunner:
     def _encode(self, member: _DeviceState, work: Encode, launched: Launched) -> None:
         """Run the next part of an encode; the last one takes a place in a pool."""
         try:
-            if member.encoding is None:
+            if member.text is None:
                 before = self.prompts.counts.misses
                 member.text = self.prompts.encode(member.prepared.texts)
                 launched.text_chunks = self.prompts.counts.misses - before
-                request, digest = member.request, member.prepared.digest
-                member.encoding = self.pictures.begin(
-                    request.image, request.tile, work.parts, digest
-                )
-            launched.ordinary = not member.encoding.cached
-            moments = member.encoding.advance()
-            if moments is not None:
+            moments = None
+            if member.request.from_noise:
+                launched.ordinary = False
+            else:
+                member.encoding = member.encoding or self._begin(member, work.parts)
+                launched.ordinary = member.encoding.ordinary
+                moments = member.encoding.advance()
+            if moments is not None or member.request.from_noise:
                 self._enter_pool(member, moments)
                 launched.last = True
         except Exception as error:
             self._fail(member, error, "could not be encoded", launched)
 
-    def _enter_pool(self, member: _DeviceState, moments: Moments) -> None:
+    def _begin(self, member: _DeviceState, parts: int) -> Encoding:
+        request = member.request
+        return self.pictures.begin(request.image, request.tile, parts, member.prepared.digest)
+
+    def _enter_pool(self, member: _DeviceState, moments: Moments | None) -> None:
+        """Take a place in a pool. ``moments`` are the picture's, None from noise."""
         assert member.text is not None
-        latents = start_latents(
-            moments,
-            member.prepared.noise,
-            member.prepared.program,
-            member.request.image_strength,
-            self.bundle.scaling_factor,
-        )
+        bundle, prepared = self.bundle, member.prepared
+        sigma, noise, mask, picture = prepared.program.steps[0].sigma, prepared.noise, None, None
+        if moments is not None:
+            picture = moments.sample(noise.posterior, bundle.scaling_factor)
+        if prepared.mask is not None:
+            mask = prepared.mask.to(bundle.device, non_blocking=True)
+        latents = start_latents(member.request, sigma, noise, picture, mask, bundle.device)
         pool = self.pools.enter(member.state.key)
         try:
             member.position = pool.admit(latents, member.text)
+            if mask is not None and picture is not None:
+                pool.keep(member.position, mask, picture)
         except Exception:
             self.pools.leave(member.state.key)
             raise
         member.encoding = member.text = None
 
-    def _step(self, members: Sequence[_DeviceState], launched: Launched) -> None:
-        """Run one evaluation of each of ``members``, who are of one key.
+    def _step(self, members: Sequence[_DeviceState], padded: int, launched: Launched) -> None:
+        """Run one evaluation of each of ``members``, of one key, in ``padded`` U-Net rows.
 
         A step that fails changes nothing, and is run again in halves. After an out-of-memory error
         its key's steps are to stay at half the rows.
         """
         try:
-            self._step_once(members, launched)
+            self._step_once(members, padded, launched)
             return
         except Exception as error:
             launched.ordinary = False
@@ -262,13 +275,14 @@ class ModelRunner:
             logger.warning("out of memory with %d rows: halved", rows)
             launched.row_cap = min(rows // 2, launched.row_cap or rows)
         middle = len(members) // 2
-        self._step(members[:middle], launched)
-        self._step(members[middle:], launched)
+        for half in (members[:middle], members[middle:]):
+            rows = sum(member.state.rows for member in half)
+            self._step(half, pad_rows(rows, self.row_buckets), launched)
 
-    def _step_once(self, members: Sequence[_DeviceState], launched: Launched) -> None:
+    def _step_once(self, members: Sequence[_DeviceState], padded: int, launched: Launched) -> None:
         pool = self.pools[members[0].state.key]
         try:
-            step = self.denoiser.step(pool, [member.evaluation() for member in members])
+            step = self.denoiser.step(pool, [member.evaluation() for member in members], padded)
         except torch.OutOfMemoryError as error:
             # The frames of the traceback hold the tensors of the forward that failed.
             error = error.with_traceback(None)

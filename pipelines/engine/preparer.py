@@ -9,13 +9,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from models.bundle import ModelBundle
+from models.device import host_tensor
 from pipelines.engine.watch import Watch
 from pipelines.prompt.encoder import PromptChunks
 from pipelines.samplers.programs import SamplerProgram, make_program
 from pipelines.samplers.schedules import NoiseSchedule
 from pipelines.scheduler.request_state import RequestState
 from pipelines.vae.encode import image_digest
+from pipelines.vae.mask import latent_mask
 from pipelines.vae.noise import RequestNoise
 
 logger = logging.getLogger(__name__)
@@ -23,12 +27,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A request's texts, sampler program and noise, and the digest of its picture."""
+    """A request's texts, sampler program and noise, and what else is made of it.
+
+    ``digest`` is its picture's; empty where it is not encoded. ``mask`` is (1, h, w) float32.
+    """
 
     texts: PromptChunks
     program: SamplerProgram
     noise: RequestNoise
     digest: bytes
+    mask: torch.Tensor | None = None
 
 
 class Preparer:
@@ -83,11 +91,18 @@ class Preparer:
     def _prepare(self, state: RequestState, texts: PromptChunks) -> Prepared:
         request = state.request
         program = make_program(
-            request.sampler, request.steps, request.image_strength, self._noise_schedule
+            request.sampler,
+            request.steps,
+            request.strength,
+            self._noise_schedule,
+            request.schedule,
         )
+        device = self._bundle.device
         shape = (self._bundle.latent_channels, state.key.height, state.key.width)
-        noise = RequestNoise.draw(request.seed, shape, program.draws)
+        noise = RequestNoise.of(request, shape, program.draws).for_device(device)
         # The digest here and not at the encode: it takes milliseconds of a large picture.
-        return Prepared(
-            texts, program, noise.for_device(self._bundle.device), image_digest(request.image)
-        )
+        digest = b"" if request.from_noise else image_digest(request.image)
+        mask = None
+        if request.mask is not None:
+            mask = host_tensor(latent_mask(request.mask, self._bundle.downscale), device)
+        return Prepared(texts, program, noise, digest, mask)

@@ -1,4 +1,4 @@
-"""The fast path of an engine: what is accelerated, for which sizes, and run before any request.
+"""The fast path of an engine: its model is accelerated, and run before any request.
 
 `models.acceleration.modes` decides what a device can do; here steps are captured and compiled code
 is made for the capture sizes, those that an operator configured. Whatever fails there falls back to
@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from models.acceleration.compiled import CompileCache
-from models.acceleration.modes import Acceleration, accelerate, make_capturer
+from models.acceleration.modes import accelerate, make_capturer
 from models.bundle import ModelBundle
-from models.spec import AccelerationMode
 from pipelines.denoise.batch import Evaluation
+from pipelines.engine.config import EngineConfig
 from pipelines.engine.model_runner import ModelRunner
 from pipelines.request import Sampler
 from pipelines.samplers.programs import make_program
@@ -30,72 +28,55 @@ from pipelines.vae.encode import encode_image
 
 logger = logging.getLogger(__name__)
 
-UNACCELERATED = Acceleration(AccelerationMode.OFF)
-ROW_BUCKETS = (1, 2, 4, 8, 16)
-"""What steps are padded to where each number of rows needs a graph or a compilation of its own."""
 
+def make_runner(bundle: ModelBundle, config: EngineConfig, buckets: Sequence[int]) -> ModelRunner:
+    """Accelerate ``bundle`` in place, and return what runs it; `warm_up` has to follow.
 
-@dataclass(frozen=True)
-class FastPath:
-    """The acceleration of an engine. ``sizes`` are (width, height) of pictures, in pixels.
-
-    ``cache`` is the folder in which compiled code is kept; None keeps none.
+    ``buckets`` are the numbers of rows that its steps are padded to.
     """
+    sizes = [bundle.latent_size(width, height) for width, height in config.capture_sizes]
+    accelerate(bundle, config.acceleration, sizes, buckets)
+    capturer = make_capturer(config.acceleration, bundle.device)
+    hot = [GroupKey(h, w, bundle.text_length, False) for h, w in sizes]
+    return ModelRunner(bundle, buckets, config.max_running_requests, capturer, hot)
 
-    acceleration: Acceleration = UNACCELERATED
-    sizes: Sequence[tuple[int, int]] = ()
-    cache: Path | None = None
 
-    @property
-    def buckets(self) -> Sequence[int]:
-        """The row buckets that it needs; empty for none."""
-        on = self.acceleration.graphs or self.acceleration.compiles
-        return ROW_BUCKETS if on else ()
+def warm_up(runner: ModelRunner, config: EngineConfig, policy: PolicyConfig) -> None:
+    """Run the steps of every hot key and bucket, its VAE passes, and what else is compiled.
 
-    def runner(self, bundle: ModelBundle, buckets: Sequence[int], capacity: int) -> ModelRunner:
-        """Accelerate ``bundle`` in place, and what runs it; `warm_up` has to follow."""
-        sizes = [bundle.latent_size(width, height) for width, height in self.sizes]
-        accelerate(bundle, self.acceleration, sizes, buckets)
-        capturer = make_capturer(self.acceleration, bundle.device)
-        hot = [GroupKey(h, w, bundle.text_length, False) for h, w in sizes]
-        return ModelRunner(bundle, buckets, capacity, capturer, hot)
-
-    def warm_up(self, runner: ModelRunner, policy: PolicyConfig) -> None:
-        """Run the steps of every hot key and bucket, its VAE passes, and what else is compiled.
-
-        Where compiled code fails, the parts run as they are, and the log says why.
-        """
-        bundle = runner.bundle
-        if bundle.compiled is None:
-            if runner.capturer is not None:
-                _run_steps(runner, policy)
-                _run_passes(runner, policy)
-            return
-        cache = None
-        if self.cache is not None:
-            cache = CompileCache(self.cache, bundle, self.acceleration.asked)
-        known = cache is not None and cache.load()
-        try:
+    Where compiled code fails, the parts run as they are, and the log says why.
+    """
+    bundle = runner.bundle
+    if bundle.compiled is None:
+        if runner.capturer is not None:
             _run_steps(runner, policy)
-            _run_compiled_parts(runner)
-        except Exception as error:  # whatever a compiler makes of the parts
-            logger.warning("compiled parts are not used, because one failed: %s", error)
-            bundle.compiled = None
-            bundle.facts["acceleration"] = f"not compiled: {str(error).splitlines()[0]}"
-            _run_steps(runner, policy)
-        else:
-            if cache is not None and not known:
-                cache.save()
-        _run_passes(runner, policy)
+            _run_passes(runner, policy)
+        return
+    cache = None
+    if config.compile_folder is not None:
+        cache = CompileCache(config.compile_folder, bundle, config.acceleration.asked)
+    known = cache is not None and cache.load()
+    try:
+        _run_steps(runner, policy)
+        _run_compiled_parts(runner)
+    except Exception as error:  # whatever a compiler makes of the parts
+        logger.warning("compiled parts are not used, because one failed: %s", error)
+        bundle.compiled = None
+        bundle.facts["acceleration"] = f"not compiled: {str(error).splitlines()[0]}"
+        _run_steps(runner, policy)
+    else:
+        if cache is not None and not known:
+            cache.save()
+    _run_passes(runner, policy)
 
 
 def _run_steps(runner: ModelRunner, policy: PolicyConfig) -> None:
     for key in runner.hot:
         pool = runner.pools.enter(key)
         try:
-            for rows in runner.row_buckets:
+            for rows in policy.limits.buckets:
                 if rows <= policy.limits.rows_for(key):
-                    runner.denoiser.step(pool, dummy_evaluations(rows, pool.scratch))
+                    runner.denoiser.step(pool, dummy_evaluations(rows, pool.scratch), rows)
         finally:
             runner.pools.leave(key)
 

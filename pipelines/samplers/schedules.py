@@ -1,8 +1,8 @@
 """Schedules: at which noise levels a sampler evaluates the U-Net.
 
 A schedule is the list of timesteps and sigmas that the mapped diffusers scheduler chooses for a
-number of steps, cut at the denoising strength. `pipelines.samplers.programs` compiles it to a
-table.
+number of steps, or that a `SigmaSchedule` spreads, cut at the denoising strength.
+`pipelines.samplers.programs` compiles it.
 
 Spacing is always passed explicitly: a folder written by ``save_pretrained`` carries ``leading``,
 and inheriting that would start the K samplers at sigma 8.4 instead of 14.6.
@@ -11,7 +11,7 @@ and inheriting that would start the K samplers at sigma 8.4 instead of 14.6.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.request import Sampler
+from pipelines.request import ENGINE_MAX_STEPS, Sampler, SigmaSchedule
 
 Float64 = npt.NDArray[np.float64]
 
@@ -100,6 +100,17 @@ _DPMPP_2M_OPTIONS: Mapping[str, Any] = {
     "solver_type": "midpoint",
     "final_sigmas_type": "zero",
 }
+_DPMPP_SDE_OPTIONS: Mapping[str, Any] = {
+    **_DPMPP_2M_OPTIONS,
+    "algorithm_type": "sde-dpmsolver++",
+}
+_UNIPC_OPTIONS: Mapping[str, Any] = {
+    **_K_OPTIONS,
+    "solver_order": 2,
+    "solver_type": "bh2",
+    "final_sigmas_type": "zero",
+}
+_LCM_OPTIONS: Mapping[str, Any] = {"original_inference_steps": 50, "clip_sample": False}
 
 SAMPLER_SPECS: Mapping[Sampler, SamplerSpec] = {
     Sampler.DDIM: SamplerSpec("DDIMScheduler", _DDIM_OPTIONS),
@@ -117,6 +128,15 @@ SAMPLER_SPECS: Mapping[Sampler, SamplerSpec] = {
     Sampler.K_EULER_ANCESTRAL: SamplerSpec("EulerAncestralDiscreteScheduler", _ANCESTRAL_OPTIONS),
     Sampler.K_HEUN: SamplerSpec("HeunDiscreteScheduler", _K_OPTIONS, evaluations_per_step=2),
     Sampler.K_LMS: SamplerSpec("LMSDiscreteScheduler", _K_OPTIONS),
+    Sampler.K_DPMPP_2M_SDE: SamplerSpec("DPMSolverMultistepScheduler", _DPMPP_SDE_OPTIONS),
+    # DPMSolverSDEScheduler needs torchsde, and its schedule is Euler's, each step twice.
+    Sampler.K_DPMPP_SDE: SamplerSpec("EulerDiscreteScheduler", _K_OPTIONS, evaluations_per_step=2),
+    # For its schedule alone: the solver of order 3 differs from k-diffusion's, which is ours.
+    Sampler.K_DPMPP_3M_SDE: SamplerSpec(
+        "DPMSolverMultistepScheduler", {**_DPMPP_SDE_OPTIONS, "solver_order": 3}
+    ),
+    Sampler.UNIPC: SamplerSpec("UniPCMultistepScheduler", _UNIPC_OPTIONS),
+    Sampler.LCM: SamplerSpec("LCMScheduler", _LCM_OPTIONS),
 }
 
 
@@ -161,38 +181,118 @@ def make_schedule(
     steps: int,
     image_strength: float,
     noise_schedule: NoiseSchedule | None = None,
+    sigma_schedule: SigmaSchedule = SigmaSchedule.AUTOMATIC,
 ) -> Schedule:
-    """The timesteps and sigmas of the mapped diffusers scheduler, cut at the denoising strength.
+    """The timesteps and sigmas of a sampler, cut at the denoising strength.
 
-    Raises ValueError for ``image_strength`` 1.0, where nothing is to be denoised.
+    AUTOMATIC are those of the mapped diffusers scheduler. Raises ValueError for steps outside
+    1..ENGINE_MAX_STEPS, and for ``image_strength`` 1.0, where nothing is to be denoised.
     """
+    if not 1 <= steps <= ENGINE_MAX_STEPS:
+        raise ValueError(f"steps: {steps} is not in 1..{ENGINE_MAX_STEPS}")
     kept = denoising_steps(steps, image_strength)
     if kept == 0:
         raise ValueError("image_strength 1.0 leaves no step to run")
-    timesteps, sigmas = _full_schedule(sampler, steps, noise_schedule or NoiseSchedule())
+    timesteps, sigmas = _full_schedule(
+        sampler, steps, noise_schedule or NoiseSchedule(), sigma_schedule
+    )
     return Schedule(sampler, timesteps[steps - kept :], sigmas[steps - kept :])
 
 
 @lru_cache(maxsize=1024)
 def _full_schedule(
+    sampler: Sampler, steps: int, noise_schedule: NoiseSchedule, sigma_schedule: SigmaSchedule
+) -> tuple[Float64, Float64]:
+    if sigma_schedule is SigmaSchedule.AUTOMATIC:
+        timesteps, sigmas = _diffusers_schedule(sampler, steps, noise_schedule)
+    else:
+        timesteps, sigmas = _spread_schedule(sampler, steps, noise_schedule, sigma_schedule)
+    timesteps.setflags(write=False)
+    sigmas.setflags(write=False)
+    return timesteps, sigmas
+
+
+def _diffusers_schedule(
     sampler: Sampler, steps: int, noise_schedule: NoiseSchedule
 ) -> tuple[Float64, Float64]:
     scheduler = make_scheduler(sampler, noise_schedule)
-    scheduler.set_timesteps(steps)
+    if sampler is Sampler.LCM and steps > scheduler.config.original_inference_steps:
+        # Beyond the timesteps that the distillation knew: evenly over those of the training.
+        scheduler.set_timesteps(
+            steps, original_inference_steps=scheduler.config.num_train_timesteps
+        )
+    else:
+        scheduler.set_timesteps(steps)
     timesteps = scheduler.timesteps.numpy().astype(np.float64)
-    if sampler in (Sampler.DDIM, Sampler.DDPM):
+    end = 0.0
+    if sampler in (Sampler.DDIM, Sampler.DDPM, Sampler.LCM):
         sigmas = noise_schedule.sigmas[timesteps.astype(np.int64)]
-        # DDIM ends at the first training timestep (set_alpha_to_one is off), DDPM at no noise.
-        end = float(noise_schedule.sigmas[0]) if sampler is Sampler.DDIM else 0.0
+        # DDIM ends at the first training timestep (set_alpha_to_one is off), the others at no
+        # noise.
+        if sampler is Sampler.DDIM:
+            end = float(noise_schedule.sigmas[0])
     else:
         # Two-stage schedulers of diffusers list every step twice: take each once.
         stride = scheduler.order
         timesteps = timesteps[::stride]
         sigmas = scheduler.sigmas.numpy().astype(np.float64)[: stride * steps : stride]
-        end = 0.0
     if len(timesteps) != steps or len(sigmas) != steps:
         raise RuntimeError(f"{sampler}: {len(timesteps)} timesteps for {steps} steps")
-    sigmas = np.append(sigmas, end)
-    timesteps.setflags(write=False)
-    sigmas.setflags(write=False)
-    return timesteps, sigmas
+    return timesteps, np.append(sigmas, end)
+
+
+def _karras(count: int, noise_schedule: NoiseSchedule) -> Float64:
+    """Karras et al. 2022, equation 5, with rho 7, between the model's lowest and highest sigma."""
+    low, high = noise_schedule.sigmas[[0, -1]] ** (1 / 7)
+    sigmas: Float64 = np.linspace(high, low, count) ** 7
+    return sigmas
+
+
+def _exponential(count: int, noise_schedule: NoiseSchedule) -> Float64:
+    """Evenly in log sigma, as k-diffusion's ``get_sigmas_exponential``."""
+    low, high = np.log(noise_schedule.sigmas[[0, -1]])
+    sigmas: Float64 = np.exp(np.linspace(high, low, count))
+    return sigmas
+
+
+def _sgm_uniform(count: int, noise_schedule: NoiseSchedule) -> Float64:
+    """Evenly in timesteps, the first training timestep being the end and left out."""
+    log_sigmas = np.log(noise_schedule.sigmas)
+    timesteps = np.linspace(len(log_sigmas) - 1, 0, count + 1)[:-1]
+    sigmas: Float64 = np.exp(np.interp(timesteps, np.arange(len(log_sigmas)), log_sigmas))
+    return sigmas
+
+
+_AYS_SIGMAS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
+
+
+def _align_your_steps(count: int, noise_schedule: NoiseSchedule) -> Float64:
+    """The optimized sigmas for Stable Diffusion 1.5 of Sabour et al. 2024, between them log-linear.
+
+    They are the same whatever ``noise_schedule`` is.
+    """
+    places = np.linspace(0, len(_AYS_SIGMAS) - 1, count)
+    sigmas: Float64 = np.exp(np.interp(places, np.arange(len(_AYS_SIGMAS)), np.log(_AYS_SIGMAS)))
+    return sigmas
+
+
+_SPREADS: Mapping[SigmaSchedule, Callable[[int, NoiseSchedule], Float64]] = {
+    SigmaSchedule.KARRAS: _karras,
+    SigmaSchedule.EXPONENTIAL: _exponential,
+    SigmaSchedule.SGM_UNIFORM: _sgm_uniform,
+    SigmaSchedule.AYS: _align_your_steps,
+}
+_WITHOUT_THE_LOWEST = frozenset(
+    {Sampler.K_DPM_2, Sampler.K_DPM_2_ANCESTRAL, Sampler.K_DPMPP_3M_SDE}
+)
+"""Samplers that go to 0 from the lowest sigma but one, as A1111 has it: one more is spread."""
+
+
+def _spread_schedule(
+    sampler: Sampler, steps: int, noise_schedule: NoiseSchedule, sigma_schedule: SigmaSchedule
+) -> tuple[Float64, Float64]:
+    """The sigmas of a schedule that is the same for all samplers, ending at 0."""
+    count = steps + 1 if sampler in _WITHOUT_THE_LOWEST else steps
+    sigmas = _SPREADS[sigma_schedule](count, noise_schedule)[:steps]
+    timesteps = np.array([noise_schedule.timestep_at(sigma) for sigma in sigmas])
+    return timesteps, np.append(sigmas, 0.0)

@@ -32,8 +32,8 @@ class GroupKey:
 class StepLimits:
     """The most that one step may hold: U-Net rows, and latent pixels over all rows.
 
-    Where the pixels are those that the memory has, padding counts as well: ``buckets`` are then
-    what steps are padded to, and a step holds no more rows than one of them.
+    ``buckets`` are the numbers of rows that steps are padded to, empty for no padding. Padding
+    counts: a step holds no more rows than a bucket that is within the limits.
     """
 
     max_rows: int = 16
@@ -44,6 +44,10 @@ class StepLimits:
         """The rows a step of this group may hold; always enough for one request."""
         rows = max(2, min(self.max_rows, self.max_pixels // key.latent_pixels))
         return max((b for b in self.buckets if 2 <= b <= rows), default=rows)
+
+    def padded(self, rows: int) -> int:
+        """Return the rows that a step of ``rows`` runs."""
+        return pad_rows(rows, self.buckets)
 
 
 def guidance_rows(cfg_scale: float) -> int:

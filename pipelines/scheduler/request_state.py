@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pipelines.errors import GenerationError
+from pipelines.errors import DeadlineExceeded, GenerationCancelled, GenerationError
 from pipelines.handle import GenerationHandle
 from pipelines.request import (
     ClipGuidancePreset,
     GenerationRequest,
     GenerationResult,
+    Pixels,
     Progress,
 )
+from pipelines.samplers.programs import SamplerProgram
 from pipelines.scheduler.batching import GroupKey
 from pipelines.timeline import Timeline
 
@@ -24,12 +26,15 @@ class RequestState:
     """A request that waits or runs. Times are in seconds of any one clock.
 
     ``rows`` is 1 or 2 (`guidance_rows`), ``evaluations`` the length of its sampler program. Nothing
-    is planned for it before it is ``prepared``: its noise is drawn elsewhere meanwhile. ``allowed``
+    is planned for it before it is ``prepared``: its noise is drawn and its ``program`` compiled
+    elsewhere meanwhile; ``failure`` says why that could not be done. ``allowed``
     is how many seconds it may take in all, which may have begun before it came here; left out, as
     many as lie between its arrival and its deadline. ``text_chunks`` are encoded with its picture,
     unless they are cached. A request without a ``handle`` is a simulated one.
 
     ``leaving`` says that nothing more is planned for it: its last unit runs, or one has failed.
+    Of its ``evaluations`` ``done`` were launched and ``ended`` have ended, one less on a device
+    that the host runs ahead of.
     """
 
     ident: int
@@ -43,10 +48,13 @@ class RequestState:
     allowed: float | None = None
     text_chunks: int = 0
     handle: GenerationHandle | None = None
+    program: SamplerProgram | None = field(default=None, init=False)
     due: float = field(default=0.0, init=False)
     encoded: bool = field(default=False, init=False)
     encode_parts_done: int = field(default=0, init=False)
     done: int = field(default=0, init=False)
+    ended: int = field(default=0, init=False)
+    failure: GenerationError | None = field(default=None, init=False)
     parts_done: int = field(default=0, init=False)
     leaving: bool = field(default=False, init=False)
     timings: dict[str, float] = field(default_factory=dict, init=False)
@@ -68,8 +76,26 @@ class RequestState:
         return self.encoded or self.encode_parts_done > 0
 
     @property
+    def has_picture(self) -> bool:
+        """Return whether there is a picture to encode, and not its text alone."""
+        return self.handle is None or not self.request.from_noise
+
+    @property
     def cancelled(self) -> bool:
         return self.handle is not None and self.handle.cancelled
+
+    def lost(self, now: float) -> GenerationError | None:
+        """Return why nothing comes of it any more, or None.
+
+        It could not be prepared, was withdrawn, or its deadline has passed before its last unit.
+        """
+        if self.failure is not None:
+            return self.failure
+        if self.cancelled:
+            return GenerationCancelled("the request was withdrawn")
+        if self.deadline is not None and now >= self.deadline and not self.leaving:
+            return DeadlineExceeded("the request took longer than it may")
+        return None
 
     @property
     def request(self) -> GenerationRequest:
@@ -80,10 +106,14 @@ class RequestState:
         """Add to the seconds of a stage of this request."""
         self.timings[stage] = self.timings.get(stage, 0.0) + seconds
 
-    def publish(self, progress: Progress) -> None:
-        """Tell whoever listens how far the request is."""
-        if self.handle is not None:
-            self.handle.publish(progress)
+    def publish(self, queue_position: int = 0, preview: Pixels | None = None) -> None:
+        """Tell whoever listens how far the request is, once it has a program."""
+        if self.handle is None or self.program is None:
+            return
+        step, steps = self.program.steps_done(self.ended), self.program.last_step
+        self.handle.publish(
+            Progress(step, steps, self.ended, self.evaluations, queue_position, preview)
+        )
 
     def end(self, outcome: GenerationResult | GenerationError) -> None:
         """Hand the result, or the error, to whoever waits for it."""

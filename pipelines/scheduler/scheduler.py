@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pipelines.request import ClipGuidancePreset
-from pipelines.scheduler.batching import GroupKey, StepLimits, pad_rows
+from pipelines.scheduler.batching import GroupKey, StepLimits
 from pipelines.scheduler.cost_model import MOST_ERROR, CostTable
 from pipelines.scheduler.guidance_cost import GuidanceCosts
 from pipelines.scheduler.request_state import RequestState
@@ -35,7 +35,7 @@ class PolicyConfig:
     """Defaults come from ``scripts/simulate_load``; see ``docs/benchmarks/simulator.md``.
 
     ``max_queue`` requests wait or run at most, ``max_places`` of them hold latents on the device.
-    ``limits`` and ``row_buckets`` bound and pad a step. Encodes and decodes are handed out in one
+    ``limits`` bound and pad a step. Encodes and decodes are handed out in one
     part for every ``part_pixels`` latent pixels. A group mate joins a step if it adds at most
     ``1 - min_gain`` of what it would cost alone. A request without a nearer deadline is due
     ``slack_seconds + slack_factor * (its predicted seconds alone)`` after it arrived.
@@ -46,7 +46,6 @@ class PolicyConfig:
     max_queue: int = 64
     max_places: int = 64
     limits: StepLimits = field(default_factory=StepLimits)
-    row_buckets: Sequence[int] = ()
     part_pixels: int = 64 * 64
     min_gain: float = 0.1
     slack_seconds: float = 0.0
@@ -177,14 +176,6 @@ class Scheduler:
         """Return the requests of which nothing is on the device yet, in order of due time."""
         return [task for task in sorted(self, key=_order) if not task.holds_place]
 
-    def overdue(self, now: float) -> list[RequestState]:
-        """Return the requests whose deadline has passed, but for those that leave anyway."""
-        return [
-            task
-            for task in self
-            if task.deadline is not None and now >= task.deadline and not task.leaving
-        ]
-
     # Working
 
     def plan(self, now: float | None = None) -> Work | None:
@@ -264,7 +255,8 @@ class Scheduler:
     def _remaining(self, task: RequestState, step_seconds: float) -> float:
         pixels = task.key.latent_pixels
         parts = self._parts(pixels)
-        left = 0.0 if task.encoded else (parts - task.encode_parts_done) / parts
+        left = (parts - task.encode_parts_done) / parts
+        left *= task.has_picture and not task.encoded
         encode = self.table.encode_seconds(pixels) * left + self._text_seconds(task)
         decode = self.table.decode_seconds(pixels) * (parts - task.parts_done) / parts
         step_seconds += self._guidance_seconds(task.key, task.guidance, task.rows)
@@ -291,9 +283,9 @@ class Scheduler:
             if not task.encoded:
                 parts = self._parts(key.latent_pixels)
                 seconds = self.table.encode_seconds(key.latent_pixels) / parts
-                seconds += self._text_seconds(task)
+                seconds = seconds * task.has_picture + self._text_seconds(task)
                 return Encode(key, task.ident, task.encode_parts_done, parts, seconds)
-        padded = pad_rows(rows, self.config.row_buckets)
+        padded = self.config.limits.padded(rows)
         idents = tuple(task.ident for task in sharing)
         guided = tuple(
             (task.guidance, task.rows)
@@ -346,7 +338,7 @@ class Scheduler:
         return tasks[:best], best_rows
 
     def _step_seconds(self, key: GroupKey, rows: int) -> float:
-        padded = pad_rows(rows, self.config.row_buckets)
+        padded = self.config.limits.padded(rows)
         return self.table.step_seconds(key.latent_pixels, padded, key.text_tokens, key.tile)
 
     def _text_seconds(self, task: RequestState) -> float:

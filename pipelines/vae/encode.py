@@ -6,8 +6,8 @@ On CUDA nothing here waits for the card.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -16,9 +16,7 @@ from models.bundle import ModelBundle
 from models.device import host_tensor
 from pipelines.cache import ByteCache, CacheCounts
 from pipelines.request import Pixels
-from pipelines.samplers.programs import SamplerProgram
 from pipelines.vae.graphs import PassKey, VaeGraphs
-from pipelines.vae.noise import RequestNoise
 from pipelines.vae.passes import (
     Layer,
     VaePass,
@@ -28,6 +26,9 @@ from pipelines.vae.passes import (
     in_one,
     tiled_encoder,
 )
+
+_Key = tuple[bytes, tuple[int, ...], bool]
+"""A picture's digest and shape, and whether it is encoded with circular padding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,33 +100,61 @@ def _moments(encoded: torch.Tensor | None, channels: int) -> Moments:
     return Moments(posterior.mean[0].float(), posterior.std[0].float())
 
 
-class Encoding:
-    """A picture being encoded, part by part."""
+class _SharedPass:
+    """A picture's pass through the encoder, which every request with that picture moves on."""
 
-    def __init__(
-        self,
-        cached: Moments | None,
-        begun: VaePass | None,
-        channels: int,
-        keep: Callable[[Moments], None],
-    ) -> None:
-        self._cached, self._pass, self._keep = cached, begun, keep
-        self._channels = channels
-
-    @property
-    def cached(self) -> bool:
-        """Return whether there is nothing to run."""
-        return self._pass is None
+    def __init__(self, begun: VaePass, channels: int) -> None:
+        self._begun, self._channels = begun, channels
+        self.moments: Moments | None = None
+        self.failed = False
 
     def advance(self) -> Moments | None:
-        """Run the next part. The moments after the last one; at once if they were cached."""
+        """Run the next part, if one is left. The moments after the last one."""
+        if self.moments is None:
+            try:
+                encoded = self._begun.advance()
+            except Exception:
+                self.failed = True
+                raise
+            if encoded is not None:
+                self.moments = _moments(encoded, self._channels)
+        return self.moments
+
+
+class Encoding:
+    """A picture being encoded for one request, part by part."""
+
+    def __init__(self, encoder: ImageEncoder, key: _Key, image: Pixels, parts: int) -> None:
+        self._encoder, self._key, self._image = encoder, key, image
+        self._find(parts)
+
+    def _find(self, parts: int) -> None:
+        self._cached = self._encoder.find(self._key)
+        self._pass = None
+        if self._cached is None:
+            self._pass = self._encoder.join(self._key, self._image, parts)
+
+    @property
+    def ordinary(self) -> bool:
+        """Return whether the next part is one of those that were asked for, and to be run."""
+        shared = self._pass
+        return shared is not None and shared.moments is None and not shared.failed
+
+    def advance(self) -> Moments | None:
+        """Run the next part. The moments after the last one; at once if they are known.
+
+        After another request's part of the same pass has failed, the whole is run anew.
+        """
+        anew = self._pass is not None and self._pass.failed
+        if anew:
+            self._find(parts=1)
         if self._pass is None:
             return self._cached
-        encoded = self._pass.advance()
-        if encoded is None:
-            return None
-        moments = _moments(encoded, self._channels)
-        self._keep(moments)
+        moments = self._pass.advance()
+        while anew and moments is None:  # another has begun it again in parts
+            moments = self._pass.advance()
+        if moments is not None:
+            self._encoder.keep(self._key, moments)
         return moments
 
 
@@ -138,7 +167,8 @@ class ImageEncoder:
     """Encodes pictures with a bundle's VAE and remembers the latest moments, within a budget.
 
     Moments are kept, not samples: a request's own posterior draw is consumed on a hit too, so a
-    hit changes no bit of the picture. The engine's thread owns it.
+    hit changes no bit of the picture. Requests whose picture is being encoded share that pass, as
+    long as one of them is there. The engine's thread owns it.
     """
 
     def __init__(
@@ -148,12 +178,14 @@ class ImageEncoder:
         graphs: VaeGraphs | None = None,
     ) -> None:
         self._bundle, self._graphs = bundle, graphs
-        self._cache: ByteCache[tuple[bytes, tuple[int, ...], bool], Moments] = ByteCache(
+        self._cache: ByteCache[_Key, Moments] = ByteCache(
             cache_bytes, size_of=lambda moments: moments.nbytes
         )
+        self._passes: WeakValueDictionary[_Key, _SharedPass] = WeakValueDictionary()
 
     @property
     def counts(self) -> CacheCounts:
+        """Hits and misses; to share a pass under way is a hit."""
         return self._cache.counts
 
     def begin(
@@ -163,14 +195,27 @@ class ImageEncoder:
 
         ``digest`` is its `image_digest`, where another thread has made it already.
         """
-        digest = digest or image_digest(image)
-        key = (digest, image.shape, tile)
-        cached = self._cache.get(key)
-        begun = None
-        if not cached:
-            begun = _encode_pass(self._bundle, image, tile, parts, self._graphs)
-        channels = self._bundle.latent_channels
-        return Encoding(cached, begun, channels, lambda made: self._cache.keep(key, made))
+        return Encoding(self, (digest or image_digest(image), image.shape, tile), image, parts)
+
+    def find(self, key: _Key) -> Moments | None:
+        """Return the moments that are kept, and count a hit or a miss."""
+        if self._under_way(key) is not None:
+            self._cache.counts.hits += 1
+            return None
+        return self._cache.get(key)
+
+    def join(self, key: _Key, image: Pixels, parts: int) -> _SharedPass:
+        """Return the pass of a picture that is under way, or a new one."""
+        shared = self._under_way(key)
+        if shared is None:
+            begun = _encode_pass(self._bundle, image, key[2], parts, self._graphs)
+            shared = self._passes[key] = _SharedPass(begun, self._bundle.latent_channels)
+        return shared
+
+    def keep(self, key: _Key, moments: Moments) -> None:
+        """Keep what has been encoded."""
+        self._passes.pop(key, None)
+        self._cache.keep(key, moments)
 
     def encode(self, image: Pixels, tile: bool) -> Moments:
         """The moments of an (H, W, 3) uint8 picture."""
@@ -178,20 +223,6 @@ class ImageEncoder:
         assert moments is not None
         return moments
 
-
-def start_latents(
-    moments: Moments,
-    noise: RequestNoise,
-    program: SamplerProgram,
-    image_strength: float,
-    scaling: float,
-) -> torch.Tensor:
-    """Return what slot 0 begins with, in sigma space, (4, h, w) float32.
-
-    ``x = x0 + sigma * noise``; at image_strength 0 pure noise, ``sqrt(sigma^2 + 1) * noise``.
-    """
-    sigma = program.steps[0].sigma
-    start = noise.start.to(moments.mean.device, non_blocking=True)
-    if image_strength <= 0.0:
-        return start * float(np.sqrt(sigma**2 + 1.0))
-    return moments.sample(noise.posterior, scaling) + start * sigma
+    def _under_way(self, key: _Key) -> _SharedPass | None:
+        shared = self._passes.get(key)
+        return None if shared is None or shared.failed else shared

@@ -19,17 +19,17 @@ def bundle_without_weights(
 
     ``vae`` is the folder of the autoencoder's configuration.
     """
-    parts = [
-        make_unet(SD15_FOLDER / "unet"),
-        make_vae(vae),
-        make_text_encoder(SD15_FOLDER / "text_encoder"),
-    ]
-    for part in parts:
+    unet = make_unet(SD15_FOLDER / "unet")
+    autoencoder = make_vae(vae)
+    text_encoder = make_text_encoder(SD15_FOLDER / "text_encoder")
+    for part in (unet, autoencoder, text_encoder):
         for parameter in part.parameters():
             parameter.data = parameter.data.to(dtype)
     return ModelBundle(
         "Stable Diffusion 1.5 without weights",
-        *parts,
+        unet,
+        autoencoder,
+        text_encoder,
         tokenizer=CLIPTokenizer.from_pretrained(SD15_FOLDER / "tokenizer", local_files_only=True),
         scheduler_config={},
         device=torch.device(device),

@@ -1,1 +1,1 @@
-"""How the embedded model is trained on the drawn world of `embedded`, and how it is judged."""
+"""How the embedded model is trained on the drawn world of `world`, and how it is judged."""

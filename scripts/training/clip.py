@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from embedded.captions import caption, plain_caption
-from embedded.world import BACKGROUNDS, COLOURS, OBJECTS, STYLES, Scene, sample_scene
 from pipelines.prompt.styles import STYLES as TEMPLATES
-from training.data import Drawn, to_model
-from training.tokenizer import encode, write_tokenizer
-from training.trainer import Plan, Run
+from scripts.training.data import Drawn, to_model
+from scripts.training.tokenizer import encode, write_tokenizer
+from scripts.training.trainer import Plan, Run
+from scripts.training.world.captions import caption, plain_caption
+from scripts.training.world.scene import BACKGROUNDS, COLOURS, OBJECTS, STYLES, Scene, sample_scene
 
 WIDTH = 128
 IMAGE_SIDE = 64
@@ -171,7 +172,7 @@ def similarity(
     return (embed_text(clip, ids) * embed_pictures(clip, pictures)).sum(dim=-1)
 
 
-def text_tower(clip: torch.nn.Module) -> torch.nn.Module:
+def text_tower(clip: CLIPModel) -> Any:
     """CLIP's text tower as the CLIPTextModel that Stable Diffusion has."""
     from transformers import CLIPTextModel
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from embedded.looks import draw
-from embedded.world import Scene, Split, sample_scene
+from scripts.training.world.looks import draw
+from scripts.training.world.scene import Scene, Split, sample_scene
 
 Size = tuple[int, int]
 """(width, height) in pixels."""

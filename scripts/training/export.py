@@ -7,12 +7,13 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import PNDMScheduler
 from safetensors.torch import load_file
 
-from training.clip import (
+from scripts.training.clip import (
     IMAGE_SIDE,
     WithHeads,
     finished_clip,
@@ -20,8 +21,8 @@ from training.clip import (
     make_tokenizer,
     text_tower,
 )
-from training.unet import make_unet
-from training.vae import finished_vae
+from scripts.training.unet import make_unet
+from scripts.training.vae import finished_vae
 
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
@@ -60,7 +61,7 @@ def export(training: Path, output: Path) -> None:
     unet = make_unet(text_encoder.config.hidden_size)
     saved = torch.load(training / "unet" / "checkpoint.pt", weights_only=True)
     unet.load_state_dict({**saved["model"], **saved["averages"]})
-    parts = {
+    parts: dict[str, Any] = {
         "vae": finished_vae(training / "vae", cpu),
         "unet": unet,
         "text_encoder": text_encoder,
@@ -77,7 +78,7 @@ def export(training: Path, output: Path) -> None:
     }
     with tempfile.TemporaryDirectory() as temporary:
         for name, part in parts.items():
-            half = part.half() if isinstance(part, torch.nn.Module) else part
+            half: Any = part.half() if isinstance(part, torch.nn.Module) else part
             half.save_pretrained(Path(temporary) / name)
         # transformers loads in the dtype that the configuration names, diffusers in float32.
         # Without this a pipeline loaded with no dtype mixes the two and cannot run.

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from embedded.looks import draw
-from embedded.world import BACKGROUNDS, COLOURS, OBJECTS, STYLES, Scene, sample_scene
-from training.data import to_model
+from scripts.training.data import to_model
+from scripts.training.world.looks import draw
+from scripts.training.world.scene import BACKGROUNDS, COLOURS, OBJECTS, STYLES, Scene, sample_scene
 
 SIDE = 64
 GRID = 6
@@ -133,7 +133,7 @@ def train_judge(count: int = 9000, steps: int = 1200, seed: int = 900) -> Judge:
         logits = judge(_roughened(data.pictures[chosen], generator))
         losses = [F.cross_entropy(logits[n], data.labels[n][chosen]) for n in LABELS]
         optimiser.zero_grad()
-        torch.stack(losses).sum().backward()
+        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
     return judge.eval()

@@ -1,6 +1,6 @@
 """How well the embedded model does: reconstruction, adherence, strength and guidance.
 
-Pictures are made by the server's own engine. Adherence is judged by `training.judge`, on held-out
+Pictures are made by the server's own engine. Adherence is judged by `judge`, on held-out
 combinations of kind, colour and background that training never drew.
 """
 
@@ -12,9 +12,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from embedded.captions import plain_caption
-from embedded.looks import draw
-from embedded.world import (
+from models.bundle import ModelBundle
+from pipelines.engine.engine import Engine
+from pipelines.prompt.styles import apply_style
+from pipelines.request import GenerationRequest, Pixels, Sampler
+from scripts.training.data import to_model
+from scripts.training.judge import LABELS, Judge, labels_of
+from scripts.training.vae import psnr
+from scripts.training.world.captions import plain_caption
+from scripts.training.world.looks import draw
+from scripts.training.world.scene import (
     BACKGROUNDS,
     COLOURS,
     OBJECTS,
@@ -23,13 +30,6 @@ from embedded.world import (
     is_held_out,
     sample_scene,
 )
-from models.bundle import ModelBundle
-from pipelines.engine.engine import Engine
-from pipelines.prompt.styles import apply_style
-from pipelines.request import GenerationRequest, Pixels, Sampler
-from training.data import to_model
-from training.judge import LABELS, Judge, labels_of
-from training.vae import psnr
 
 SIDE = 320
 EDITS = ("colour", "kind", "background", "style")
@@ -96,11 +96,11 @@ def request_for(
         image,
         styled.prompt,
         styled.negative_prompt,
-        image_strength,
-        cfg_scale,
-        sampler,
-        steps,
-        seed,
+        image_strength=image_strength,
+        cfg_scale=cfg_scale,
+        sampler=sampler,
+        steps=steps,
+        seed=seed,
         tile=styled.tile,
     )
 

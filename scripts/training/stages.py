@@ -1,20 +1,18 @@
-"""The command line of training: which stage reads and writes what under ``.training/``."""
+"""Stages of training: which stage reads and writes what under ``.training/``."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 
-from training.clip import finished_clip, make_tokenizer, text_tower, train_clip
-from training.data import draw_scenes
-from training.export import export, unpack
-from training.trainer import Plan
-from training.unet import PHASES, Phase, encode_phase, train_unet
-from training.vae import finished_vae, train_vae
+from scripts.training.clip import finished_clip, make_tokenizer, text_tower, train_clip
+from scripts.training.data import draw_scenes
+from scripts.training.export import export, unpack
+from scripts.training.trainer import Plan
+from scripts.training.unet import PHASES, Phase, encode_phase, train_unet
+from scripts.training.vae import finished_vae, train_vae
 
-ROOT = Path(__file__).resolve().parents[2]
 STAGES = (
     "vae",  # the autoencoder
     "sharpen",  # its decoder alone, on latents that stay as they are
@@ -26,27 +24,6 @@ STAGES = (
     "unpack",  # make checkpoints from models/embedded
     "all",
 )
-
-
-def main() -> None:
-    """Run one stage."""
-    parser = argparse.ArgumentParser(prog="train_embedded", description=__doc__)
-    parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--steps", type=int, help="steps of the stage in all")
-    parser.add_argument("--minutes", type=float, default=1e9, help="end this stretch after so long")
-    parser.add_argument("--phase", choices=list(PHASES), default="small", help="of the U-Net")
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights")
-    parser.add_argument("--folder", type=Path, default=ROOT / ".training" / "embedded")
-    parser.add_argument("--output", type=Path, default=ROOT / "models" / "embedded")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=0)
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    stages = ["vae", "clip", "unet", "export"] if options.stage == "all" else [options.stage]
-    for stage in stages:
-        run_stage(stage, options)
 
 
 def run_stage(stage: str, options: argparse.Namespace) -> None:

@@ -100,7 +100,7 @@ class Run:
                 group["lr"] = plan.rate(self.step)
             losses = step(self.step)
             self.optimiser.zero_grad(set_to_none=True)
-            losses["loss"].backward()
+            losses["loss"].backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimiser.step()
             self._average()

@@ -21,14 +21,14 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from embedded.captions import caption, dropped_caption
-from embedded.edits import earlier_scene
-from embedded.looks import draw
-from embedded.world import Scene, sample_scene
 from models.device import choose_dtype
-from training.data import Size, sheet, to_model
-from training.tokenizer import encode
-from training.trainer import Plan, Run
+from scripts.training.data import Size, sheet, to_model
+from scripts.training.tokenizer import encode
+from scripts.training.trainer import Plan, Run
+from scripts.training.world.captions import caption, dropped_caption
+from scripts.training.world.edits import earlier_scene
+from scripts.training.world.looks import draw
+from scripts.training.world.scene import Scene, sample_scene
 
 TRAIN_TIMESTEPS = 1000
 GAMMA = 5.0
@@ -151,7 +151,8 @@ def _encoded(
 ) -> torch.Tensor:
     """The scaled latents of the drawn scenes, (N, 4, h, w) float16; kept at ``path``."""
     if path.exists():
-        return torch.load(path, weights_only=True)
+        kept: torch.Tensor = torch.load(path, weights_only=True)
+        return kept
     path.parent.mkdir(parents=True, exist_ok=True)
     parts = []
     for start in range(0, len(scenes), 32):
@@ -211,7 +212,8 @@ def pick_shares(encoded: Encoded, plain_times: float) -> np.ndarray:
         kinds = [[thing.kind for thing in scene.things] for scene in pair]
         if kinds[0] != kinds[1]:
             times[index] *= KIND_TIMES
-    return times / times.sum()
+    shares: np.ndarray = times / times.sum()
+    return shares
 
 
 def kept_share(t: torch.Tensor, styled: torch.Tensor) -> torch.Tensor:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from training.data import crops, draw_scenes, sheet, to_model
-from training.trainer import Plan, Run
+from scripts.training.data import crops, draw_scenes, sheet, to_model
+from scripts.training.trainer import Plan, Run
 
 CROPS = ((64, 8, 20000), (128, 2, 5000))
 """Side in pixels, pictures a step, how many are drawn. Small ones for many steps; larger ones
@@ -98,6 +98,8 @@ class FixedFeatures(torch.nn.Module):
 
     def __init__(self, channels: int = 12) -> None:
         super().__init__()
+        self.first: torch.Tensor
+        self.second: torch.Tensor
         generator = torch.Generator().manual_seed(20)
         first = torch.randn(channels, 3, 5, 5, generator=generator)
         self.register_buffer("first", (first - first.mean(dim=(2, 3), keepdim=True)) / 75**0.5)

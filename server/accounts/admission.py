@@ -40,7 +40,11 @@ IDEMPOTENCY_HEADER = "Idempotency-Key"
 REPLAYED_HEADER = "Idempotency-Replayed"
 CHARGED_HEADER = "X-Credits-Charged"
 REMAINING_HEADER = "X-Credits-Remaining"
+SEED_HEADER = "Seed"
+MODEL_HEADER = "X-Model"
 EXPOSED_HEADERS = (
+    SEED_HEADER,
+    MODEL_HEADER,
     CHARGED_HEADER,
     REMAINING_HEADER,
     REPLAYED_HEADER,
@@ -83,14 +87,14 @@ class Admission:
         self._settled = False
         self._credits = Credits()
 
-    async def kept_response(self, parts: Mapping[str, Part]) -> bytes | None:
+    async def kept_response(self, fingerprint: str) -> bytes | None:
         """Return the answer to the same request under the same Idempotency-Key, at no charge.
 
         Raises IdempotencyConflict, StillRunning or DatabaseAway.
         """
         if self._accounts is None or self._idempotency_key is None:
             return None
-        self._idempotency = Idempotency(self._idempotency_key, fingerprint(parts))
+        self._idempotency = Idempotency(self._idempotency_key, fingerprint)
         kept = await self._accounts.ledger.answer(self._account_id, self._idempotency)
         return None if kept is None else await self._replay(self._accounts, kept)
 
@@ -123,8 +127,10 @@ class Admission:
             raise
         return None if kept is None else await self._replay(accounts, kept)
 
-    async def settle(self, answer: bytes) -> None:
-        """Charge for the picture and keep the answer for its key; only then may it be sent.
+    async def settle(self, answer: bytes, amount: int | None = None) -> None:
+        """Charge for the images and keep the answer for its key; only then may it be sent.
+
+        ``amount`` is in tenths and no more than was reserved, which is what None charges.
 
         Raises ReservationLost or DatabaseAway; then nothing is charged and the answer must not be
         sent.
@@ -132,16 +138,20 @@ class Admission:
         accounts, order = self._accounts, self._order
         if accounts is None or order is None:
             return
-        balance = await self._settle(accounts, order, answer if order.idempotency else None)
+        charged = order.amount if amount is None else min(amount, order.amount)
+        kept = answer if order.idempotency else None
+        balance = await self._settle(accounts, order, kept, charged)
         self._settled = True
-        self._credits.charged = order.amount
-        self._add_credit_headers(accounts, order.amount, balance)
+        self._credits.charged = charged
+        self._add_credit_headers(accounts, charged, balance)
 
-    async def _settle(self, accounts: Accounts, order: Order, answer: bytes | None) -> Balance:
+    async def _settle(
+        self, accounts: Accounts, order: Order, answer: bytes | None, charged: int
+    ) -> Balance:
         for delay in SETTLE_DELAYS:
             await asyncio.sleep(delay)
             try:
-                return await accounts.ledger.settle(order.id, answer)
+                return await accounts.ledger.settle(order.id, answer, charged)
             except ReservationLost:
                 logger.warning("the reservation was lost")
                 raise
@@ -172,6 +182,16 @@ class Admission:
         balance = await accounts.ledger.balance(self._account_id)
         self._add_credit_headers(accounts, 0, balance)
         return kept
+
+    @property
+    def credits_told(self) -> dict[str, str] | None:
+        """What the headers say of credits, once something was charged; None if nothing is."""
+        if CHARGED_HEADER not in self._headers:
+            return None
+        return {
+            "charged": self._headers[CHARGED_HEADER],
+            "remaining": self._headers[REMAINING_HEADER],
+        }
 
     def _add_credit_headers(self, accounts: Accounts, charged: int, balance: Balance) -> None:
         if accounts.charges:

@@ -12,11 +12,13 @@ from server.accounts.tables import accounts, entries, reservations
 # What entries a reservation has in each state, as (kind, source, target).
 _RESERVED = ("reserve", "available", "held")
 _RELEASED = ("release", "held", "available")
+_RETURNED = ("return", "held", "available")
 _HISTORIES = {
     "open": [[_RESERVED]],
     "released": [[_RESERVED, _RELEASED]],
     "settled": [
         [_RESERVED, ("settle", "held", "earned")],
+        [_RESERVED, _RETURNED, ("settle", "held", "earned")],
         [_RESERVED, _RELEASED, ("settle", "available", "earned")],
     ],
 }
@@ -91,15 +93,28 @@ async def _wrong_histories(connection: AsyncConnection) -> list[str]:
         .order_by(reservations.c.id, entries.c.id)
     )
     histories: dict[str, tuple[str, int, list[tuple[str, str, str]]]] = {}
+    amounts: dict[str, list[int]] = {}
     problems = []
     for row in await connection.execute(query):
         _, _, history = histories.setdefault(row.id, (row.state, row.price, []))
         if row.kind is not None:
             history.append((row.kind, row.source, row.target))
-            if row.amount != row.price:
-                problems.append(f"reservation {row.id}: an entry of another amount")
+            amounts.setdefault(row.id, []).append(row.amount)
     for reservation_id, (state, amount, history) in histories.items():
+        if not _amounts_agree(amount, history, amounts.get(reservation_id, [])):
+            problems.append(f"reservation {reservation_id}: an entry of another amount")
         if history not in (_HISTORIES[state] if amount else [[]]):
             kinds = ", ".join(kind for kind, _, _ in history) or "nothing"
             problems.append(f"reservation {reservation_id} is {state} after {kinds}")
     return problems
+
+
+def _amounts_agree(price: int, history: list[tuple[str, str, str]], amounts: list[int]) -> bool:
+    """Return whether the price was taken, and all else that was held has gone back."""
+    moved = dict(zip(history, amounts, strict=True))
+    held = moved.pop(_RESERVED, price)
+    if (released := moved.pop(_RELEASED, None)) is not None:
+        # Charged anew, and perhaps less, where it was settled after that.
+        return held == released >= price and all(amount == price for amount in moved.values())
+    returned = moved.pop(_RETURNED, 0)
+    return held == price + returned and all(amount == price for amount in moved.values())

@@ -8,7 +8,7 @@ from fastapi import Request, Security
 from fastapi.security import APIKeyHeader
 
 from server.accounts.access import Access, Caller
-from server.accounts.key_ring import AUTHENTICATION_HEADER, AUTHORIZATION_HEADER
+from server.accounts.key_ring import AUTHENTICATION_HEADER, AUTHORIZATION_HEADER, AZURE_HEADER
 from server.observability.request_record import current_record
 
 _authentication = APIKeyHeader(
@@ -37,7 +37,9 @@ async def require_key(
     """
     access: Access = request.app.state.access
     address = request.client.host if request.client is not None else "unknown"
-    offered = [value for value in (authentication, authorization) if value is not None]
+    # Azure's clients send a header of their own.
+    values = (authentication, authorization, request.headers.get(AZURE_HEADER))
+    offered = [value for value in values if value is not None]
     caller = await access.caller(offered, address)
     current_record().key = caller.name
     return caller

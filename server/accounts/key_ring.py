@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 from collections.abc import Iterable
@@ -10,7 +11,9 @@ from pydantic import SecretStr
 
 AUTHENTICATION_HEADER = "Authentication"
 AUTHORIZATION_HEADER = "Authorization"
+AZURE_HEADER = "api-key"
 _BEARER = "bearer "
+_BASIC = "basic "
 
 
 class KeyRing:
@@ -35,8 +38,22 @@ def _digest(key: str) -> bytes:
 
 
 def strip_bearer(value: str) -> str:
-    """A header's value without `Bearer `."""
+    """Return the key in a header's value: behind `Bearer `, or the password behind `Basic `."""
     value = value.strip()
+    if value.lower() == _BASIC.strip():
+        return ""
+    if value.lower().startswith(_BASIC):
+        return _password(value[len(_BASIC) :].strip())
     if value.lower() == _BEARER.strip():
         return ""
     return value[len(_BEARER) :].strip() if value.lower().startswith(_BEARER) else value
+
+
+def _password(encoded: str) -> str:
+    """Return the password of Basic credentials (RFC 7617), or what was sent if they are none."""
+    try:
+        credentials = base64.b64decode(encoded, validate=True).decode()
+    except ValueError:
+        return encoded
+    user, colon, password = credentials.partition(":")
+    return password if colon and password else user

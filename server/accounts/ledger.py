@@ -107,8 +107,13 @@ class Ledger:
 
         return await self._database.write(work)
 
-    async def settle(self, reservation_id: str, answer: bytes | None = None) -> Balance:
+    async def settle(
+        self, reservation_id: str, answer: bytes | None = None, amount: int | None = None
+    ) -> Balance:
         """Take the held amount for good, and keep the answer for its Idempotency-Key, as one.
+
+        ``amount`` takes less than was held, and the rest goes back: some of the images that were
+        asked for have not come. From then on it is the reservation's.
 
         A reservation that was released meanwhile (its lease ran out) is charged anew if it can be.
         Raises ReservationLost; then nothing was charged, and the picture must not be given.
@@ -123,19 +128,27 @@ class Ledger:
             ):
                 # With its key given up, the client may have asked again under the same one.
                 raise ReservationLost
-            if held.state == State.OPEN and held.amount:
+            charged = held.amount if amount is None else amount
+            if not min(1, held.amount) <= charged <= held.amount:
+                raise ValueError(f"{charged} of {held.amount} tenths cannot be settled")
+            if held.state == State.OPEN and charged:
+                if rest := held.amount - charged:
+                    await _move(
+                        connection, held.account_id, "return", "held", "available", rest, self,
+                        reservation_id,
+                    )  # fmt: skip
                 await _move(
-                    connection, held.account_id, "settle", "held", "earned", held.amount, self,
+                    connection, held.account_id, "settle", "held", "earned", charged, self,
                     reservation_id,
                 )  # fmt: skip
-            elif held.state == State.RELEASED and held.amount:
+            elif held.state == State.RELEASED and charged:
                 try:
                     await _spend(
-                        connection, held.account_id, reservation_id, "settle", held.amount, self
+                        connection, held.account_id, reservation_id, "settle", charged, self
                     )
                 except InsufficientCredits:
                     raise ReservationLost from None
-            await self._end(connection, reservation_id, State.SETTLED)
+            await self._end(connection, reservation_id, State.SETTLED, charged)
             await self._answers.keep(connection, reservation_id, answer)
             return await _balance(connection, held.account_id)
 
@@ -252,11 +265,18 @@ class Ledger:
         await self._end(connection, held.id, State.RELEASED)
         await self._answers.forget(connection, held.id)
 
-    async def _end(self, connection: AsyncConnection, reservation_id: str, state: State) -> None:
+    async def _end(
+        self,
+        connection: AsyncConnection,
+        reservation_id: str,
+        state: State,
+        amount: int | None = None,
+    ) -> None:
+        values: dict[str, Any] = {"state": state, "ended_at": self._clock()}
+        if amount is not None:
+            values["amount"] = amount
         await connection.execute(
-            reservations.update()
-            .where(reservations.c.id == reservation_id)
-            .values(state=state, ended_at=self._clock())
+            reservations.update().where(reservations.c.id == reservation_id).values(values)
         )
 
 

@@ -18,13 +18,11 @@ def price(width: int, height: int, steps: int) -> int:
     """Tenths of a credit for one picture of width x height pixels in that many steps.
 
     0.4 + 1.6 * (w - w_min) / (w_max - w_min) credits, w = width * height * steps over the
-    contract's own ranges, rounded to 0.1 (half up), in whole numbers. Raises ValueError beyond the
-    ranges.
+    contract's own ranges, rounded to 0.1 (half up), in whole numbers. Work beyond the ranges, which
+    other APIs can ask for, costs what their ends do.
     """
-    sides_fit = MIN_SIDE <= width <= MAX_SIDE and MIN_SIDE <= height <= MAX_SIDE
-    if not (sides_fit and MIN_STEPS <= steps <= MAX_STEPS):
-        raise ValueError(f"{width} x {height} in {steps} steps has no price")
     work, span = width * height * steps - _MIN_WORK, _MAX_WORK - _MIN_WORK
+    work = min(max(work, 0), span)
     return MIN_PRICE + (2 * (MAX_PRICE - MIN_PRICE) * work + span) // (2 * span)
 
 

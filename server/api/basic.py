@@ -4,38 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from collections.abc import Mapping
 from contextlib import aclosing
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.accounts.access import ANYONE
-from server.accounts.admission import Admission, Admitted
-from server.accounts.guesses import source_of
-from server.accounts.pricing import price
-from server.engine_service import EngineHost, LoadedModel
+from server.accounts.admission import SEED_HEADER, Admitted, fingerprint
+from server.api.accept import accepted_image_format
+from server.api.flow import Flow, client_of, finished
 from server.http.bytes_in_flight import release_upload
-from server.http.envelope import image_body, image_response
-from server.http.errors import DeadlineExpired, Unavailable
+from server.http.envelope import image_body, image_response, with_member
+from server.http.errors import DeadlineExpired
 from server.http.ignored_fields import IgnoredFields
 from server.http.multipart import Part, read_form, refuse_encoded_body
-from server.http.response_headers import response_headers
 from server.http.waiting import TimeLimit, within
+from server.images.encode import ImageFormat
 from server.img2img.events import stream_finished, stream_response, wants_events
 from server.img2img.form import (
+    FILE_FIELDS,
     FORM_FIELDS,
     IMAGE_FIELD,
+    MASK_FIELD,
     TEXT_FIELDS,
     ImageResponse,
     failure_responses,
     form_request_body,
 )
-from server.img2img.service import Fields, FinishedImage, ImageToImage, Running, withdraw
+from server.img2img.service import Batch, Fields, FinishedImage, Outcome, withdraw
 from server.settings import Settings
 
 PATH = "/api/generate/basic/imageToImage"
-_NOT_READY_RETRY_AFTER = 5.0
+_AS_TEXT = "came as text; send it as a file, with a file name"
+FILTERED_HEADER = "X-Filtered"
+_SIGNATURES = {b"\x89PNG": "image/png", b"\xff\xd8": "image/jpeg", b"RIFF": "image/webp"}
 
 router = APIRouter(tags=["image to image"])
 
@@ -52,73 +55,73 @@ async def image_to_image(request: Request, admission: Admitted) -> Response:
 
     Answers `{"code": 0, "message": "success", "data": {"image": ..., "seed": ...}}`, or on failure
     `{"code": -1, "message": reason, "data": null}` with a true HTTP status.
+
+    With `Accept: text/event-stream` the answer is a stream of server-sent events: `progress` while
+    the picture is made, `{"step": 14, "steps": 30, "evaluation": 3, "evaluations": 19,
+    "queue_position": 0}`, then one `result` with the answer. `step` counts the form's `steps`,
+    those included that `image_strength` skips; `evaluation` counts the U-Net's evaluations, of
+    which some samplers have two a step.
     """
     settings: Settings = request.app.state.settings
-    # Before the body is read: a server that cannot serve should not take an upload.
-    model = _model_in_service(request.app.state.engine_host)
-    limit = TimeLimit.of(request.scope, settings.request_timeout)
-    parts = await _read_parts(request, settings, limit)
-    service: ImageToImage = request.app.state.service
-    beginning = _begin(request, admission, service, model, parts, limit)
+    flow = Flow(request, admission)
+    parts = await _read_parts(request, settings, flow.limit)
+    beginning = _begin(flow, parts)
     del parts  # The upload is held until its picture is decoded, and not while it is worked on.
-    begun = await within(request, limit, beginning, withdraw)
+    begun = await within(request, flow.limit, beginning, withdraw)
     release_upload(request.scope)
-    if not isinstance(begun, Running):
+    flow.name_model()
+    if not isinstance(begun, Batch):
         return _replayed(request, begun)
-    running = begun
+    batch = begun
+    format = accepted_image_format(request) or ImageFormat.PNG
 
-    async def settled_response() -> bytes:
-        body = await limit.apply(service.finish(running, _body))
+    async def settled(outcomes: list[Outcome]) -> bytes:
+        body = await flow.service.in_thread(lambda: _body(finished(outcomes)[0]))
         await admission.settle(body)
         return body
 
+    async def settled_response() -> bytes:
+        body = await settled(await flow.finish_streamed(batch, format))
+        credits = admission.credits_told
+        return body if credits is None else with_member(body, "credits", credits)
+
     if wants_events(request):
-        return stream_response(running.handle, settled_response, limit)
-    try:
-        body = await within(request, limit, service.finish(running, _body))
-    except BaseException:
-        running.handle.cancel()
-        raise
-    # Not before: from here on the picture is paid for, and the client may have left a moment ago.
-    await admission.settle(body)
-    return image_response(body)
+        return stream_response(batch.running[0].handle, settled_response, flow.limit)
+    return _answer(request, await settled(await flow.finish(batch, format)))
 
 
-async def _begin(
-    request: Request,
-    admission: Admitted,
-    service: ImageToImage,
-    model: LoadedModel,
-    parts: Mapping[str, Part],
-    limit: TimeLimit,
-) -> Running | bytes:
+async def _begin(flow: Flow, parts: Mapping[str, Part]) -> Batch | bytes:
     """Check the form, reserve its price and hand it to the engine; or the kept answer to it."""
-    if (kept := await admission.kept_response(parts)) is not None:
+    if (kept := await flow.admission.kept_response(fingerprint(parts))) is not None:
         return kept
-    client = _client(request, admission)
-    generation = await service.prepare(_fields(parts), model, client=client, limit=limit)
-    cost = price(generation.width, generation.height, generation.steps)
-    if (kept := await admission.reserve(cost)) is not None:
-        return kept
-    return await service.run(generation, model, limit)
+    client = client_of(flow.request, flow.admission)
+    plan = await flow.service.prepare(_fields(parts), flow.model, client=client, limit=flow.limit)
+    return await flow.submit(plan)
 
 
 def _replayed(request: Request, body: bytes) -> Response:
     # It costs its sender nothing, so it is not made for one more who may not read it.
     request.app.state.byte_budget.check(len(body))
-    return stream_finished(body) if wants_events(request) else image_response(body)
+    return stream_finished(body) if wants_events(request) else _answer(request, body)
 
 
-def _model_in_service(host: EngineHost) -> LoadedModel:
-    model = host.serving_model
-    if model is None:
-        raise Unavailable(host.obstacle, _NOT_READY_RETRY_AFTER)
-    return model
+def _answer(request: Request, body: bytes) -> Response:
+    """Return the envelope, or the image alone where that is what Accept asks for."""
+    if accepted_image_format(request) is None:
+        return image_response(body)
+    data = json.loads(body)["data"]
+    file = base64.b64decode(data["image"])
+    # By its bytes: a kept answer may be of another type than what is asked for now.
+    media_type = next(kind for start, kind in _SIGNATURES.items() if file.startswith(start))
+    headers = {SEED_HEADER: str(data["seed"]), "Cache-Control": "no-store"}
+    if data.get("filtered"):
+        headers[FILTERED_HEADER] = "true"
+    return Response(file, headers=headers, media_type=media_type)
 
 
 async def _read_parts(request: Request, settings: Settings, limit: TimeLimit) -> dict[str, Part]:
     refuse_encoded_body(request.headers.getlist("content-encoding"))
-    ignored = IgnoredFields(response_headers(request.scope))
+    ignored = IgnoredFields.of(request.scope)
     try:
         async with asyncio.timeout(limit.remaining):
             async with aclosing(request.stream()) as stream:
@@ -126,7 +129,7 @@ async def _read_parts(request: Request, settings: Settings, limit: TimeLimit) ->
                     request.headers.get("content-type"),
                     stream,
                     wanted=FORM_FIELDS,
-                    file_fields=frozenset({IMAGE_FIELD}),
+                    file_fields=FILE_FIELDS,
                     max_file_bytes=settings.max_upload_bytes,
                     on_unknown=ignored.add,
                 )
@@ -150,18 +153,15 @@ def _fields(parts: Mapping[str, Part]) -> Fields:
     elif upload is None or upload.is_absent_file or not (upload.is_file or upload.data.strip()):
         unreadable[IMAGE_FIELD] = "is required"
     elif not upload.is_file:
-        unreadable[IMAGE_FIELD] = "came as text; send it as a file, with a file name"
-    else:
-        return Fields(texts, upload.data, unreadable)
-    return Fields(texts, None, unreadable)
-
-
-def _client(request: Request, admission: Admission) -> str:
-    """Return the client that takes turns: a key, wherever it is used; without one a network."""
-    if admission.identity != ANYONE.identity:
-        return admission.identity
-    source = source_of(request.client.host if request.client else "")
-    return f"{ANYONE.identity} {source.network or source.address}"
+        unreadable[IMAGE_FIELD] = _AS_TEXT
+    mask = parts.get(MASK_FIELD)
+    if mask is None or mask.is_absent_file or not (mask.is_file or mask.data.strip()):
+        mask = None
+    elif mask.problem or not mask.is_file:
+        unreadable[MASK_FIELD] = mask.problem or _AS_TEXT
+        mask = None
+    taken = None if upload is None or IMAGE_FIELD in unreadable else upload.data
+    return Fields(texts, taken, unreadable, None if mask is None else mask.data)
 
 
 def _body(image: FinishedImage) -> bytes:

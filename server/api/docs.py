@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from html import escape
-from pathlib import Path
 
 from fastapi import APIRouter, Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
-from starlette.staticfiles import StaticFiles
+from starlette.responses import HTMLResponse, Response
 
-STATIC_FOLDER = Path(__file__).parents[1] / "web"
 DOCS_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
@@ -35,13 +32,6 @@ _PAGE = """\
 """
 
 router = APIRouter(include_in_schema=False)
-static_files = StaticFiles(directory=STATIC_FOLDER)
-
-
-@router.head("/")
-@router.get("/")
-async def index(request: Request) -> Response:
-    return RedirectResponse(f"{_prefix(request)}/docs")
 
 
 @router.head("/docs")

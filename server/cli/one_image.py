@@ -23,7 +23,7 @@ class Observer(Protocol):
         """Hear what begins now."""
 
     def step(self, done: int, total: int) -> None:
-        """Hear how many of the U-Net's evaluations are done."""
+        """Hear how many of the steps that were asked for are done, or were skipped."""
 
 
 async def make_image(
@@ -43,20 +43,20 @@ async def make_image(
     decoders = DecoderPool(1, limits, spare=False)
     service = ImageToImage(settings, decoders, DenyList.read(settings.prompt_deny_list))
     try:
-        generation = await service.prepare(Fields(texts, upload), None)
+        plan = await service.prepare(Fields(texts, upload), None)
     finally:
         decoders.close()
     observer.stage(f"loading {settings.model}")
     model = load_model(settings, warm_up=False)
-    service.check_for_model(generation, model)
-    observer.stage(f"making {generation.width} x {generation.height} on {model.device}")
+    service.check_for_model(plan, model)
+    observer.stage(f"making {plan.first.width} x {plan.first.height} on {model.device}")
     model.engine.start()
     try:
-        running = await service.run(generation, model)
+        running = (await service.run(plan, model)).running[0]
         async for progress in running.handle.progress():
             observer.step(progress.step, progress.steps)
         await running.result()
     finally:
         model.engine.drain(0.0)
     observer.stage("writing")
-    return await service.finish(running, lambda image: image, format)
+    return await service.finish_one(running, format)

@@ -16,14 +16,20 @@ def pull_model(settings: Settings, *, named: bool) -> str:
 
     ``named`` tells that the model was asked for by name. Return what was done, in words; also that
     nothing had to be, where all is in the cache and the hub cannot be asked. Raises ValueError if
-    there is nothing to fetch, RuntimeError if it cannot be.
+    there is nothing to fetch, RuntimeError if it cannot be or is damaged.
     """
     import torch
 
     from models.device import choose_device, choose_dtype
     from models.errors import HubUnreachable, ModelLoadError
     from models.loading.folder import check_layout
-    from models.loading.hub import PINNED_REVISIONS, cached, download, is_hub_id
+    from models.loading.hub import (
+        PINNED_REVISIONS,
+        cached,
+        download,
+        is_hub_id,
+        remove_damaged,
+    )
     from models.spec import EMBEDDED, PRODUCTION_MODEL
 
     model = settings.model
@@ -39,6 +45,11 @@ def pull_model(settings: Settings, *, named: bool) -> str:
         device = torch.device("cuda") if half else choose_device(settings.device)
         dtype = choose_dtype(settings.dtype, device)
         folder = download(model, settings.model_revision, dtype, ask_hub=True)
+        if damaged := remove_damaged(folder):
+            raise RuntimeError(
+                f"{', '.join(damaged)} of {model} did not have the SHA-256 that the hub gives and "
+                "was removed: a damaged download or disk. Pull again"
+            )
         check_layout(folder)
     except HubUnreachable as offline:
         kept = cached(model, settings.model_revision or PINNED_REVISIONS.get(model))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.http.envelope import failure
 from server.http.errors import ContentTooLarge, UploadTooSlow
+from server.http.failure_shapes import failure_at
 from server.settings import MIB
 
 
@@ -23,10 +24,17 @@ class BodyLimit:
     """
 
     def __init__(
-        self, app: ASGIApp, max_bytes: int, min_rate: float = 0.0, patience: float = 15.0
+        self,
+        app: ASGIApp,
+        max_bytes: int,
+        min_rate: float = 0.0,
+        patience: float = 15.0,
+        larger: Mapping[str, int] | None = None,
     ) -> None:
+        """``larger`` has limits of their own for the paths that begin with its keys."""
         self.app = app
         self.max_bytes = max_bytes
+        self._larger = larger or {}
         self.min_rate = min_rate
         self.patience = patience
 
@@ -34,10 +42,13 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        own = (limit for prefix, limit in self._larger.items() if path.startswith(prefix))
+        most = next(own, self.max_bytes)
         declared = Headers(scope=scope).get("content-length", "")
-        if declared.isascii() and declared.isdigit() and _exceeds(declared, self.max_bytes):
-            error = self._too_large()
-            await failure(error.status, error.message)(scope, receive, send)
+        if declared.isascii() and declared.isdigit() and _exceeds(declared, most):
+            error = _too_large(most)
+            await failure_at(scope, error.status, error.message)(scope, receive, send)
             return
 
         received = 0
@@ -67,8 +78,8 @@ class BodyLimit:
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
                 complete = not message.get("more_body", False)
-                if received > self.max_bytes:
-                    raise self._too_large()
+                if received > most:
+                    raise _too_large(most)
             return message
 
         await self.app(scope, counted, send)
@@ -79,8 +90,9 @@ class BodyLimit:
             return f"no byte of the upload came for {self.patience:g} s"
         return f"the upload is {self.patience:g} s behind {self.min_rate / 1024:g} KiB/s"
 
-    def _too_large(self) -> ContentTooLarge:
-        return ContentTooLarge(f"the request's body is over {_in_mib(self.max_bytes)} MiB")
+
+def _too_large(limit: int) -> ContentTooLarge:
+    return ContentTooLarge(f"the request's body is over {_in_mib(limit)} MiB")
 
 
 def _exceeds(digits: str, limit: int) -> bool:

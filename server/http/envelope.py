@@ -39,6 +39,12 @@ def failure(status: int, message: str, headers: Mapping[str, str] | None = None)
     return _json(json.dumps(body, separators=(",", ":")).encode(), status, headers or {})
 
 
+def with_member(body: bytes, name: str, value: object) -> bytes:
+    """Return an envelope with one more member, without a walk over its megabytes."""
+    member = json.dumps({name: value}, separators=(",", ":")).encode()
+    return body[:-1] + b"," + member[1:]
+
+
 def _json(body: bytes, status: int, headers: Mapping[str, str]) -> Response:
     # An image costs credits and a health check is of the moment: neither is to be cached.
     headers = {"Cache-Control": "no-store", **headers}

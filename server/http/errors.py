@@ -4,6 +4,7 @@ ApiError                     a failure with its HTTP status
 +-- BadRequest         400   the input is wrong
 +-- Unauthorized       401   no key, or a bad one
 +-- PaymentRequired    402   not enough credits
++-- NotFound           404   nothing is there, or not any more
 +-- UploadTooSlow      408   the body did not come in time
 +-- Conflict           409   an Idempotency-Key in use
 +-- ContentTooLarge    413   the upload is over a limit
@@ -48,7 +49,7 @@ from server.errors import (
     StillRunning,
     TooManyAtOnce,
 )
-from server.http.envelope import failure
+from server.http.failure_shapes import failure_at
 from server.observability.logs import current_request_id
 from server.observability.request_record import current_record
 
@@ -94,6 +95,12 @@ class UploadTooSlow(ApiError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, {"Connection": "close"})
+
+
+class NotFound(ApiError):
+    """Nothing is there, or not any more."""
+
+    status = 404
 
 
 class Conflict(ApiError):
@@ -217,12 +224,13 @@ def add_failure_handlers(app: FastAPI) -> None:
 
 async def _answer_api_error(request: Request, error: Exception) -> Response:
     answer = logged_api_error(error, request.app.state.settings.request_timeout)
-    return failure(answer.status, answer.message, answer.headers)
+    return failure_at(request.scope, answer.status, answer.message, answer.headers)
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return failure(error.status_code, _plain_message(request, error), error.headers)
+    message = _plain_message(request, error)
+    return failure_at(request.scope, error.status_code, message, error.headers)
 
 
 def _plain_message(request: Request, error: HTTPException) -> str:
@@ -236,7 +244,7 @@ def _plain_message(request: Request, error: HTTPException) -> str:
     return HTTPStatus(error.status_code).phrase
 
 
-async def _answer_validation_error(_: Request, error: Exception) -> Response:
+async def _answer_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problems = (f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
-    return failure(400, "; ".join(problems))
+    return failure_at(request.scope, 400, "; ".join(problems))

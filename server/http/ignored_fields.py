@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from urllib.parse import quote_from_bytes
 
+from starlette.types import Scope
+
+from server.http.response_headers import response_headers
+
 IGNORED_FIELDS_HEADER = "X-Ignored-Fields"
 MAX_HEADER_LENGTH = 1024
 _MAX_NAME = 100
@@ -20,6 +24,13 @@ class IgnoredFields:
         self._headers = headers
         self._names: dict[str, None] = {}
         self._length = 0
+
+    @classmethod
+    def of(cls, scope: Scope) -> IgnoredFields:
+        """Return the one of a request."""
+        state = scope.setdefault("state", {})
+        found: IgnoredFields = state.setdefault("ignored_fields", cls(response_headers(scope)))
+        return found
 
     def add(self, name: bytes) -> None:
         shown = quote_from_bytes(name[:_MAX_NAME], safe="")

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.http.envelope import failure
 from server.http.errors import ApiError, InternalError, Unavailable
+from server.http.failure_shapes import failure_at, shape_at
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +47,15 @@ class FailureGuard:
             if started:
                 raise
             error: ApiError = Unavailable("the server is shutting down", 5.0)
-            await failure(error.status, error.message, error.headers)(scope, receive, send)
+            await failure_at(scope, error.status, error.message, error.headers)(
+                scope, receive, send
+            )
         except Exception:
             logger.exception("request failed")
             if started:
                 raise
             error = InternalError()
-            await failure(error.status, error.message)(scope, receive, send)
+            await failure_at(scope, error.status, error.message)(scope, receive, send)
 
 
 class EnvelopedCors(CORSMiddleware):
@@ -72,7 +75,10 @@ class EnvelopedCors(CORSMiddleware):
 
 
 class ErrorsAs200:
-    """Answers failures with HTTP 200 and the true status in `X-Status`; health checks excepted."""
+    """Answers failures with HTTP 200 and the true status in `X-Status`.
+
+    Health checks are excepted, and the other APIs, whose clients read true statuses.
+    """
 
     def __init__(self, app: ASGIApp, exempt_prefix: str = "/health/") -> None:
         self.app = app
@@ -80,7 +86,7 @@ class ErrorsAs200:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        if scope["type"] != "http" or path.startswith(self.exempt_prefix):
+        if scope["type"] != "http" or path.startswith(self.exempt_prefix) or shape_at(scope):
             await self.app(scope, receive, send)
             return
 

@@ -64,7 +64,11 @@ class _PartCollector:
         file_fields: frozenset[str],
         max_file_bytes: int,
         on_unknown: Callable[[bytes], None],
+        keep_first: frozenset[str],
+        bare_files: bool,
     ) -> None:
+        self.keep_first = keep_first
+        self.bare_files = bare_files
         self.wanted = wanted
         self.file_fields = file_fields
         self.max_file_bytes = max_file_bytes
@@ -108,13 +112,18 @@ class _PartCollector:
             if part.name != CHARSET_FIELD:
                 self.on_unknown(_as_meant(options[b"name"]))
             return
+        if part.name in self.keep_first and part.name in self.parts:
+            self.on_unknown(_as_meant(options[b"name"]))
+            part.name = ""
+            return
         part.file_name = options.get(b"filename", b"").decode("utf-8", "replace")
         content_type, type_options = parse_options_header(self._headers.get(b"content-type"))
         part.charset = type_options.get(b"charset", b"").decode("latin-1")
         typed_as_file = content_type.startswith((b"image/", b"application/octet-stream"))
         # Some clients write a name beyond ASCII as `filename*=` alone.
         named = b"filename" in options or b"filename*" in disposition.lower()
-        part.is_file = named or (typed_as_file and part.name in self.file_fields)
+        in_files_place = part.name in self.file_fields
+        part.is_file = named or (in_files_place and (typed_as_file or self.bare_files))
         try:
             encoding = self._headers.get(b"content-transfer-encoding", b"")
             self._decoder = decoder(encoding.decode("latin-1"))
@@ -226,14 +235,20 @@ async def read_form(
     file_fields: frozenset[str],
     max_file_bytes: int,
     on_unknown: Callable[[bytes], None] = lambda name: None,
+    keep_first: frozenset[str] = frozenset(),
+    bare_files: bool = False,
 ) -> dict[str, Part]:
     """Return the wanted fields of a multipart body, by name; the last of a repeated field.
 
-    `on_unknown` is told the name of each other field as it comes. Raises UnsupportedMedia,
-    ContentTooLarge, or BadRequest for a body that is malformed or ends before its closing boundary.
+    Of the fields in `keep_first` the first counts, and the others are unknown. With `bare_files` a
+    file field is a file though its part has neither a file name nor a type. `on_unknown` is told
+    the name of each other field as it comes. Raises UnsupportedMedia, ContentTooLarge, or
+    BadRequest for a body that is malformed or ends before its closing boundary.
     """
     boundary, form_charset = _boundary_and_charset(content_type)
-    collector = _PartCollector(wanted, file_fields, max_file_bytes, on_unknown)
+    collector = _PartCollector(
+        wanted, file_fields, max_file_bytes, on_unknown, keep_first, bare_files
+    )
     part_headers = PartHeaders(boundary)
     try:
         parser = MultipartParser(

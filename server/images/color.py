@@ -45,10 +45,13 @@ class Raster:
         )
 
 
-def to_srgb(raster: Raster, factor: int = 1) -> Image.Image:
-    """Return loaded pixels as RGB in sRGB, `factor` times smaller, their alpha laid on white."""
+def to_srgb(raster: Raster, factor: int = 1, opacity: Image.Image | None = None) -> Image.Image:
+    """Return loaded pixels as RGB in sRGB, `factor` times smaller, their alpha laid on white.
+
+    Their alpha is also written into `opacity`, an image in L of the size that is returned.
+    """
     width, height = raster.image.size
-    shrunk = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    shrunk = Image.new("RGB", shrunk_size((width, height), factor))
     white = _white_level(raster.image)
     to_rgb: ToRgb | None = None
     for box in _bands(width, height, factor):
@@ -63,8 +66,15 @@ def to_srgb(raster: Raster, factor: int = 1) -> Image.Image:
         rgb = to_rgb(eight_bits)
         if alpha is not None:
             shrunk.paste("white", (0, box[1] // factor, rgb.width, box[1] // factor + rgb.height))
+            if opacity is not None:
+                opacity.paste(alpha, (0, box[1] // factor))
         shrunk.paste(rgb, (0, box[1] // factor), alpha)
     return shrunk
+
+
+def shrunk_size(size: tuple[int, int], factor: int) -> tuple[int, int]:
+    """Return the size of an image that is made `factor` times smaller."""
+    return -(-size[0] // factor), -(-size[1] // factor)
 
 
 def _bands(width: int, height: int, factor: int) -> Iterator[_Box]:

@@ -8,6 +8,7 @@ reaches its decoder. A server calls it in a process of its own, by `server.image
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ from PIL import (
 
 from pipelines.request import MAX_SIDE, Pixels
 from server.errors import ImageError
-from server.images.color import Raster, to_srgb
+from server.images.color import Raster, shrunk_size, to_srgb
 from server.images.files import jpeg as jpeg_segments
 from server.images.files import png as png_chunks
 from server.images.files import tiff_layout, tiff_samples, tiff_tags
@@ -126,19 +127,48 @@ def decode_image(data: bytes | bytearray, on_size: OnSize = lambda _: None) -> I
     return _decode(bytes(data), on_size)[0]
 
 
+def decode_with_opacity(
+    data: bytes | bytearray, most_pixels: int, on_size: OnSize = lambda _: None
+) -> Pixels:
+    """Return the upload upright at its own size, `(height, width, 4)` uint8.
+
+    Three channels are its sRGB, laid on white, and the fourth its opacity: 255 where the file has
+    no alpha. One of more than ``most_pixels`` is made smaller. Raises ImageError.
+    """
+    raster, _, orientation = _read(bytes(data), on_size)
+    factor = _shrink_factor(raster)
+    opacity = Image.new("L", shrunk_size(raster.image.size, factor), 255)
+    image = to_srgb(raster, factor, opacity)
+    image.putalpha(opacity)
+    image = turned_upright(image, orientation)
+    scale = math.sqrt(most_pixels / (image.width * image.height))
+    if scale < 1:
+        smaller = (max(1, int(image.width * scale)), max(1, int(image.height * scale)))
+        # Its colour is on white already, so that it needs no weighting by its alpha.
+        bands = [b.resize(smaller, Image.Resampling.LANCZOS) for b in image.split()]
+        image = Image.merge("RGBA", bands)
+    return np.array(image)
+
+
 def _decode(data: bytes, on_size: OnSize) -> tuple[Image.Image, tuple[int, int]]:
     """Return the picture, and the upright size it has in the file."""
+    raster, size, orientation = _read(data, on_size)
+    if orientation in SIDEWAYS:
+        size = size[::-1]
+    return turned_upright(to_srgb(raster, _shrink_factor(raster)), orientation), size
+
+
+def _read(data: bytes, on_size: OnSize) -> tuple[Raster, tuple[int, int], int]:
+    """Return the pixels, the size in the file and the orientation."""
     if not data:
         raise ImageError("the file is empty")
     if tiff_tags.is_tiff(data):
-        raster, size, orientation = _decode_tiff(data, on_size)
-    else:
-        raster, size, orientation = _decode_file(_reduced(data), on_size)
-    del data
-    if orientation in SIDEWAYS:
-        size = size[::-1]
-    factor = max(1, min(raster.image.size) // _ENOUGH_SIDE)
-    return turned_upright(to_srgb(raster, factor), orientation), size
+        return _decode_tiff(data, on_size)
+    return _decode_file(_reduced(data), on_size)
+
+
+def _shrink_factor(raster: Raster) -> int:
+    return max(1, min(raster.image.size) // _ENOUGH_SIDE)
 
 
 def _reduced(data: bytes) -> _File:

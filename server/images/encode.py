@@ -14,7 +14,8 @@ from pipelines.request import Pixels
 from server.images import parameters_text
 from server.images.decode import encode_png
 
-_QUALITY = 95
+QUALITY = 95
+"""Of JPEG and WebP, where a request names none."""
 
 
 class ImageFormat(StrEnum):
@@ -23,6 +24,11 @@ class ImageFormat(StrEnum):
     PNG = "PNG"
     JPEG = "JPEG"
     WEBP = "WEBP"
+
+    @property
+    def media_type(self) -> str:
+        """Return the MIME type."""
+        return f"image/{self.value.lower()}"
 
 
 SUFFIXES = {
@@ -38,7 +44,9 @@ def format_of(path: PurePath) -> ImageFormat | None:
     return SUFFIXES.get(path.suffix.lower())
 
 
-def encode_image(pixels: Pixels, text: Mapping[str, str], form: ImageFormat) -> bytes:
+def encode_image(
+    pixels: Pixels, text: Mapping[str, str], form: ImageFormat, quality: int = QUALITY
+) -> bytes:
     """Return a file of `(height, width, 3)` uint8 that holds ``text``.
 
     PNG holds all of it as text chunks. JPEG and WebP have the `parameters` text as EXIF's
@@ -51,5 +59,5 @@ def encode_image(pixels: Pixels, text: Mapping[str, str], form: ImageFormat) -> 
     comment = text.get(parameters_text.KEY, "")
     exif.get_ifd(IFD.Exif)[Base.UserComment] = b"UNICODE\0" + comment.encode("utf-16-be")
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, form.value, quality=_QUALITY, exif=exif)
+    Image.fromarray(pixels).save(buffer, form.value, quality=quality, exif=exif)
     return buffer.getvalue()

@@ -60,15 +60,17 @@ def _nearest_side(side: Fraction) -> int:
     return min(max(nearest, MIN_SIDE), MAX_SIDE)
 
 
-def fit_image(image: Image.Image, width: int, height: int, mode: ResizeMode) -> Image.Image:
-    """The RGB picture at `width` x `height` by centre crop, stretching or padding with white."""
+def fit_image(
+    image: Image.Image, width: int, height: int, mode: ResizeMode, background: str = "white"
+) -> Image.Image:
+    """Return the RGB or L image at `width` x `height` by centre crop, stretching or padding."""
     if mode is ResizeMode.STRETCH:
         return _resize(image, (width, height), (0, 0, *image.size))
     if mode is ResizeMode.CROP:
         return _resize(image, (width, height), _centre_crop(image.size, (width, height)))
     scale = min(Fraction(width, image.width), Fraction(height, image.height))
     inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    canvas = Image.new("RGB", (width, height), "white")
+    canvas = Image.new(image.mode, (width, height), background)
     offset = ((width - inner[0]) // 2, (height - inner[1]) // 2)
     canvas.paste(_resize(image, inner, (0, 0, *image.size)), offset)
     return canvas

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 import json
 
-from pipelines.request import ClipGuidancePreset, GenerationRequest, Sampler
+from pipelines.request import ClipGuidancePreset, GenerationRequest, SigmaSchedule
+from pipelines.samplers.names import A1111_LABELS, SCHEDULE_LABELS
 from server import __version__
 
 KEY = "parameters"
-
-_SAMPLER_NAMES = {
-    Sampler.DDIM: "DDIM",
-    Sampler.DDPM: "DDPM",
-    Sampler.K_DPMPP_2M: "DPM++ 2M",
-    Sampler.K_DPMPP_2S_ANCESTRAL: "DPM++ 2S a",
-    Sampler.K_DPM_2: "DPM2",
-    Sampler.K_DPM_2_ANCESTRAL: "DPM2 a",
-    Sampler.K_EULER: "Euler",
-    Sampler.K_EULER_ANCESTRAL: "Euler a",
-    Sampler.K_HEUN: "Heun",
-    Sampler.K_LMS: "LMS",
-}
-"""The names by which A1111 knows the samplers."""
-
 
 SOFTWARE_KEY = "Software"
 SOURCE_KEY = "DigitalSourceType"
@@ -38,7 +24,8 @@ def text_chunks(
 ) -> dict[str, str]:
     """Every text chunk of an answer: that it was generated, by what, and with what settings."""
     software = f"img2img-server {__version__}"
-    source = TRAINED_MEDIA if request.image_strength <= 0 else COMPOSITE_MEDIA
+    whole = request.strength <= 0 and request.mask is None
+    source = TRAINED_MEDIA if whole else COMPOSITE_MEDIA
     text = parameters_text(request, model_name, filtered)
     return {KEY: text, SOFTWARE_KEY: software, SOURCE_KEY: source}
 
@@ -47,13 +34,19 @@ def parameters_text(request: GenerationRequest, model_name: str, filtered: bool 
     """The prompt, the negative prompt if there is one, and a line of settings."""
     settings = {
         "Steps": str(request.steps),
-        "Sampler": _SAMPLER_NAMES[request.sampler],
+        "Sampler": A1111_LABELS[request.sampler],
         "CFG scale": f"{request.cfg_scale:g}",
         "Seed": str(request.seed),
         "Size": f"{request.width}x{request.height}",
         "Model": model_name,
-        "Denoising strength": f"{1 - request.image_strength:.6g}",
     }
+    if not request.from_noise:
+        settings["Denoising strength"] = f"{1 - request.strength:.6g}"
+    if request.variation_seed is not None and request.variation_strength > 0:
+        settings["Variation seed"] = str(request.variation_seed)
+        settings["Variation seed strength"] = f"{request.variation_strength:g}"
+    if request.schedule is not SigmaSchedule.AUTOMATIC:
+        settings["Schedule type"] = SCHEDULE_LABELS[request.schedule]
     if request.clip_guidance is not ClipGuidancePreset.NONE:
         settings["CLIP guidance"] = request.clip_guidance.value
     if request.tile:

@@ -1,7 +1,8 @@
 """Progress as server-sent events, for a client that asks for `text/event-stream`.
 
 `progress` events while the picture is made, then one `result` event whose data is the envelope that
-an ordinary request would have been answered with, failures too.
+an ordinary request would have been answered with, failures too. What such an answer says beside its
+body, and a stream has begun too early for, is in it too: the status of a failure, the credits.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Protocol
 
 import anyio
 from fastapi import Request
@@ -18,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from pipelines.request import Progress
 from server.engine_service import Handle
-from server.http.envelope import failure
+from server.http.envelope import failure, with_member
 from server.http.errors import ANSWERED, logged_api_error
 from server.http.waiting import TimeLimit
 from server.images.decode import encode_png
@@ -52,6 +54,8 @@ def progress_event(progress: Progress) -> bytes:
     data: dict[str, object] = {
         "step": progress.step,
         "steps": progress.steps,
+        "evaluation": progress.evaluation,
+        "evaluations": progress.evaluations,
         "queue_position": progress.queue_position,
     }
     if progress.preview is not None:
@@ -59,11 +63,17 @@ def progress_event(progress: Progress) -> bytes:
     return event("progress", json.dumps(data, separators=(",", ":")).encode())
 
 
+class Cancellable(Protocol):
+    """What is withdrawn when a stream of it ends: a handle, or several in a batch."""
+
+    def cancel(self) -> None: ...
+
+
 class EventStream(StreamingResponse):
     """A stream of `events` that withdraws the request of `handle` however it ends: its client may
     leave while something is sent, when no generator is told."""
 
-    def __init__(self, handle: Handle, events: AsyncGenerator[bytes]) -> None:
+    def __init__(self, handle: Cancellable, events: AsyncGenerator[bytes]) -> None:
         super().__init__(kept_alive(events), media_type=EVENT_STREAM, headers=_HEADERS)
         self._handle = handle
 
@@ -92,7 +102,9 @@ def stream_response(
             body = await answer()
         except ANSWERED as error:
             refusal = logged_api_error(error, limit.seconds)
-            body = bytes(failure(refusal.status, refusal.message).body)
+            refused = bytes(failure(refusal.status, refusal.message).body)
+            # The response's own status was 200 when it began.
+            body = with_member(refused, "status", refusal.status)
         yield event("result", body)
 
     return EventStream(handle, events())

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSche
 
 from pipelines.prompt.styles import STYLES
 from pipelines.request import (
+    CONTRACT_SAMPLERS,
     MAX_CFG_SCALE,
     MAX_SEED,
     MAX_SIDE,
@@ -23,6 +24,7 @@ from pipelines.request import (
 )
 from server.images.fit import IMAGE_FIELD as IMAGE_FIELD
 from server.images.fit import ResizeMode as ResizeMode
+from server.images.masks import MaskOptions
 from server.img2img.fields import (
     choice,
     documented,
@@ -31,8 +33,10 @@ from server.img2img.fields import (
     truth,
     whole_number,
 )
+from server.img2img.images_request import ImagesRequest
 
 MAX_PROMPT_LENGTH = 2000
+MASK_FIELD = "mask"
 STYLE_PRESETS = tuple(STYLES)
 
 
@@ -113,10 +117,10 @@ class ImageToImageForm(BaseModel):
     ] = ClipGuidancePreset.NONE
     sampler: Annotated[
         Sampler | None,
-        choice(Sampler),
+        choice(CONTRACT_SAMPLERS),
         documented(
             type="string",
-            enum=[sampler.value for sampler in Sampler],
+            enum=[sampler.value for sampler in CONTRACT_SAMPLERS],
             description=f"Left out: {default_sampler(ClipGuidancePreset.NONE)}, or "
             f"{default_sampler(ClipGuidancePreset.SIMPLE)} with CLIP guidance.",
         ),
@@ -179,6 +183,29 @@ class ImageToImageForm(BaseModel):
         ),
     ] = False
 
+    def images_request(
+        self, upload: bytes | bytearray, mask: bytes | bytearray | None
+    ) -> ImagesRequest:
+        """Return what the service is asked, with the sampler and the seed chosen."""
+        return ImagesRequest(
+            prompt=self.prompt,
+            upload=upload,
+            negative_prompt=self.negative_prompt,
+            styles=() if self.style_preset is None else (self.style_preset,),
+            mask=None if mask is None else MaskOptions(mask),
+            width=self.width,
+            height=self.height,
+            resize_mode=self.resize_mode,
+            image_strength=self.image_strength,
+            cfg_scale=self.cfg_scale,
+            clip_guidance=self.clip_guidance_preset,
+            sampler=self.chosen_sampler,
+            steps=self.steps,
+            seed=self.chosen_seed(),
+            previews=self.previews,
+            image_field=IMAGE_FIELD,
+        )
+
     @property
     def chosen_sampler(self) -> Sampler:
         return self.sampler or default_sampler(self.clip_guidance_preset)
@@ -189,7 +216,8 @@ class ImageToImageForm(BaseModel):
 
 
 TEXT_FIELDS = tuple(ImageToImageForm.model_fields)
-FORM_FIELDS = frozenset((IMAGE_FIELD, *TEXT_FIELDS))
+FILE_FIELDS = frozenset((IMAGE_FIELD, MASK_FIELD))
+FORM_FIELDS = FILE_FIELDS.union(TEXT_FIELDS)
 
 
 def parse_form(texts: Mapping[str, str]) -> tuple[ImageToImageForm | None, list[str]]:
@@ -251,7 +279,13 @@ def form_request_body() -> dict[str, Any]:
         "format": "binary",
         "description": "The picture to start from: PNG, JPEG, WebP, GIF, TIFF, BMP, AVIF or HEIC.",
     }
-    properties = {IMAGE_FIELD: image, **schema["properties"]}
+    mask = {
+        "type": "string",
+        "format": "binary",
+        "description": "An image whose white is made anew and whose black keeps init_image to the "
+        "bit. An addition to the hosted service's fields.",
+    }
+    properties = {IMAGE_FIELD: image, **schema["properties"], MASK_FIELD: mask}
     for field_schema in properties.values():
         field_schema.pop("title", None)
         if field_schema.get("default", 0) in (None, ""):

@@ -1,14 +1,16 @@
-"""The one way from a form's fields to a finished file, for every API and for the command line.
+"""The one way from what an API asks to finished files, for every API and for the command line.
 
-prepare   fields and upload -> checked form and decoded image -> what the engine is asked
+prepare   the contract's form -> ImagesRequest -> plan
+plan      prompts checked, uploads decoded and fitted -> what the engine is asked
 run       hand it to the engine
-finish    the engine's image -> safety check -> file
+finish    the engine's images -> pasted, resized, safety check -> files
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -17,18 +19,19 @@ import anyio
 import anyio.to_thread
 
 from pipelines.errors import EngineDead, GenerationFailed
-from pipelines.prompt.styles import apply_style
 from pipelines.prompt.weights import count_breaks
 from pipelines.request import ClipGuidancePreset, GenerationRequest, GenerationResult, Pixels
 from server.engine_service import Handle, LoadedModel
 from server.errors import ImageError, InvalidInput
 from server.http.waiting import TimeLimit
 from server.images import parameters_text
-from server.images.encode import ImageFormat, encode_image
+from server.images.encode import QUALITY, ImageFormat, encode_image
 from server.images.workers.pool import DecoderPool
-from server.images.workers.process import Fit
+from server.images.workers.process import Fit, OwnSize, Wanted
 from server.img2img.deny_list import DenyList
-from server.img2img.form import IMAGE_FIELD, ImageToImageForm, parse_form
+from server.img2img.fitting import FittedImages, canvas, fit_with_mask
+from server.img2img.form import IMAGE_FIELD, parse_form
+from server.img2img.images_request import Finishing, ImagesRequest, Plan, generations_of
 from server.observability.logs import current_request_id
 from server.observability.request_record import current_record
 from server.settings import Settings
@@ -40,7 +43,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Fields:
-    """A request as an API has read it: texts by the form's names, and the upload's bytes.
+    """A form as an API has read it: texts by the form's names, and the files' bytes.
 
     ``unreadable`` says what is wrong with a field that came, but has no text or no bytes.
     """
@@ -48,6 +51,7 @@ class Fields:
     texts: Mapping[str, str]
     upload: bytes | bytearray | None
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    mask: bytes | bytearray | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Running:
     generation: GenerationRequest
     model: LoadedModel
     handle: Handle
+    finishing: Finishing = field(default_factory=Finishing)
 
     async def result(self) -> GenerationResult:
         """Return the engine's image. Raises any GenerationError."""
@@ -78,6 +83,32 @@ class FinishedImage:
     file: bytes
     seed: int
     filtered: bool = False
+    parameters: str = ""
+    """The settings as text, as the file has them."""
+
+
+class Batch:
+    """The images of one request that the engine makes."""
+
+    def __init__(self, plan: Plan, running: Sequence[Running]) -> None:
+        self.plan = plan
+        self.running = tuple(running)
+        self.began = time.monotonic()
+        self.interrupted = False
+
+    def cancel(self) -> None:
+        """Withdraw what is not finished."""
+        for one in self.running:
+            one.handle.cancel()
+
+    def interrupt(self) -> None:
+        """Withdraw what is not finished; what is finished will be answered with."""
+        self.interrupted = True
+        self.cancel()
+
+
+Outcome = FinishedImage | Exception
+"""A finished image, or why it is none: a GenerationError, ImageWithheld or SafetyCheckHangs."""
 
 
 class ImageToImage:
@@ -88,7 +119,7 @@ class ImageToImage:
         self._deny_list = deny_list
         self._max_breaks = settings.max_breaks
         self._auto_sizes = settings.auto_picture_sizes
-        self._encoders = anyio.CapacityLimiter(settings.picture_threads)
+        self._encoders = anyio.CapacityLimiter(settings.picture_places)
 
     async def prepare(
         self,
@@ -97,53 +128,98 @@ class ImageToImage:
         *,
         client: str = "",
         limit: TimeLimit | None = None,
-    ) -> GenerationRequest:
-        """Return what the engine is asked, with all fields checked and the upload decoded.
-
-        Without a model (it is not loaded yet) call `check_for_model` before `run`. ``client`` takes
-        turns with others at the decoders.
+    ) -> Plan:
+        """Return what the engine is asked by the contract's form.
 
         Raises InvalidInput with all that is wrong, DecodeTimeout or DecodersBusy.
         """
         form, problems = parse_form(fields.texts)
-        if form is not None:
-            problems = await _in_text_thread(partial(self._refusals, form, model))
         # A field that came, but cannot be read, is not also reported as missing.
         problems = [line for line in problems if line.split(":")[0] not in fields.unreadable]
         for name, reason in fields.unreadable.items():
             # The image first, as in the form; then what the form itself says.
             problems.insert(0 if name == IMAGE_FIELD else len(problems), f"{name}: {reason}")
-        image: Pixels | None = None
+        if form is not None and fields.upload is not None:
+            asked = form.images_request(fields.upload, fields.mask)
+            return await self.plan(asked, model, client=client, limit=limit, problems=problems)
+        if form is not None:
+            problems += await _in_text_thread(
+                partial(self._refusals, form.images_request(b"", None), model)
+            )
         if fields.upload is not None:
             try:
-                image = await self._decode(fields.upload, form, client, limit)
+                # Only to report what is wrong beside the rest.
+                await self._decode(fields.upload, None, client, limit)
             except ImageError as error:
                 problems.insert(0, str(error))
-        if problems or form is None or image is None:
-            raise InvalidInput(problems)
+        raise InvalidInput(problems)
+
+    async def plan(
+        self,
+        asked: ImagesRequest,
+        model: LoadedModel | None,
+        *,
+        client: str = "",
+        limit: TimeLimit | None = None,
+        problems: Sequence[str] = (),
+    ) -> Plan:
+        """Return what the engine is asked, with prompts checked and uploads decoded.
+
+        Without a model (it is not loaded yet) call `check_for_model` before `run`. ``client`` takes
+        turns with others at the decoders. ``problems`` were found before, and are reported with
+        what is found here.
+
+        Raises InvalidInput with all that is wrong, DecodeTimeout or DecodersBusy.
+        """
+        found = await _in_text_thread(partial(self._refusals, asked, model))
+        found = [*problems, *found]
+        try:
+            fitted = await self._fitted(asked, client, limit)
+        except ImageError as error:
+            raise InvalidInput([f"{asked.image_field}: {error.reason}", *found]) from None
+        except InvalidInput as error:
+            raise InvalidInput([*error.problems, *found]) from None
+        if found:
+            raise InvalidInput(found)
         # A preview is not checked, so where images are, or may be, none is shown.
         previews = model is not None and model.safety is None
-        return _generation_request(form, image, previews=previews)
+        generations = generations_of(
+            asked,
+            fitted.image,
+            fitted.mask,
+            previews=previews,
+            request_id=current_request_id(),
+        )
+        return Plan(generations, fitted.finishing)
 
-    def check_for_model(self, generation: GenerationRequest, model: LoadedModel) -> None:
+    def check_for_model(self, plan: Plan, model: LoadedModel) -> None:
         """Check a request that was prepared before its model was loaded. Raises InvalidInput."""
-        if lacking := _lacking(generation.clip_guidance, model):
+        if lacking := _lacking(plan.first.clip_guidance, model):
             raise InvalidInput(lacking)
 
-    async def run(
-        self, generation: GenerationRequest, model: LoadedModel, limit: TimeLimit | None = None
-    ) -> Running:
-        """Hand the request to the engine; withdraw it if the caller is cancelled meanwhile.
+    async def run(self, plan: Plan, model: LoadedModel, limit: TimeLimit | None = None) -> Batch:
+        """Hand the images to the engine; withdraw them if the caller is cancelled meanwhile.
 
-        Raises EngineRefused.
+        Raises EngineRefused; then none of them runs.
         """
-        current_record().asked(generation, model.name)
+        for generation in plan.generations:
+            current_record().asked(generation, model.name)
 
-        def submit() -> Running:
-            if limit is None:
-                return Running(generation, model, model.engine.submit(generation))
-            handle = model.engine.submit(generation, timeout=limit.seconds, arrived=limit.arrived)
-            return Running(generation, model, handle)
+        def submit() -> Batch:
+            running: list[Running] = []
+            try:
+                for generation in plan.generations:
+                    if limit is None:
+                        handle = model.engine.submit(generation)
+                    else:
+                        handle = model.engine.submit(
+                            generation, timeout=limit.seconds, arrived=limit.arrived
+                        )
+                    running.append(Running(generation, model, handle, plan.finishing))
+            except BaseException:
+                Batch(plan, running).cancel()
+                raise
+            return Batch(plan, running)
 
         submission = asyncio.ensure_future(_in_text_thread(submit))
         try:
@@ -153,26 +229,41 @@ class ImageToImage:
             raise
 
     async def finish(
-        self,
-        running: Running,
-        pack: Callable[[FinishedImage], T],
-        format: ImageFormat = ImageFormat.PNG,
-    ) -> T:
-        """Wait for the image, check it, write it in ``format``; return what ``pack`` makes of it.
+        self, batch: Batch, format: ImageFormat = ImageFormat.PNG, quality: int = QUALITY
+    ) -> list[Outcome]:
+        """Wait for the images, check them, write them in ``format``; return what became of each.
 
-        All but the waiting is done in a thread. Raises any GenerationError, ImageWithheld or
-        SafetyCheckHangs.
+        All but the waiting is done in threads.
+        """
+        finishing = (self.finish_one(one, format, quality) for one in batch.running)
+        results = await asyncio.gather(*finishing, return_exceptions=True)
+        outcomes: list[Outcome] = []
+        for result in results:
+            if not isinstance(result, FinishedImage | Exception):
+                raise result
+            outcomes.append(result)
+        return outcomes
+
+    async def finish_one(
+        self, running: Running, format: ImageFormat = ImageFormat.PNG, quality: int = QUALITY
+    ) -> FinishedImage:
+        """Wait for one image, check it and write it.
+
+        Raises any GenerationError, ImageWithheld or SafetyCheckHangs.
         """
         result = await running.result()
-        return await self._in_encoder_thread(lambda: pack(_finished(result, running, format)))
+        return await self.in_thread(lambda: _finished(result, running, format, quality))
 
-    def _refusals(self, form: ImageToImageForm, model: LoadedModel | None) -> list[str]:
+    def _refusals(self, asked: ImagesRequest, model: LoadedModel | None) -> list[str]:
         """Return a line for each field that is right in itself, but that this server does not take.
 
         Reading texts takes milliseconds: call it off an event loop.
         """
         lines = []
-        for name, text in (("prompt", form.prompt), ("negative_prompt", form.negative_prompt)):
+        for name, text in (
+            ("prompt", asked.prompt),
+            ("negative_prompt", asked.negative_prompt),
+        ):
             if (phrase := self._deny_list.find(text)) is not None:
                 lines.append(f"{name}: {phrase!r} is not taken by this server")
             if (breaks := count_breaks(text)) > self._max_breaks:
@@ -180,25 +271,46 @@ class ImageToImage:
                     f"{name}: has BREAK {breaks} times, over the {self._max_breaks} it may have"
                 )
         if model is not None:
-            lines += _lacking(form.clip_guidance_preset, model)
+            lines += _lacking(asked.clip_guidance, model)
         return lines
 
+    async def _fitted(
+        self, asked: ImagesRequest, client: str, limit: TimeLimit | None
+    ) -> FittedImages:
+        """Decode the uploads and fit them to the size to make.
+
+        Raises ImageError, or InvalidInput for a mask.
+        """
+        if asked.upload is None:
+            return canvas(asked)
+        if asked.mask is None and not asked.keep_size:
+            sizes = self._auto_sizes if asked.auto_sizes else ()
+            fit = Fit(asked.width, asked.height, asked.resize_mode, sizes)
+            image = await self._decode(asked.upload, fit, client, limit)
+            assert image is not None
+            return FittedImages(image, None, Finishing(size=asked.output_size))
+        own = await self._decode(asked.upload, OwnSize(), client, limit)
+        mask: Pixels | None = None
+        if asked.mask is not None:
+            mask = own
+            if asked.mask.upload is not None:
+                try:
+                    mask = await self._decode(asked.mask.upload, OwnSize(), client, limit)
+                except ImageError as error:
+                    raise InvalidInput([f"{asked.mask.field}: {error.reason}"]) from None
+        assert own is not None
+        sizes = self._auto_sizes if asked.auto_sizes else ()
+        return await self.in_thread(partial(fit_with_mask, asked, own, mask, sizes))
+
     async def _decode(
-        self,
-        upload: bytes | bytearray,
-        form: ImageToImageForm | None,
-        client: str,
-        limit: TimeLimit | None,
+        self, upload: bytes | bytearray, wanted: Wanted, client: str, limit: TimeLimit | None
     ) -> Pixels | None:
-        """Return the image at the size to make; without a form None, if it is sound."""
-        fit = None
-        if form is not None:  # Without one, only to report what is wrong beside the rest.
-            fit = Fit(form.width, form.height, form.resize_mode, self._auto_sizes)
         # Before the request's own end, which would not say what took so long.
         deadline = None if limit is None else limit.deadline - _TIME_TO_SAY_SO
-        return await self._decoders.decode(upload, fit, deadline=deadline, client=client)
+        return await self._decoders.decode(upload, wanted, deadline=deadline, client=client)
 
-    async def _in_encoder_thread(self, work: Callable[[], T]) -> T:
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Do work on images in one of the few threads for it."""
         place = object()
         await self._encoders.acquire_on_behalf_of(place)
         # A task of its own: who waits may leave, but the place is taken until the thread has ended.
@@ -224,8 +336,8 @@ def withdraw(beginning: asyncio.Future[T]) -> None:
     """Cancel the request that was handed to the engine for a caller that is gone, if one was."""
     if beginning.cancelled() or beginning.exception() is not None:
         return
-    if isinstance(begun := beginning.result(), Running):
-        begun.handle.cancel()
+    if isinstance(begun := beginning.result(), Batch):
+        begun.cancel()
 
 
 def _lacking(preset: ClipGuidancePreset, model: LoadedModel) -> list[str]:
@@ -237,34 +349,14 @@ def _lacking(preset: ClipGuidancePreset, model: LoadedModel) -> list[str]:
     ]
 
 
-def _generation_request(
-    form: ImageToImageForm, image: Pixels, *, previews: bool
-) -> GenerationRequest:
-    """Return the request with its style applied, its sampler and its seed chosen.
-
-    Without ``previews`` none are made, even where the form asks for them.
-    """
-    styled = apply_style(form.style_preset, form.prompt, form.negative_prompt)
-    return GenerationRequest(
-        image=image,
-        prompt=styled.prompt,
-        negative_prompt=styled.negative_prompt,
-        image_strength=form.image_strength,
-        cfg_scale=form.cfg_scale,
-        sampler=form.chosen_sampler,
-        steps=form.steps,
-        seed=form.chosen_seed(),
-        clip_guidance=form.clip_guidance_preset,
-        tile=styled.tile,
-        previews=form.previews and previews,
-        request_id=current_request_id(),
-    )
-
-
-def _finished(result: GenerationResult, running: Running, format: ImageFormat) -> FinishedImage:
+def _finished(
+    result: GenerationResult, running: Running, format: ImageFormat, quality: int
+) -> FinishedImage:
     """Check the image and write it with its settings as text. Blocking."""
-    model, image, filtered = running.model, result.image, False
+    model, filtered = running.model, False
+    image = running.finishing.apply(result.image)
     if model.safety is not None:
         image, filtered = model.safety.review(image, running.generation.request_id)
     text = parameters_text.text_chunks(running.generation, model.name, filtered)
-    return FinishedImage(encode_image(image, text, format), result.seed, filtered)
+    file = encode_image(image, text, format, quality)
+    return FinishedImage(file, result.seed, filtered, text[parameters_text.KEY])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,25 +11,10 @@ import pytest
 
 from tests.server.pictures import file_of, gradient
 from tests.server.server_process import ServerProcess, running_server
-from tests.services import skip_or_fail
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
 PATH = "/api/generate/basic/imageToImage"
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
-    if CHROMIUM is None:
-        skip_or_fail("no Chromium is installed (Debian: apt-get install chromium)")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module", params=["", "/images"], ids=["at the root", "under a prefix"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,16 +9,8 @@ from PIL import Image, ImageChops
 from PIL.ExifTags import IFD, Base
 
 from server import __version__
-from shipped_environment import shipped_environment
+from tests.contract.cli_process import Done, run, run_each
 from tests.contract.conftest import QUICK, Client, contract_model
-from tests.server.server_process import ROOT
-
-
-def run(*args: str) -> subprocess.CompletedProcess[str]:
-    command = [str(shipped_environment()), "-m", "server.cli", *args]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
 
 
 def test_generate_makes_the_picture_that_the_server_makes(
@@ -36,18 +27,38 @@ def test_generate_makes_the_picture_that_the_server_makes(
     assert output.read_bytes() == client.ask(small_picture, **QUICK, seed=21, prompt=prompt).png
 
 
-@pytest.mark.parametrize(("suffix", "kind"), [("jpg", "JPEG"), ("webp", "WEBP")])
-def test_generate_writes_the_format_of_the_suffix(
-    tmp_path: Path, small_picture: bytes, suffix: str, kind: str
-) -> None:
-    picture, output = tmp_path / "in.png", tmp_path / f"out.{suffix}"
+SUFFIXES = {"jpg": "JPEG", "webp": "WEBP"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("generated")
+
+
+@pytest.fixture(scope="module")
+def done(folder: Path, small_picture: bytes) -> dict[str, Done]:
+    """The ends of commands by their names: a picture of each suffix, the doctor, the version."""
+    picture = folder / "in.png"
     picture.write_bytes(small_picture)
     strength = "--image-strength=1"  # the answer is then the fitted picture itself
-    done = run("generate", str(picture), "a круг", "-o", str(output), "--seed=3", strength)
-    assert done.returncode == 0, done.stderr
-    assert "this is a demo model" in done.stderr
-    with Image.open(output) as made, Image.open(picture) as sent:
-        assert made.format == kind
+    commands = {
+        suffix: ["generate", str(picture), "a круг", "-o", str(folder / f"out.{suffix}"),
+                 "--seed=3", strength]
+        for suffix in SUFFIXES
+    }  # fmt: skip
+    commands["doctor"] = ["doctor", f"--model={contract_model()}"]
+    commands["version"] = ["--version"]
+    return dict(zip(commands, run_each(*commands.values()), strict=True))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_generate_writes_the_format_of_the_suffix(
+    folder: Path, done: dict[str, Done], suffix: str
+) -> None:
+    assert done[suffix].returncode == 0, done[suffix].stderr
+    assert "this is a demo model" in done[suffix].stderr
+    with Image.open(folder / f"out.{suffix}") as made, Image.open(folder / "in.png") as sent:
+        assert made.format == SUFFIXES[suffix]
         difference = ImageChops.difference(made.convert("RGB"), sent.convert("RGB"))
         assert max(high for _, high in difference.getextrema()) < 16
         comment = made.getexif().get_ifd(IFD.Exif)[Base.UserComment]
@@ -56,12 +67,11 @@ def test_generate_writes_the_format_of_the_suffix(
     assert comment[8:].decode("utf-16-be").startswith("a круг\nSteps: 30, Sampler: ")
 
 
-def test_doctor_finds_nothing_wrong() -> None:
-    done = run("doctor", f"--model={contract_model()}")
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_doctor_finds_nothing_wrong(done: dict[str, Done]) -> None:
+    assert done["doctor"].returncode == 0, done["doctor"].stdout + done["doctor"].stderr
     for word in (__version__, "torch", "threads", "device", "dtype", "model", "nothing is wrong"):
-        assert word in done.stdout
+        assert word in done["doctor"].stdout
 
 
-def test_version() -> None:
-    assert run("--version").stdout == f"img2img-server {__version__}\n"
+def test_version(done: dict[str, Done]) -> None:
+    assert done["version"].stdout == f"img2img-server {__version__}\n"

@@ -40,13 +40,33 @@ def test_progress_and_then_the_same_answer(client: Client, small_picture: bytes)
     assert response.headers["content-type"].startswith("text/event-stream")
     events = read_events(response)
     assert {name for name, _ in events[:-1]} == {"progress"}
-    steps = [data["step"] for _, data in events[:-1]]
-    assert steps == sorted(steps)
-    assert events[-2][1] == {"step": 8, "steps": 8, "queue_position": 0}
+    # Two of the ten steps are skipped.
+    counted = [(data["step"], data["evaluation"]) for _, data in events[:-1]]
+    assert counted == sorted(counted)
+    assert set(counted) <= {(2 + done, done) for done in range(9)}
+    last = {"step": 10, "steps": 10, "evaluation": 8, "evaluations": 8, "queue_position": 0}
+    assert events[-2][1] == last
     name, envelope = events[-1]
     assert name == "result"
     plain = client.post(picture=small_picture, prompt="a blue circle", **fields).json()
     assert envelope == plain
+
+
+def test_samplers_with_two_evaluations_a_step(client: Client, small_picture: bytes) -> None:
+    events = read_events(
+        post(client, small_picture, **{**QUICK, "image_strength": 0.8, "sampler": "K_HEUN"})
+    )
+    counted = [(data["step"], data["evaluation"]) for _, data in events[:-1]]
+    assert counted == sorted(counted)
+    # The ninth step in two evaluations, the tenth in one.
+    assert set(counted) <= {(8, 0), (8, 1), (9, 2), (10, 3)}
+    assert counted[-1] == (10, 3)
+    assert {(data["steps"], data["evaluations"]) for _, data in events[:-1]} == {(10, 3)}
+
+
+def test_without_steps_there_is_only_the_result(client: Client, small_picture: bytes) -> None:
+    events = read_events(post(client, small_picture, **{**QUICK, "image_strength": 1}))
+    assert [name for name, _ in events] == ["result"]
 
 
 def test_bad_input_is_an_ordinary_failure(client: Client, small_picture: bytes) -> None:

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from shipped_environment import shipped_environment
+from tests.contract.cli_process import run, run_each
 from tests.models.hub_server import REPOSITORY, REVISION, running_hub
-from tests.server.server_process import ROOT
 from tests.tiny_model import write_tiny_checker, write_tiny_clip
-
-
-def run(environment: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("IMG2IMG_", "HF_"))}
-    return subprocess.run(
-        [str(shipped_environment()), "-m", "server.cli", *args],
-        cwd=ROOT,
-        env=kept | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +31,20 @@ def repository(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
+def damage(cache: Path) -> None:
+    """Change one byte of the U-Net's weights, as a bad disk would: their length stays."""
+    (file,) = cache.rglob("unet/*.fp16.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.resolve().write_bytes(content)
+
+
 def test_pulled_once_and_offline_afterwards(repository: Path, tmp_path: Path) -> None:
     at_revision = ["--revision", REVISION]
     with running_hub(repository) as hub:
         environment = hub.environment(tmp_path)
-        pulled = run(environment, "models", "pull", REPOSITORY, *at_revision, "--dtype", "float16")
+        pull = ["models", "pull", REPOSITORY, *at_revision]
+        pulled = run(*pull, "--dtype", "float16", environment=environment)
         assert pulled.returncode == 0, pulled.stderr
         assert pulled.stdout.startswith(f"{REPOSITORY} at {REVISION}: ")
         weights = {name for name in hub.fetched if "." in name and "config" not in name}
@@ -63,37 +56,56 @@ def test_pulled_once_and_offline_afterwards(repository: Path, tmp_path: Path) ->
         }
         assert "without CLIP guidance: the hub does not give 'openai/clip" in pulled.stdout
         fetched = len(hub.fetched)
-        again = run(environment, "models", "pull", REPOSITORY, *at_revision, "--dtype", "float16")
+        again, wrong = run_each(
+            [*pull, "--dtype", "float16"],
+            ["models", "pull", REPOSITORY, "--revision", "f" * 40],
+            environment=environment,
+        )
         assert again.returncode == 0, again.stderr
         assert len(hub.fetched) == fetched
-        wrong = run(environment, "models", "pull", REPOSITORY, "--revision", "f" * 40)
+        damage(tmp_path)
+        unsound = run(*pull, "--dtype", "float16", environment=environment)
+        assert unsound.returncode == 1
+        assert "unet/diffusion_pytorch_model.fp16.safetensors" in unsound.stderr
+        assert "Pull again" in unsound.stderr
+        mended = run(*pull, "--dtype", "float16", environment=environment)
+        assert mended.returncode == 0, mended.stderr
+        assert len(hub.fetched) == fetched + 1
+        fetched += 1
         assert wrong.returncode == 1
         assert f"{REPOSITORY!r} at revision 'ffff" in wrong.stderr
+        assert len(hub.fetched) == fetched
         beside = {"IMG2IMG_CLIP_MODEL": REPOSITORY, "IMG2IMG_SAFETY": "block"}
-        all_of_it = run(environment | beside, "models", "pull", REPOSITORY, *at_revision)
+        all_of_it = run(*pull, environment=environment | beside)
         assert all_of_it.returncode == 0, all_of_it.stderr
         assert f"CLIP guidance: {REPOSITORY}" in all_of_it.stdout
         assert f"safety checker: {REPOSITORY}" in all_of_it.stdout
         assert {"model.safetensors", "safety_checker/model.safetensors"} <= set(hub.fetched)
     # The hub is gone.
-    doctor = run(environment, "doctor", "--model", REPOSITORY, "--model-revision", REVISION)
+    doctor, other = run_each(
+        ["doctor", "--model", REPOSITORY, "--model-revision", REVISION],
+        ["models", "pull", "someone/else"],
+        environment=environment,
+    )
     assert doctor.returncode == 0, doctor.stdout + doctor.stderr
     assert f"snapshots/{REVISION}" in doctor.stdout
-    other = run(environment, "models", "pull", "someone/else")
     assert other.returncode == 1
     assert "the hub cannot be reached" in other.stderr
 
 
 def test_what_is_not_fetched(tiny_folder: Path, tmp_path: Path) -> None:
-    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
-    for model, words in [
-        (str(tiny_folder), "is here already"),
-        ("embedded", "is here already"),
-        ("no hub id", "is no hub id"),
-    ]:
-        done = run(environment, "models", "pull", model)
+    said = {
+        str(tiny_folder): "is here already",
+        "embedded": "is here already",
+        "no hub id": "is no hub id",
+    }
+    *refused, default = run_each(
+        *(["models", "pull", model] for model in said),
+        ["models", "pull"],
+        environment={"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)},
+    )
+    for done, words in zip(refused, said.values(), strict=True):
         assert done.returncode == 2
         assert words in done.stderr
-    default = run(environment, "models", "pull")
     assert default.returncode == 1
     assert "stable-diffusion-v1-5/stable-diffusion-v1-5" in default.stderr

@@ -14,19 +14,18 @@ from typing import Any
 
 import torch
 
-from gpu_benchmark.fast import make_fast
-from gpu_benchmark.forwards import relative_error
-from gpu_benchmark.model import RandomModel
-from gpu_benchmark.plan import FULL, NARROW, Scale, picture
 from models.acceleration.cuda_graphs import Capturer, CudaCapturer, EagerCapturer
 from models.acceleration.modes import Acceleration
 from models.bundle import ModelBundle
 from models.spec import AccelerationMode
 from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.engine import Engine, EngineConfig
-from pipelines.engine.warmup import FastPath
 from pipelines.handle import GenerationHandle
 from pipelines.request import GenerationRequest, Pixels
+from scripts.benchmarks.gpu.fast import make_fast
+from scripts.benchmarks.gpu.forwards import relative_error
+from scripts.benchmarks.gpu.model import RandomModel
+from scripts.benchmarks.gpu.plan import FULL, NARROW, Scale, picture
 
 GRAPHS = Acceleration(AccelerationMode.GRAPHS, graphs=True)
 
@@ -81,8 +80,8 @@ class Rig:
 
     @contextmanager
     def engine(self, bundle: ModelBundle, **options: Any) -> Iterator[Engine]:
-        """A started engine with graphs and fast forwards, of one hot size unless ``fast`` says."""
-        options = {"fast": FastPath(GRAPHS, [(self.size, self.size)]), **options}
+        """A started engine with graphs and fast forwards, of one hot size unless told."""
+        options = {"acceleration": GRAPHS, "capture_sizes": [(self.size, self.size)], **options}
         if self.narrow:
             options.setdefault("row_buckets", (2, 4, 8, 16))
         engine = Engine(bundle, EngineConfig(**options), guessed_costs())

@@ -10,9 +10,9 @@ import pytest
 
 from models.bundle import ModelBundle
 from models.loading.loader import load_bundle
+from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.engine import Engine, EngineConfig
-from pipelines.engine.warmup import FastPath
-from pipelines.request import GenerationRequest, Pixels, Sampler
+from pipelines.request import CONTRACT_SAMPLERS, GenerationRequest, Pixels
 from tests.gpu.rig import GRAPHS, Rig, images
 
 TOLERANCE = {"float32": 2.0, "float16": 6.0, "bfloat16": 24.0}
@@ -21,7 +21,7 @@ TOLERANCE = {"float32": 2.0, "float16": 6.0, "bfloat16": 24.0}
 
 def crowd(rig: Rig, picture: Pixels, tile: bool) -> list[GenerationRequest]:
     """A request of each sampler; without a card, of a few."""
-    samplers = list(Sampler)[:3] if rig.narrow else list(Sampler)
+    samplers = list(CONTRACT_SAMPLERS)[:3] if rig.narrow else list(CONTRACT_SAMPLERS)
     return [
         GenerationRequest(
             picture, "a cat", "blurry", 0.5, 5.0, sampler, steps=12, seed=i + 1, tile=tile
@@ -33,7 +33,7 @@ def crowd(rig: Rig, picture: Pixels, tile: bool) -> list[GenerationRequest]:
 @pytest.fixture(scope="module")
 def plain(tiny: ModelBundle) -> Iterator[Engine]:
     """What the card is held against: the CPU, nothing accelerated."""
-    engine = Engine(tiny)
+    engine = Engine(tiny, EngineConfig(warm_up=False), guessed_costs())
     engine.start()
     yield engine
     engine.drain()
@@ -49,7 +49,10 @@ def test_a_crowd_makes_the_pictures_of_the_cpu(
         if rig.narrow and dtype != "float32":
             continue  # those of a card
         bundle = load_bundle(str(tiny_folder), device=rig.device.type, dtype=dtype)
-        engine = Engine(bundle, EngineConfig(fast=FastPath(GRAPHS, [(320, 320)])))
+        config = EngineConfig(
+            acceleration=GRAPHS, capture_sizes=[(picture.shape[1], picture.shape[0])]
+        )
+        engine = Engine(bundle, config, guessed_costs())
         engine.start()
         got = images([engine.submit(request) for request in requests])
         engine.drain()

@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from gpu_benchmark.forwards import unet_inputs
-from gpu_benchmark.plan import Scale
 from models.bundle import ModelBundle
 from pipelines.denoise.latent_pool import LatentPool
 from pipelines.engine.engine import Engine
 from pipelines.errors import GenerationCancelled, GenerationFailed
-from pipelines.scheduler.batching import StepLimits
 from pipelines.vae.decode import decode_latents
+from scripts.benchmarks.gpu.forwards import unet_inputs
+from scripts.benchmarks.gpu.plan import Scale
 from tests.gpu.rig import Rig, images
 
 
@@ -58,11 +57,11 @@ def test_nan_in_one_request_leaves_its_neighbours_bytes_alone(
     denoiser = exact_engine._runner.denoiser
     step = denoiser.step
 
-    def poisoned(pool: LatentPool, evaluations: Any) -> Any:
+    def poisoned(pool: LatentPool, evaluations: Any, rows: int) -> Any:
         for evaluation in evaluations:
             if evaluation.cfg_scale == 6.5:
                 pool.state[evaluation.position] = float("nan")
-        return step(pool, evaluations)
+        return step(pool, evaluations, rows)
 
     monkeypatch.setattr(denoiser, "step", poisoned)
     handles = [exact_engine.submit(r) for r in (good[0], rig.ask(7, cfg_scale=6.5), *good[1:])]
@@ -121,8 +120,8 @@ def test_after_an_out_of_memory_error_steps_are_halved_and_nobody_fails(
 ) -> None:
     scale = replace(rig.scale, size=2 * rig.size)
     requests = [rig.ask(seed, scale.size) for seed in range(1, 9)]
-    limits = StepLimits(max_rows=16, max_pixels=16 * scale.size**2 // 64)
-    with rig.engine(rig.bundle(), limits=limits) as engine, caplog.at_level(logging.WARNING):
+    pixels = 16 * scale.size**2 // 64
+    with rig.engine(rig.bundle(), max_pixels=pixels) as engine, caplog.at_level(logging.WARNING):
         with short_of_memory(rig, engine.bundle, scale, monkeypatch):
             pictures = images([engine.submit(request) for request in requests])
         assert all(image.shape == (scale.size, scale.size, 3) for image in pictures)

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from gpu_benchmark.forwards import unet_inputs
-from gpu_benchmark.plan import picture
 from models.bundle import ModelBundle
 from pipelines.denoise.batch import Evaluation
 from pipelines.denoise.denoiser import Denoiser
@@ -22,6 +20,8 @@ from pipelines.scheduler.batching import GroupKey
 from pipelines.vae.decode import decode_latents, decode_together
 from pipelines.vae.encode import encode_image
 from pipelines.vae.graphs import VaeGraphs
+from scripts.benchmarks.gpu.forwards import unet_inputs
+from scripts.benchmarks.gpu.plan import picture
 from tests.gpu.rig import Rig
 
 
@@ -57,12 +57,13 @@ def latents_after(
                 Evaluation(place, row, scale, program.slots, None)
                 for place, scale in zip(places, scales, strict=True)
             ],
+            8,
         )
     return torch.stack([pool.latents(place) for place in places])
 
 
 def test_captured_steps_give_the_bits_of_steps_as_they_come(rig: Rig, bundle: ModelBundle) -> None:
-    want = latents_after(rig, bundle, Denoiser(bundle, (8,)), None)
+    want = latents_after(rig, bundle, Denoiser(bundle), None)
     got = latents_after(rig, bundle, Denoiser(bundle, (8,), rig.capturer()), 0)
     assert torch.isfinite(want).all()
     assert torch.equal(got, want)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gpu_benchmark.forwards import relative_error, unet_inputs
 from models.acceleration.fast_forwards import FACT
 from models.acceleration.quantization import check_quantization, quantize_unet
 from models.errors import ModelLoadError
 from models.spec import Quantization
+from scripts.benchmarks.gpu.forwards import relative_error, unet_inputs
 from tests.gpu.rig import Rig, images
 
 MOST = {"int8": 0.1, "fp8": 0.15}

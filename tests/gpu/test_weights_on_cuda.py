@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoints.random_checkpoint import converted_by_diffusers, write_checkpoint
 from models.loading.loader import ModelSpec, load_model
+from scripts.checkpoints.random_checkpoint import converted_by_diffusers, write_checkpoint
 from tests.models.narrow import write_configuration
 
 pytestmark = [

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.random_checkpoint import write_checkpoint
+from scripts.checkpoints.random_checkpoint import write_checkpoint
 from tests.models.narrow import write_configuration
 
 

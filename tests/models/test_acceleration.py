@@ -169,6 +169,7 @@ def test_without_triton_the_modules_stay_and_the_log_says_so_once(
     assert (got - want).abs().max() / want.abs().max() < 1e-5
 
 
+@pytest.mark.slow("checkpoints")
 def test_the_parts_can_be_compiled_without_a_break(own: ModelBundle) -> None:
     # What a compiler's front end makes of them: the same for every backend, and this one is quick.
     want = predicted(own.unet, own.text_width)
@@ -202,6 +203,7 @@ def test_compiled_parts_are_for_their_shapes_alone(own: ModelBundle) -> None:
         assert other is own.unet
 
 
+@pytest.mark.process
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
 def test_compiled_code_is_kept_for_one_model_device_and_mode(
     own: ModelBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

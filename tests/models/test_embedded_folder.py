@@ -12,9 +12,10 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import CLIPModel
 
-from embedded.looks import draw
-from embedded.world import sample_scene
-from models.loading.loader import EMBEDDED_FOLDER, load_bundle
+from models.bundle import ModelBundle
+from models.loading.loader import EMBEDDED_FOLDER
+from scripts.training.world.looks import draw
+from scripts.training.world.scene import sample_scene
 from tests.logged_warnings import no_logged_warnings
 
 pytestmark = pytest.mark.process
@@ -71,14 +72,13 @@ def test_diffusers_loads_it_unchanged_and_draws() -> None:
     assert np.isfinite(made).all()
 
 
-def test_latents_have_unit_variance() -> None:
-    bundle = load_bundle(device="cpu", dtype="float32")
+def test_latents_have_unit_variance(embedded: ModelBundle) -> None:
     rng = np.random.default_rng(400)
     pictures = np.stack([draw(sample_scene(rng, 192, 192)) for _ in range(24)])
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.inference_mode():
-        posterior = bundle.vae.encode(x).latent_dist
-    latents = posterior.mean * bundle.scaling_factor
+        posterior = embedded.vae.encode(x).latent_dist
+    latents = posterior.mean * embedded.scaling_factor
     assert float(latents.std()) == pytest.approx(1, abs=0.15)
     # The posterior is narrow: what is encoded is the picture, not noise.
-    assert float(posterior.std.mean() * bundle.scaling_factor) < 0.2
+    assert float(posterior.std.mean() * embedded.scaling_factor) < 0.2

@@ -25,6 +25,8 @@ from tests.models.narrow import TEXT_WIDTH
 from tests.models.test_lora import kohya
 from tests.models.test_lora import load as load_lora
 
+pytestmark = pytest.mark.process
+
 WAYS = pytest.mark.parametrize("folds", [False, True], ids=["as proven", "as next"])
 CIRCULAR = pytest.mark.parametrize("circular", [False, True], ids=["zeros", "circular"])
 

@@ -182,7 +182,7 @@ NAMES = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(header=st.dictionaries(NAMES, ENTRIES | VALUES), data=st.binary(max_size=64))
 def test_whatever_a_file_says_it_loads_or_has_a_reason(
     tiny_folder: Path, tmp_path: Path, header: dict[str, Any], data: bytes

@@ -36,6 +36,7 @@ print(*first, *copied, *fill(cache, [90], configuration=narrow))
 """
 
 
+@pytest.mark.slow("checkpoints")
 def test_what_was_compiled_for_a_card_is_found_at_a_start(tmp_path: Path) -> None:
     configuration = write_configuration(tmp_path / "narrow")
     alike = {"block_out_channels": [32] * 4, "norm_num_groups": 8}  # few kernels to compile

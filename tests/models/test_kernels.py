@@ -207,6 +207,7 @@ def check_code(printed: str, capabilities: int) -> None:
     assert printed.count("specialisations") == capabilities
 
 
+@pytest.mark.slow("checkpoints")
 def test_a_few_kernels_compile_without_a_card() -> None:
     check_code(compiled("--few", "90"), 1)
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from checkpoints.without_weights import bundle_without_weights
 from models.bundle import ModelBundle
 from models.loading.checkpoint import SD15_FOLDER
 from models.loading.loader import load_bundle
@@ -15,6 +14,7 @@ from models.memory import SLOTS, Footprint, MemoryPlan, measure_footprint, witho
 from models.peak_memory import MetaKernels, PeakMemory, peak_on_meta
 from pipelines.samplers import programs as samplers
 from pipelines.vae.passes import Layer, VaePass, decoder_layers, encoder_layers
+from scripts.checkpoints.without_weights import bundle_without_weights
 
 pytestmark = pytest.mark.process
 

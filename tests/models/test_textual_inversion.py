@@ -154,7 +154,7 @@ def test_a_word_is_found_as_clip_lower_cases(
 ODD = st.text(st.characters(codec="utf-8") | st.sampled_from("iIsSkK\u0131\u0130\u017f\u212a ()"))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(word=ODD, text=ODD)
 def test_any_text_reads_whatever_the_words_are(tiny: ModelBundle, word: str, text: str) -> None:
     if not (word := clip_normalized(word).strip()):
@@ -164,7 +164,6 @@ def test_any_text_reads_whatever_the_words_are(tiny: ModelBundle, word: str, tex
         assert PromptEncoder(bundle).chunks(prompt)
 
 
-@settings(max_examples=200, deadline=None)
 @given(text=ODD)
 def test_the_normal_form_and_the_words_are_the_tokenizers(tiny: ModelBundle, text: str) -> None:
     backend = tiny.tokenizer._tokenizer

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from models.acceleration.modes import ROW_BUCKETS
 from models.bundle import ModelBundle
 from pipelines.denoise.denoiser import Denoiser
-from pipelines.engine.calibration import ROWS, guessed_costs, measure_costs
+from pipelines.engine import calibration
+from pipelines.engine.calibration import guessed_costs, measure_costs
 from pipelines.scheduler.batching import StepLimits
 
 
@@ -23,15 +25,22 @@ def clock_of(step: float) -> Iterator[float]:
 @pytest.mark.parametrize(
     ("budget", "limits", "rows", "sizes"),
     [
-        (1e9, StepLimits(), ROWS, 2),
+        (1e9, StepLimits(), ROW_BUCKETS, 2),
         (1e9, StepLimits(max_rows=4), (1, 2, 4), 2),
         (0.0, StepLimits(), (1, 2), 1),
     ],
 )
 @torch.inference_mode()
 def test_as_much_is_measured_as_the_budget_allows(
-    tiny: ModelBundle, budget: float, limits: StepLimits, rows: tuple[int, ...], sizes: int
+    tiny: ModelBundle,
+    monkeypatch: pytest.MonkeyPatch,
+    budget: float,
+    limits: StepLimits,
+    rows: tuple[int, ...],
+    sizes: int,
 ) -> None:
+    # What is timed ticks by the look: a smaller picture is measured as a large one is.
+    monkeypatch.setattr(calibration, "SIDES", (64, 128))
     ticking = clock_of(0.5)
     table = measure_costs(tiny, Denoiser(tiny), limits, budget, clock=lambda: next(ticking))
     points = [tuple(point[:2]) for point in table.to_json()["steps"]]

@@ -12,18 +12,19 @@ from models.acceleration.cuda_graphs import Capturer, EagerCapturer
 from models.acceleration.modes import Acceleration
 from models.bundle import ModelBundle
 from models.spec import AccelerationMode
-from pipelines.denoise.batch import Evaluation
+from pipelines.denoise.batch import Evaluation, row_count
 from pipelines.denoise.captured_step import PATIENCE
 from pipelines.denoise.denoiser import Denoiser
 from pipelines.denoise.latent_pool import LatentPool, LatentPools
 from pipelines.engine import warmup as fast_path
 from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.engine import Engine, EngineConfig
-from pipelines.engine.warmup import FastPath
-from pipelines.request import GenerationRequest, Pixels, Sampler
+from pipelines.request import CONTRACT_SAMPLERS, GenerationRequest, Pixels, Sampler
 from pipelines.samplers.programs import SamplerProgram, make_program
-from pipelines.scheduler.batching import GroupKey
+from pipelines.scheduler.batching import GroupKey, pad_rows
 from pipelines.vae.noise import RequestNoise
+
+pytestmark = pytest.mark.process
 
 BUCKETS = (1, 2, 4, 8, 16)
 KEY = GroupKey(8, 8, 77, False)
@@ -37,27 +38,29 @@ def no_grad() -> Iterator[None]:
 
 
 class Crowd:
-    """Ten requests, one of each sampler, that join and leave at chance, in a pool of their own."""
+    """Requests, one of each sampler, that join and leave at chance, in a pool of their own."""
 
     def __init__(self, tiny: ModelBundle, patience: int | None) -> None:
-        self.pool = LatentPool(tiny, KEY, len(Sampler), patience)
+        self.pool = LatentPool(tiny, KEY, len(CONTRACT_SAMPLERS), patience)
         self.programs: list[SamplerProgram] = [
-            make_program(sampler, 10, 0.5) for sampler in Sampler
+            make_program(sampler, 10, 0.5) for sampler in CONTRACT_SAMPLERS
         ]
         self.noise = [RequestNoise.draw(i, (4, 8, 8), t.draws) for i, t in enumerate(self.programs)]
-        text = torch.randn(10, 2, 77, tiny.text_width, generator=torch.Generator().manual_seed(1))
+        generator = torch.Generator().manual_seed(1)
+        text = torch.randn(len(CONTRACT_SAMPLERS), 2, 77, tiny.text_width, generator=generator)
         self.places = [
             self.pool.admit(noise.start * program.steps[0].sigma, text[i])
             for i, (program, noise) in enumerate(zip(self.programs, self.noise, strict=True))
         ]
         self.done = [0] * len(self.programs)
 
-    def run(self, denoiser: Denoiser) -> torch.Tensor:
+    def run(self, denoiser: Denoiser, buckets: tuple[int, ...] = BUCKETS) -> torch.Tensor:
         """To the end of every program, some of them a step; the final latents, (10, 4, 8, 8)."""
         rng = np.random.default_rng(4)
         while unfinished := [i for i, t in enumerate(self.programs) if self.done[i] < len(t)]:
             chosen = rng.permutation(unfinished)[: rng.integers(1, 8)]
-            denoiser.step(self.pool, [self._evaluation(int(i)) for i in chosen])
+            given = [self._evaluation(int(i)) for i in chosen]
+            denoiser.step(self.pool, given, pad_rows(row_count(given), buckets))
             for i in chosen:
                 self.done[i] += 1
         return torch.stack([self.pool.latents(place) for place in self.places])
@@ -65,7 +68,9 @@ class Crowd:
     def _evaluation(self, i: int) -> Evaluation:
         row = self.programs[i].steps[self.done[i]]
         draw = None if row.noise is None else self.noise[i].steps[row.noise]
-        return Evaluation(self.places[i], row, SCALES[i], self.programs[i].slots, draw)
+        return Evaluation(
+            self.places[i], row, SCALES[i % len(SCALES)], self.programs[i].slots, draw
+        )
 
 
 def test_captured_steps_give_the_bits_of_steps_as_they_come(tiny: ModelBundle) -> None:
@@ -82,7 +87,7 @@ def test_nan_in_one_request_stays_there_in_captured_steps(tiny: ModelBundle) -> 
     want = clean.run(Denoiser(tiny, BUCKETS, EagerCapturer()))
     got = poisoned.run(Denoiser(tiny, BUCKETS, EagerCapturer()))
     assert torch.isnan(got[3]).all()
-    neighbours = [i for i in range(10) if i != 3]
+    neighbours = [i for i in range(len(CONTRACT_SAMPLERS)) if i != 3]
     assert torch.equal(got[neighbours], want[neighbours])
 
 
@@ -101,8 +106,8 @@ def test_a_failed_capture_is_said_once_and_steps_go_on(
     tiny: ModelBundle, caplog: pytest.LogCaptureFixture
 ) -> None:
     refusing = Refusing()
-    want = Crowd(tiny, None).run(Denoiser(tiny, (16,)))
-    got = Crowd(tiny, 0).run(Denoiser(tiny, (16,), refusing))
+    want = Crowd(tiny, None).run(Denoiser(tiny), (16,))
+    got = Crowd(tiny, 0).run(Denoiser(tiny, (16,), refusing), (16,))
     assert torch.equal(got, want)
     assert refusing.tries == 1
     assert [r.getMessage() for r in caplog.records] == [
@@ -115,7 +120,7 @@ def test_a_size_that_nobody_configured_is_captured_after_some_steps(tiny: ModelB
     crowd, denoiser = Crowd(tiny, PATIENCE), Denoiser(tiny, (16,), capturer)
     captures = []
     for _ in range(PATIENCE + 2):
-        denoiser.step(crowd.pool, [crowd._evaluation(0)])
+        denoiser.step(crowd.pool, [crowd._evaluation(0)], 16)
         captures.append(capturer.captures)
     assert captures == [0] * PATIENCE + [2, 2]
 
@@ -146,10 +151,14 @@ def test_pools_that_are_captured_outlive_their_requests_and_are_few(tiny: ModelB
     use(pools, keys[1], denoiser)  # now the second one is the latest
     use(pools, keys[3], denoiser)
     assert [key in pools for key in keys] == [True, True, False, True, False]
-    # With all places in use, a further size runs as it comes and is let go.
+    # What is in use counts for nothing: another size is captured and kept as well.
     pools.enter(keys[1])
     pools.enter(keys[3])
     use(pools, keys[4], denoiser)
+    assert [key in pools for key in keys] == [True, True, False, True, True]
+    # Of three that are left the one that was left first goes.
+    pools.leave(keys[3])
+    pools.leave(keys[1])
     assert [key in pools for key in keys] == [True, True, False, True, False]
 
 
@@ -176,8 +185,11 @@ def test_an_engine_that_captures_makes_the_same_pictures(
     monkeypatch.setattr(fast_path, "accelerate", lambda *_: None)
     pictures = []
     for graphs in (False, True):
-        fast = FastPath(Acceleration(AccelerationMode.GRAPHS, graphs=graphs), [(320, 320)])
-        config = EngineConfig(row_buckets=(2, 4, 8), fast=fast)
+        config = EngineConfig(
+            row_buckets=(2, 4, 8),
+            acceleration=Acceleration(AccelerationMode.GRAPHS, graphs=graphs),
+            capture_sizes=[(128, 128)],
+        )
         engine = Engine(tiny, config, guessed_costs())
         engine.start()
         handles = [

@@ -13,14 +13,19 @@ from pipelines.denoise.batch import Evaluation
 from pipelines.denoise.denoiser import Denoiser
 from pipelines.denoise.latent_pool import LatentPool
 from pipelines.prompt.encoder import PromptEncoder
-from pipelines.request import Pixels, Sampler
+from pipelines.request import CONTRACT_SAMPLERS, GenerationRequest, Pixels, Sampler
 from pipelines.samplers.programs import SamplerProgram, make_program
 from pipelines.samplers.schedules import make_scheduler
-from pipelines.scheduler.batching import GroupKey
-from pipelines.vae.encode import encode_image, start_latents
+from pipelines.scheduler.batching import GroupKey, pad_rows
+from pipelines.vae.encode import encode_image
 from pipelines.vae.noise import RequestNoise
+from pipelines.vae.start import start_latents
 
-RIGHT_IN_DIFFUSERS = [s for s in Sampler if s not in (Sampler.K_DPMPP_2S_ANCESTRAL, Sampler.K_LMS)]
+pytestmark = pytest.mark.process
+
+RIGHT_IN_DIFFUSERS = [
+    s for s in CONTRACT_SAMPLERS if s not in (Sampler.K_DPMPP_2S_ANCESTRAL, Sampler.K_LMS)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -53,10 +58,11 @@ def test_latents_equal_those_of_diffusers(
     seed, cfg_scale, steps = 77, 6.0, 10
     text = PromptEncoder(tiny).encode_pair("a green tree", "a dark sky")
     program = make_program(sampler, steps, image_strength)
-    noise = RequestNoise.draw(seed, (4, 40, 40), program.draws)
-    moments = encode_image(tiny, picture, tile=False)
-    pool = LatentPool(tiny, GroupKey(40, 40, 77, False), capacity=2)
-    start = start_latents(moments, noise, program, image_strength, tiny.scaling_factor)
+    noise = RequestNoise.draw(seed, (4, 16, 16), program.draws)
+    latents = encode_image(tiny, picture, tile=False).sample(noise.posterior, tiny.scaling_factor)
+    pool = LatentPool(tiny, GroupKey(16, 16, 77, False), capacity=2)
+    request = GenerationRequest(picture, "", image_strength=image_strength)
+    start = start_latents(request, program.steps[0].sigma, noise, latents, None, tiny.device)
     place = pool.admit(start, text)
     denoiser = Denoiser(tiny)
     for step in range(len(program)):
@@ -83,12 +89,13 @@ def crowd(
     tiny: ModelBundle,
 ) -> tuple[LatentPool, list[SamplerProgram], list[RequestNoise], list[int]]:
     """One request of each sampler, with random latents and texts, in one pool."""
-    pool = LatentPool(tiny, GroupKey(8, 8, 77, False), capacity=len(Sampler))
-    programs = [make_program(sampler, 10, 0.5) for sampler in Sampler]
+    pool = LatentPool(tiny, GroupKey(8, 8, 77, False), capacity=len(CONTRACT_SAMPLERS))
+    programs = [make_program(sampler, 10, 0.5) for sampler in CONTRACT_SAMPLERS]
     noise = [
         RequestNoise.draw(i + 1, (4, 8, 8), program.draws) for i, program in enumerate(programs)
     ]
-    text = torch.randn(10, 2, 77, tiny.text_width, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    text = torch.randn(len(Sampler), 2, 77, tiny.text_width, generator=generator)
     places = [
         pool.admit(draw.start * program.steps[0].sigma, text[i])
         for i, (program, draw) in enumerate(zip(programs, noise, strict=True))
@@ -102,13 +109,14 @@ def run(
     pool, programs, noise, places = crowd(tiny)
     if poisoned is not None:
         pool.state[places[poisoned]] = float("nan")
-    denoiser = Denoiser(tiny, buckets)
+    denoiser = Denoiser(tiny)
     for step in range(max(map(len, programs))):
-        denoiser.step(pool, evaluations(programs, step, 7.0, noise, places))
+        given = evaluations(programs, step, 7.0, noise, places)
+        denoiser.step(pool, given, pad_rows(2 * len(given), buckets))
     return [pool.latents(place) for place in places]
 
 
-@pytest.mark.parametrize("poisoned", [0, 4, 9])
+@pytest.mark.parametrize("poisoned", [0, 4, len(Sampler) - 1])
 def test_nan_in_one_request_leaves_every_neighbour_unchanged_to_the_bit(
     tiny: ModelBundle, poisoned: int
 ) -> None:
@@ -130,7 +138,7 @@ def test_a_step_reports_its_rows_with_padding(tiny: ModelBundle) -> None:
     pool, programs, noise, places = crowd(tiny)
     three = evaluations(programs[:3], 0, 7.0, noise[:3], places[:3])
     assert Denoiser(tiny).step(pool, three).rows == 6
-    assert Denoiser(tiny, (4, 8, 16)).step(pool, three).rows == 8
+    assert Denoiser(tiny).step(pool, three, 8).rows == 8
 
 
 def test_a_new_request_finds_its_slots_zeroed(tiny: ModelBundle) -> None:

@@ -17,16 +17,16 @@ from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.errors import GenerationFailed
 from pipelines.handle import GenerationHandle
-from pipelines.request import GenerationRequest, Pixels, Sampler
+from pipelines.request import CONTRACT_SAMPLERS, GenerationRequest, Pixels, Sampler
 
 pytestmark = pytest.mark.process
 
 CROWD = 5
-QUICK = (Sampler.K_DPMPP_2M, Sampler.K_HEUN, Sampler.K_EULER_ANCESTRAL)
-"""One that looks back, one that evaluates twice a step, one that draws noise in every step."""
+QUICK = (Sampler.K_DPMPP_2M,)
+"""The default; the crowds below have all ten in them."""
 SAMPLERS = [
-    sampler if sampler in QUICK else pytest.param(sampler, marks=pytest.mark.slow("weights"))
-    for sampler in Sampler
+    sampler if sampler in QUICK else pytest.param(sampler, marks=pytest.mark.slow("properties"))
+    for sampler in CONTRACT_SAMPLERS
 ]
 
 
@@ -46,13 +46,24 @@ def exact_engine(tiny: ModelBundle) -> Iterator[Engine]:
     engine.drain(grace=5)
 
 
+@pytest.fixture(scope="module")
+def steady_engine(tiny: ModelBundle) -> Iterator[Engine]:
+    """It learns nothing: what shares a step is not left to the stop-watch of a busy machine."""
+    costs = guessed_costs()
+    costs.smoothing = 1e-9
+    engine = Engine(tiny, EngineConfig(warm_up=False), costs)
+    engine.start()
+    yield engine
+    engine.drain(grace=5)
+
+
 def stranger(picture: Pixels, rng: np.random.Generator) -> GenerationRequest:
     return GenerationRequest(
         picture,
         f"stranger {rng.integers(100)}",
         image_strength=float(rng.uniform(0.4, 0.95)),
         cfg_scale=float(rng.choice([0.0, 1.0, 5.0])),
-        sampler=list(Sampler)[int(rng.integers(10))],
+        sampler=list(CONTRACT_SAMPLERS)[int(rng.integers(10))],
         steps=int(rng.integers(10, 20)),
         seed=int(rng.integers(1, 10**6)),
     )
@@ -71,9 +82,9 @@ class StepLog:
         self.indices: set[int] = set()
         step = engine._runner.denoiser.step
 
-        def watching(pool: LatentPool, evaluations: Any) -> Any:
+        def watching(pool: LatentPool, evaluations: Any, rows: int) -> Any:
             self.indices |= {i for i, e in enumerate(evaluations) if e.cfg_scale == 6.0}
-            done = step(pool, evaluations)
+            done = step(pool, evaluations, rows)
             self.rows.append(done.rows)
             return done
 
@@ -88,7 +99,7 @@ def test_throughput_lane_gives_the_same_picture_at_every_position(
     request = GenerationRequest(picture, "a cat", "dark", 0.6, 6.0, sampler, steps=10, seed=9)
     alone = engine.submit(request).wait(60).image
     watched = StepLog(engine, monkeypatch)
-    rng = np.random.default_rng(list(Sampler).index(sampler))
+    rng = np.random.default_rng(list(CONTRACT_SAMPLERS).index(sampler))
     for position in range(CROWD):
         crowd: list[GenerationHandle] = []
         for i in range(CROWD):
@@ -102,6 +113,72 @@ def test_throughput_lane_gives_the_same_picture_at_every_position(
     assert len(watched.indices) >= 3  # it stood first, and behind others
 
 
+def test_a_mixed_crowd_shares_forwards_and_each_gets_its_own_picture(
+    steady_engine: Engine, picture: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [
+        GenerationRequest(
+            picture,
+            f"a cat number {i}",
+            image_strength=0.2 + 0.06 * i,
+            cfg_scale=[0.0, 1.0, 4.0, 9.0][i % 4],
+            sampler=sampler,
+            steps=10 + i,
+            seed=i + 1,
+        )
+        for i, sampler in enumerate(CONTRACT_SAMPLERS)
+    ]
+    alone = [steady_engine.submit(request).wait(60).image.astype(int) for request in requests]
+    seen = []
+    forward = steady_engine.bundle.unet.forward
+
+    def spy(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append(sample.shape[0])
+        return forward(sample, *args, **kwargs)
+
+    monkeypatch.setattr(steady_engine.bundle.unet, "forward", spy)
+    handles = [steady_engine.submit(request) for request in requests]
+    crowd = [handle.wait(120).image.astype(int) for handle in handles]
+    assert np.mean(seen) > 2.5
+    for one, many in zip(alone, crowd, strict=True):
+        assert np.abs(one - many).max() <= 1
+
+
+def test_exact_lane_gives_the_same_bytes_alone_and_in_any_crowd(
+    exact_engine: Engine, picture: Pixels
+) -> None:
+    """Each sampler among the other nine, at other scales, that join and leave while it runs."""
+    requests = [
+        GenerationRequest(
+            picture,
+            f"a cat number {i}",
+            "dark",
+            image_strength=0.5 + 0.04 * i,
+            cfg_scale=[6.0, 1.0, 0.0][i % 3],
+            sampler=sampler,
+            steps=10 + i,
+            seed=i + 1,
+        )
+        for i, sampler in enumerate(CONTRACT_SAMPLERS)
+    ]
+    alone = [exact_engine.submit(request).wait(60).image for request in requests]
+    steps, evaluations = exact_engine.steps.steps, exact_engine.steps.evaluations
+    rng = np.random.default_rng(1)
+    for _ in range(2):
+        order = [int(i) for i in rng.permutation(len(requests))]
+        crowd = {i: exact_engine.submit(requests[i]) for i in order}
+        leaving = exact_engine.submit(
+            GenerationRequest(picture, "slow", image_strength=0.0, steps=50, seed=1)
+        )
+        for i in order[:5]:
+            assert np.array_equal(crowd[i].wait(120).image, alone[i]), requests[i].sampler
+        leaving.cancel()
+        for i in order[5:]:
+            assert np.array_equal(crowd[i].wait(120).image, alone[i]), requests[i].sampler
+    steps = exact_engine.steps.steps - steps
+    assert exact_engine.steps.evaluations - evaluations > 1.5 * steps
+
+
 def test_a_request_of_nans_leaves_its_neighbours_bytes_alone(
     exact_engine: Engine, picture: Pixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,12 +188,12 @@ def test_a_request_of_nans_leaves_its_neighbours_bytes_alone(
     step = exact_engine._runner.denoiser.step
     crowds: list[int] = []
 
-    def poisoned(pool: LatentPool, evaluations: Any) -> Any:
+    def poisoned(pool: LatentPool, evaluations: Any, rows: int) -> Any:
         for evaluation in evaluations:
             if evaluation.cfg_scale == 6.5:
                 pool.state[evaluation.position] = float("nan")
                 crowds.append(len(evaluations))
-        return step(pool, evaluations)
+        return step(pool, evaluations, rows)
 
     monkeypatch.setattr(exact_engine._runner.denoiser, "step", poisoned)
     handles = [exact_engine.submit(r) for r in (good[0], bad, good[1], good[2])]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from pipelines.engine.preparer import Prepared
 from pipelines.errors import DeadlineExceeded, GenerationCancelled, GenerationFailed
 from pipelines.handle import GenerationHandle
 from pipelines.prompt.encoder import PromptEncoder
-from pipelines.request import GenerationRequest, Pixels
+from pipelines.request import GenerationRequest, Pixels, Progress, Sampler
 from pipelines.scheduler.request_state import RequestState
 from pipelines.scheduler.work import Encode, Step, Work
 
@@ -58,11 +60,14 @@ class FakeRunner(ModelRunner):
         self.row_cap: int | None = None
         self.withdrawn: GenerationHandle | None = None  # cancelled while the third unit runs
         self.breaks = False
+        self.may_launch = threading.Event()
+        self.may_launch.set()
 
     def add(self, state: RequestState, prepared: Prepared) -> None:
         self.requests[state.ident] = state.request
 
     def launch(self, work: Work) -> Launched:
+        assert self.may_launch.wait(10)
         if self.breaks:
             raise SystemError("the device is gone")
         self.units.append(work)
@@ -105,9 +110,10 @@ class Rig:
         self.engine = Engine(bundle, config, self.costs, runner=self.runner, timer=timer)
         self.engine.start()
 
-    def ask(self, seed: int = 1, timeout: float | None = None) -> GenerationHandle:
+    def ask(self, seed: int = 1, timeout: float | None = None, **fields: Any) -> GenerationHandle:
         image = np.full((320, 320, 3), seed, dtype=np.uint8)
-        request = GenerationRequest(image, "a cat", image_strength=0.7, steps=10, seed=seed)
+        fields = {"image_strength": 0.7, "steps": 10, **fields}
+        request = GenerationRequest(image, "a cat", seed=seed, **fields)
         return self.engine.submit(request, timeout)
 
     @property
@@ -132,6 +138,34 @@ def test_a_request_is_encoded_stepped_and_decoded(rig: Rig) -> None:
     assert result.timings["decode"] == UNIT_SECONDS
     assert rig.engine.backlog == 0
     assert not rig.runner.requests
+
+
+EULER = [(step, step - 11, 19) for step in range(11, 31)]
+HEUN = [(11, 0, 37)]
+for _step in range(12, 30):
+    HEUN += [(_step - 1, 2 * (_step - 11) - 1, 37), (_step, 2 * (_step - 11), 37)]
+HEUN += [(30, 37, 37)]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "strength", "want"),
+    [(Sampler.K_EULER, 0.35, EULER), (Sampler.K_HEUN, 0.35, HEUN), (Sampler.K_HEUN, 1.0, [])],
+)
+def test_progress_counts_the_steps_that_were_asked_for(
+    rig: Rig,
+    monkeypatch: pytest.MonkeyPatch,
+    sampler: Sampler,
+    strength: float,
+    want: list[tuple[int, int, int]],
+) -> None:
+    told: list[Progress] = []
+    monkeypatch.setattr(GenerationHandle, "publish", lambda _, progress: told.append(progress))
+    rig.ask(image_strength=strength, steps=30, sampler=sampler).wait(10)
+    assert {progress.steps for progress in told} <= {30}
+    counted = [(p.step, p.evaluation, p.evaluations) for p in told]
+    # The first twice: as it waits, and as it is begun.
+    assert counted == want[:1] + want
+    assert [progress.queue_position for progress in told] == ([1] + [0] * len(want))[: len(told)]
 
 
 def test_a_unit_is_collected_after_the_next_launch_only_where_the_device_runs_ahead(
@@ -187,7 +221,11 @@ def test_a_deadline_that_has_passed_ends_a_request_before_any_unit(rig: Rig) -> 
 
 def test_after_a_row_cap_steps_are_narrower(rig: Rig) -> None:
     rig.runner.row_cap = 2
-    for handle in [rig.ask(seed) for seed in range(1, 7)]:
+    # All are there at the first step: the cap lasts as long as their crowd.
+    rig.runner.may_launch.clear()
+    handles = [rig.ask(seed) for seed in range(1, 7)]
+    rig.runner.may_launch.set()
+    for handle in handles:
         handle.wait(10)
     steps = [unit for unit in rig.runner.units if isinstance(unit, Step)]
     assert [unit.rows for unit in steps[1:]] == [2] * (len(steps) - 1)

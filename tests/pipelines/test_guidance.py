@@ -25,12 +25,20 @@ from pipelines.denoise.denoiser import Denoiser
 from pipelines.denoise.latent_pool import LatentPool
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.errors import GenerationFailed
-from pipelines.request import ClipGuidancePreset, GenerationRequest, Pixels, Sampler
+from pipelines.request import (
+    CONTRACT_SAMPLERS,
+    ClipGuidancePreset,
+    GenerationRequest,
+    Pixels,
+    Sampler,
+)
 from pipelines.samplers.programs import make_program
 from pipelines.samplers.schedules import NoiseSchedule
 from pipelines.scheduler.batching import GroupKey
 from pipelines.vae.noise import RequestNoise
 from pipelines.vae.preview import LatentToRgb
+
+pytestmark = pytest.mark.process
 
 Guidance = ClipGuidancePreset
 GUIDED = list(PRESETS)
@@ -160,7 +168,7 @@ def steps(
     runs: list[GuidanceRun | None],
     poisoned: int | None = None,
 ) -> list[torch.Tensor]:
-    """Latents of as many requests as ``runs``, steped together to the end in one bucket."""
+    """Latents of as many requests as ``runs``, stepped together to the end in one bucket."""
     pool = LatentPool(bundle, GroupKey(8, 8, 77, False), capacity=len(runs))
     program = make_program(sampler, 10, 0.3)
     text = random(2, 77, bundle.text_width, seed=3)
@@ -168,7 +176,7 @@ def steps(
     places = [pool.admit(draw.start * program.steps[0].sigma, text) for draw in noise]
     if poisoned is not None:
         pool.state[places[poisoned]] = float("nan")
-    denoiser = Denoiser(bundle, (8,))
+    denoiser = Denoiser(bundle)
     for row in program.steps:
         step = denoiser.step(
             pool,
@@ -183,13 +191,14 @@ def steps(
                 )
                 for place, draw, run in zip(places, noise, runs, strict=True)
             ],
+            8,
         )
         # Guided and plain requests are rows of one forward.
         assert step.rows == 8
     return [pool.latents(place) for place in places]
 
 
-@pytest.mark.parametrize("sampler", list(Sampler))
+@pytest.mark.parametrize("sampler", list(CONTRACT_SAMPLERS))
 def test_every_sampler_ends_nearer_to_the_prompt(
     guided: ModelBundle, sampler: Sampler, inference: None
 ) -> None:

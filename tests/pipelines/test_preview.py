@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 
-from models.loading.loader import load_bundle
+from models.bundle import ModelBundle
 from pipelines.request import Pixels
 from pipelines.vae.encode import encode_image
 from pipelines.vae.preview import LatentToRgb
 
-pytestmark = pytest.mark.process
 
-
-def test_a_preview_looks_like_the_picture(picture: Pixels) -> None:
-    bundle = load_bundle(device="cpu")
+def test_a_preview_looks_like_the_picture(embedded: ModelBundle, picture: Pixels) -> None:
     with torch.inference_mode():
-        latents = encode_image(bundle, picture, tile=False).mean * bundle.scaling_factor
-        preview = LatentToRgb.fit(bundle).picture(latents)
-    assert preview.shape == (40, 40, 3)
-    small = picture.reshape(40, 8, 40, 8, 3).mean(axis=(1, 3))
+        latents = encode_image(embedded, picture, tile=False).mean * embedded.scaling_factor
+        preview = LatentToRgb.fit(embedded).picture(latents)
+    assert preview.shape == (16, 16, 3)
+    small = picture.reshape(16, 8, 16, 8, 3).mean(axis=(1, 3))
     assert np.abs(preview - small).mean() < 25
     flat = np.abs(preview - small.mean(axis=(0, 1))).mean()
     assert np.abs(preview - small).mean() < flat / 2

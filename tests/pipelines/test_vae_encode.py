@@ -15,8 +15,9 @@ from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Pixels, Sampler
 from pipelines.samplers.programs import make_program
 from pipelines.vae.decode import Decoding, decode_latents
-from pipelines.vae.encode import ImageEncoder, Moments, encode_image, start_latents
+from pipelines.vae.encode import ImageEncoder, Moments, encode_image
 from pipelines.vae.noise import RequestNoise
+from pipelines.vae.start import start_latents
 
 
 def test_noise_comes_in_the_order_of_one_generator() -> None:
@@ -31,16 +32,24 @@ def test_noise_without_draws_is_empty() -> None:
     assert RequestNoise.draw(1, (4, 5, 6), draws=0).steps.shape == (0, 4, 5, 6)
 
 
-def test_start_is_picture_plus_noise_and_pure_noise_at_strength_zero() -> None:
+def test_start_is_picture_plus_noise_and_pure_noise_at_strength_zero(picture: Pixels) -> None:
     moments = Moments(torch.full((4, 2, 2), 3.0), torch.zeros(4, 2, 2))
     noise = RequestNoise.draw(1, (4, 2, 2), 0)
-    program = make_program(Sampler.K_EULER, 20, 0.35)
-    sigma = program.steps[0].sigma
-    got = start_latents(moments, noise, program, 0.35, scaling=0.5)
+    latents = moments.sample(noise.posterior, scaling_factor=0.5)
+    cpu = torch.device("cpu")
+    request = GenerationRequest(picture, "", image_strength=0.35)
+    sigma = make_program(Sampler.K_EULER, 20, 0.35).steps[0].sigma
+    got = start_latents(request, sigma, noise, latents, None, cpu)
     assert torch.allclose(got, 1.5 + noise.start * sigma)
-    full = make_program(Sampler.K_EULER, 20, 0.0)
-    pure = start_latents(moments, noise, full, 0.0, scaling=0.5)
-    assert torch.allclose(pure, noise.start * np.sqrt(full.steps[0].sigma ** 2 + 1))
+    sigma = make_program(Sampler.K_EULER, 20, 0.0).steps[0].sigma
+    request = GenerationRequest(picture, "", image_strength=0.0)
+    pure = start_latents(request, sigma, noise, latents, None, cpu)
+    assert torch.allclose(pure, noise.start * np.sqrt(sigma**2 + 1))
+    # A1111's first step may be the very first, and its picture is still there.
+    request = GenerationRequest(picture, "", first_step=0)
+    assert torch.allclose(
+        start_latents(request, sigma, noise, latents, None, cpu), 1.5 + noise.start * sigma
+    )
 
 
 def test_moments_equal_those_of_the_vae(tiny: ModelBundle, picture: Pixels) -> None:
@@ -48,7 +57,7 @@ def test_moments_equal_those_of_the_vae(tiny: ModelBundle, picture: Pixels) -> N
         moments = encode_image(tiny, picture, tile=False)
         pixels = torch.from_numpy(picture).float().permute(2, 0, 1)[None] / 255 * 2 - 1
         want = tiny.vae.encode(pixels).latent_dist
-    assert moments.mean.shape == (4, 40, 40)
+    assert moments.mean.shape == (4, 16, 16)
     assert torch.allclose(moments.mean, want.mean[0], atol=1e-6)
     assert torch.allclose(moments.std, want.std[0], atol=1e-6)
 

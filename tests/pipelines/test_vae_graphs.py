@@ -19,11 +19,12 @@ from models.spec import AccelerationMode
 from pipelines.engine import warmup as fast_path
 from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.engine import Engine, EngineConfig
-from pipelines.engine.warmup import FastPath
 from pipelines.request import GenerationRequest, Pixels
 from pipelines.vae.decode import decode_latents, decode_together
 from pipelines.vae.encode import ImageEncoder, encode_image
 from pipelines.vae.graphs import PATIENCE, PassKey, VaeGraphs
+
+pytestmark = pytest.mark.process
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +68,7 @@ def test_captured_passes_give_the_bits_of_passes_as_they_come(
     model: ModelBundle, picture: Pixels
 ) -> None:
     capturer = EagerCapturer()
-    graphs = VaeGraphs(capturer, [(8, 12), (40, 40)])
+    graphs = VaeGraphs(capturer, [(8, 12), (16, 16)])
     first, second = some_latents(2)
     for latents in (first, second, first):
         (decoded,) = decode_together(model, [latents], graphs)
@@ -175,8 +176,8 @@ def test_an_engine_shares_decodes_but_never_in_the_exact_lane(
             shared.append(key.pictures)
         return run(self, key, *rest)  # type: ignore[arg-type]
 
-    fast = FastPath(Acceleration(AccelerationMode.GRAPHS, graphs=True))
-    config = EngineConfig(fast=fast, exact=exact, warm_up=False)
+    graphs = Acceleration(AccelerationMode.GRAPHS, graphs=True)
+    config = EngineConfig(acceleration=graphs, exact=exact, warm_up=False)
     engine = Engine(tiny, config, guessed_costs())
     monkeypatch.setattr(VaeGraphs, "run", spied)
     requests = [

@@ -11,7 +11,6 @@ import torch
 from diffusers import AutoencoderTiny
 
 from models.bundle import ModelBundle
-from models.loading.loader import load_bundle
 from models.memory import measure_footprint, without_weights
 from models.peak_memory import peak_on_meta
 from pipelines.request import Pixels
@@ -29,11 +28,6 @@ from pipelines.vae.passes import (
 )
 
 pytestmark = pytest.mark.process
-
-
-@pytest.fixture(scope="module")
-def embedded() -> ModelBundle:
-    return load_bundle(device="cpu", dtype="float32")
 
 
 def scene(height: int, width: int) -> Pixels:
@@ -144,6 +138,7 @@ def test_a_tiny_autoencoder_has_tiles_of_its_own() -> None:
     assert decoded.shape == (1, 3, 64, 576)
 
 
+@pytest.mark.slow("checkpoints")
 def test_tiles_take_less_memory_and_what_is_planned(embedded: ModelBundle) -> None:
     vae = without_weights(embedded.vae, torch.float32)
     latents = torch.empty(1, 4, 192, 192, device="meta")

@@ -16,13 +16,13 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from embedded.looks import draw
-from embedded.world import COLOURS, Scene, Thing
 from models.bundle import ModelBundle
 from models.loading.loader import load_bundle
 from pipelines.engine.engine import Engine, EngineConfig
-from training.judge import Judge, load_judge
-from training.measures import edits, make, request_for, right, strength_ladder
+from scripts.training.judge import Judge, load_judge
+from scripts.training.measures import edits, make, request_for, right, strength_ladder
+from scripts.training.world.looks import draw
+from scripts.training.world.scene import COLOURS, Scene, Thing
 
 pytestmark = pytest.mark.slow("weights")
 
@@ -144,6 +144,6 @@ def test_a_higher_image_strength_keeps_more_of_the_picture(engine: Engine) -> No
 
 
 def test_the_judge_reads_fresh_drawings(judge: Judge) -> None:
-    from training.judge import own_accuracy
+    from scripts.training.judge import own_accuracy
 
     assert all(share > 0.8 for share in own_accuracy(judge, 120).values())

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 import torch
 
-from gpu_benchmark import run
-from gpu_benchmark.correctness import compare, psnr
-from gpu_benchmark.engine import running_engine
-from gpu_benchmark.forwards import FAST, MODULES, unet_flops, vae_flops
-from gpu_benchmark.http import default_calls
-from gpu_benchmark.kernel_times import KINDS, kernel_times, kind_of
-from gpu_benchmark.ledger import SKIPPED, Ledger
-from gpu_benchmark.model import make_parts
-from gpu_benchmark.plan import FULL, NARROW, PARTS, SECONDS, ask, checked_requests
-from gpu_benchmark.report import BEFORE, TARGETS, good, make_page, outside
 from pipelines.samplers.programs import make_program
-from serving_benchmark.load import Plan
+from scripts.benchmarks.gpu import run
+from scripts.benchmarks.gpu.correctness import compare, psnr
+from scripts.benchmarks.gpu.engine import running_engine
+from scripts.benchmarks.gpu.forwards import FAST, MODULES, unet_flops, vae_flops
+from scripts.benchmarks.gpu.http import default_calls
+from scripts.benchmarks.gpu.kernel_times import KINDS, kernel_times, kind_of
+from scripts.benchmarks.gpu.ledger import SKIPPED, Ledger
+from scripts.benchmarks.gpu.model import make_parts
+from scripts.benchmarks.gpu.plan import FULL, NARROW, PARTS, SECONDS, ask, checked_requests
+from scripts.benchmarks.gpu.report import BEFORE, TARGETS, good, make_page, outside
+from scripts.benchmarks.serving.load import Plan
 from tests.tiny_model import tiny_bundle
 
 ROOT = Path(__file__).resolve().parents[2]

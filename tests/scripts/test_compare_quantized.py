@@ -16,6 +16,7 @@ def compare(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow("benchmarks")
 def test_it_prints_what_int8_changes(tiny_folder: Path) -> None:
     pytest.importorskip("torchao")
     done = compare("--model", str(tiny_folder), "--steps", "10")
@@ -32,6 +33,7 @@ def test_it_prints_what_int8_changes(tiny_folder: Path) -> None:
     assert float(stored[-1]) < float(plain[-1])
 
 
+@pytest.mark.slow("benchmarks")
 def test_what_cannot_be_had_is_said() -> None:
     done = compare("--quantize", "fp8", "--device", "cpu")
     assert done.returncode == 2

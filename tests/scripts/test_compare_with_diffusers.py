@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow("benchmarks")
 def test_it_prints_a_line_for_each_sampler(tiny_folder: Path) -> None:
     command = [sys.executable, "scripts/compare_with_diffusers", "--model", str(tiny_folder)]
     options = ["--steps", "10", "--samplers", "K_EULER", "K_DPMPP_2S_ANCESTRAL"]

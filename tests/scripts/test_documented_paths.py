@@ -16,19 +16,19 @@ PATH = re.compile(r"`((?:[\w.-]+/)*[\w-]+\.(?:py|md|toml|lock)|(?:[\w.-]+/)+)`")
 @pytest.mark.parametrize("page", [p for p in PAGES if p.name != "CHANGELOG.md"], ids=str)
 def test_paths_exist(page: Path) -> None:
     named = set(PATH.findall(page.read_text(encoding="utf-8")))
+    folders = [
+        "server",
+        "pipelines",
+        "models",
+        "scripts",
+        "tests",
+        "docs",
+        "deploy",
+        ".ci",
+        ".github",
+    ]
     files = [
-        file.relative_to(ROOT).parts
-        for folder in (
-            "server",
-            "pipelines",
-            "models",
-            "scripts",
-            "tests",
-            "docs",
-            ".ci",
-            ".github",
-        )
-        for file in (ROOT / folder).rglob("*")
+        file.relative_to(ROOT).parts for folder in folders for file in (ROOT / folder).rglob("*")
     ]
     ends = {"/".join(parts[i:]) for parts in files for i in range(len(parts))}
     ends |= {file.name for file in ROOT.iterdir()}

@@ -7,8 +7,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from kernel_checks.counting import Count, CountingKernels, count_forward
 from models.acceleration.triton_kernels import NEXT, PROVEN
+from scripts.benchmarks.kernels.counting import Count, CountingKernels, count_forward
 
 PICTURE = 2 * 64 * 16 * 16 * 2
 """Bytes of (2, 64, 16, 16) in half precision."""

@@ -1,36 +1,40 @@
-"""What scripts import is there: no type checker reads them, and most are not run by a test."""
+"""Each command of `scripts/` that is Python only calls a module's `main`."""
 
 from __future__ import annotations
 
+import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.server.server_process import ROOT
+from scripts.paths import ROOT
 from tests.shipped.reach import import_one, imports
 
-OURS = {"server", "pipelines", "models", "tests"} | {
-    path.stem for path in (ROOT / "scripts").iterdir() if path.is_dir() or path.suffix == ".py"
-}
+COMMANDS = [
+    file
+    for file in sorted((ROOT / "scripts").iterdir())
+    if file.is_file() and file.read_bytes().startswith(b"#!/usr/bin/env python")
+]
+OURS = ("server", "pipelines", "models", "scripts", "tests")
 
 
-def is_python(file: Path) -> bool:
-    return file.is_file() and (
-        file.suffix == ".py" or file.read_bytes().startswith(b"#!/usr/bin/env python")
-    )
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda file: file.name)
+def test_a_command_only_calls_main(command: Path) -> None:
+    [(module, name)] = [(m, n) for m, n in imports(command) if m.startswith("scripts.")]
+    assert name == "main"
+    assert ast.parse(command.read_text()).body[-1].lineno <= 12
+    try:
+        import_one(module, name)
+    except ImportError as error:
+        # A library that only some installations have, which the command is for.
+        assert (error.name or "").partition(".")[0] not in OURS, error
+        pytest.skip(f"without {error.name}")
 
 
-SCRIPTS = [file for file in sorted((ROOT / "scripts").rglob("*")) if is_python(file)]
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda file: str(file.relative_to(ROOT)))
-def test_what_is_imported_from_this_project_is_there(script: Path) -> None:
-    for module, name in imports(script):
-        if module.partition(".")[0] not in OURS:
-            continue
-        try:
-            import_one(module, name)
-        except ImportError as error:
-            # A library that only some installations have, which the script is for.
-            assert (error.name or "").partition(".")[0] not in OURS, error
-            pytest.skip(f"without {error.name}")
+def test_a_command_finds_its_module_from_any_folder(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "fuzz"), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: fuzz")

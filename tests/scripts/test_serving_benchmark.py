@@ -16,19 +16,30 @@ import pytest
 from fastapi import FastAPI
 from PIL import Image
 
-from baselines import batching_server, plain_server
 from models.bundle import ModelBundle
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import Pixels, Sampler
 from pipelines.samplers.schedules import denoising_steps
-from serving_benchmark import traces
-from serving_benchmark.load import PATH, Plan, Planned, Record, offer, percentile
-from serving_benchmark.measures import Health, Point, Results, Saturation, SizePlan, SizeResult
-from serving_benchmark.plot import plot_latency
-from serving_benchmark.processes import BATCHING, OURS, PLAIN, ROOT, Model
-from serving_benchmark.profiling import as_request, profile_steps
-from serving_benchmark.report import make_report
-from serving_benchmark.steps import StepCost, measure_steps
+from scripts.benchmarks.serving import traces
+from scripts.benchmarks.serving.baselines import batching_server, plain_server
+from scripts.benchmarks.serving.load import PATH, Plan, Planned, Record, offer, percentile
+from scripts.benchmarks.serving.measures import (
+    Health,
+    Point,
+    Results,
+    Saturation,
+    SizePlan,
+    SizeResult,
+)
+from scripts.benchmarks.serving.plot import plot_latency
+from scripts.benchmarks.serving.processes import BATCHING, OURS, PLAIN, Model
+from scripts.benchmarks.serving.profiling import as_request, profile_steps
+from scripts.benchmarks.serving.report import make_report
+from scripts.benchmarks.serving.steps import StepCost, measure_steps
+from scripts.paths import ROOT
+
+SIDE = 128
+"""Of pictures that are made here: smaller than the server takes, and quick."""
 
 
 def test_traces_are_seeded_and_every_picture_is_another_one() -> None:
@@ -102,7 +113,7 @@ def pictures_of(app: FastAPI, calls: list[traces.Call]) -> list[Pixels]:
 
 def test_the_load_generator_records_answers_probes_and_misses(tiny: ModelBundle) -> None:
     app = plain_server.create_app(tiny)
-    calls = traces.make_calls(traces.MIXED, 3, 320, seed=1)
+    calls = traces.make_calls(traces.MIXED, 3, SIDE, seed=1)
     requests = planned(calls[:2]) + planned(calls[2:], steps="many")
     record = offer_to(app, requests, probes=5)
     assert record.misses == ["status 422"]
@@ -128,10 +139,10 @@ def test_a_picture_of_another_size_is_a_miss(tiny: ModelBundle) -> None:
 def test_all_servers_make_the_same_pictures_and_only_equal_requests_share_a_batch(
     tiny: ModelBundle,
 ) -> None:
-    calls = traces.make_calls(traces.EQUAL, 3, 320, seed=1)
+    calls = traces.make_calls(traces.EQUAL, 3, SIDE, seed=1)
     # Not K_LMS, which diffusers gets wrong after an image-to-image start.
     others = ("K_EULER", "K_EULER_ANCESTRAL", "DDIM")
-    mixed = traces.make_calls(traces.MIXED, 30, 320, seed=5)
+    mixed = traces.make_calls(traces.MIXED, 30, SIDE, seed=5)
     calls += [call for call in mixed if call.fields["sampler"] in others][:2]
     recipes = {(call.fields["sampler"], call.fields["steps"]) for call in calls}
     assert len(recipes) > 1
@@ -154,7 +165,7 @@ def test_all_servers_make_the_same_pictures_and_only_equal_requests_share_a_batc
 def test_a_step_is_timed_for_whole_crowds_only(tiny_folder: Path) -> None:
     samplers = (Sampler.K_EULER, Sampler.K_HEUN)
     costs = measure_steps(
-        str(tiny_folder), "cpu", "float32", size=320, samplers=samplers, steps=12, rounds=1
+        str(tiny_folder), "cpu", "float32", size=SIDE, samplers=samplers, steps=12, rounds=1
     )
     assert [(c.sampler, c.requests) for c in costs] == [(s, n) for s in samplers for n in (1, 8)]
     assert all(0 < cost.median <= cost.p90 for cost in costs)
@@ -164,7 +175,7 @@ def test_a_step_is_timed_for_whole_crowds_only(tiny_folder: Path) -> None:
 
 def test_the_profile_of_steps_names_this_project_s_functions(tiny_folder: Path) -> None:
     lines = profile_steps(
-        str(tiny_folder), "cpu", "float32", size=320, requests=4, sampler=Sampler.K_EULER
+        str(tiny_folder), "cpu", "float32", size=SIDE, requests=4, sampler=Sampler.K_EULER
     )
     assert any("denoiser." in line for line in lines)
     assert any("aten::" in line for line in lines)
@@ -221,8 +232,8 @@ def test_the_load_generator_is_a_process(tiny: ModelBundle) -> None:
     plan = Plan("http://127.0.0.1:9", [], timeout=1.0)
     assert Plan.from_json(plan.to_json()) == plan
     done = subprocess.run(
-        [sys.executable, "-m", "serving_benchmark.load"],
-        cwd=ROOT / "scripts",
+        [sys.executable, "-m", "scripts.benchmarks.serving.load"],
+        cwd=ROOT,
         input=plan.to_json(),
         capture_output=True,
         text=True,

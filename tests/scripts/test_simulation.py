@@ -9,19 +9,19 @@ from functools import partial
 
 import pytest
 
-from pipelines.request import Sampler
+from pipelines.request import CONTRACT_SAMPLERS, Sampler
 from pipelines.samplers.programs import make_program
 from pipelines.scheduler.batching import GroupKey
 from pipelines.scheduler.scheduler import PolicyConfig
-from simulation import fleet, measures, tables, traces
-from simulation.servers import (
+from scripts.benchmarks.simulation import fleet, measures, sizing, tables, traces
+from scripts.benchmarks.simulation.servers import (
     Jitter,
     alone_seconds,
     serve_by_policy,
     serve_one_at_a_time,
     serve_request_batches,
 )
-from simulation.traces import Arrival
+from scripts.benchmarks.simulation.traces import Arrival
 
 KEY = GroupKey(64, 64, 77, False)
 PATIENT = PolicyConfig(max_queue=10**9)
@@ -32,7 +32,7 @@ def arrivals(*times: float, steps: int = 10) -> list[Arrival]:
     return [Arrival(i, at, KEY, 2, steps, recipe) for i, at in enumerate(times)]
 
 
-@pytest.mark.parametrize("sampler", list(Sampler))
+@pytest.mark.parametrize("sampler", list(CONTRACT_SAMPLERS))
 @pytest.mark.parametrize(("steps", "strength"), [(10, 0.95), (30, 0.35), (17, 0.0)])
 def test_evaluations_are_the_length_of_the_table(
     sampler: Sampler, steps: int, strength: float
@@ -172,3 +172,31 @@ def test_a_fleet_serves_everyone_at_a_rate_it_can_bear() -> None:
     result = fleet.serve_by_fleet(tables.load_table("h200"), trace, PolicyConfig(), 5)
     assert result.refused == 0
     assert result.slowdown < 3.0
+
+
+def test_a_router_that_looks_needs_fewer_cards_than_one_that_does_not() -> None:
+    trace = traces.make_trace(traces.MIXES["default"], "poisson", 400, seed=4)
+    table, config = tables.load_table("h200"), PolicyConfig()
+    bench = measures.Bench(table, trace, config)
+    most = sizing.saturated_rate(bench)
+    assert most == pytest.approx(bench.capacity * bench.ceiling, rel=0.05)
+    blind, two, best = (
+        sizing.cards_needed(table, traces.at_rate(trace, 4 * most), config, 4, 0.6, choices)
+        for choices in (1, 2, None)
+    )
+    assert 4 < best <= two <= blind
+    enough = fleet.serve_by_fleet(
+        table, traces.at_rate(trace, 4 * most), config, best, choices=best
+    )
+    assert enough.refused == 0 and enough.seconds <= 0.6
+
+
+def test_a_longer_queue_refuses_as_many_and_makes_them_wait() -> None:
+    trace = traces.make_trace(traces.MIXES["default"], "poisson", 400, seed=4)
+    bench = measures.Bench(tables.load_table("h200"), trace, PolicyConfig())
+    most = sizing.saturated_rate(bench)
+    short, long = sizing.queues(bench, 1.5 * most, (8, 64)).values()
+    assert short.p95 < 0.25 * long.p95
+    assert short.served > 0.9 * most
+    idle = sizing.one_card(bench, 0.3 * most)
+    assert idle.refused == 0 and idle.backlog < 0.1 < long.backlog

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from hypothesis import settings
 
 from tests.server.server_process import ROOT
 from tests.tiers import SLOW_GROUPS
@@ -12,6 +13,7 @@ from tests.tiers import SLOW_GROUPS
 pytest_plugins = ["pytester"]
 
 PLAIN, PROCESS, CONTRACT, KILL, WEIGHTS = "plain", "process", "contract", "kill", "weights"
+NUMBERS = "numbers"
 
 
 @pytest.fixture
@@ -22,8 +24,12 @@ def suite(pytester: pytest.Pytester) -> pytest.Pytester:
     pytester.makepyfile(
         """
         import pytest
+        from hypothesis import given, settings, strategies
 
         def test_plain(): pass
+
+        @given(strategies.none())
+        def test_numbers(nothing): print(f"{settings.default.max_examples} examples")
 
         @pytest.mark.process
         def test_process(): pass
@@ -43,11 +49,12 @@ def suite(pytester: pytest.Pytester) -> pytest.Pytester:
 @pytest.mark.parametrize(
     ("options", "chosen"),
     [
-        ([], {PLAIN, PROCESS, CONTRACT}),
-        (["--fast"], {PLAIN}),
-        (["--slow", "kill"], {PLAIN, PROCESS, CONTRACT, KILL}),
+        ([], {PLAIN, NUMBERS, PROCESS, CONTRACT}),
+        (["--fast"], {PLAIN, NUMBERS}),
+        (["--slow", "kill"], {PLAIN, NUMBERS, PROCESS, CONTRACT, KILL}),
         (["--only-slow", "weights"], {WEIGHTS}),
-        (["--slow", "all"], {PLAIN, PROCESS, CONTRACT, KILL, WEIGHTS}),
+        (["--only-slow", "properties"], {NUMBERS}),
+        (["--slow", "all"], {PLAIN, NUMBERS, PROCESS, CONTRACT, KILL, WEIGHTS}),
     ],
 )
 def test_a_tier_takes_its_own(suite: pytest.Pytester, options: list[str], chosen: set[str]) -> None:
@@ -56,6 +63,18 @@ def test_a_tier_takes_its_own(suite: pytest.Pytester, options: list[str], chosen
     assert {report.nodeid.rpartition("test_")[2] for report in passed} == chosen
     assert not skipped
     assert not failed
+
+
+@pytest.mark.parametrize(
+    ("options", "examples"), [([], 20), (["--slow", "kill"], 20), (["--slow", "properties"], 200)]
+)
+def test_properties_are_looked_at_for_long_in_their_group_alone(
+    suite: pytest.Pytester, options: list[str], examples: int
+) -> None:
+    before = settings.get_current_profile_name()
+    done = suite.runpytest_inprocess("-s", "-k", "numbers", *options, "-p", "no:cacheprovider")
+    done.stdout.fnmatch_lines([f"*{examples} examples*"])
+    assert settings.get_current_profile_name() == before
 
 
 def test_a_group_that_does_not_exist_is_refused(pytester: pytest.Pytester) -> None:

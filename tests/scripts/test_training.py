@@ -14,12 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTokenizer
 
-from embedded.captions import caption
-from embedded.edits import earlier_scene
-from embedded.world import Scene, Thing, is_held_out, sample_scene
 from pipelines.prompt.styles import STYLES
-from tests.logged_warnings import no_logged_warnings
-from training.clip import (
+from scripts.training.clip import (
     WithHeads,
     embed_text,
     finished_clip,
@@ -27,11 +23,11 @@ from training.clip import (
     make_tokenizer,
     text_tower,
 )
-from training.data import draw_scenes, to_model
-from training.export import export, unpack
-from training.tokenizer import encode, learn_merges
-from training.trainer import Plan, Run
-from training.unet import (
+from scripts.training.data import draw_scenes, to_model
+from scripts.training.export import export, unpack
+from scripts.training.tokenizer import encode, learn_merges
+from scripts.training.trainer import Plan, Run
+from scripts.training.unet import (
     EDIT_TIMESTEP,
     GAMMA,
     KIND_TIMES,
@@ -45,7 +41,11 @@ from training.unet import (
     train_unet,
     with_ghosts,
 )
-from training.vae import finished_vae, make_vae, psnr, train_vae
+from scripts.training.vae import finished_vae, make_vae, psnr, train_vae
+from scripts.training.world.captions import caption
+from scripts.training.world.edits import earlier_scene
+from scripts.training.world.scene import Scene, Thing, is_held_out, sample_scene
+from tests.logged_warnings import no_logged_warnings
 
 CPU = torch.device("cpu")
 
@@ -63,6 +63,13 @@ def training_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).mkdir()
         state = {"model": weights, "averages": {}, "step": 0}
         torch.save(state, folder / name / "checkpoint.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(training_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    export(training_folder, folder)
     return folder
 
 
@@ -126,6 +133,7 @@ def test_the_autoencoder_starts_with_the_colours_of_its_input() -> None:
     assert psnr(pictures, output) > psnr(pictures, torch.zeros_like(pictures)) - 3
 
 
+@pytest.mark.slow("weights")
 def test_the_scaling_factor_gives_latents_of_unit_variance(training_folder: Path) -> None:
     vae = finished_vae(training_folder / "vae", CPU)
     pictures = to_model(draw_scenes(32, (192, 192), 8).pictures)
@@ -135,6 +143,7 @@ def test_the_scaling_factor_gives_latents_of_unit_variance(training_folder: Path
     assert float((posterior.std / posterior.mean.std()).max()) < 0.2
 
 
+@pytest.mark.slow("weights")
 def test_sharpening_leaves_the_latents_as_they_were(tmp_path: Path) -> None:
     torch.manual_seed(0)
     train_vae(tmp_path, 2, 10, CPU, crop_share=0.001)
@@ -218,6 +227,7 @@ def test_softening_leaves_a_prompt_little_at_the_lowest_noise() -> None:
     assert styled.tolist() == pytest.approx([0.3, 0.3 + 0.2 / 3, 0.5, 0.5, 0.5])
 
 
+@pytest.mark.slow("weights")
 def test_the_denoiser_trains_on_a_drawn_phase_and_is_softened(
     training_folder: Path, tokenizer: CLIPTokenizer, tmp_path: Path
 ) -> None:
@@ -276,13 +286,13 @@ def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
     assert plan.rate(1000) == 0
 
 
+@pytest.mark.slow("weights")
 def test_export_writes_what_diffusers_loads_unchanged(
-    training_folder: Path, tmp_path: Path
+    training_folder: Path, exported: Path
 ) -> None:
-    export(training_folder, tmp_path / "model")
     with no_logged_warnings():
-        pipe = StableDiffusionImg2ImgPipeline.from_pretrained(tmp_path / "model")
-        clip = CLIPModel.from_pretrained(tmp_path / "model" / "clip")
+        pipe = StableDiffusionImg2ImgPipeline.from_pretrained(exported)
+        clip = CLIPModel.from_pretrained(exported / "clip")
     pipe.set_progress_bar_config(disable=True)
     assert pipe.safety_checker is None
     assert clip.config.projection_dim > 0
@@ -298,9 +308,9 @@ def test_export_writes_what_diffusers_loads_unchanged(
     assert torch.allclose(exported, kept[f"clip.{name}"], atol=1e-3)
 
 
-def test_training_can_go_on_from_an_exported_folder(training_folder: Path, tmp_path: Path) -> None:
-    exported, again = tmp_path / "exported", tmp_path / "again"
-    export(training_folder, exported)
+@pytest.mark.slow("weights")
+def test_training_can_go_on_from_an_exported_folder(exported: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
     unpack(exported, again)
     exported_twice = tmp_path / "twice"
     export(again, exported_twice)

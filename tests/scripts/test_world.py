@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from embedded.captions import caption, dropped_caption, plain_caption
-from embedded.layers import Layers
-from embedded.looks import draw
-from embedded.world import (
+from models.embedded import vocabulary as demo
+from pipelines.prompt.styles import STYLES as TEMPLATES
+from scripts.training.world.captions import caption, dropped_caption, plain_caption
+from scripts.training.world.layers import Layers
+from scripts.training.world.looks import draw
+from scripts.training.world.scene import (
     BACKGROUNDS,
     COLOURS,
     FRAMINGS,
@@ -22,8 +24,6 @@ from embedded.world import (
     is_held_out,
     sample_scene,
 )
-from models.embedded import vocabulary as demo
-from pipelines.prompt.styles import STYLES as TEMPLATES
 
 
 def lone(kind: str, colour: str, background: str, style: str | None = None) -> Scene:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,15 +24,22 @@ from tests.server.stub_engine import StubEngine
 PATH = "/api/generate/basic/imageToImage"
 
 
+@pytest.fixture(scope="session")
+def data_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """New folders; pytest's own way reads the names of the thousands that there are."""
+    root = tmp_path_factory.mktemp("data")
+    return (root / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def clean_environment(
-    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def clean_environment(monkeypatch: pytest.MonkeyPatch, data_folders: Iterator[Path]) -> None:
     for name in list(os.environ):
         if name.upper().startswith(ENV_PREFIX):
             monkeypatch.delenv(name)
     # Whoever runs the tests may have keys of their own.
-    monkeypatch.setenv(f"{ENV_PREFIX}DATA_DIR", str(tmp_path_factory.mktemp("data")))
+    folder = next(data_folders)
+    folder.mkdir()
+    monkeypatch.setenv(f"{ENV_PREFIX}DATA_DIR", str(folder))
 
 
 @pytest.fixture(autouse=True)

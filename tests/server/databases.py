@@ -9,7 +9,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from throwaway_postgres import Postgres
+from scripts.services.throwaway_postgres import Postgres
 
 KINDS = ("sqlite", "postgresql")
 _numbers = itertools.count(1)

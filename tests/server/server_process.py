@@ -15,8 +15,8 @@ from pathlib import Path
 
 import requests
 
+from scripts.project.shipped_environment import shipped_environment
 from server.settings import ENV_PREFIX, Settings, environment_name
-from shipped_environment import shipped_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = "server.cli"

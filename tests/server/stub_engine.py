@@ -17,6 +17,8 @@ from server.settings import Settings
 class StubHandle:
     """Ends at once, or when `gate` is set; with `outcome` if that is an error."""
 
+    latest: Progress | None = None
+
     def __init__(self, engine: StubEngine, request: GenerationRequest) -> None:
         self.engine = engine
         self.request = request
@@ -33,12 +35,16 @@ class StubHandle:
         return GenerationResult(self.request.image, self.request.seed)
 
     async def progress(self) -> AsyncIterator[Progress]:
-        yield Progress(1, 1)
+        yield Progress(30, 30, 1, 1)
         while self.engine.silent and not self.cancelled:
             await asyncio.sleep(0.005)
 
     def cancel(self) -> None:
         self.cancelled = True
+
+    @property
+    def done(self) -> bool:
+        return self.cancelled or not self.engine.holding
 
 
 class StubEngine:

@@ -18,6 +18,8 @@ from server.accounts.tables import reservations
 from server.accounts.types import Balance
 
 T = TypeVar("T")
+_migrated: set[str] = set()
+"""Databases that are at the newest revision: each is asked of many times, and made once."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,9 @@ class Team:
         async def main() -> T:
             database = Database(self.url)
             try:
-                await database.migrate()
+                if self.url not in _migrated:
+                    await database.migrate()
+                    _migrated.add(self.url)
                 return await work(database)
             finally:
                 await database.close()

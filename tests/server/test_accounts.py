@@ -26,6 +26,8 @@ from pipelines.errors import (
     GenerationError,
     GenerationFailed,
 )
+from scripts.services.throwaway_postgres import Postgres
+from server.accounts import admission
 from server.accounts.api_keys import KeyStore
 from server.accounts.key_text import make_key
 from server.accounts.types import Balance
@@ -35,7 +37,6 @@ from tests.server.databases import new_postgres_database
 from tests.server.failures import assert_failure
 from tests.server.stub_engine import StubEngine
 from tests.server.team import Team
-from throwaway_postgres import Postgres
 
 SMALL = {"width": "320", "height": "320", "steps": "10"}
 """A picture of 0.4 credits."""
@@ -346,8 +347,13 @@ def test_the_database_is_away_at_the_start(
 
 
 def test_postgresql_goes_away_under_a_request(
-    make_client: MakeClient, postgres: Postgres, post: Post, engine: StubEngine
+    make_client: MakeClient,
+    postgres: Postgres,
+    post: Post,
+    engine: StubEngine,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    tries = admission.SETTLE_DELAYS
     with new_postgres_database(postgres) as url:
         team = Team(url)
         key = team.make_key()
@@ -357,11 +363,13 @@ def test_postgresql_goes_away_under_a_request(
             running = pool.submit(post, client, key)
             team.wait_for({"open": 1})
             postgres.stop()
+            monkeypatch.setattr(admission, "SETTLE_DELAYS", tries[:2])  # sooner at their end
             engine.holding = False
             # A picture was made, but could not be charged: it is not given.
             assert_failure(running.result(), 503, "the accounts cannot be reached")
             assert_failure(post(client, key), 503)
         postgres.start()
+        monkeypatch.setattr(admission, "SETTLE_DELAYS", tries)
         team.wait_for({"released": 1})
         assert post(client, key).status_code == 200
         assert team.balance() == Balance(96, 0)

@@ -13,11 +13,11 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from dashboard_run import ALERTS, DASHBOARD, Run, queries, scraped_run
+from scripts.services.dashboard_run import ALERTS, DASHBOARD, Run, queries, scraped_run
+from scripts.services.throwaway_prometheus import NoPrometheus
 from server.observability.metrics import Metrics
 from tests.server.server_process import ROOT
 from tests.services import skip_or_fail
-from throwaway_prometheus import NoPrometheus
 
 METRIC = re.compile(r"\b(?:img2img:|process_)[a-z0-9_]+")
 OF_A_CARD = {"Runs by a graph", "Device utilisation (NVML)"}

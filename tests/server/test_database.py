@@ -13,6 +13,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection
 
+from scripts.services.throwaway_postgres import Postgres
 from server.accounts.api_keys import KeyStore
 from server.accounts.audit import audit
 from server.accounts.db import (
@@ -26,7 +27,6 @@ from server.accounts.tables import metadata
 from server.accounts.types import Balance
 from server.errors import DatabaseAway, DatabaseUnusable
 from tests.server.databases import new_postgres_database, sqlite_url
-from throwaway_postgres import Postgres
 
 REVISIONS = ["0001", "0002", "0003"]
 

@@ -15,7 +15,6 @@ from starlette.testclient import TestClient
 
 from models.bundle import ModelBundle
 from pipelines.engine.engine import Engine, EngineConfig
-from pipelines.engine.watch import Patience
 from pipelines.errors import EngineStalled, RequestTooLong
 from pipelines.request import Pixels
 from pipelines.scheduler.cost_model import CostTable, ImageCost, StepPoint
@@ -192,7 +191,7 @@ def test_a_real_engine_whose_unit_hangs_and_comes_back(
 ) -> None:
     points = [StepPoint(pixels, rows, 1e-6) for pixels in (16, 4096) for rows in (1, 64)]
     costs = CostTable(points, ImageCost(0.0, 0.0), ImageCost(0.0, 0.0))
-    config = EngineConfig(warm_up=False, patience=Patience(seconds=0.3))
+    config = EngineConfig(warm_up=False, hang_seconds=0.3)
 
     def starter(_: Settings) -> LoadedModel:
         return LoadedModel(Engine(tiny, config, costs), "tiny", "cpu", "float32")

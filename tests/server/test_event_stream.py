@@ -31,7 +31,7 @@ class QuietHandle(StubHandle):
 
     async def progress(self) -> AsyncIterator[Progress]:
         await asyncio.sleep(0.2)
-        yield Progress(1, 1)
+        yield Progress(30, 30, 1, 1)
 
     async def result(self) -> GenerationResult:
         await asyncio.sleep(0.2)
@@ -62,6 +62,8 @@ def test_comments_come_while_it_waits_and_while_it_computes(
     comment = KEEP_ALIVE.decode()
     assert waiting.startswith(comment)
     assert comment in computing
+    data = '{"step":30,"steps":30,"evaluation":1,"evaluations":1,"queue_position":0}'
+    assert computing.startswith(f"\ndata: {data}\n\n")
     assert comment not in result
     assert '"code":0' in result
 

@@ -6,13 +6,13 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 from typer.testing import CliRunner
 
+from scripts.paths import ROOT
 from server import extras
 from server.app import create_app
 from server.cli.main import app
 from server.errors import ConfigurationError
 from server.extras import NEEDS, missing_extras, missing_requirements
 from server.settings import Settings
-from shipped_environment import ROOT
 
 runner = CliRunner()
 

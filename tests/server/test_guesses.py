@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
+from scripts.services.throwaway_redis import Redis
 from server.accounts.access import Access, Caller
 from server.accounts.guesses import Source, source_of
 from server.accounts.key_text import make_key
@@ -16,7 +17,6 @@ from server.accounts.service import Accounts
 from server.http.errors import TooManyRequests, Unauthorized
 from server.settings import Settings
 from tests.server.team import Team
-from throwaway_redis import Redis
 
 LISTED = "a-listed-key"
 HERE = "192.0.2.1"

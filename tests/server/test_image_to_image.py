@@ -562,7 +562,7 @@ def test_texts_are_read_off_the_event_loop(
     assert on_loop == {"submit": False, "find": False}
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(text=st.text(st.characters(codec="utf-8"), max_size=60))
 def test_no_text_is_an_internal_error(send: Send, engine: StubEngine, text: str) -> None:
     response = send(prompt=f"a {text}", negative_prompt=text)

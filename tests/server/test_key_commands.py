@@ -70,7 +70,7 @@ def test_names(name: str) -> None:
     assert_one_line(ask("credits", "add", name, "1"), 1)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(st.text() | st.from_regex(r"\A[-+]?[0-9]{1,40}([.][0-9]{0,40})?([eE][-+]?[0-9]{1,12})?\Z"))
 def test_credits_are_a_number_or_named_in_one_line(text: str) -> None:
     try:

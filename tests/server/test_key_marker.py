@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from scripts.services.throwaway_postgres import Postgres
 from server.accounts.db import Database
 from server.accounts.service import Accounts
 from server.cli.main import app
@@ -17,7 +18,6 @@ from server.settings import Settings
 from tests.server.databases import new_postgres_database
 from tests.server.server_process import running_server
 from tests.server.team import Team
-from throwaway_postgres import Postgres
 
 pytestmark = pytest.mark.process
 

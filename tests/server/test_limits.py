@@ -4,11 +4,11 @@ import asyncio
 
 import pytest
 
+from scripts.services.throwaway_redis import Redis
 from server.accounts.rate_limits import Places, Rates
 from server.rates import LimitsProblem, parse_rate
 from server.settings import Settings
 from tests.server.server_process import free_port
-from throwaway_redis import Redis
 
 
 @pytest.mark.parametrize(

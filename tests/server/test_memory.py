@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
-from checkpoints.without_weights import bundle_without_weights
 from models.bundle import ModelBundle
-from models.loading.loader import load_bundle
 from pipelines.engine.engine import Engine, EngineConfig
+from pipelines.engine.policy import make_policy
 from pipelines.scheduler.batching import GroupKey, StepLimits
+from scripts.checkpoints.without_weights import bundle_without_weights
 from server.cli.main import app
 from server.engine_service import load_model
 from server.memory_plan import EXACT_ROWS, LARGEST, available_bytes, memory_policy
@@ -18,11 +18,6 @@ from server.settings import Settings
 pytestmark = pytest.mark.process
 
 GIB = 2**30
-
-
-@pytest.fixture(scope="module")
-def embedded() -> ModelBundle:
-    return load_bundle(device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +31,7 @@ def rows(limits: StepLimits, side: int) -> int:
 
 def test_nothing_is_planned_on_an_unlimited_cpu(embedded: ModelBundle) -> None:
     policy = memory_policy(embedded, Settings())
-    assert policy.limits == EngineConfig().limits
+    assert policy.limits == StepLimits() == make_policy(EngineConfig(), embedded).limits
     assert policy.exact_rows == EngineConfig().exact_rows == EXACT_ROWS
     assert policy.tile_above is None
     assert policy.plan is None
@@ -46,7 +41,7 @@ def test_nothing_is_planned_on_an_unlimited_cpu(embedded: ModelBundle) -> None:
 def test_a_threshold_alone_tiles_on_a_cpu(embedded: ModelBundle) -> None:
     policy = memory_policy(embedded, Settings(vae_tile_above=1.5))
     assert policy.tile_above == 1_500_000
-    assert policy.limits == EngineConfig().limits
+    assert policy.limits == StepLimits() == make_policy(EngineConfig(), embedded).limits
     assert memory_policy(embedded, Settings(vae_tile_above=2.4)).tile_above is None
 
 
@@ -99,7 +94,7 @@ def test_the_engine_gets_it() -> None:
     assert isinstance(engine, Engine)
     want = memory_policy(engine.bundle, settings)
     assert engine.bundle.vae_tile_above == 500_000
-    assert engine.config.limits == want.limits != EngineConfig().limits
+    assert make_policy(engine.config, engine.bundle).limits == want.limits != StepLimits()
     assert engine.config.exact_rows == want.exact_rows
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from scripts.services.throwaway_postgres import Postgres
 from server.accounts.db import Database
 from server.accounts.presence import SILENT_LOOKS, Presence
 from server.accounts.service import Accounts
@@ -23,7 +24,6 @@ from server.settings import Settings
 from tests.server.databases import Clock, new_postgres_database
 from tests.server.server_process import ROOT
 from tests.server.team import Team
-from throwaway_postgres import Postgres
 
 pytestmark = pytest.mark.process
 

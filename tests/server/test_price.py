@@ -56,10 +56,14 @@ def test_more_work_never_costs_less(width: int, height: int, steps: int) -> None
         assert price(width + 64, height, steps) >= costs
 
 
-@pytest.mark.parametrize("size", [(256, 320, 10), (320, 1600, 10), (320, 320, 9), (320, 320, 51)])
-def test_nothing_beyond_the_contract_has_a_price(size: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match="has no price"):
-        price(*size)
+@pytest.mark.parametrize("size", [(256, 320, 10), (320, 320, 1), (320, 320, 10)])
+def test_less_work_than_the_contract_knows_costs_its_least(size: tuple[int, int, int]) -> None:
+    assert price(*size) == MIN_PRICE
+
+
+@pytest.mark.parametrize("size", [(1536, 1600, 50), (1536, 1536, 150), (1536, 1536, 50)])
+def test_more_work_than_the_contract_knows_costs_its_most(size: tuple[int, int, int]) -> None:
+    assert price(*size) == MAX_PRICE
 
 
 @given(st.integers(0, 10**12))

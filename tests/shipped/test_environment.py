@@ -12,8 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-import shipped_environment as module
-from shipped_environment import (
+import scripts.project.shipped_environment as module
+from scripts.project.shipped_environment import (
     LOCK,
     ROOT,
     NotAsLocked,

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from packaging.utils import canonicalize_name
 
+from scripts.paths import ROOT
+from scripts.project.shipped_environment import shipped_distributions, shipped_environment
 from server.extras import NEEDS
-from shipped_environment import ROOT, shipped_distributions, shipped_environment
 from tests.shipped.reach import PACKAGES, imports, sources
 
 # Triton comes with torch where torch is built for CUDA; without it the modules run as they are.

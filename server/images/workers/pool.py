@@ -20,8 +20,8 @@ from server.http.fair_turns import FairTurns
 from server.images.workers.limits import LARGE_PIXELS, DecoderLimits
 from server.images.workers.messages import NotNow
 from server.images.workers.process import (
-    Fit,
     MayGo,
+    Wanted,
     Worker,
     WorkerEnded,
 )
@@ -71,12 +71,12 @@ class DecoderPool:
     async def decode(
         self,
         data: bytes | bytearray,
-        fit: Fit | None,
+        fit: Wanted,
         *,
         deadline: float | None = None,
         client: str = "",
     ) -> Pixels | None:
-        """Return the upload as pixels of the size to make; None without a fit, if it is sound.
+        """Return the upload's pixels as ``fit`` wants them; without one None, if it is sound.
 
         ``deadline`` is in seconds of `time.monotonic()`. A cancelled call ends its worker.
 
@@ -115,7 +115,7 @@ class DecoderPool:
             raise DecodersBusy("too many pictures wait to be decoded")
 
     async def _work(
-        self, data: bytes | bytearray, fit: Fit | None, may_go: MayGo, deadline: float | None
+        self, data: bytes | bytearray, fit: Wanted, may_go: MayGo, deadline: float | None
     ) -> Pixels | None:
         job = _Job()
         loop = asyncio.get_running_loop()
@@ -138,9 +138,7 @@ class DecoderPool:
                     await asyncio.wait({future})
             future.exception()
 
-    def _run(
-        self, job: _Job, data: bytes | bytearray, fit: Fit | None, may_go: MayGo
-    ) -> Pixels | None:
+    def _run(self, job: _Job, data: bytes | bytearray, fit: Wanted, may_go: MayGo) -> Pixels | None:
         worker = self._take()
         try:
             self._add_spare()

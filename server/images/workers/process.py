@@ -27,7 +27,9 @@ WORKER = "server.images.workers.worker"
 """The module that a worker runs."""
 
 _CRASHED = "the picture could not be decoded: its decoder crashed"
-_MOST_ANSWER = 3 * MAX_SIDE**2 + 64 * 1024
+MOST_OWN_PIXELS = 2048 * 2048
+"""Pixels of an image that is wanted at its own size; a larger one is made smaller."""
+_MOST_ANSWER = max(3 * MAX_SIDE**2, 4 * MOST_OWN_PIXELS) + 64 * 1024
 """Bytes of the largest picture, and of what is said of it."""
 _SECONDS_TO_END = 1.0
 """Given to a worker that has closed its pipe, as one that ends does."""
@@ -52,6 +54,17 @@ class Fit:
     height: int | None
     mode: ResizeMode
     auto_sizes: Sequence[tuple[int, int]] = ()
+
+
+@dataclass(frozen=True)
+class OwnSize:
+    """An image at its own size, with its opacity as a fourth channel."""
+
+    most_pixels: int = MOST_OWN_PIXELS
+
+
+Wanted = Fit | OwnSize | None
+"""The form in which an upload's pixels are wanted; None: only whether it is sound."""
 
 
 class Worker:
@@ -81,7 +94,7 @@ class Worker:
         return self._ended_for is None and self.process.poll() is None
 
     def run(
-        self, data: bytes | bytearray, fit: Fit | None, limits: DecoderLimits, may_go: MayGo
+        self, data: bytes | bytearray, fit: Wanted, limits: DecoderLimits, may_go: MayGo
     ) -> Pixels | None:
         """Return the pixels, or None without a fit.
 
@@ -127,7 +140,7 @@ class Worker:
         self,
         answer: dict[str, Any],
         payload: bytearray,
-        fit: Fit | None,
+        fit: Wanted,
         limits: DecoderLimits,
         pixels: int,
     ) -> Pixels | None:
@@ -189,9 +202,13 @@ def _announced(pixels: object, before: int) -> int:
     return pixels
 
 
-def _pixels(shape: Sequence[int], payload: bytearray, fit: Fit) -> Pixels:
+def _pixels(shape: Sequence[int], payload: bytearray, fit: Fit | OwnSize) -> Pixels:
     """Return the pixels of an answer. Raises ValueError or TypeError for any other picture."""
     height, width, channels = shape
+    if isinstance(fit, OwnSize):
+        if min(height, width) < 1 or height * width > fit.most_pixels or channels != 4:
+            raise ValueError("no size that was asked for")
+        return np.frombuffer(payload, np.uint8).reshape(height, width, 4)
     for side, asked in ((height, fit.height), (width, fit.width)):
         if side not in range(MIN_SIDE, MAX_SIDE + 1, SIDE_MULTIPLE) or asked not in (side, None):
             raise ValueError("no size that was asked for")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from server.errors import ImageError
-from server.images.decode import decode_image, prepare_image
+from server.images.decode import decode_image, decode_with_opacity, prepare_image
 from server.images.fit import ResizeMode
 from server.images.workers.limits import KERNEL_LIMITS, DecoderLimits
 from server.images.workers.messages import NotNow, read_message, write_message
@@ -122,6 +122,9 @@ def _decode(
 
     limiter.set(limits)
     try:
+        if "most_pixels" in header:
+            made = decode_with_opacity(payload, header["most_pixels"], on_size)
+            return job | {"shape": made.shape}, made.tobytes()
         if "mode" not in header:
             decode_image(payload, on_size)
             return job | {"shape": None}, b""

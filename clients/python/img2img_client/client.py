@@ -1,0 +1,264 @@
+"""The clients: the same requests, once with threads' waits and once with asyncio's."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any, Self
+
+import httpx2
+
+from img2img_client.answers import (
+    Account,
+    ImageToImageError,
+    Progress,
+    Result,
+    account_of,
+    bare_result_of,
+    progress_of,
+    result_of,
+)
+from img2img_client.forms import FieldValue, ImageFormat, ImageSource, file_of, texts_of
+
+KEY_VARIABLE = "IMG2IMG_API_KEY"
+EVENT_STREAM = "text/event-stream"
+MAX_EVENT_BYTES = 256 * 1024 * 1024
+"""A picture is one event; more is no picture of an img2img-server."""
+
+_PATH = "api/generate/basic/imageToImage"
+_LOST = "the connection was lost before the picture came"
+
+OnProgress = Callable[[Progress], object]
+OnRetry = Callable[[ImageToImageError, float], object]
+
+
+class _Base:
+    """What both clients are made of.
+
+    ``key`` is the API key, by default that of the environment's IMG2IMG_API_KEY. What was lost, or
+    refused with 429, 502 or 503, is sent again up to ``retries`` times, when a Retry-After says so,
+    unless that is more than ``max_wait`` seconds away; ``on_retry`` hears the reason and the wait.
+    A connection counts as lost after ``silence`` seconds without a byte.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        key: str | None = None,
+        *,
+        retries: int = 3,
+        max_wait: float = 120.0,
+        silence: float = 60.0,
+        on_retry: OnRetry | None = None,
+    ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"url: {url} does not start with http:// or https://")
+        self.url = url.rstrip("/") + "/"
+        self.retries = retries
+        self.max_wait = max_wait
+        self.on_retry = on_retry
+        key = os.environ.get(KEY_VARIABLE, "") if key is None else key
+        headers = {"Authorization": key} if key else {}
+        timeout = httpx2.Timeout(silence, pool=None)
+        self._open({"base_url": self.url, "headers": headers, "timeout": timeout})
+
+    def _open(self, options: dict[str, Any]) -> None:
+        """Make the HTTP client."""
+        raise NotImplementedError
+
+
+class _Tries:
+    """The tries of one call: what is sent, the same each time, and how long to wait between."""
+
+    def __init__(self, client: _Base) -> None:
+        self._client = client
+        self._failed = 0
+
+    def wait(self, error: Exception) -> float:
+        """Return the seconds until the next try. Raises ImageToImageError where there is none."""
+        if not isinstance(error, ImageToImageError):
+            words = str(error) or type(error).__name__
+            error = ImageToImageError(f"no answer of {self._client.url}: {words}")
+        seconds = error.retry_after
+        if seconds is None:
+            # With chance in it: clients that were turned away together do not come back together.
+            seconds = 2**self._failed * random.uniform(0.5, 1)
+        over = self._failed >= self._client.retries or seconds > self._client.max_wait
+        if over or not error.may_retry:
+            raise error
+        self._failed += 1
+        if self._client.on_retry is not None:
+            self._client.on_retry(error, seconds)
+        return seconds
+
+
+class _Generation(_Tries):
+    """The tries of one picture, under one Idempotency-Key."""
+
+    def __init__(
+        self,
+        client: _Base,
+        image: ImageSource,
+        prompt: str,
+        mask: ImageSource | None,
+        progress: OnProgress | None,
+        format: ImageFormat,
+        idempotency_key: str | None,
+        fields: dict[str, FieldValue],
+    ) -> None:
+        super().__init__(client)
+        files = {"init_image": ("init_image.png", file_of(image))}
+        if mask is not None:
+            files["mask"] = ("mask.png", file_of(mask))
+        wanted = "application/json;q=0.9" if format == "png" else f"image/{format}"
+        self._progress = progress
+        self.request: dict[str, Any] = {
+            "method": "POST",
+            "url": _PATH,
+            "data": texts_of({"prompt": prompt, **fields}),
+            "files": files,
+            "headers": {
+                "Accept": f"{EVENT_STREAM}, {wanted}",
+                "Idempotency-Key": idempotency_key or uuid.uuid4().hex,
+            },
+        }
+
+    def take(self, event: httpx2.ServerSentEvent, response: httpx2.Response) -> Result | None:
+        """Return the picture if this is its event. Raises ImageToImageError."""
+        if event.event == "result":
+            return result_of(event.data, response)
+        if event.event == "progress" and self._progress is not None:
+            self._progress(progress_of(event.data))
+        return None
+
+    @staticmethod
+    def whole(response: httpx2.Response) -> Result:
+        """Return the picture of an answer that is no stream. Raises ImageToImageError."""
+        if response.headers.get("Content-Type", "").startswith("image/"):
+            return bare_result_of(response)
+        return result_of(response.content, response)
+
+
+def _is_stream(response: httpx2.Response) -> bool:
+    return response.headers.get("Content-Type", "").startswith(EVENT_STREAM)
+
+
+_AGAIN = (httpx2.TransportError, ImageToImageError)
+
+
+class Client(_Base):
+    """A client of one server; it may be used by several threads at once."""
+
+    def _open(self, options: dict[str, Any]) -> None:
+        self._http = httpx2.Client(**options)
+
+    def image_to_image(
+        self,
+        image: ImageSource,
+        prompt: str,
+        *,
+        mask: ImageSource | None = None,
+        progress: OnProgress | None = None,
+        format: ImageFormat = "png",
+        idempotency_key: str | None = None,
+        **fields: FieldValue,
+    ) -> Result:
+        """Return the picture that becomes of `image`.
+
+        ``fields`` have the API's names: image_strength, cfg_scale, steps, seed, sampler, ...
+        ``mask`` is white where the picture is made anew. ``progress`` hears how far it is.
+        All tries have one Idempotency-Key, so that no picture is paid for twice.
+
+        Raises ImageToImageError, and OSError where a path cannot be read.
+        """
+        call = _Generation(self, image, prompt, mask, progress, format, idempotency_key, fields)
+        while True:
+            try:
+                with self._http.stream(**call.request) as response:
+                    if not _is_stream(response):
+                        response.read()
+                        return call.whole(response)
+                    for event in httpx2.EventSource(response, MAX_EVENT_BYTES):
+                        if (result := call.take(event, response)) is not None:
+                            return result
+                    raise ImageToImageError(_LOST)
+            except _AGAIN as error:
+                time.sleep(call.wait(error))
+
+    def account(self) -> Account:
+        """Return the key's name, credits and limits. Raises ImageToImageError."""
+        tries = _Tries(self)
+        while True:
+            try:
+                return account_of(self._http.get("api/account"))
+            except _AGAIN as error:
+                time.sleep(tries.wait(error))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncClient(_Base):
+    """As `Client`, for asyncio. A task that is cancelled withdraws its request."""
+
+    def _open(self, options: dict[str, Any]) -> None:
+        self._http = httpx2.AsyncClient(**options)
+
+    async def image_to_image(
+        self,
+        image: ImageSource,
+        prompt: str,
+        *,
+        mask: ImageSource | None = None,
+        progress: OnProgress | None = None,
+        format: ImageFormat = "png",
+        idempotency_key: str | None = None,
+        **fields: FieldValue,
+    ) -> Result:
+        """As `Client.image_to_image`."""
+        call = await asyncio.to_thread(
+            _Generation,
+            self, image, prompt, mask, progress, format, idempotency_key, fields,
+        )  # fmt: skip
+        while True:
+            try:
+                async with self._http.stream(**call.request) as response:
+                    if not _is_stream(response):
+                        await response.aread()
+                        return call.whole(response)
+                    async for event in httpx2.EventSource(response, MAX_EVENT_BYTES):
+                        if (result := call.take(event, response)) is not None:
+                            return result
+                    raise ImageToImageError(_LOST)
+            except _AGAIN as error:
+                await asyncio.sleep(call.wait(error))
+
+    async def account(self) -> Account:
+        """As `Client.account`."""
+        tries = _Tries(self)
+        while True:
+            try:
+                return account_of(await self._http.get("api/account"))
+            except _AGAIN as error:
+                await asyncio.sleep(tries.wait(error))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

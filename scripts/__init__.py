@@ -1,0 +1,1 @@
+"""Commands are the files without a suffix; what they are made of is in the folders."""

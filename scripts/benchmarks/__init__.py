@@ -1,0 +1,1 @@
+"""What is measured: speed, memory, and how far pictures are from others' ones."""

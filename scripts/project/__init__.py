@@ -1,0 +1,1 @@
+"""The dependencies that are pinned, and an environment of exactly those."""

@@ -1,0 +1,1 @@
+"""What the server withstands: hostile uploads, odd bytes, SIGKILL under load."""

@@ -1,0 +1,1 @@
+"""Fuzzers, each a program of its own, for what reads a client's bytes."""

@@ -1,0 +1,1 @@
+"""A PostgreSQL and a Redis for as long as a test or a benchmark runs."""

@@ -1,0 +1,51 @@
+"""Train the embedded model, stage by stage, from pictures that it draws itself.
+
+    scripts/train_embedded vae  --steps 4500                  1. the autoencoder
+    scripts/train_embedded clip --steps 1500                  2. text and image towers
+    scripts/train_embedded unet --phase small --steps 2700    3. the denoiser, 16 x 16 latents
+    scripts/train_embedded unet --phase served --steps 5400   4. and 40 x 40, to this step
+    scripts/train_embedded export                             writes models/embedded/
+
+Each stage goes on from its checkpoint under .training/ if there is one, stops after --minutes, and
+logs a table and sample sheets. The model that ships took these numbers of steps, in stretches whose
+planned totals, and so learning rates, differed a little; more steps make a better one, and `unpack`
+turns the exported folder back into checkpoints to go on from. CPU and CUDA take the same commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from scripts.paths import ROOT
+from scripts.training.stages import STAGES, run_stage
+from scripts.training.unet import PHASES
+
+
+def main() -> None:
+    """Run one stage, or all."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--steps", type=int, help="steps of the stage in all")
+    parser.add_argument("--minutes", type=float, default=1e9, help="end this stretch after so long")
+    parser.add_argument("--phase", choices=list(PHASES), default="small", help="of the U-Net")
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights")
+    parser.add_argument("--folder", type=Path, default=ROOT / ".training" / "embedded")
+    parser.add_argument("--output", type=Path, default=ROOT / "models" / "embedded")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=0)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    stages = ["vae", "clip", "unet", "export"] if options.stage == "all" else [options.stage]
+    for stage in stages:
+        run_stage(stage, options)
+
+
+if __name__ == "__main__":
+    main()

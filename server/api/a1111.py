@@ -1,0 +1,292 @@
+"""A1111's API: `/sdapi/v1/img2img`, `txt2img`, and what follows them: progress, interrupt."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+from functools import partial
+from typing import Annotated, Any
+
+import anyio.to_thread
+from fastapi import APIRouter, Depends, Request
+from PIL import Image
+from starlette.responses import Response
+
+from pipelines.request import GenerationRequest, Pixels
+from pipelines.samplers.names import A1111_LABELS, SCHEDULE_LABELS
+from server.accounts.access import Caller
+from server.accounts.admission import Admitted
+from server.accounts.auth import require_key
+from server.api.a1111_form import A1111Form, styles_of, without_effect
+from server.api.a1111_lists import check_override
+from server.api.flow import Answer, Flow, finished
+from server.api.values import json_of, name_ignored, parsed, texts_of
+from server.http.errors import ApiError, NotFound
+from server.http.json_body import JsonBody, decode_image_text
+from server.http.waiting import TimeLimit
+from server.images.infotext import infotext
+from server.img2img.running import RunningBatches
+from server.img2img.service import Batch, FinishedImage
+from server.settings import Settings
+
+_HANDLED = frozenset(
+    (*A1111Form.model_fields, "init_images", "mask", "styles", "override_settings", "script_args",
+     "override_settings_restore_afterwards", "seed_resize_from_h", "seed_resize_from_w")
+)  # fmt: skip
+_PREVIEW_SIDE = 512
+
+router = APIRouter(prefix="/sdapi/v1", include_in_schema=False)
+AnyCaller = Annotated[Caller, Depends(require_key)]
+
+
+class UnknownScript(ApiError):
+    """A1111 answers so to a script that it does not have."""
+
+    status = 422
+
+
+@router.post("/img2img")
+async def img2img(request: Request, admission: Admitted) -> Response:
+    """Make images from an image."""
+    flow = Flow(request, admission)
+    body = await json_of(request, flow.limit)
+    images = body.fields.get("init_images")
+    images = images if isinstance(images, list) else [images] if images else []
+    if not images:
+        raise NotFound("Init image not found: init_images is empty")
+    if len(images) > 1:
+        name_ignored(request, ["init_images"])
+    most = flow.request.app.state.settings.max_upload_bytes
+
+    def decode() -> tuple[bytes, bytes | None]:
+        mask = body.fields.get("mask")
+        upload = decode_image_text("init_images", images[0], most)
+        return upload, decode_image_text("mask", mask, most) if mask else None
+
+    upload, mask = await anyio.to_thread.run_sync(decode)
+    return await _respond(request, flow, body, upload, mask)
+
+
+@router.post("/txt2img")
+async def txt2img(request: Request, admission: Admitted) -> Response:
+    """Make images from noise."""
+    flow = Flow(request, admission)
+    body = await json_of(request, flow.limit)
+    return await _respond(request, flow, body)
+
+
+async def _respond(
+    request: Request,
+    flow: Flow,
+    body: JsonBody,
+    upload: bytes | None = None,
+    mask: bytes | None = None,
+) -> Response:
+    fields = body.fields
+    asked = parsed(A1111Form, texts_of(fields, A1111Form.model_fields))
+    if asked.script_name:
+        raise UnknownScript(f"script_name: {asked.script_name[:60]} is not found; there are none")
+    styles, unknown = styles_of(fields.get("styles"))
+    ignored = [*without_effect(fields, _HANDLED), *(["styles"] if unknown else [])]
+    ignored += check_override(fields.get("override_settings"), flow.model.name)
+    name_ignored(request, ignored)
+    images = asked.asked(styles, upload, mask)
+    begun = await flow.begin(images, body.fingerprint)
+    if isinstance(begun, Answer):
+        return begun.response()
+    outcomes = await flow.finish(begun)
+    made = finished(outcomes)
+    pack = partial(_packed, asked, body, begun, flow.model.name)
+    if not made:
+        # Interrupted before any image was finished: nothing is charged.
+        return pack(made).response()
+    return (await flow.settle(begun, outcomes, pack)).response()
+
+
+def _packed(
+    asked: A1111Form, body: JsonBody, batch: Batch, model: str, made: list[FinishedImage]
+) -> Answer:
+    left_out = () if asked.include_init_images else ("init_images", "mask")
+    parameters = {name: value for name, value in body.fields.items() if name not in left_out}
+    files = [base64.b64encode(image.file).decode() for image in made] if asked.send_images else []
+    answer = {
+        "images": files,
+        "parameters": _plain(parameters),
+        "info": json.dumps(_info(asked, batch, model, made)),
+    }
+    return Answer(json.dumps(answer, separators=(",", ":")).encode())
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of the request as JSON has it; the long texts in it are images."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else value.data.decode()
+
+
+def _info(asked: A1111Form, batch: Batch, model: str, made: list[FinishedImage]) -> dict[str, Any]:
+    """Return the fields that clients parse out of `info`."""
+    by_seed = {one.seed: one for one in batch.plan.generations}
+    first = batch.plan.first
+    shown = made or [FinishedImage(b"", first.seed)]
+    generations: list[GenerationRequest] = (
+        [first] * len(shown) if asked.subseed_strength else [by_seed[image.seed] for image in shown]
+    )
+    subseeds = [one.variation_seed or one.seed for one in batch.plan.generations][: len(shown)]
+    return {
+        "prompt": asked.prompt,
+        "all_prompts": [asked.prompt] * len(shown),
+        "negative_prompt": asked.negative_prompt,
+        "all_negative_prompts": [asked.negative_prompt] * len(shown),
+        "seed": generations[0].seed,
+        "all_seeds": [one.seed for one in generations],
+        "subseed": subseeds[0],
+        "all_subseeds": subseeds,
+        "subseed_strength": asked.subseed_strength,
+        "width": asked.width,
+        "height": asked.height,
+        "sampler_name": A1111_LABELS[first.sampler],
+        "cfg_scale": asked.cfg_scale,
+        "steps": asked.steps,
+        "batch_size": asked.batch_size,
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_name": model,
+        "sd_model_hash": "",
+        "sd_vae_name": None,
+        "sd_vae_hash": None,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "denoising_strength": asked.denoising_strength,
+        "extra_generation_params": {"Schedule type": SCHEDULE_LABELS[first.schedule]},
+        "index_of_first_image": 0,
+        "infotexts": [image.parameters for image in made],
+        "styles": [],
+        "job_timestamp": time.strftime("%Y%m%d%H%M%S"),
+        "clip_skip": 1,
+        "is_using_inpainting_conditioning": False,
+        "version": "img2img-server",
+    }
+
+
+@router.get("/progress")
+async def progress(
+    request: Request, caller: AnyCaller, skip_current_image: str = "false"
+) -> Response:
+    """Say how far the key's requests are: of the oldest of them."""
+    running: RunningBatches = request.app.state.running
+    batches = running.of(caller.identity)
+    told: dict[str, Any] = {
+        "progress": 0.0,
+        "eta_relative": 0.0,
+        "state": _state(batches),
+        "current_image": None,
+        "textinfo": None,
+    }
+    if batches:
+        batch = batches[0]
+        share = _share(batch)
+        spent = time.monotonic() - batch.began
+        told["progress"] = max(0.01, share)
+        told["eta_relative"] = spent * (1 - share) / share if share else 0.0
+        told["textinfo"] = None if share else "queued"
+        latest = [one.handle.latest for one in batch.running if not one.handle.done]
+        preview = next((p.preview for p in latest if p is not None and p.preview is not None), None)
+        if preview is not None and skip_current_image.lower() not in ("true", "1"):
+            work = partial(_preview, preview, batch.plan.first)
+            told["current_image"] = await anyio.to_thread.run_sync(work)
+    return _json(told)
+
+
+def _share(batch: Batch) -> float:
+    """Return the share of the batch's work that is done, in [0, 1)."""
+    done = 0.0
+    for one in batch.running:
+        latest = one.handle.latest
+        if one.handle.done:
+            done += 1
+        elif latest is not None:
+            done += latest.evaluation / max(1, latest.evaluations)
+    return min(0.99, done / len(batch.running))
+
+
+def _state(batches: list[Batch]) -> dict[str, Any]:
+    state = {
+        "skipped": False,
+        "interrupted": False,
+        "stopping_generation": False,
+        "job": "",
+        "job_count": 0,
+        "job_timestamp": "0",
+        "job_no": 0,
+        "sampling_step": 0,
+        "sampling_steps": 0,
+    }
+    if batches:
+        batch = batches[0]
+        ahead = [one for one in batch.running if not one.handle.done]
+        latest = ahead[0].handle.latest if ahead else None
+        state |= {
+            "interrupted": batch.interrupted,
+            "job": "img2img",
+            "job_count": len(batch.running),
+            "job_no": len(batch.running) - len(ahead),
+            "job_timestamp": time.strftime("%Y%m%d%H%M%S"),
+            "sampling_step": 0 if latest is None else latest.step,
+            "sampling_steps": batch.plan.first.steps,
+        }
+    return state
+
+
+def _preview(preview: Pixels, first: GenerationRequest) -> str:
+    scale = min(1.0, _PREVIEW_SIDE / max(first.width, first.height))
+    size = (max(1, round(first.width * scale)), max(1, round(first.height * scale)))
+    buffer = io.BytesIO()
+    image = Image.fromarray(preview).resize(size, Image.Resampling.BICUBIC)
+    image.save(buffer, "PNG", compress_level=1)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+@router.post("/interrupt")
+async def interrupt(request: Request, caller: AnyCaller) -> Response:
+    """End the key's requests: they are answered with the images that are finished."""
+    running: RunningBatches = request.app.state.running
+    for batch in running.of(caller.identity):
+        batch.interrupt()
+    return _json({})
+
+
+@router.post("/skip")
+async def skip(request: Request, caller: AnyCaller) -> Response:
+    """Leave out the image that is worked on in each of the key's requests."""
+    running: RunningBatches = request.app.state.running
+    for batch in running.of(caller.identity):
+        ahead = [one for one in batch.running if not one.handle.done]
+        if ahead:
+            batch.interrupted = batch.interrupted or len(batch.running) == 1
+            ahead[0].handle.cancel()
+    return _json(None)
+
+
+@router.post("/png-info")
+async def png_info(request: Request, caller: AnyCaller) -> Response:
+    """Return the settings that an image's file holds as text."""
+    settings: Settings = request.app.state.settings
+    body = await json_of(request, TimeLimit.of(request.scope, settings.request_timeout))
+    image = body.fields.get("image")
+    if not image:
+        raise NotFound("Image not found: image is empty")
+
+    def read() -> str:
+        return infotext(decode_image_text("image", image, settings.max_upload_bytes))
+
+    text = await anyio.to_thread.run_sync(read)
+    return _json({"info": text, "items": {"parameters": text} if text else {}, "parameters": {}})
+
+
+def _json(value: Any) -> Response:
+    return Answer(json.dumps(value, separators=(",", ":")).encode()).response()

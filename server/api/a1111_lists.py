@@ -1,0 +1,240 @@
+"""What clients of A1111's API ask at their start: lists, options, signs of life."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from pipelines.prompt.styles import PLACEHOLDER, STYLES
+from pipelines.samplers.names import A1111_ALIASES, A1111_LABELS, SCHEDULE_LABELS
+from server.accounts.access import Caller
+from server.accounts.auth import require_key
+from server.api.flow import Answer
+from server.api.values import json_of, name_ignored
+from server.engine_service import EngineHost
+from server.errors import InvalidInput
+from server.http.errors import NotFound, Unavailable
+from server.http.waiting import TimeLimit
+
+router = APIRouter(include_in_schema=False)
+AnyCaller = Annotated[Caller, Depends(require_key)]
+
+_SCHEDULES = [(schedule.value.lower(), label) for schedule, label in SCHEDULE_LABELS.items()]
+_MODEL_KEYS = ("sd_model_checkpoint", "sd_checkpoint_hash")
+_NO_OPTIONS = {
+    "sd_vae": "Automatic",
+    "CLIP_stop_at_last_layers": 1,
+    "samples_format": "png",
+    "img2img_fix_steps": False,
+    "img2img_color_correction": False,
+    "inpainting_mask_weight": 1.0,
+    "eta_noise_seed_delta": 0,
+    "sd_checkpoint_hash": "",
+}
+_EMPTY: dict[str, Any] = {
+    "sd-vae": [],
+    "sd-modules": [],
+    "embeddings": {"loaded": {}, "skipped": {}},
+    "loras": [],
+    "hypernetworks": [],
+    "face-restorers": [],
+    "realesrgan-models": [],
+    "latent-upscale-modes": [],
+    "scripts": {"txt2img": [], "img2img": []},
+    "script-info": [],
+    "extensions": [],
+    "cmd-flags": {"api": True},
+    "upscalers": [
+        {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4.0}
+        for name in ("None", "Lanczos")
+    ],
+}
+_DONE = ("refresh-checkpoints", "refresh-vae", "refresh-loras", "refresh-embeddings",
+         "unload-checkpoint", "reload-checkpoint")  # fmt: skip
+
+
+def _json(value: Any) -> Response:
+    return Answer(json.dumps(value, separators=(",", ":")).encode()).response()
+
+
+def _model_name(request: Request) -> str:
+    host: EngineHost = request.app.state.engine_host
+    if (model := host.serving_model) is None:
+        raise Unavailable(host.obstacle, 5.0)
+    return model.name
+
+
+def names_model(value: object, model: str) -> bool:
+    """Return whether a client's text names the loaded model: with a suffix, a hash, or neither."""
+    text = str(value).strip()
+    plain = text.split(" [")[0].removesuffix(".safetensors").removesuffix(".ckpt")
+    return plain in ("", model, model.removesuffix(".safetensors"))
+
+
+def check_override(value: object, model: str) -> list[str]:
+    """Return the names of overrides without effect.
+
+    Raises InvalidInput for a model that is not loaded: it is refused, never ignored.
+    """
+    if not isinstance(value, Mapping):
+        return []
+    ignored = []
+    for name, item in value.items():
+        if name in _MODEL_KEYS:
+            if item and not names_model(item, model):
+                raise InvalidInput([_other_model(f"override_settings.{name}", item, model)])
+        elif item != _NO_OPTIONS.get(name) and item not in (None, "", "Automatic", "None"):
+            ignored.append(f"override_settings.{name}")
+    return ignored
+
+
+def _other_model(field: str, value: object, model: str) -> str:
+    return f"{field}: {str(value)[:60]} is not loaded; {model} is the one model here"
+
+
+@router.get("/sdapi/v1/options")
+async def options(request: Request, caller: AnyCaller) -> Response:
+    """Return the options that clients read; none of them can be changed."""
+    model = _model_name(request)
+    return _json({"sd_model_checkpoint": model, **_NO_OPTIONS})
+
+
+@router.post("/sdapi/v1/options")
+async def set_options(request: Request, caller: AnyCaller) -> Response:
+    """Take the options back unchanged; name those that would change something as ignored."""
+    settings = request.app.state.settings
+    body = await json_of(request, TimeLimit.of(request.scope, settings.request_timeout))
+    model = _model_name(request)
+    named = body.fields.get("sd_model_checkpoint")
+    if named and not names_model(named, model):
+        raise InvalidInput([_other_model("sd_model_checkpoint", named, model)])
+    kept = {"sd_model_checkpoint": named, **_NO_OPTIONS}
+    changed = [name for name, value in body.fields.items() if value != kept.get(name)]
+    name_ignored(request, changed)
+    return _json(None)
+
+
+@router.get("/sdapi/v1/samplers")
+async def samplers(caller: AnyCaller) -> Response:
+    """List the samplers by A1111's names."""
+    return _json(
+        [
+            {"name": name, "aliases": list(A1111_ALIASES[sampler]), "options": {}}
+            for sampler, name in A1111_LABELS.items()
+        ]
+    )
+
+
+@router.get("/sdapi/v1/schedulers")
+async def schedulers(caller: AnyCaller) -> Response:
+    """List the ways to space noise levels by A1111's names."""
+    return _json(
+        [
+            {
+                "name": name,
+                "label": label,
+                "aliases": None,
+                "default_rho": 7.0 if name == "karras" else -1.0,
+                "need_inner_model": name == "sgm_uniform",
+            }
+            for name, label in _SCHEDULES
+        ]
+    )
+
+
+@router.get("/sdapi/v1/sd-models")
+async def sd_models(request: Request, caller: AnyCaller) -> Response:
+    """List the one model."""
+    model = _model_name(request)
+    return _json(
+        [
+            {
+                "title": model,
+                "model_name": model,
+                "hash": None,
+                "sha256": None,
+                "filename": model,
+                "config": None,
+            }
+        ]
+    )
+
+
+@router.get("/sdapi/v1/prompt-styles")
+async def prompt_styles(caller: AnyCaller) -> Response:
+    """List the style presets as A1111's styles."""
+    return _json(
+        [
+            {
+                "name": name,
+                "prompt": style.prompt.replace(PLACEHOLDER, "{prompt}"),
+                "negative_prompt": style.negative_prompt,
+            }
+            for name, style in STYLES.items()
+        ]
+    )
+
+
+@router.get("/sdapi/v1/memory")
+async def memory(caller: AnyCaller) -> Response:
+    """Say nothing of the machine: it is others' too."""
+    return _json({"ram": {"error": "not told"}, "cuda": {"error": "not told"}})
+
+
+@router.get("/sdapi/v1/{name}")
+async def listed(name: str, caller: AnyCaller) -> Response:
+    """Return the lists that are empty here, or say that there is nothing of the name."""
+    if name not in _EMPTY:
+        raise NotFound(f"nothing is at /sdapi/v1/{name[:60]}")
+    return _json(_EMPTY[name])
+
+
+@router.post("/sdapi/v1/{name}")
+async def done(name: str, caller: AnyCaller) -> Response:
+    """Answer what asks to load or reload: it is loaded."""
+    if name not in _DONE:
+        raise NotFound(f"nothing is at /sdapi/v1/{name[:60]}")
+    return _json(None)
+
+
+@router.get("/controlnet/{name}")
+async def controlnet(name: str) -> Response:
+    """Say that ControlNet has nothing."""
+    if name not in ("model_list", "module_list", "control_types"):
+        raise NotFound(f"nothing is at /controlnet/{name[:60]}")
+    return _json({name: {} if name == "control_types" else []})
+
+
+@router.get("/queue/status")
+async def queue_status(request: Request) -> Response:
+    """Answer Gradio's sign of life."""
+    return _json({"msg": "estimation", "queue_size": 0, "queue_eta": 0.0})
+
+
+@router.get("/internal/ping")
+async def ping() -> Response:
+    """Answer a sign of life."""
+    return _json({})
+
+
+@router.get("/config")
+async def config() -> Response:
+    """Answer a sign of life: Gradio's configuration, of a page that is not there."""
+    return _json({"version": "0", "mode": "blocks", "components": [], "dependencies": []})
+
+
+@router.get("/startup-events")
+@router.get("/user")
+async def nothing() -> Response:
+    """Answer a sign of life."""
+    return _json(None)
+
+
+@router.post("/login")
+async def login() -> Response:
+    """Let clients of a login form through: each request is checked by its own key."""
+    return _json({"success": True})

@@ -1,0 +1,198 @@
+"""A request for images from its arrival to its answer, the same for every API.
+
+limits and key -> model -> body (the API's) -> kept answer -> plan -> credits -> engine -> images ->
+charge -> answer (the API's)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+from fastapi import Request
+from starlette.responses import Response
+
+from server.accounts.access import ANYONE
+from server.accounts.admission import MODEL_HEADER, Admission
+from server.accounts.guesses import source_of
+from server.engine_service import EngineHost, LoadedModel
+from server.http.bytes_in_flight import release_upload
+from server.http.errors import Unavailable
+from server.http.response_headers import response_headers
+from server.http.waiting import TimeLimit, within
+from server.images.encode import QUALITY, ImageFormat
+from server.img2img.images_request import ImagesRequest, Plan
+from server.img2img.running import RunningBatches
+from server.img2img.service import (
+    Batch,
+    FinishedImage,
+    ImageToImage,
+    Outcome,
+    withdraw,
+)
+
+_NOT_READY_RETRY_AFTER = 5.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A success, as it is sent and as it is kept for its Idempotency-Key."""
+
+    body: bytes
+    media_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def packed(self) -> bytes:
+        """Return the answer as one string of bytes."""
+        head = json.dumps({"type": self.media_type, "headers": dict(self.headers)})
+        return head.encode() + b"\n" + self.body
+
+    @classmethod
+    def unpacked(cls, kept: bytes) -> Answer:
+        """Return the answer that was packed."""
+        head, _, body = kept.partition(b"\n")
+        told = json.loads(head)
+        return cls(body, told["type"], told["headers"])
+
+    def response(self) -> Response:
+        """Return the response."""
+        headers = {"Cache-Control": "no-store", **self.headers}
+        return Response(self.body, headers=headers, media_type=self.media_type)
+
+
+class Flow:
+    """One request for images. Make it before the body is read."""
+
+    def __init__(self, request: Request, admission: Admission) -> None:
+        """Raises Unavailable where no model is ready: such a server should take no upload."""
+        self.request = request
+        self.admission = admission
+        self.model = _model_in_service(request.app.state.engine_host)
+        self.limit = TimeLimit.of(request.scope, request.app.state.settings.request_timeout)
+        self.service: ImageToImage = request.app.state.service
+        self._running: RunningBatches = request.app.state.running
+
+    async def begin(self, asked: ImagesRequest, fingerprint: str) -> Batch | Answer:
+        """Check what is asked, reserve its price and hand it to the engine.
+
+        Returns the kept answer if the same request was answered before; ``fingerprint`` tells
+        requests apart under one Idempotency-Key. Raises what `server.http.errors` has failures for,
+        and ClientDisconnect.
+        """
+        beginning = self._begin(asked, fingerprint)
+        begun = await within(self.request, self.limit, beginning, withdraw)
+        release_upload(self.request.scope)
+        if isinstance(begun, Batch):
+            return begun
+        # It costs its sender nothing, so it is not made for one more who may not read it.
+        self.request.app.state.byte_budget.check(len(begun))
+        return Answer.unpacked(begun)
+
+    async def _begin(self, asked: ImagesRequest, fingerprint: str) -> Batch | bytes:
+        if (kept := await self.admission.kept_response(fingerprint)) is not None:
+            return kept
+        plan = await self.service.plan(
+            asked, self.model, client=client_of(self.request, self.admission), limit=self.limit
+        )
+        return await self.submit(plan)
+
+    async def submit(self, plan: Plan) -> Batch | bytes:
+        """Reserve the price of a plan and run it, or return the kept answer."""
+        price = plan.price * len(plan.generations)
+        if (kept := await self.admission.reserve(price)) is not None:
+            return kept
+        return await self.service.run(plan, self.model, self.limit)
+
+    async def finish(
+        self, batch: Batch, format: ImageFormat = ImageFormat.PNG, quality: int = QUALITY
+    ) -> list[Outcome]:
+        """Return what became of each image, withdrawing them if the client leaves meanwhile.
+
+        Raises the first failure where no image came, but for a batch that was interrupted.
+        """
+        try:
+            with self._running.hold(self.admission.identity, batch):
+                work = self.service.finish(batch, format, quality)
+                outcomes = await within(self.request, self.limit, work)
+        except BaseException:
+            batch.cancel()
+            raise
+        return checked(batch, outcomes)
+
+    async def finish_streamed(
+        self, batch: Batch, format: ImageFormat = ImageFormat.PNG, quality: int = QUALITY
+    ) -> list[Outcome]:
+        """As `finish`, in a response that has begun: its end is what withdraws the batch."""
+        with self._running.hold(self.admission.identity, batch):
+            outcomes = await self.limit.apply(self.service.finish(batch, format, quality))
+        return checked(batch, outcomes)
+
+    async def settle(
+        self,
+        batch: Batch,
+        outcomes: list[Outcome],
+        pack: Callable[[list[FinishedImage]], Answer],
+    ) -> Answer:
+        """Charge for the images that came, and return what ``pack`` makes of them in a thread.
+
+        Not before: from here on they are paid for, and the client may have left a moment ago.
+        """
+        images = finished(outcomes)
+        answer, kept = await self.service.in_thread(lambda: _packed(pack(images)))
+        if images:
+            await self.admission.settle(kept, batch.plan.price * len(images))
+        self.name_model()
+        return answer
+
+    async def answer(
+        self,
+        asked: ImagesRequest,
+        fingerprint: str,
+        pack: Callable[[list[FinishedImage]], Answer],
+        format: ImageFormat = ImageFormat.PNG,
+        quality: int = QUALITY,
+    ) -> Response:
+        """Make the images and answer, in one go."""
+        begun = await self.begin(asked, fingerprint)
+        if isinstance(begun, Answer):
+            return begun.response()
+        outcomes = await self.finish(begun, format, quality)
+        return (await self.settle(begun, outcomes, pack)).response()
+
+    def name_model(self) -> None:
+        """Say in the response's headers which model made the images."""
+        response_headers(self.request.scope)[MODEL_HEADER] = quote(self.model.name, safe=" /:@+,()")
+
+
+def _packed(answer: Answer) -> tuple[Answer, bytes]:
+    return answer, answer.packed()
+
+
+def checked(batch: Batch, outcomes: list[Outcome]) -> list[Outcome]:
+    """Return the outcomes; raise the first failure where no image came and none was to."""
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+    if len(failures) == len(outcomes) and not batch.interrupted:
+        raise failures[0]
+    return outcomes
+
+
+def finished(outcomes: list[Outcome]) -> list[FinishedImage]:
+    """Return the images among the outcomes."""
+    return [outcome for outcome in outcomes if isinstance(outcome, FinishedImage)]
+
+
+def client_of(request: Request, admission: Admission) -> str:
+    """Return the client that takes turns: a key, wherever it is used; without one a network."""
+    if admission.identity != ANYONE.identity:
+        return admission.identity
+    source = source_of(request.client.host if request.client else "")
+    return f"{ANYONE.identity} {source.network or source.address}"
+
+
+def _model_in_service(host: EngineHost) -> LoadedModel:
+    model = host.serving_model
+    if model is None:
+        raise Unavailable(host.obstacle, _NOT_READY_RETRY_AFTER)
+    return model

@@ -1,0 +1,111 @@
+"""The server-sent events of OpenAI's image API: partial images, then the finished ones."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import time
+from collections.abc import AsyncGenerator, Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipelines.request import Pixels, Progress
+from server.api.flow import Answer, Flow, finished
+from server.api.openai_errors import error_of
+from server.api.openai_form import OpenAIForm
+from server.http.errors import ANSWERED, logged_api_error
+from server.images.encode import ImageFormat
+from server.img2img.events import EventStream, event
+from server.img2img.service import Batch, FinishedImage
+
+_PREVIEW_QUALITY = 80
+
+
+def stream_images(
+    flow: Flow,
+    batch: Batch,
+    asked: OpenAIForm,
+    name: str,
+    usage: Callable[[int], dict[str, Any]],
+    pack: Callable[[list[FinishedImage]], Answer],
+) -> EventStream:
+    """Stream `NAME.partial_image` events and a `NAME.completed` event for each image.
+
+    Charged once all are there and before the first is sent; a failure is an `error` event.
+    """
+
+    async def events() -> AsyncGenerator[bytes]:
+        try:
+            working = asyncio.ensure_future(
+                flow.finish_streamed(batch, asked.format, asked.compression)
+            )
+            try:
+                async for index, preview in _partial_images(flow, batch, asked.partial_images):
+                    file = await flow.service.in_thread(partial(_enlarged, preview, batch, asked))
+                    yield _event(f"{name}.partial_image", asked, file, partial_image_index=index)
+                outcomes = await working
+            finally:
+                working.cancel()
+            await flow.settle(batch, outcomes, pack)
+            for image in finished(outcomes):
+                yield _event(
+                    f"{name}.completed", asked, image.file, usage=usage(1), seed=image.seed
+                )
+        except ANSWERED as error:
+            failure = logged_api_error(error, flow.limit.seconds)
+            told = {"type": "error", "error": error_of(failure.status, failure.message)}
+            yield event("error", json.dumps(told).encode())
+
+    return EventStream(batch, events())
+
+
+async def _partial_images(
+    flow: Flow, batch: Batch, count: int
+) -> AsyncGenerator[tuple[int, Pixels]]:
+    """Yield up to ``count`` previews of the first image, evenly over its steps."""
+    sent = 0
+    updates = batch.running[0].handle.progress()
+    while (progress := await flow.limit.apply(anext(updates, None))) is not None:
+        if (
+            sent < count
+            and progress.preview is not None
+            and _share(progress) >= (sent + 1) / (count + 1)
+        ):
+            yield sent, progress.preview
+            sent += 1
+
+
+def _share(progress: Progress) -> float:
+    return progress.evaluation / max(1, progress.evaluations)
+
+
+def _enlarged(preview: Pixels, batch: Batch, asked: OpenAIForm) -> bytes:
+    first = batch.plan.first
+    size = asked.size or (first.width, first.height)
+    image = Image.fromarray(np.ascontiguousarray(preview)).resize(size, Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    if asked.format is ImageFormat.PNG:
+        image.save(buffer, "PNG", compress_level=1)
+    else:
+        image.save(buffer, asked.format.value, quality=_PREVIEW_QUALITY)
+    return buffer.getvalue()
+
+
+def _event(kind: str, asked: OpenAIForm, file: bytes, **more: Any) -> bytes:
+    width, height = asked.size or (0, 0)
+    data = {
+        "type": kind,
+        "b64_json": base64.b64encode(file).decode(),
+        "created_at": int(time.time()),
+        "size": f"{width}x{height}" if width else "auto",
+        "quality": "auto",
+        "background": "opaque",
+        "output_format": asked.output_format,
+        **more,
+    }
+    return event(kind, json.dumps(data, separators=(",", ":")).encode())

@@ -1,0 +1,140 @@
+"""Fields of another API's request, from a multipart form or a JSON object alike.
+
+Clients are sloppy: numbers come as texts and texts as numbers, and null or an empty text means left
+out. So every value is read as text by the same strict rules as the contract's form.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import anyio.to_thread
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+
+from server.accounts.admission import fingerprint
+from server.errors import InvalidInput
+from server.http.errors import DeadlineExpired
+from server.http.ignored_fields import IgnoredFields
+from server.http.json_body import JsonBody, LongText, read_json
+from server.http.multipart import Part, read_form, refuse_encoded_body
+from server.http.waiting import TimeLimit
+from server.settings import Settings
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form's texts and files by name, and what tells it from other requests."""
+
+    texts: dict[str, str]
+    files: dict[str, bytes | bytearray]
+    fingerprint: str
+
+
+async def form_of(
+    request: Request,
+    limit: TimeLimit,
+    *,
+    texts: frozenset[str],
+    files: frozenset[str],
+    keep_first: frozenset[str] = frozenset(),
+) -> Form:
+    """Return a multipart form, and name its unknown fields in the response.
+
+    Raises InvalidInput for a text that is a file or cannot be read, and what `read_form` does.
+    """
+    refuse_encoded_body(request.headers.getlist("content-encoding"))
+    settings: Settings = request.app.state.settings
+    ignored = IgnoredFields.of(request.scope)
+    try:
+        async with asyncio.timeout(limit.remaining), aclosing(request.stream()) as stream:
+            parts = await read_form(
+                request.headers.get("content-type"),
+                stream,
+                wanted=texts | files,
+                file_fields=files,
+                max_file_bytes=settings.max_upload_bytes,
+                on_unknown=ignored.add,
+                keep_first=keep_first,
+                bare_files=True,
+            )
+    except TimeoutError:
+        raise DeadlineExpired(f"the upload was not complete within {limit.seconds:g} s") from None
+    mark = await anyio.to_thread.run_sync(fingerprint, parts)
+    return Form(
+        _texts(parts, texts),
+        {name: parts[name].data for name in files if name in parts and parts[name].data},
+        f"{request.url.path} {mark}",
+    )
+
+
+def _texts(parts: Mapping[str, Part], names: frozenset[str]) -> dict[str, str]:
+    found = {name: part for name, part in parts.items() if name in names}
+    problems = [
+        f"{name}: {'came as a file; send it as text' if part.is_file else part.problem}"
+        for name, part in found.items()
+        if part.is_file or part.problem
+    ]
+    if problems:
+        raise InvalidInput(problems)
+    return {name: part.text for name, part in found.items()}
+
+
+async def json_of(request: Request, limit: TimeLimit) -> JsonBody:
+    """Return the object in the body. Raises what `read_json` does."""
+    refuse_encoded_body(request.headers.getlist("content-encoding"))
+    try:
+        async with asyncio.timeout(limit.remaining), aclosing(request.stream()) as stream:
+            body = await read_json(stream)
+    except TimeoutError:
+        raise DeadlineExpired(f"the upload was not complete within {limit.seconds:g} s") from None
+    return JsonBody(body.fields, f"{request.url.path} {body.fingerprint}")
+
+
+def name_ignored(request: Request, names: Iterable[str]) -> None:
+    """Name fields without effect in the response's headers."""
+    ignored = IgnoredFields.of(request.scope)
+    for name in names:
+        ignored.add(name.encode("utf-8", "surrogatepass"))
+
+
+def text_of(value: object) -> str | None:
+    """Return a JSON value as the text that a form would have; None where it means left out."""
+    if value is None or isinstance(value, dict | list):
+        return None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
+def texts_of(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """Return the named fields of a JSON object as texts. Raises InvalidInput for other values."""
+    problems = [
+        f"{name}: is no text or number"
+        for name in names
+        if isinstance(fields.get(name), dict | list | LongText)
+    ]
+    if problems:
+        raise InvalidInput(problems)
+    found = {name: text_of(fields.get(name)) for name in names}
+    return {name: text for name, text in found.items() if text is not None}
+
+
+def parsed(model: type[M], texts: Mapping[str, str]) -> M:
+    """Return the model of texts; blank ones count as left out. Raises InvalidInput by field."""
+    given = {name: text for name, text in texts.items() if text.strip()}
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise InvalidInput(
+            [
+                f"{item['loc'][0]}: {'is required' if item['type'] == 'missing' else item['msg']}"
+                for item in error.errors()
+            ]
+        ) from None

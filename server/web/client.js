@@ -1,0 +1,282 @@
+/**
+ * The server's JavaScript client: one ES module without dependencies, for browsers and Node 20+.
+ *
+ *   import { ImageToImage } from "http://127.0.0.1:8000/client.js";
+ *   const server = new ImageToImage({ key: "..." });
+ *   const { picture, seed } = await server.imageToImage(
+ *     { init_image: file, prompt: "a blue house on snow" },
+ *     { onProgress: ({ step, steps }) => console.log(step, steps) },
+ *   );
+ *
+ * Fields have the names of the API. Types: client.d.ts beside this file.
+ */
+
+const PATH = "api/generate/basic/imageToImage";
+const EVENT_STREAM = "text/event-stream";
+const BUSY = new Set([409, 429, 502, 503]);
+
+/** Why there is no picture. `fields` has the server's complaint by field name. */
+export class ImageToImageError extends Error {
+  constructor(message, { status = 0, retryAfter = null, lost = false, requestId = "" } = {}) {
+    super(message);
+    this.name = "ImageToImageError";
+    this.status = status;
+    this.retryAfter = retryAfter;
+    this.lost = lost;
+    this.requestId = requestId;
+    this.fields = fieldsOf(message);
+  }
+
+  /** Whether the same request may succeed if it is sent again later. */
+  get mayRetry() {
+    if (this.status === 409) return this.retryAfter !== null;
+    return this.lost || BUSY.has(this.status);
+  }
+}
+
+export class ImageToImage {
+  /**
+   * @param {object} [options] `url` of the server (by default the one this file came from), `key`,
+   *   `retries` after the first try, `maxWait` in seconds for which a Retry-After is honoured,
+   *   `silence` in seconds after which a stream counts as lost.
+   */
+  constructor({ url, key = "", retries = 3, maxWait = 120, silence = 30 } = {}) {
+    const base = String(url ?? new URL(".", import.meta.url));
+    this.url = base.endsWith("/") ? base : `${base}/`;
+    this.key = key;
+    this.retries = retries;
+    this.maxWait = maxWait;
+    this.silence = silence;
+  }
+
+  /** Make a picture. Resolves to `{picture, seed, filtered, ...}`; rejects with ImageToImageError. */
+  async imageToImage(fields, { onProgress = () => {}, onRetry = () => {}, ...options } = {}) {
+    for await (const event of this.stream(fields, options)) {
+      if (event.type === "result") return event;
+      if (event.type === "retry") onRetry(event);
+      else onProgress(event);
+    }
+    throw lostConnection();
+  }
+
+  /**
+   * Make a picture and yield what happens: `progress` events, `retry` before a pause, at last one
+   * `result`. Aborting `signal`, or leaving the loop, cancels the request. Tries that follow have
+   * the Idempotency-Key of the first, so that no picture is paid for twice.
+   */
+  async *stream(fields, { signal, idempotencyKey = newKey() } = {}) {
+    const ending = new AbortController();
+    const both = signal ? AbortSignal.any([signal, ending.signal]) : ending.signal;
+    try {
+      for (let attempt = 0; ; attempt += 1) {
+        try {
+          yield* this.#attempt(fields, idempotencyKey, both);
+          return;
+        } catch (error) {
+          both.throwIfAborted();
+          const wait = error.retryAfter ?? 2 ** attempt;
+          const again = error instanceof ImageToImageError && error.mayRetry;
+          if (!again || attempt >= this.retries || wait > this.maxWait) throw error;
+          yield { type: "retry", seconds: wait, reason: error.message, status: error.status };
+          await pause(wait, both);
+        }
+      }
+    } finally {
+      ending.abort();
+    }
+  }
+
+  /** The key's name, credits and limits. */
+  async account({ signal } = {}) {
+    return (await this.#json("api/account", signal)).data;
+  }
+
+  async #json(path, signal) {
+    const request = { headers: this.#headers(), signal, cache: "no-store" };
+    const response = await fetch(this.url + path, request).catch((error) => {
+      throw error.name === "AbortError" ? error : lostConnection("The server cannot be reached");
+    });
+    return envelope(response);
+  }
+
+  #headers() {
+    return this.key ? { Authorization: this.key } : {};
+  }
+
+  async *#attempt(fields, idempotencyKey, signal) {
+    const headers = {
+      ...this.#headers(),
+      Accept: `${EVENT_STREAM}, application/json;q=0.9`,
+      "Idempotency-Key": idempotencyKey,
+    };
+    const request = { method: "POST", headers, body: formOf(fields), signal };
+    const response = await fetch(this.url + PATH, request).catch((error) => {
+      throw signal.aborted ? error : lostConnection("The server cannot be reached");
+    });
+    const said = aboutAnswer(response);
+    if (!(response.headers.get("Content-Type") ?? "").startsWith(EVENT_STREAM)) {
+      yield { ...finished(await envelope(response)), ...said };
+      return;
+    }
+    for await (const { name, data } of serverEvents(response.body, this.silence, signal)) {
+      const value = JSON.parse(data);
+      if (name === "result") {
+        if (value.code !== 0) throw new ImageToImageError(value.message, said);
+        yield { ...finished(value), ...said };
+        return;
+      }
+      yield progress(name, value);
+    }
+    throw lostConnection();
+  }
+}
+
+/** Make one picture with a client of its own: `imageToImage(fields, {key, onProgress, signal})`. */
+export function imageToImage(fields, { url, key, retries, ...options } = {}) {
+  return new ImageToImage({ url, key, retries }).imageToImage(fields, options);
+}
+
+/** A random seed in 1..4294967295. */
+export function randomSeed() {
+  const [number] = crypto.getRandomValues(new Uint32Array(1));
+  return number || 1;
+}
+
+/** A new Idempotency-Key. crypto.randomUUID is missing where a page came by plain HTTP. */
+export function newKey() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** Events of a text/event-stream body, whatever the chunks in which it comes. */
+export async function* serverEvents(body, silence = 30, signal = undefined) {
+  const reader = body.getReader();
+  const decoder = new TextDecoder();
+  let pending = [];
+  let event = { name: "message", data: [] };
+  try {
+    for (;;) {
+      const { done, value } = await readWithin(reader, silence, signal);
+      if (done) return;
+      const text = decoder.decode(value, { stream: true });
+      if (!text.includes("\n")) {
+        pending.push(text); // A picture is one line of megabytes: joined once, at its end.
+        continue;
+      }
+      const lines = (pending.join("") + text).split("\n");
+      pending = [lines.pop()];
+      for (const line of lines) {
+        const said = line.replace(/\r$/, "");
+        if (said === "") {
+          if (event.data.length) yield { name: event.name, data: event.data.join("\n") };
+          event = { name: "message", data: [] };
+        } else if (said.startsWith("event:")) event.name = said.slice(6).trim();
+        else if (said.startsWith("data:")) event.data.push(said.slice(5).replace(/^ /, ""));
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}
+
+async function readWithin(reader, seconds, signal) {
+  let timer;
+  const silent = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(lostConnection()), seconds * 1000);
+  });
+  try {
+    return await Promise.race([reader.read(), silent]);
+  } catch (error) {
+    signal?.throwIfAborted();
+    throw error instanceof ImageToImageError ? error : lostConnection();
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+function lostConnection(message = "The connection was lost before the picture came") {
+  return new ImageToImageError(message, { lost: true });
+}
+
+async function envelope(response) {
+  const said = aboutAnswer(response);
+  const text = await response.text().catch(() => {
+    throw lostConnection();
+  });
+  let answer;
+  try {
+    answer = JSON.parse(text);
+  } catch {
+    const status = response.status;
+    throw new ImageToImageError(`The answer is none of this server's: HTTP ${status}`, said);
+  }
+  if (answer.code !== 0) throw new ImageToImageError(String(answer.message), said);
+  return answer;
+}
+
+function aboutAnswer(response) {
+  const { headers } = response;
+  const retryAfter = Number.parseFloat(headers.get("Retry-After") ?? "");
+  return {
+    // A server may be set to answer failures with 200, for clients that read `code` alone.
+    status: Number(headers.get("X-Status") ?? response.status),
+    retryAfter: Number.isFinite(retryAfter) ? retryAfter : null,
+    requestId: headers.get("X-Request-ID") ?? "",
+    model: headers.get("X-Model") ?? "",
+    ignored: (headers.get("X-Ignored-Fields") ?? "").split(", ").filter(Boolean),
+    replayed: headers.get("Idempotency-Replayed") === "true",
+    creditsCharged: headers.get("X-Credits-Charged"),
+    creditsRemaining: headers.get("X-Credits-Remaining"),
+  };
+}
+
+function finished({ data }) {
+  const picture = blobOf(data.image, "image/png");
+  return { type: "result", picture, seed: data.seed, filtered: data.filtered === true };
+}
+
+function progress(name, { queue_position: queuePosition, preview, ...rest }) {
+  const event = { ...rest, type: name, queuePosition: queuePosition ?? 0 };
+  if (preview) event.preview = blobOf(preview, "image/png");
+  return event;
+}
+
+function blobOf(base64, type) {
+  return new Blob([Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0))], { type });
+}
+
+function formOf(fields) {
+  const form = new FormData();
+  for (const [name, value] of Object.entries(fields)) {
+    if (value === null || value === undefined || value === "") continue;
+    if (value instanceof Blob) form.append(name, value, value.name || `${name}.png`);
+    else if (ArrayBuffer.isView(value) || value instanceof ArrayBuffer) {
+      form.append(name, new Blob([value]), `${name}.png`);
+    } else form.append(name, String(value));
+  }
+  return form;
+}
+
+/** `{steps: "5 is not in 10..50"}` of `steps: 5 is not in 10..50; ...`. */
+function fieldsOf(message) {
+  const fields = {};
+  for (const part of message.split(/; (?=[a-z_]+(?:, [a-z_]+)*: )/)) {
+    const found = /^([a-z_]+(?:, [a-z_]+)*): (.*)$/s.exec(part);
+    if (found) for (const name of found[1].split(", ")) fields[name] = found[2];
+  }
+  return fields;
+}
+
+function pause(seconds, signal) {
+  return new Promise((resolve, reject) => {
+    const stop = () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    };
+    const timer = setTimeout(() => {
+      signal.removeEventListener("abort", stop);
+      resolve();
+    }, seconds * 1000);
+    signal.addEventListener("abort", stop, { once: true });
+  });
+}

@@ -1,0 +1,66 @@
+/** The API key, kept in this tab, and what it has. */
+
+import { $, note } from "./dom.js";
+import { tab } from "./store.js";
+
+const KEY = "img2img.key";
+
+export class Account extends EventTarget {
+  /** @param client an ImageToImage, whose key is set here */
+  constructor(client) {
+    super();
+    this.client = client;
+    client.key = tab.get(KEY) ?? "";
+    this.credits = null;
+    this.concurrency = null;
+    this.needsKey = false;
+    const dialog = $("key-dialog");
+    $("key-button").addEventListener("click", () => this.ask());
+    $("key-close").addEventListener("click", () => dialog.close());
+    $("key-forget").addEventListener("click", () => this.#use(""));
+    $("key-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#use($("key").value.trim());
+    });
+  }
+
+  /** Open the dialog, with a reason if there is one. */
+  ask(reason = "") {
+    note($("key-said"), reason);
+    $("key").value = this.client.key;
+    if (!$("key-dialog").open) $("key-dialog").showModal();
+    $("key").focus();
+  }
+
+  async #use(key) {
+    this.client.key = key;
+    if (key) tab.set(KEY, key);
+    else tab.remove(KEY);
+    $("key").value = key;
+    const problem = await this.refresh();
+    note($("key-said"), problem);
+    if (!problem) $("key-dialog").close();
+  }
+
+  /** Ask what the key has; returns why that is not known, or null. */
+  async refresh() {
+    let problem = null;
+    try {
+      const account = await this.client.account();
+      this.credits = account.credits;
+      this.concurrency = account.limits.concurrency;
+      this.needsKey = false;
+      $("key-button").textContent = account.credits
+        ? `${account.credits.balance} credits`
+        : this.client.key ? account.name : "API key";
+    } catch (error) {
+      problem = error.message;
+      this.credits = null;
+      this.needsKey = error.status === 401;
+      $("key-button").textContent = this.needsKey ? "Key needed" : "API key";
+    }
+    $("key-button").classList.toggle("wanted", this.needsKey);
+    this.dispatchEvent(new Event("change"));
+    return problem;
+  }
+}

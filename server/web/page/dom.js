@@ -1,0 +1,85 @@
+/** Small helpers for the document. */
+
+/** The element with this id. */
+export const $ = (id) => document.getElementById(id);
+
+/** A new element: attributes by name, `on...` as listeners, texts and elements inside. */
+export function el(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+/** Show `text` in an element that is hidden while it has none. */
+export function note(element, text) {
+  element.textContent = text ?? "";
+  element.hidden = !text;
+}
+
+/** Tell a screen reader, politely. */
+export function announce(text) {
+  $("status").textContent = text;
+}
+
+/** Call `work` a while after the last of many calls; `.now()` does it at once if one waits. */
+export function delayed(work, milliseconds) {
+  let timer = null;
+  const later = () => {
+    clearTimeout(timer);
+    timer = setTimeout(later.now, milliseconds, true);
+  };
+  later.now = () => {
+    if (timer === null) return;
+    clearTimeout(timer);
+    timer = null;
+    work();
+  };
+  return later;
+}
+
+const shown = new WeakMap();
+
+/** Show a blob in an image; the URL of the one before it is given back. */
+export function showBlob(image, blob) {
+  const before = shown.get(image);
+  if (before?.blob === blob && blob) return;
+  if (before) URL.revokeObjectURL(before.url);
+  if (!blob) {
+    shown.delete(image);
+    image.removeAttribute("src");
+    return;
+  }
+  const url = URL.createObjectURL(blob);
+  shown.set(image, { blob, url });
+  image.src = url;
+}
+
+/** Save a blob as a file. */
+export function download(blob, name) {
+  const url = URL.createObjectURL(blob);
+  const link = el("a", { href: url, download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(url), 30_000);
+}
+
+/** Copy a text; where a page by plain HTTP may not, show it selected. */
+export async function copyText(text, title = "Copy") {
+  try {
+    await navigator.clipboard.writeText(text);
+    announce("Copied");
+    return true;
+  } catch {
+    const dialog = $("text-dialog");
+    $("text-title").textContent = `${title}: press Ctrl+C`;
+    $("text-shown").value = text;
+    $("text-close").onclick = () => dialog.close();
+    dialog.showModal();
+    $("text-shown").select();
+    return false;
+  }
+}

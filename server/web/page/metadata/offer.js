@@ -1,0 +1,31 @@
+/** Settings found in a picture: offered, never taken unasked, and undone by one click. */
+
+import { $, el } from "../dom.js";
+import { textsOf } from "./texts.js";
+import { translated } from "./translate.js";
+import { settingsIn } from "./writers.js";
+
+/** Look into a picture and offer what is there; `take(values)` sets the form. */
+export async function offerSettings(blob, form, take) {
+  const place = $("found-settings");
+  place.hidden = true;
+  const settings = settingsIn(await textsOf(blob));
+  if (!settings) return;
+  const { values, notes } = translated(settings, form.fields);
+  if (values.prompt === undefined && values.seed === undefined && values.steps === undefined) return;
+  const { prompt, seed, ...others } = values;
+  const parts = { All: values, "Prompt only": { prompt, negative_prompt: values.negative_prompt }, "All but the seed": { prompt, ...others } };
+  const button = ([label, part]) => el("button", { type: "button", onclick: () => {
+    take(Object.fromEntries(Object.entries(part).filter(([, value]) => value !== undefined)));
+    said.textContent = label === "Prompt only" ? "Taken." : ["Taken.", ...notes].join(" ");
+  } }, label);
+  const shown = prompt ? `“${prompt.length > 90 ? `${prompt.slice(0, 90)}…` : prompt}”` : "";
+  const said = el("p", { class: "help", role: "status" });
+  place.replaceChildren(
+    el("p", {}, `This picture has settings (${settings.writer}) ${shown}`),
+    el("p", { class: "actions" }, "Use: ", ...Object.entries(parts).filter(([label]) => seed || label !== "All but the seed").map(button),
+      el("button", { type: "button", class: "plain", onclick: () => (place.hidden = true) }, "Dismiss")),
+    said,
+  );
+  place.hidden = false;
+}

@@ -1,0 +1,163 @@
+/** The large view: the input with the frame that is kept, what forms, the result beside its input. */
+
+import { $, announce, note, showBlob } from "./dom.js";
+import { keptBox } from "./picture.js";
+
+const VIEWS = ["input", "result", "grid"];
+const PREVIEW_PAUSE = 250;
+
+/** Show one of the views. */
+export function showView(name) {
+  for (const view of VIEWS) {
+    $(`view-${view}`).hidden = view !== name;
+    $(`show-${view}`).setAttribute("aria-pressed", String(view === name));
+  }
+  $("input-tools").hidden = name !== "input" || $("input-picture").hidden;
+  $("stage-note").hidden = name !== "input";
+}
+
+export function shownView() {
+  return VIEWS.find((name) => !$(`view-${name}`).hidden);
+}
+
+for (const name of VIEWS) $(`show-${name}`).addEventListener("click", () => showView(name));
+
+/** Show the picture to start from, or the place to drop one. */
+export function showInput(picture) {
+  $("drop").hidden = Boolean(picture);
+  $("input-picture").hidden = !picture;
+  $("input-tools").hidden = !picture || shownView() !== "input";
+  const image = $("input-image");
+  const visible = picture && picture.width !== null;
+  showBlob(image, visible ? picture.blob : null);
+  image.alt = picture ? `Input: ${picture.name}` : "";
+  $("easel").classList.toggle("unseen", Boolean(picture) && !visible);
+  if (visible) {
+    $("easel").style.setProperty("--ratio", picture.width / picture.height);
+    image.width = picture.width;
+    image.height = picture.height;
+  }
+  const size = visible ? ` · ${picture.width} × ${picture.height}` : "";
+  $("stage-note").textContent = picture ? picture.name + size : "";
+}
+
+/** Show which part of the picture stays at this size and fit. */
+export function showFrame(picture, size, fit) {
+  const frame = $("frame");
+  const known = picture && size && picture.width !== null;
+  const box = known && keptBox(picture, size);
+  const cut = box && (box.width < 0.995 || box.height < 0.995);
+  frame.hidden = !cut || fit !== "crop";
+  if (!cut) return "";
+  if (fit === "stretch") return "The picture is stretched to the size.";
+  if (fit === "pad") return "White is added at the edges, for the size has another shape.";
+  for (const [side, value] of Object.entries(box)) frame.style.setProperty(side, `${value * 100}%`);
+  return "";
+}
+
+/** The result's side of the stage. */
+export class ResultView {
+  constructor() {
+    this.slider = $("compare");
+    this.slider.addEventListener("input", () => this.#reveal());
+    this.slider.addEventListener("keydown", (event) => this.#page(event));
+    this.lastPreview = 0;
+  }
+
+  #page(event) {
+    const by = { PageUp: 10, PageDown: -10 }[event.key];
+    if (!by) return;
+    event.preventDefault();
+    this.slider.value = Number(this.slider.value) + by;
+    this.#reveal();
+  }
+
+  #reveal() {
+    const at = Number(this.slider.value);
+    $("result-box").style.setProperty("--at", `${at}%`);
+    this.slider.setAttribute("aria-valuetext", `${100 - at} % result`);
+  }
+
+  /** A run begins: a box of the result's ratio, with the input dimmed in it. */
+  begin(input, { width, height }, fit) {
+    this.token = {};
+    this.#box(input, width, height, fit);
+    $("result-box").className = "waiting";
+    showBlob($("after"), null);
+    $("show-result").disabled = false;
+    $("run-line").hidden = false;
+    $("result-actions").hidden = true;
+    note($("result-note"), null);
+    this.progress(null, "Sending");
+  }
+
+  #box(input, width, height, fit) {
+    $("result-box").style.setProperty("--ratio", width / height);
+    $("before").className = `fit-${fit || "crop"}`;
+    showBlob($("before"), input && input.width !== null && input.kind !== "noise" ? input.blob : null);
+    $("before").alt = input ? `Input: ${input.name}` : "";
+  }
+
+  /** Show how far a run is; `fraction` is null while nobody knows. */
+  progress(fraction, text) {
+    const bar = $("bar");
+    bar.classList.toggle("unknown", fraction === null);
+    bar.firstElementChild.style.width = `${(fraction ?? 0) * 100}%`;
+    if (fraction === null) bar.removeAttribute("aria-valuenow");
+    else bar.setAttribute("aria-valuenow", String(Math.round(fraction * 100)));
+    bar.setAttribute("aria-valuetext", text);
+    $("run-text").textContent = text;
+  }
+
+  /** Show the unfinished picture, decoded before it takes the place of the one before. */
+  async preview(blob) {
+    const now = performance.now();
+    if (now - this.lastPreview < PREVIEW_PAUSE) return;
+    this.lastPreview = now;
+    const token = this.token;
+    if (!(await decodes(blob)) || token !== this.token) return;
+    showBlob($("after"), blob);
+    $("after").alt = "The picture so far";
+    $("result-box").className = "forming";
+  }
+
+  /** Show a finished picture beside its input. */
+  async finish({ picture, seed, width, height, fit }, input) {
+    const token = (this.token = {});
+    await decodes(picture);
+    if (token !== this.token) return;
+    this.#box(input, width, height, fit);
+    showBlob($("after"), picture);
+    $("after").alt = `Result, seed ${seed}`;
+    const beside = $("before").hasAttribute("src");
+    $("result-box").className = beside ? "compared" : "alone";
+    this.slider.disabled = !beside;
+    $("run-line").hidden = true;
+    $("result-actions").hidden = false;
+    $("show-result").disabled = false;
+    this.slider.value = 50;
+    this.#reveal();
+  }
+
+  /** A run ended without a picture. */
+  end() {
+    this.token = {};
+    $("run-line").hidden = true;
+    if ($("result-box").className !== "compared") $("show-result").disabled = true;
+    announce("Ended without a picture");
+  }
+}
+
+async function decodes(blob) {
+  const url = URL.createObjectURL(blob);
+  try {
+    const image = new Image();
+    image.src = url;
+    await image.decode();
+    return true;
+  } catch {
+    return false;
+  } finally {
+    URL.revokeObjectURL(url);
+  }
+}

@@ -1,0 +1,119 @@
+"""The grid: A1111's value syntax, count before the click, cells that survive, one PNG."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.browser.visitor import GENERATE, QUICK, Visitor
+from tests.server.server_process import ServerProcess
+
+Visit = Callable[..., Visitor]
+
+
+@pytest.fixture
+def visitor(visit: Visit, real_server: ServerProcess) -> Visitor:
+    visitor = visit(real_server.url)
+    visitor.sample()
+    visitor.fill(**QUICK)
+    visitor.page.locator("#show-grid").click()
+    return visitor
+
+
+def test_values_have_a1111s_syntax(visitor: Visitor) -> None:
+    values = {
+        ("steps", "11-15"): ["11", "12", "13", "14", "15"],
+        ("steps", "11-15 (+2)"): ["11", "13", "15"],
+        ("steps", "30-10 (-10)"): ["30", "20", "10"],
+        ("steps", "10-20 [3], 12"): ["10", "15", "20", "12"],
+        ("image_strength", "0.2-0.8 [4]"): ["0.2", "0.4", "0.6", "0.8"],
+        ("image_strength", "0-1 (+0.25), , .1"): ["0", "0.25", "0.5", "0.75", "1", "0.1"],
+        ("sampler", 'ddim, "K_EULER",, ddim '): ["DDIM", "K_EULER"],
+        ("style_preset", "none, anime"): ["", "anime"],
+        ("seed", "-1, 7"): ["-1", "7"],
+        ("steps", "5"): "5 is not from 10 to 50",
+        ("steps", "ten"): "ten is neither a number nor a range",
+        ("sampler", "DPM++"): "DPM++ is none of",
+        ("steps", " , "): "has no values",
+    }
+    for (name, text), expected in values.items():
+        found = visitor.page.evaluate(
+            """async ([name, text]) => {
+                const at = (file) => new URL(`static/page/${file}.js`, document.baseURI);
+                const fields = await (await import(at("schema"))).readFields();
+                return (await import(at("axis"))).axisValues(fields.get(name), text);
+            }""",
+            [name, text],
+        )
+        if isinstance(expected, list):
+            assert found == {"values": expected}, text
+        else:
+            assert expected in found["problem"], text
+
+
+def test_a_grid_is_made_kept_and_saved(visitor: Visitor) -> None:
+    page = visitor.page
+    page.locator("#grid-x").select_option("image_strength")
+    page.locator("#grid-x-values").fill("0.6-0.8 [2]")
+    page.locator("#grid-y").select_option("seed")
+    page.locator("#grid-y-values").fill("5, 6")
+    assert page.locator("#grid-go").inner_text() == "Make 4 pictures"
+    # One of them fails, and only that one is made again.
+    failed: list[str] = []
+
+    def fail_once(route: Any) -> None:
+        body = route.request.post_data_buffer
+        seed = re.search(rb'name="seed"\r\n\r\n(\d+)', body)
+        assert seed is not None
+        if not failed and seed[1] == b"6":
+            failed.append("6")
+            error = {"code": -1, "message": "steps: no luck", "data": None}
+            route.fulfill(status=400, json=error)
+        else:
+            route.continue_()
+
+    page.route(f"**{GENERATE}", fail_once)
+    page.locator("#grid-go").click()
+    page.locator("#grid-said", has_text="3 of 4 made").wait_for()
+    page.locator("#grid td .problem", has_text="no luck").wait_for()
+    page.get_by_role("button", name="Make the missing 1").click()
+    page.locator("#grid-said", has_text="4 of 4 made").wait_for()
+    visitor.screenshot("grid")
+    with page.expect_download() as coming:
+        page.locator("#grid-save").click()
+    with Image.open(coming.value.path()) as picture:
+        assert picture.width > 2 * 320
+        assert picture.height > 2 * 320
+    page.get_by_role("button", name="Show Image strength 0.8, Seed 6").click()
+    assert visitor.seed_shown() == "6"
+    page.reload()
+    visitor.ready()
+    assert page.locator("#strip li").count() == 4
+
+
+@pytest.mark.slow("browser")
+def test_a_cancelled_grid_keeps_what_is_made(visitor: Visitor) -> None:
+    page = visitor.page
+    page.locator("#grid-x").select_option("steps")
+    page.locator("#grid-x-values").fill("10, 50")
+    visitor.fill(image_strength="0")
+    page.locator("#grid-go").click()
+    page.locator("#grid-said", has_text="1 of 2 made").wait_for()
+    page.locator("#grid-stop").click()
+    page.get_by_role("button", name="Make the missing 1").wait_for()
+    assert page.locator("#strip li").count() == 1
+
+
+def test_what_is_wrong_is_said_before_the_click(visitor: Visitor) -> None:
+    page = visitor.page
+    page.locator("#grid-x").select_option("steps")
+    page.locator("#grid-x-values").fill("10-60 (+10)")
+    assert page.locator("#grid-x-problem").inner_text() == "60 is not from 10 to 50."
+    assert page.locator("#grid-go").is_disabled()
+    page.locator("#grid-x-values").fill("10-50 (+10)")
+    page.locator("#grid-y").select_option("steps")
+    assert page.locator("#grid-y-problem").inner_text() == "Both axes vary the same."

@@ -1,0 +1,223 @@
+"""Settings read from pictures of five programs, in three formats; what is not taken is named."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from tests.browser.visitor import QUICK, Visitor
+from tests.server.pictures import gradient
+from tests.server.server_process import ServerProcess
+
+A1111 = """a red house, <lora:detail:0.8>
+on grass, é 雪
+Negative prompt: blurry: very,
+ugly
+Steps: 60, Sampler: DPM++ 2M Karras, CFG scale: 6.5, Seed: 4294967296, Size: 500x768, \
+Model hash: abc, Model: "some, model", Denoising strength: 0.6, Hires upscale: 2, \
+Version: v1.10"""
+FOOOCUS = {
+    "prompt": "a cat",
+    "negative_prompt": "dog",
+    "steps": 30,
+    "guidance_scale": 4.0,
+    "sampler": "euler_ancestral",
+    "scheduler": "karras",
+    "seed": "123456",
+    "resolution": "(896, 1152)",
+    "loras": [["x", 1]],
+}
+INVOKEAI = {
+    "positive_prompt": "a tree",
+    "negative_prompt": "",
+    "seed": 77,
+    "steps": 25,
+    "cfg_scale": 7.5,
+    "scheduler": "dpmpp_2m_k",
+    "width": 512,
+    "height": 640,
+    "strength": 0.7,
+    "model": {"name": "dreams"},
+}
+COMFYUI = """{"3": {"class_type": "KSampler", "inputs": {"seed": 99, "steps": 20, "cfg": 8.0,
+ "sampler_name": "dpmpp_2s_ancestral", "scheduler": "normal", "denoise": 0.55,
+ "positive": ["6", 0], "negative": ["7", 0], "model": ["10", 0]}},
+ "6": {"class_type": "CLIPTextEncode", "inputs": {"text": ["8", 0], "clip": ["4", 1]}},
+ "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "bad"}, "is_changed": [NaN]},
+ "8": {"class_type": "PrimitiveString", "inputs": {"value": "a boat"}},
+ "10": {"class_type": "LoraLoader", "inputs": {}},
+ "__proto__": {"class_type": "x", "inputs": {}}}"""
+
+
+def png(texts: dict[str, str], international: bool = False, zipped: bool = False) -> bytes:
+    info = PngInfo()
+    for name, text in texts.items():
+        if international:
+            info.add_itxt(name, text, zip=zipped)
+        else:
+            info.add_text(name, text, zip=zipped)
+    buffer = io.BytesIO()
+    gradient(64, 48).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def with_comment(text: str, file_format: str, encoding: str = "utf-16be") -> bytes:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + text.encode(encoding)
+    buffer = io.BytesIO()
+    gradient(64, 48).save(buffer, file_format, exif=exif)
+    return buffer.getvalue()
+
+
+def with_make(text: str) -> bytes:
+    exif = Image.Exif()
+    exif[0x0110] = text
+    buffer = io.BytesIO()
+    gradient(64, 48).save(buffer, "WEBP", exif=exif)
+    return buffer.getvalue()
+
+
+def drop(visitor: Visitor, content: bytes, name: str = "in.png") -> Any:
+    """Drop a file onto the middle of the page; returns what is said of its settings."""
+    visitor.page.evaluate(
+        """([bytes, name]) => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([Uint8Array.from(bytes)], name));
+            document.getElementById("prompt").dispatchEvent(new DragEvent(
+                "drop", {dataTransfer: transfer, bubbles: true, cancelable: true}));
+        }""",
+        [list(content), name],
+    )
+    visitor.page.locator("#stage-note", has_text=name).wait_for()
+    return visitor.page.locator("#found-settings")
+
+
+def use(visitor: Visitor, button: str) -> dict[str, str]:
+    visitor.page.locator("#found-settings").get_by_role("button", name=button, exact=True).click()
+    return dict(
+        visitor.page.evaluate(
+            """() => Object.fromEntries([...document.querySelectorAll("#form [id]")]
+                .filter(e => "value" in e).map(e => [e.id, e.value]))"""
+        )
+    )
+
+
+@pytest.fixture
+def visitor(visit: Callable[..., Visitor], real_server: ServerProcess) -> Visitor:
+    return visit(real_server.url)
+
+
+@pytest.mark.slow("browser")
+@pytest.mark.parametrize(
+    "content",
+    [
+        png({"parameters": A1111}, international=True),
+        png({"parameters": A1111}, international=True, zipped=True),
+        with_comment(A1111, "JPEG"),
+        with_comment(A1111, "JPEG", "utf-16le"),
+        with_comment(A1111, "WEBP"),
+    ],
+    ids=["iTXt", "iTXt deflated", "JPEG", "JPEG, the other order", "WebP"],
+)
+def test_a1111(visitor: Visitor, content: bytes) -> None:
+    said = drop(visitor, content)
+    visitor.fill(prompt="before")
+    values = use(visitor, "All")
+    assert values["prompt"] == "a red house, <lora:detail:0.8>\non grass, é 雪"
+    assert values["negative_prompt"] == "blurry: very,\nugly"
+    assert (values["steps"], values["cfg_scale"], values["image_strength"]) == ("50", "6.5", "0.4")
+    assert (values["sampler"], values["width"], values["height"]) == ("K_DPMPP_2M", "512", "768")
+    assert values["seed"] == ""
+    text = said.inner_text()
+    for part in (
+        "Steps 60 became 50",
+        "Seed 4294967296 is not from 1",
+        "karras schedule",
+        "Width 500 became 512",
+        "Not taken: Hires upscale",
+        "model some, model",
+        "<lora:",
+    ):
+        assert part in text, part
+    visitor.page.locator("#undo-settings").click()
+    assert visitor.page.locator("#prompt").input_value() == "before"
+    assert visitor.page.locator("#steps").input_value() == "30"
+
+
+@pytest.mark.slow("browser")
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (
+            png({"parameters": json.dumps(FOOOCUS), "fooocus_scheme": "fooocus"}),
+            ("a cat", "dog", "30", "4", "K_EULER_ANCESTRAL", "123456", "896", "1152", "0.35"),
+        ),
+        (
+            png({"invokeai_metadata": json.dumps(INVOKEAI)}, zipped=True),
+            ("a tree", "", "25", "7.5", "K_DPMPP_2M", "77", "512", "640", "0.3"),
+        ),
+        (
+            png({"prompt": COMFYUI}),
+            ("a boat", "bad", "20", "8", "K_DPMPP_2S_ANCESTRAL", "99", None, None, "0.45"),
+        ),
+        (
+            with_make("prompt:" + COMFYUI),
+            ("a boat", "bad", "20", "8", "K_DPMPP_2S_ANCESTRAL", "99", None, None, "0.45"),
+        ),
+    ],
+    ids=["Fooocus", "InvokeAI", "ComfyUI", "ComfyUI, WebP"],
+)
+def test_other_programs(visitor: Visitor, content: bytes, expected: tuple[str | None, ...]) -> None:
+    said = drop(visitor, content)
+    values = use(visitor, "All")
+    names = ("prompt", "negative_prompt", "steps", "cfg_scale", "sampler", "seed", "width")
+    for name, value in zip((*names, "height", "image_strength"), expected, strict=True):
+        assert value is None or values[name] == value, name
+    if b"LoraLoader" in content:
+        assert "Not taken: LoraLoader" in said.inner_text()
+
+
+def test_our_own_picture_comes_back_exactly(visitor: Visitor) -> None:
+    visitor.sample()
+    visitor.fill(negative_prompt="rain, snow", sampler="K_EULER_ANCESTRAL", **QUICK)
+    visitor.generate()
+    visitor.result()
+    with visitor.page.expect_download() as coming:
+        visitor.page.locator("#download").click()
+    content = Path(coming.value.path()).read_bytes()
+    seed = visitor.seed_shown()
+    visitor.page.locator("#reset").click()
+    visitor.fill(prompt="other", seed="5")
+    drop(visitor, content, "ours.png")
+    values = use(visitor, "All but the seed")
+    assert (values["prompt"], values["seed"]) == ("a blue house on snow", "5")
+    values = use(visitor, "All")
+    assert (values["seed"], values["steps"]) == (seed, "10")
+    assert (values["negative_prompt"], values["sampler"]) == ("rain, snow", "K_EULER_ANCESTRAL")
+    assert (values["image_strength"], values["width"]) == ("0.5", "320")
+
+
+def test_a_hostile_text_stays_text(visitor: Visitor) -> None:
+    evil = "<img src=x onerror='window.evil=1'><script>window.evil=1</script>"
+    line = f"Steps: {evil}, Sampler: constructor, CFG scale: 1e999, Seed: __proto__, Size: 1x1"
+    said = drop(visitor, png({"parameters": f"{evil}\nNegative prompt: {evil}\n{line}"}))
+    values = use(visitor, "All")
+    assert values["prompt"] == evil
+    assert (values["steps"], values["sampler"], values["seed"]) == ("30", "", "")
+    assert said.locator("img, script").count() == 0
+    assert "Sampler constructor is none" in said.inner_text()
+    broken = png({"parameters": A1111})[:200] + b"\xff" * 40
+    assert not drop(visitor, png({"prompt": '{"a": [' * 3000}), "deep.png").is_visible()
+    visitor.page.locator("#file").set_input_files(
+        {"name": "broken.png", "mimeType": "image/png", "buffer": broken}
+    )
+    visitor.page.locator("#picture-note", has_text="cannot show PNG").wait_for()
+    assert visitor.page.evaluate("window.evil") is None
+    assert visitor.complaints == []

@@ -1,0 +1,388 @@
+"""The page at `/` in a real browser, against a real server with the model that ships."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.browser.visitor import GENERATE, QUICK, Visitor
+from tests.server.pictures import file_of, gradient
+from tests.server.server_process import ServerProcess
+
+Visit = Callable[..., Visitor]
+
+
+@pytest.fixture
+def visitor(visit: Visit, real_server: ServerProcess) -> Visitor:
+    return visit(real_server.url)
+
+
+def downloaded(visitor: Visitor) -> bytes:
+    with visitor.page.expect_download() as coming:
+        visitor.page.locator("#download").click()
+    return Path(coming.value.path()).read_bytes()
+
+
+def test_from_a_sample_to_a_picture_and_back_after_a_reload(visitor: Visitor) -> None:
+    page = visitor.page
+    visitor.screenshot("empty")
+    visitor.sample()
+    assert page.locator("#prompt").input_value() == "a blue house on snow"
+    visitor.fill(**QUICK)
+    page.evaluate(
+        """() => {
+            const line = document.getElementById("run-text");
+            window.seen = [];
+            const observer = new MutationObserver(() => window.seen.push(line.textContent));
+            observer.observe(line, {childList: true});
+        }"""
+    )
+    page.keyboard.press("Control+Enter")
+    page.locator("#result-box.forming").wait_for()
+    visitor.screenshot("forming")
+    visitor.result()
+    visitor.screenshot("done")
+    assert any("Step" in text and "of 5" in text for text in page.evaluate("seen"))
+    seed = visitor.seed_shown()
+    file = downloaded(visitor)
+    with Image.open(io.BytesIO(file)) as picture:
+        assert picture.size == (320, 320)
+        assert f"Seed: {seed}," in picture.info["parameters"]
+    assert page.locator("#strip li").count() == 1
+
+    page.reload()
+    visitor.ready()
+    assert page.locator("#prompt").input_value() == "a blue house on snow"
+    assert page.locator("#steps").input_value() == "10"
+    assert page.locator("#stage-note").inner_text() == "house.png · 384 × 384"
+    page.locator("#strip li button").first.click()
+    visitor.result()
+    assert visitor.seed_shown() == seed
+    assert downloaded(visitor) == file
+    assert visitor.complaints == []
+    assert visitor.asked_hosts == {"127.0.0.1"}
+
+
+def test_ranges_and_defaults_are_the_servers(visitor: Visitor, real_server: ServerProcess) -> None:
+    document = real_server.get("/openapi.json").json()
+    body = document["paths"][GENERATE]["post"]["requestBody"]
+    properties = body["content"]["multipart/form-data"]["schema"]["properties"]
+    for name, schema in properties.items():
+        own = name in ("previews", "seed", "width", "height", "style_preset")
+        if own or schema.get("format") == "binary":
+            continue
+        field = visitor.page.locator(f"#{name}")
+        assert field.count() == 1, name
+        standard = schema.get("default", "")
+        assert field.input_value() == (
+            f"{standard:g}" if standard != "" and "minimum" in schema else standard
+        ), name
+        if "enum" in schema:
+            assert set(schema["enum"]) <= set(
+                field.evaluate("e => [...e.options].map(o => o.value)")
+            )
+        elif "minimum" in schema:
+            slider = field.locator("xpath=../following-sibling::input[@type='range'][1]")
+            assert float(slider.get_attribute("min")) == schema["minimum"], name
+            assert float(slider.get_attribute("max")) == schema["maximum"], name
+    styles = visitor.page.locator('input[name="style_preset"]').count()
+    assert styles == 1 + len(properties["style_preset"]["enum"])
+
+
+@pytest.mark.slow("browser")
+def test_the_slider_is_for_keys_and_screen_readers(visitor: Visitor) -> None:
+    visitor.sample()
+    visitor.fill(**QUICK)
+    visitor.generate()
+    visitor.result()
+    slider = visitor.page.get_by_role("slider", name="Before and after")
+    slider.focus()
+    slider.press("ArrowLeft")
+    assert slider.get_attribute("aria-valuetext") == "51 % result"
+    slider.press("PageDown")
+    assert slider.get_attribute("aria-valuetext") == "61 % result"
+    slider.press("Home")
+    assert slider.get_attribute("aria-valuetext") == "100 % result"
+    box = visitor.page.locator("#result-box").bounding_box()
+    visitor.page.mouse.click(box["x"] + 0.25 * box["width"], box["y"] + 40)
+    assert abs(int(slider.input_value()) - 25) <= 1
+
+
+def test_bad_input_is_said_at_its_field(visitor: Visitor) -> None:
+    page = visitor.page
+    visitor.generate()
+    assert page.locator("#prompt-problem").inner_text() == "Prompt is required"
+    assert page.evaluate("document.activeElement.id") == "prompt"
+    assert "A picture is needed" in page.locator("#picture-note").inner_text()
+    visitor.sample()
+    visitor.fill(steps="5")
+    visitor.generate()
+    assert page.locator("#steps-problem").inner_text() == "5 is not from 10 to 50"
+    visitor.screenshot("error")
+    # What only the server knows.
+    visitor.fill(steps="10", prompt="a " + "BREAK " * 17)
+    visitor.generate()
+    page.locator("#prompt-problem").filter(has_text="has BREAK 17 times").wait_for()
+    assert page.locator("#prompt").get_attribute("aria-invalid") == "true"
+    assert page.evaluate("document.activeElement.id") == "prompt"
+
+
+@pytest.mark.slow("browser")
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("notes.txt", b"hello", "notes.txt is no picture"),
+        ("huge.png", file_of(gradient(8, 8))[:16] + b"\0\0\x40\0" * 2, "up to 100 megapixels"),
+        ("fat.png", b"\x89PNG" + bytes(20 * 2**20), "up to 20 MiB"),
+    ],
+    ids=["no picture", "pixels", "bytes"],
+)
+def test_a_file_is_refused_by_its_head(
+    visitor: Visitor, tmp_path: Path, name: str, content: bytes, complaint: str
+) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    visitor.page.locator("#file").set_input_files(file)
+    visitor.page.locator("#picture-note", has_text=complaint).wait_for()
+    assert visitor.page.locator("#drop").is_visible()
+
+
+def test_an_upload_meets_the_demo_models_line(visitor: Visitor) -> None:
+    file = {"name": "photo.png", "mimeType": "image/png", "buffer": file_of(gradient(90, 60))}
+    visitor.page.locator("#file").set_input_files(file)
+    note = visitor.page.locator("#picture-note", has_text="will not understand this picture")
+    assert "img2img serve --model" in note.inner_text()
+    # The size has the picture's shape, near the model's own 320 x 320.
+    assert visitor.page.locator("#cost").inner_text().startswith("448 × 320")
+    assert "14 things" in visitor.page.locator("#demo").inner_text()
+
+
+def test_the_demo_models_words_write_the_prompt(visitor: Visitor) -> None:
+    page, prompt = visitor.page, visitor.page.locator("#prompt")
+    for word, after in (
+        ("house", "a house"),
+        ("red", "a red house"),
+        ("on grass", "a red house on grass"),
+        ("at night", "a red house at night"),
+        ("cat", "a red cat at night"),
+        ("blue", "a blue cat at night"),
+    ):
+        page.get_by_role("button", name=word, exact=True).click()
+        assert prompt.input_value() == after
+
+
+def test_cancel_is_seen_at_once_and_the_next_run_starts(visitor: Visitor) -> None:
+    page = visitor.page
+    visitor.sample()
+    visitor.fill(steps="50", image_strength="0")
+    page.locator('input[name="size"][value="largest"]').check()
+    visitor.generate()
+    page.locator("#run-text", has_text="Step").wait_for()
+    milliseconds = page.evaluate(
+        """async () => {
+            const began = performance.now();
+            document.dispatchEvent(new KeyboardEvent("keydown", {key: "Escape"}));
+            const button = document.getElementById("generate");
+            while (button.hidden) await new Promise(requestAnimationFrame);
+            return performance.now() - began;
+        }"""
+    )
+    assert milliseconds < 100
+    assert "Cancelled" in page.locator("#form-error").inner_text()
+    visitor.fill(**QUICK)
+    page.locator('input[name="size"][value="native"]').check()
+    visitor.generate()
+    visitor.result()
+    assert page.locator("#strip li").count() == 1
+
+
+@pytest.mark.slow("browser")
+def test_a_reload_in_mid_run_offers_the_same_seed_again(visitor: Visitor) -> None:
+    page = visitor.page
+    visitor.sample()
+    visitor.fill(steps="50", image_strength="0.1")
+    visitor.generate()
+    page.locator("#run-text", has_text="Step").wait_for()
+    seed = page.evaluate("JSON.parse(sessionStorage.getItem('img2img.running')).seed")
+    page.reload()
+    visitor.ready()
+    assert "cut off" in page.locator("#form-error").inner_text()
+    page.get_by_role("button", name="Run again with the same seed").click()
+    visitor.result()
+    assert visitor.seed_shown() == str(seed)
+
+
+@pytest.mark.slow("browser")
+def test_use_a_result_as_the_input_and_its_settings(visitor: Visitor) -> None:
+    page = visitor.page
+    visitor.sample()
+    visitor.fill(**QUICK)
+    visitor.generate()
+    visitor.result()
+    seed = visitor.seed_shown()
+    page.locator("#use-as-input").click()
+    assert page.locator("#stage-note").inner_text() == f"result-{seed}.png · 320 × 320"
+    visitor.fill(prompt="something else")
+    page.locator("#show-result").click()
+    page.locator("#use-settings").click()
+    assert page.locator("#prompt").input_value() == "a blue house on snow"
+    assert page.locator("#seed").input_value() == seed
+    page.locator("#undo-settings").click()
+    assert page.locator("#prompt").input_value() == "something else"
+    assert page.locator("#seed").input_value() == ""
+
+
+def code_of(visitor: Visitor, language: str) -> str:
+    visitor.page.locator("#code summary").click()
+    visitor.page.locator("#code").get_by_role("button", name=language).click()
+    return str(visitor.page.evaluate("navigator.clipboard.readText()"))
+
+
+def test_the_copied_code_makes_the_same_picture(
+    visit: Visit, real_server: ServerProcess, tmp_path: Path
+) -> None:
+    visitor = visit(real_server.url, permissions=["clipboard-read", "clipboard-write"])
+    visitor.sample("star")
+    prompt = """it's a "pink" heart, $HOME `x` \\ é"""
+    visitor.fill(prompt=prompt, negative_prompt="@file; a=b", **QUICK)
+    visitor.generate()
+    visitor.result()
+    made = downloaded(visitor)
+    sample = real_server.get("/static/pictures/star.png").content
+    (tmp_path / "star.png").write_bytes(sample)
+    for language, command in (("curl", ["bash", "-e"]), ("Python", [sys.executable, "-"])):
+        code = code_of(visitor, language)
+        (tmp_path / "result.png").unlink(missing_ok=True)
+        subprocess.run(command, input=code, cwd=tmp_path, check=True, encoding="utf-8", timeout=60)
+        assert (tmp_path / "result.png").read_bytes() == made, language
+
+
+@pytest.mark.slow("browser")
+def test_two_tabs_do_not_touch_each_other(visitor: Visitor) -> None:
+    visitor.sample("house")
+    visitor.fill(prompt="one")
+    visitor.page.wait_for_timeout(500)
+    other = visitor.new_tab()
+    assert other.locator("#prompt").input_value() == "one"  # as the last visit left it
+    other.locator("#remove-picture").click()
+    visitor.sample("star", other)
+    other.locator("#prompt").fill("two")
+    other.wait_for_timeout(500)
+    for page, prompt, picture in ((visitor.page, "one", "house"), (other, "two", "star")):
+        page.reload()
+        visitor.ready(page)
+        assert page.locator("#prompt").input_value() == prompt
+        assert page.locator("#stage-note").inner_text().startswith(f"{picture}.png")
+
+
+FULL_AFTER_TWO = """
+    const put = IDBObjectStore.prototype.put;
+    IDBObjectStore.prototype.put = function (record) {
+        const full = this.name === "results" && (window.kept ?? 0) >= 2;
+        if (full) throw new DOMException("full", "QuotaExceededError");
+        if (this.name === "results") window.kept = (window.kept ?? 0) + 1;
+        return put.call(this, record);
+    };
+    const remove = IDBObjectStore.prototype.delete;
+    IDBObjectStore.prototype.delete = function (id) {
+        if (this.name === "results") window.kept -= 1;
+        return remove.call(this, id);
+    };
+"""
+
+
+@pytest.mark.slow("browser")
+def test_full_storage_drops_the_oldest_and_says_so(
+    visit: Visit, real_server: ServerProcess
+) -> None:
+    visitor = visit(real_server.url, script=FULL_AFTER_TWO)
+    visitor.sample()
+    visitor.fill(**QUICK)
+    seeds = []
+    for count in range(3):
+        visitor.fill(seed=str(11 + count))
+        visitor.generate()
+        visitor.page.locator("#use-seed", has_text=str(11 + count)).wait_for()
+        visitor.result()
+        seeds.append(visitor.seed_shown())
+    visitor.page.locator("#storage-note", has_text="the oldest result was dropped").wait_for()
+    assert visitor.page.locator("#strip li").count() == 2
+    newest = visitor.page.locator("#strip li button").first.get_attribute("aria-label")
+    assert newest.endswith("seed 13")
+    assert seeds == ["11", "12", "13"]
+
+
+def fulfil_once(visitor: Visitor, answer: Callable[[Any], None]) -> list[str]:
+    """Answer the next request for a picture by `answer`; the list has all Idempotency-Keys."""
+    keys: list[str] = []
+
+    def handle(route: Any) -> None:
+        keys.append(route.request.headers["idempotency-key"])
+        if len(keys) == 1:
+            answer(route)
+        else:
+            route.continue_()
+
+    visitor.page.route(f"**{GENERATE}", handle)
+    return keys
+
+
+@pytest.mark.slow("browser")
+def test_a_busy_server_is_asked_again_after_its_time(visitor: Visitor) -> None:
+    keys = fulfil_once(
+        visitor,
+        lambda route: route.fulfill(
+            status=503,
+            headers={"Retry-After": "1", "Content-Type": "application/json"},
+            body='{"code":-1,"message":"the server is busy; try again in 1 s","data":null}',
+        ),
+    )
+    visitor.sample()
+    visitor.fill(**QUICK)
+    visitor.generate()
+    visitor.page.locator("#run-text", has_text="Trying again in 1 s").wait_for()
+    visitor.result()
+    assert len(keys) == 2
+    assert keys[0] == keys[1]
+
+
+@pytest.mark.slow("browser")
+def test_a_server_that_is_gone_and_comes_back(visitor: Visitor) -> None:
+    keys = fulfil_once(visitor, lambda route: route.abort("connectionrefused"))
+    visitor.sample()
+    visitor.fill(**QUICK)
+    visitor.generate()
+    visitor.page.locator("#run-text", has_text="No connection to the server").wait_for()
+    visitor.result()
+    assert keys[0] == keys[1]
+
+
+def test_a_proxy_that_cuts_the_stream(visitor: Visitor) -> None:
+    cut = 'event: progress\ndata: {"step":1,"steps":5,"queue_position":0}\n\n'
+    headers = {"Content-Type": "text/event-stream"}
+    keys = fulfil_once(visitor, lambda route: route.fulfill(headers=headers, body=cut))
+    visitor.sample()
+    visitor.fill(**QUICK)
+    visitor.generate()
+    visitor.page.locator("#run-text", has_text="Trying again").wait_for()
+    visitor.result()
+    assert keys[0] == keys[1]
+
+
+@pytest.mark.slow("browser")
+def test_a_proxy_that_holds_the_stream_until_its_end(visitor: Visitor) -> None:
+    visitor.page.route(
+        f"**{GENERATE}", lambda route: route.fulfill(response=route.fetch(timeout=60_000))
+    )
+    visitor.sample()
+    visitor.fill(**QUICK)
+    visitor.generate()
+    visitor.result()
+    assert visitor.page.locator("#strip li").count() == 1

@@ -1,0 +1,80 @@
+"""Someone at the page: a browser context of their own, and what they do there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+GENERATE = "/api/generate/basic/imageToImage"
+QUICK = {"steps": "10", "image_strength": "0.5"}
+
+
+class Visitor:
+    """The page, opened, with every host it asked and every complaint of the browser."""
+
+    def __init__(self, browser: Any, url: str, script: str = "", **options: Any) -> None:
+        options.setdefault("viewport", {"width": 1280, "height": 900})
+        self.context = browser.new_context(**options)
+        self.asked_hosts: set[str] = set()
+        self.complaints: list[str] = []
+        self.url = url
+        self.host = str(urlsplit(url).hostname)
+        if script:
+            self.context.add_init_script(script)
+        self.page = self.new_tab()
+
+    def new_tab(self) -> Any:
+        page = self.context.new_page()
+        page.set_default_timeout(30_000)
+        page.on("request", lambda request: self._asked(request.url))
+        page.on("console", self._hear)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.goto(self.url)
+        self.ready(page)
+        return page
+
+    def _asked(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("data", "blob"):
+            self.asked_hosts.add(str(parts.hostname))
+
+    def _hear(self, message: Any) -> None:
+        if message.type == "error" and "Failed to load resource" not in message.text:
+            self.complaints.append(message.text)
+
+    def ready(self, page: Any = None) -> None:
+        (page or self.page).locator("html[data-ready]").wait_for()
+
+    def sample(self, name: str = "house", page: Any = None) -> None:
+        """Take a sample as the input."""
+        page = page or self.page
+        page.locator(f'#samples img[src$="{name}.png"]').click()
+        page.locator("#input-picture").wait_for()
+
+    def fill(self, **values: str) -> None:
+        """Set fields, wherever they are folded away."""
+        for name, value in values.items():
+            field = self.page.locator(f"#{name}")
+            field.evaluate("e => { if (e.closest('details')) e.closest('details').open = true; }")
+            if field.evaluate("e => e.tagName") == "SELECT":
+                field.select_option(value)
+            else:
+                field.fill(value)
+
+    def generate(self) -> None:
+        self.page.locator("#generate").click()
+
+    def result(self) -> None:
+        """Wait for the result beside its input."""
+        self.page.locator("#result-actions").wait_for()
+
+    def seed_shown(self) -> str:
+        return self.page.locator("#use-seed").inner_text().removeprefix("Seed ")
+
+    def screenshot(self, name: str) -> None:
+        """Keep a picture of the page where SCREENSHOTS names a folder."""
+        if folder := os.environ.get("SCREENSHOTS"):
+            self.page.screenshot(path=Path(folder) / f"page-{name}.png")
