@@ -24,9 +24,11 @@ from server.api import (
     basic,
     docs,
     health,
+    hints,
     metrics,
     openai,
     openai_errors,
+    openai_files,
     page,
     stability,
     stability_errors,
@@ -133,6 +135,7 @@ def create_app(
     app.state.metrics = measured
     app.state.tracing = tracing
     app.state.decoders = decoders_in_use
+    app.state.hint = hints.hint
     app.state.shapes = _failure_shapes()
     app.state.image_store = open_store(settings.limits_url.get_secret_value())
     app.state.running = RunningBatches()
@@ -154,6 +157,7 @@ def _failure_shapes() -> FailureShapes:
 def _add_routes(app: FastAPI, settings: Settings) -> None:
     app.include_router(basic.router)
     app.include_router(openai.router)
+    app.include_router(openai_files.router)
     app.include_router(stability.router)
     app.include_router(a1111.router)
     app.include_router(a1111_lists.router)

@@ -37,7 +37,7 @@ _FILLS = (
     MaskedContent.LATENT_NOISE,
     MaskedContent.LATENT_NOTHING,
 )
-_MOST_SEED = 2**63
+_MOST_SEED = 2**64 - 1
 
 
 class A1111Form(BaseModel):
@@ -175,10 +175,10 @@ def styles_of(value: object) -> tuple[tuple[str, ...], list[str]]:
 def without_effect(fields: Mapping[str, Any], handled: Iterable[str]) -> list[str]:
     """Return the names of fields that were sent and do nothing.
 
-    Clients send all that they know; what is null, empty, false or 0 asks for nothing.
+    Clients send all that they know; what is null, empty, false, 0 or -1 asks for nothing.
     """
     taken = set(handled)
-    names = [name for name, value in fields.items() if name not in taken and value]
+    names = [name for name, value in fields.items() if name not in taken and value and value != -1]
     scripts = fields.get("alwayson_scripts")
     if isinstance(scripts, Mapping):
         names.remove("alwayson_scripts") if "alwayson_scripts" in names else None

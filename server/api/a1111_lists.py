@@ -81,7 +81,7 @@ def check_override(value: object, model: str) -> list[str]:
     Raises InvalidInput for a model that is not loaded: it is refused, never ignored.
     """
     if not isinstance(value, Mapping):
-        return []
+        return ["override_settings"] if value else []
     ignored = []
     for name, item in value.items():
         if name in _MODEL_KEYS:
@@ -209,18 +209,21 @@ async def controlnet(name: str) -> Response:
     return _json({name: {} if name == "control_types" else []})
 
 
+@router.head("/queue/status")
 @router.get("/queue/status")
 async def queue_status(request: Request) -> Response:
     """Answer Gradio's sign of life."""
     return _json({"msg": "estimation", "queue_size": 0, "queue_eta": 0.0})
 
 
+@router.head("/internal/ping")
 @router.get("/internal/ping")
 async def ping() -> Response:
     """Answer a sign of life."""
     return _json({})
 
 
+@router.head("/config")
 @router.get("/config")
 async def config() -> Response:
     """Answer a sign of life: Gradio's configuration, of a page that is not there."""
