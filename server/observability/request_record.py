@@ -10,9 +10,12 @@ import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from pipelines.request import GenerationRequest
 from pipelines.timeline import STAGES, Timeline
+
+if TYPE_CHECKING:
+    from pipelines.request import GenerationRequest
 
 CLIENT_GONE = 499
 """The status of a request whose client left; nobody receives it."""

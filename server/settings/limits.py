@@ -112,7 +112,7 @@ class LimitSettings(Subject):
     @property
     def max_bytes_in_flight(self) -> int:
         """Bytes of requests and answers that may be held; the largest request always has room."""
-        return max(int(self.max_bytes_in_flight_mib * MIB), self.max_json_bytes)
+        return max(int(self.max_bytes_in_flight_mib * MIB), self.max_body_bytes)
 
     @property
     def max_body_bytes(self) -> int:
@@ -121,5 +121,9 @@ class LimitSettings(Subject):
 
     @property
     def max_json_bytes(self) -> int:
-        """Bytes of the largest body of an API that takes an image and a mask, as base64 too."""
-        return 2 * (self.max_upload_bytes * 4 // 3 + 4) + 2 * FORM_ALLOWANCE
+        """Bytes of the largest body of an API that takes an image and a mask, as base64 too.
+
+        No more than may be held for all, or it could never be read.
+        """
+        two_images = 2 * (self.max_upload_bytes * 4 // 3 + 4) + 2 * FORM_ALLOWANCE
+        return min(two_images, self.max_bytes_in_flight)
