@@ -9,7 +9,7 @@ import typer
 
 from server import __version__
 from server.cli.accounts import credits_app, keys_app
-from server.cli.generate import generate
+from server.cli.generate import EXIT_CODES, generate
 from server.cli.shared import (
     FAILURE,
     USAGE_ERROR,
@@ -25,7 +25,6 @@ app = typer.Typer(
     name="img2img",
     help="Image-to-image generation with Stable Diffusion 1.x, as an HTTP API.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -101,7 +100,7 @@ def serve(
         raise ended
 
 
-app.command()(generate)
+app.command(epilog=EXIT_CODES)(generate)
 
 
 @app.command()

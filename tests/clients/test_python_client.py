@@ -227,9 +227,12 @@ def test_what_is_busy_or_lost_is_asked_again_under_one_key(
     refused: Answer, image: bytes, generate: Generate
 ) -> None:
     waits: list[tuple[int, float]] = []
-    options = {"on_retry": lambda error, wait: waits.append((error.status, wait))}
+
+    def hear(error: ImageToImageError, wait: float) -> None:
+        waits.append((error.status, wait))
+
     with fake_server(refused, streaming(picture_event(3))) as server:
-        assert generate(server.url, image, "a cat", client=options).seed == 3
+        assert generate(server.url, image, "a cat", on_retry=hear).seed == 3
     assert len(waits) == 1
     assert waits[0][1] <= 1
     first, second = server.asked
