@@ -78,7 +78,9 @@ def generate(
     ] = None,
     prompt: Annotated[
         str | None,
-        typer.Argument(help="What the pictures should become.", show_default=False),
+        typer.Argument(
+            metavar="PROMPT", help="What the pictures should become.", show_default=False
+        ),
     ] = None,
     output: Annotated[
         Path | None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import errno
 import glob
+import io
 import json
 import os
 import tempfile
@@ -95,6 +96,9 @@ def rows_of_list(list_file: Path, defaults: Mapping[str, str], mask: Path | None
     rows, wrong = [], []
     for number, said in _lines(list_file):
         place = f"{list_file.name} line {number}"
+        if isinstance(said, str):
+            wrong.append(f"{place}: {said}")
+            continue
         wrong += [f"{place}: {name} is no field" for name in said if name not in known]
         if not said.get("input"):
             wrong.append(f"{place}: input: is required")
@@ -109,32 +113,43 @@ def rows_of_list(list_file: Path, defaults: Mapping[str, str], mask: Path | None
     return rows
 
 
-def _lines(list_file: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield each row of a list with the number of its line. Raises JobsError."""
+def _lines(list_file: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
+    """Yield each row of a list with the number of its line, or what is wrong with it.
+
+    Raises JobsError.
+    """
     try:
         text = list_file.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise JobsError([f"{list_file}: {error}"]) from None
     if list_file.suffix.lower() == ".csv":
-        reader = csv.DictReader(text.splitlines(), restkey="", restval="", strict=True)
-        try:
-            for row in reader:
-                yield reader.line_num, {k.strip(): v for k, v in row.items() if k or v}
-        except csv.Error as error:
-            raise JobsError([f"{list_file.name} line {reader.line_num}: {error}"]) from None
+        yield from _csv_lines(text, list_file)
         return
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
-            yield number, _texts(line, f"{list_file.name} line {number}")
+            yield number, _texts(line)
 
 
-def _texts(line: str, place: str) -> dict[str, str]:
+def _csv_lines(text: str, list_file: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
+    more = ""  # The key of values beyond the head's.
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey=more, restval="", strict=True)
+    try:
+        for row in reader:
+            if more in row:
+                yield reader.line_num, "has more values than the head has names"
+            else:
+                yield reader.line_num, {name.strip(): value for name, value in row.items()}
+    except csv.Error as error:
+        raise JobsError([f"{list_file.name} line {reader.line_num}: {error}"]) from None
+
+
+def _texts(line: str) -> dict[str, str] | str:
     try:
         said: Any = json.loads(line)
     except ValueError as error:
-        raise JobsError([f"{place}: is no JSON: {error}"]) from None
+        return f"is no JSON: {error}"
     if not isinstance(said, dict):
-        raise JobsError([f"{place}: is no JSON object"])
+        return "is no JSON object"
     given = {name: value for name, value in said.items() if value is not None}
     return {name: v if isinstance(v, str) else json.dumps(v) for name, v in given.items()}
 
