@@ -27,11 +27,9 @@ def labels_of(jobs: Sequence[Job]) -> list[str]:
 
 
 def _label(picture: str, texts: Mapping[str, str], differing: Sequence[str]) -> str:
-    words = [picture] if picture else []
-    for name in differing:
-        value = texts.get(name, "-")
-        words.append(value if name == "prompt" else f"{name} {value}")
-    return ", ".join(words)
+    said = {name: texts[name] for name in differing if name in texts}
+    words = (value if name == "prompt" else f"{name} {value}" for name, value in said.items())
+    return ", ".join([picture, *words] if picture else words)
 
 
 def write_grid(pictures: Sequence[tuple[str, Path]], target: Path) -> None:
