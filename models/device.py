@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from models.cpu import choose_by_cpu, read_cpuinfo
 from models.errors import ModelLoadError
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -25,17 +26,14 @@ def choose_device(device: str = "auto") -> torch.device:
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """``auto`` takes float16 on CUDA, and on the CPU what ``scripts/bench_dtype`` finds faster.
+    """``auto`` takes float16 on CUDA, and on the CPU what `models.cpu` knows to be faster.
 
-    That is bfloat16 on a CPU with AMX tiles and float32 on any other: with AVX512-BF16 alone, or
-    with neither, bfloat16 was the slower one (``ONEDNN_MAX_CPU_ISA`` tells oneDNN what to leave
-    unused). Decided by what the CPU has, not by a stop-watch at start: every start of a machine
-    then gives the same pictures.
+    Raises ModelLoadError.
     """
     if dtype == "auto":
         if device.type == "cuda":
             return torch.float16
-        return torch.bfloat16 if cpu_has_matrix_bfloat16() else torch.float32
+        return torch.bfloat16 if choose_by_cpu(read_cpuinfo()).bfloat16 else torch.float32
     if dtype not in _DTYPES:
         raise ModelLoadError(f"dtype {dtype!r} is not one of auto, {', '.join(_DTYPES)}")
     if _DTYPES[dtype] is torch.float16 and device.type == "cpu":
@@ -43,9 +41,13 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return _DTYPES[dtype]
 
 
-def cpu_has_matrix_bfloat16() -> bool:
-    """Return whether this CPU multiplies bfloat16 matrices in hardware (AMX)."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+def dtype_in_words(asked: str, device: torch.device) -> str:
+    """Return the dtype that ``asked`` comes to on ``device``, and why. Raises ModelLoadError."""
+    name = str(choose_dtype(asked, device)).removeprefix("torch.")
+    if asked != "auto":
+        return f"{name}, as asked for"
+    why = "on CUDA" if device.type == "cuda" else choose_by_cpu(read_cpuinfo()).reason
+    return f"{name}, chosen: {why}"
 
 
 def synchronize(device: torch.device) -> None:

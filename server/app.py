@@ -24,9 +24,11 @@ from server.api import (
     basic,
     docs,
     health,
+    hints,
     metrics,
     openai,
     openai_errors,
+    openai_files,
     page,
     stability,
     stability_errors,
@@ -110,7 +112,7 @@ def create_app(
     if (tracing := _tracing(settings)) is not None:
         observers.insert(0, tracing)  # before the log, which names the trace
     decoders_in_use = decoders or DecoderPool(
-        settings.picture_threads,
+        settings.picture_places,
         DecoderLimits(settings.picture_cpu_seconds, settings.picture_memory_mib),
         # Decoding takes far less than generating, and what waits is bounded in bytes and time too.
         most_waiting=4 * settings.max_queue,
@@ -133,17 +135,29 @@ def create_app(
     app.state.metrics = measured
     app.state.tracing = tracing
     app.state.decoders = decoders_in_use
-    app.state.shapes = shapes = FailureShapes()
-    shapes.add("/v1", openai_errors.failure_shape)
-    shapes.add("/sdapi", a1111_errors.failure_shape)
-    for subtree in ("/v1/generation", "/v1/engines", "/v1/user"):
-        shapes.add(subtree, stability_errors.failure_shape)
+    app.state.hint = hints.hint
+    app.state.shapes = _failure_shapes()
     app.state.image_store = open_store(settings.limits_url.get_secret_value())
     app.state.running = RunningBatches()
     app.state.service = ImageToImage(settings, decoders_in_use, deny_list)
     add_failure_handlers(app)
+    _add_routes(app, settings)
+    return app
+
+
+def _failure_shapes() -> FailureShapes:
+    shapes = FailureShapes()
+    shapes.add("/v1", openai_errors.failure_shape)
+    shapes.add("/sdapi", a1111_errors.failure_shape)
+    for subtree in ("/v1/generation", "/v1/engines", "/v1/user"):
+        shapes.add(subtree, stability_errors.failure_shape)
+    return shapes
+
+
+def _add_routes(app: FastAPI, settings: Settings) -> None:
     app.include_router(basic.router)
     app.include_router(openai.router)
+    app.include_router(openai_files.router)
     app.include_router(stability.router)
     app.include_router(a1111.router)
     app.include_router(a1111_lists.router)
@@ -154,7 +168,6 @@ def create_app(
         app.include_router(metrics.router)
     app.include_router(page.router)
     app.mount("/static", page.PageFiles(directory=page.WEB_FOLDER))
-    return app
 
 
 @asynccontextmanager

@@ -19,6 +19,7 @@ from models.embedded.vocabulary import demo_notice
 from pipelines.engine.statistics import EngineSnapshot
 from pipelines.request import GenerationRequest, GenerationResult, Progress
 from pipelines.timeline import Timeline
+from server.cpus import set_tensor_threads
 from server.img2img.moderation import SafetyPolicy
 from server.settings import Settings
 
@@ -115,16 +116,13 @@ def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
     """Load the weights that `settings` name. Raises StartError."""
     logger.info("loading", extra={"fields": {"model": settings.model}})
     # Imported here: importing torch takes seconds in which the port would not answer.
-    import torch
-
     from models.auxiliary.choose import choose_clip
     from models.loading import loader
     from pipelines.engine.engine import Engine
     from server.engine_config import engine_config
     from server.memory_plan import memory_policy
 
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    threads = set_tensor_threads(settings.threads)
     try:
         bundle = loader.load_model(
             settings.model_spec, device=settings.device, dtype=settings.dtype
@@ -133,7 +131,8 @@ def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
         safety = _safety_policy(bundle, settings)
     except loader.ModelLoadError as error:
         raise StartError(str(error)) from error
-    logger.info("loaded", extra={"fields": {"model": bundle.name, **bundle.facts}})
+    facts = {"model": bundle.name, **bundle.facts, "threads": threads}
+    logger.info("loaded", extra={"fields": facts})
     if notice := demo_notice(settings.model):
         logger.warning(notice)
     memory = memory_policy(bundle, settings)

@@ -12,6 +12,7 @@ DecodersBusy                 no decoder will be free in time
 ImageWithheld                the safety check held the image back
 SafetyCheckHangs             the safety check does not answer
 DatabaseAway                 the database of accounts cannot be reached; later may help
+ImageStoreAway               images cannot be kept for their address now
 LedgerError
 +-- InsufficientCredits      `available` tenths
 +-- TooManyAtOnce            the account's other requests still run
@@ -72,6 +73,10 @@ class SafetyCheckHangs(Exception):
 
 class DatabaseAway(Exception):
     """The database cannot be reached or did not answer in time; trying again later may help."""
+
+
+class ImageStoreAway(Exception):
+    """The store of images that are fetched by their address cannot be reached."""
 
 
 class DatabaseUnusable(ConfigurationError):

@@ -68,13 +68,19 @@ def _is_chosen(config: pytest.Config, item: pytest.Item) -> bool:
             raise pytest.UsageError(f"{item.nodeid}: {group!r} is no group of slow tests")
         return _takes(config, group)
     if config.getoption("--only-slow"):
-        return _takes(config, "properties") and is_hypothesis_test(getattr(item, "obj", None))
+        return _takes(config, "properties") and _is_property(item)
     if not config.getoption("--fast"):
         return True
     folders = set(item.nodeid.partition("::")[0].split("/"))
     if folders & _WITH_PROCESSES or _DEAR & set(getattr(item, "fixturenames", ())):
         return False
     return item.get_closest_marker("process") is None
+
+
+def _is_property(item: pytest.Item) -> bool:
+    """Return whether it is a test of hypothesis; one that drives it by hand has its mark."""
+    by_hand = item.get_closest_marker("hypothesis") is not None
+    return by_hand or is_hypothesis_test(getattr(item, "obj", None))
 
 
 def _takes(config: pytest.Config, group: str) -> bool:

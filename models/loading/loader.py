@@ -15,7 +15,7 @@ import torch
 
 from models.acceleration.quantization import check_quantization, quantize_unet
 from models.bundle import ModelBundle
-from models.device import choose_device, choose_dtype
+from models.device import choose_device, choose_dtype, dtype_in_words
 from models.errors import ModelLoadError
 from models.loading import checkpoint
 from models.loading.autoencoder import downscale, load_autoencoder
@@ -94,6 +94,7 @@ def load_model(
                 dtype=chosen_dtype,
                 configuration=configuration,
             )
+        bundle.facts["dtype"] = dtype_in_words(dtype, chosen_device)
         if spec.prediction != "auto":
             bundle.scheduler_config["prediction_type"] = spec.prediction
             bundle.facts["predicts"] = f"{spec.prediction} (IMG2IMG_PREDICTION)"

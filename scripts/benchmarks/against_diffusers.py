@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from models.loading.loader import load_bundle
 from pipelines.engine import model_runner
 from pipelines.engine.engine import Engine, EngineConfig
-from pipelines.request import GenerationRequest, Sampler
+from pipelines.request import CONTRACT_SAMPLERS, GenerationRequest, Sampler
 from pipelines.samplers.schedules import NoiseSchedule, make_scheduler
 from pipelines.vae.decode import Decoding
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--cfg-scale", type=float, default=7.0)
-    parser.add_argument("--samplers", nargs="+", type=Sampler, default=list(Sampler))
+    parser.add_argument("--samplers", nargs="+", type=Sampler, default=list(CONTRACT_SAMPLERS))
     options = parser.parse_args()
 
     bundle = load_bundle(options.model, device="cpu", dtype="float32")
@@ -72,11 +72,11 @@ def main() -> None:
                 np.asarray(image),
                 "a blue circle",
                 "blurry",
-                image_strength,
-                options.cfg_scale,
-                sampler,
-                options.steps,
-                seed,
+                image_strength=image_strength,
+                cfg_scale=options.cfg_scale,
+                sampler=sampler,
+                steps=options.steps,
+                seed=seed,
             )
             ours = engine.submit(request).wait().image.astype(int)
             pipe = StableDiffusionImg2ImgPipeline(

@@ -17,7 +17,7 @@ import requests
 from PIL import Image, ImageDraw, ImageFont
 
 from pipelines.prompt.styles import STYLES
-from pipelines.request import Sampler
+from pipelines.request import CONTRACT_SAMPLERS
 from scripts.paths import ROOT
 from scripts.training.world.looks import draw
 from scripts.training.world.scene import Scene, Thing
@@ -79,7 +79,7 @@ def rows_of(server: Server) -> list[list[Cell]]:
         ladder.append((f"strength {strength}", made))
     samplers: list[Cell] = [
         (sampler.value, server.picture(circle, "a blue circle", sampler=sampler.value))
-        for sampler in Sampler
+        for sampler in CONTRACT_SAMPLERS
     ]
     samplers = [("input", circle), *samplers]
     return [styles[:9], styles[9:], edits, ladder, samplers[:9], samplers[9:]]

@@ -72,7 +72,8 @@ def scraped_run(folder: Path, images: int, clients: int) -> Iterator[Run]:
         server.wait_for("/health/ready", seconds=300)
         # A rate needs a value from before: what counts nothing yet is there from the start, but
         # requests by outcome are not.
-        ask(run, key, 0)
+        if (status := ask(run, key, 0)) != 200:
+            raise RuntimeError(f"the first request was answered {status}: {server.log[-2000:]}")
         prometheus.wait_for('img2img:requests_total{outcome="success"}')
         with ThreadPoolExecutor(clients) as pool:
             run.statuses += pool.map(lambda number: ask(run, key, number), range(1, images))

@@ -41,9 +41,13 @@ REPLAYED_HEADER = "Idempotency-Replayed"
 CHARGED_HEADER = "X-Credits-Charged"
 REMAINING_HEADER = "X-Credits-Remaining"
 SEED_HEADER = "Seed"
+FINISH_HEADER = "Finish-Reason"
+FILTERED_HEADER = "X-Filtered"
 MODEL_HEADER = "X-Model"
 EXPOSED_HEADERS = (
     SEED_HEADER,
+    FINISH_HEADER,
+    FILTERED_HEADER,
     MODEL_HEADER,
     CHARGED_HEADER,
     REMAINING_HEADER,
@@ -142,7 +146,7 @@ class Admission:
         kept = answer if order.idempotency else None
         balance = await self._settle(accounts, order, kept, charged)
         self._settled = True
-        self._credits.charged = charged
+        self._credits.end(charged)
         self._add_credit_headers(accounts, charged, balance)
 
     async def _settle(
@@ -160,6 +164,7 @@ class Admission:
         # It may have gone through all the same: the client is told of a failure, so it is undone.
         self._settled = True
         accounts.withdraw_later(order.id)
+        self._credits.end()
         raise DatabaseAway
 
     async def close(self) -> None:
@@ -173,7 +178,7 @@ class Admission:
             # One that was left (its client has gone) still runs: releasing must not overtake it.
             await asyncio.wait((self._reserving,))
         await accounts.release(order.id)
-        self._credits.released = self._credits.reserved
+        self._credits.end()
 
     async def _replay(self, accounts: Accounts, kept: bytes) -> bytes:
         self._order = None

@@ -43,17 +43,17 @@ def strip_bearer(value: str) -> str:
     if value.lower() == _BASIC.strip():
         return ""
     if value.lower().startswith(_BASIC):
-        return _password(value[len(_BASIC) :].strip())
+        return _password(value[len(_BASIC) :].strip()) or value
     if value.lower() == _BEARER.strip():
         return ""
     return value[len(_BEARER) :].strip() if value.lower().startswith(_BEARER) else value
 
 
 def _password(encoded: str) -> str:
-    """Return the password of Basic credentials (RFC 7617), or what was sent if they are none."""
+    """Return the password of Basic credentials (RFC 7617), `""` if they are none."""
     try:
         credentials = base64.b64decode(encoded, validate=True).decode()
     except ValueError:
-        return encoded
+        return ""
     user, colon, password = credentials.partition(":")
     return password if colon and password else user

@@ -15,16 +15,16 @@ from PIL import Image
 from starlette.responses import Response
 
 from pipelines.request import GenerationRequest, Pixels
-from pipelines.samplers.names import sampler_label, schedule_label
+from pipelines.samplers.names import A1111_LABELS, SCHEDULE_LABELS
 from server.accounts.access import Caller
 from server.accounts.admission import Admitted
 from server.accounts.auth import require_key
 from server.api.a1111_form import A1111Form, styles_of, without_effect
 from server.api.a1111_lists import check_override
-from server.api.flow import Answer, Flow, finished
+from server.api.flow import Answer, Flow
 from server.api.values import json_of, name_ignored, parsed, texts_of
 from server.http.errors import ApiError, NotFound
-from server.http.json_body import JsonBody, decode_image_text
+from server.http.json_body import JsonBody, LongText, decode_image_text
 from server.http.waiting import TimeLimit
 from server.images.infotext import infotext
 from server.img2img.running import RunningBatches
@@ -32,9 +32,14 @@ from server.img2img.service import Batch, FinishedImage
 from server.settings import Settings
 
 _HANDLED = frozenset(
-    (*A1111Form.model_fields, "init_images", "mask", "styles", "override_settings", "script_args",
-     "override_settings_restore_afterwards", "seed_resize_from_h", "seed_resize_from_w")
+    (*A1111Form.model_fields, "init_images", "mask", "styles", "override_settings",
+     "override_settings_restore_afterwards")
 )  # fmt: skip
+_OF_IMAGES = frozenset(
+    ("init_images", "include_init_images", "mask", "mask_blur", "denoising_strength", "resize_mode",
+     "inpainting_fill", "inpainting_mask_invert", "inpaint_full_res", "inpaint_full_res_padding")
+)  # fmt: skip
+"""Fields without effect where no image is sent."""
 _PREVIEW_SIDE = 512
 
 router = APIRouter(prefix="/sdapi/v1", include_in_schema=False)
@@ -89,7 +94,8 @@ async def _respond(
     if asked.script_name:
         raise UnknownScript(f"script_name: {asked.script_name[:60]} is not found; there are none")
     styles, unknown = styles_of(fields.get("styles"))
-    ignored = [*without_effect(fields, _HANDLED), *(["styles"] if unknown else [])]
+    handled = _HANDLED if upload is not None else _HANDLED - _OF_IMAGES
+    ignored = [*without_effect(fields, handled), *(["styles"] if unknown else [])]
     ignored += check_override(fields.get("override_settings"), flow.model.name)
     name_ignored(request, ignored)
     images = asked.asked(styles, upload, mask)
@@ -97,16 +103,23 @@ async def _respond(
     if isinstance(begun, Answer):
         return begun.response()
     outcomes = await flow.finish(begun)
-    made = finished(outcomes)
-    pack = partial(_packed, asked, body, begun, flow.model.name)
-    if not made:
-        # Interrupted before any image was finished: nothing is charged.
-        return pack(made).response()
+    of_images = [
+        generation
+        for generation, outcome in zip(begun.plan.generations, outcomes, strict=True)
+        if isinstance(outcome, FinishedImage)
+    ]
+    # Interrupted before any image was finished, there is none, and nothing is charged.
+    shown = of_images or [begun.plan.first]
+    pack = partial(_packed, asked, body, shown, flow.model.name)
     return (await flow.settle(begun, outcomes, pack)).response()
 
 
 def _packed(
-    asked: A1111Form, body: JsonBody, batch: Batch, model: str, made: list[FinishedImage]
+    asked: A1111Form,
+    body: JsonBody,
+    shown: list[GenerationRequest],
+    model: str,
+    made: list[FinishedImage],
 ) -> Answer:
     left_out = () if asked.include_init_images else ("init_images", "mask")
     parameters = {name: value for name, value in body.fields.items() if name not in left_out}
@@ -114,7 +127,7 @@ def _packed(
     answer = {
         "images": files,
         "parameters": _plain(parameters),
-        "info": json.dumps(_info(asked, batch, model, made)),
+        "info": json.dumps(_info(asked, shown, model, made)),
     }
     return Answer(json.dumps(answer, separators=(",", ":")).encode())
 
@@ -125,31 +138,28 @@ def _plain(value: Any) -> Any:
         return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else value.data.decode()
+    return value.text if isinstance(value, LongText) else value
 
 
-def _info(asked: A1111Form, batch: Batch, model: str, made: list[FinishedImage]) -> dict[str, Any]:
+def _info(
+    asked: A1111Form, shown: list[GenerationRequest], model: str, made: list[FinishedImage]
+) -> dict[str, Any]:
     """Return the fields that clients parse out of `info`."""
-    by_seed = {one.seed: one for one in batch.plan.generations}
-    first = batch.plan.first
-    shown = made or [FinishedImage(b"", first.seed)]
-    generations: list[GenerationRequest] = (
-        [first] * len(shown) if asked.subseed_strength else [by_seed[image.seed] for image in shown]
-    )
-    subseeds = [one.variation_seed or one.seed for one in batch.plan.generations][: len(shown)]
+    first = shown[0]
+    subseeds = [one.variation_seed or one.seed for one in shown]
     return {
         "prompt": asked.prompt,
         "all_prompts": [asked.prompt] * len(shown),
         "negative_prompt": asked.negative_prompt,
         "all_negative_prompts": [asked.negative_prompt] * len(shown),
-        "seed": generations[0].seed,
-        "all_seeds": [one.seed for one in generations],
+        "seed": first.seed,
+        "all_seeds": [one.seed for one in shown],
         "subseed": subseeds[0],
         "all_subseeds": subseeds,
         "subseed_strength": asked.subseed_strength,
         "width": asked.width,
         "height": asked.height,
-        "sampler_name": sampler_label(first.sampler),
+        "sampler_name": A1111_LABELS[first.sampler],
         "cfg_scale": asked.cfg_scale,
         "steps": asked.steps,
         "batch_size": asked.batch_size,
@@ -162,7 +172,7 @@ def _info(asked: A1111Form, batch: Batch, model: str, made: list[FinishedImage])
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
         "denoising_strength": asked.denoising_strength,
-        "extra_generation_params": {"Schedule type": schedule_label(first.schedule)},
+        "extra_generation_params": {"Schedule type": SCHEDULE_LABELS[first.schedule]},
         "index_of_first_image": 0,
         "infotexts": [image.parameters for image in made],
         "styles": [],

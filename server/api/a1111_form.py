@@ -16,7 +16,7 @@ from pipelines.request import (
     MAX_SEED,
     MaskedContent,
 )
-from pipelines.samplers.names import SamplerChoice, UnknownSampler, sampler_by_name
+from pipelines.samplers.names import A1111_LABELS, SamplerChoice, UnknownSampler, sampler_by_name
 from server.errors import InvalidInput
 from server.http.errors import NotFound
 from server.images.fit import ResizeMode, fit_size
@@ -37,7 +37,7 @@ _FILLS = (
     MaskedContent.LATENT_NOISE,
     MaskedContent.LATENT_NOTHING,
 )
-_MOST_SEED = 2**63
+_MOST_SEED = 2**64 - 1
 
 
 class A1111Form(BaseModel):
@@ -81,7 +81,8 @@ class A1111Form(BaseModel):
         try:
             return sampler_by_name(name, self.scheduler or "Automatic")
         except UnknownSampler as error:
-            raise NotFound(f"Sampler not found: {error}") from None
+            known = ", ".join(A1111_LABELS.values())
+            raise NotFound(f"Sampler not found: {error}; there are {known}") from None
 
     @property
     def count(self) -> int:
@@ -174,10 +175,10 @@ def styles_of(value: object) -> tuple[tuple[str, ...], list[str]]:
 def without_effect(fields: Mapping[str, Any], handled: Iterable[str]) -> list[str]:
     """Return the names of fields that were sent and do nothing.
 
-    Clients send all that they know; what is null, empty, false or 0 asks for nothing.
+    Clients send all that they know; what is null, empty, false, 0 or -1 asks for nothing.
     """
     taken = set(handled)
-    names = [name for name, value in fields.items() if name not in taken and value]
+    names = [name for name, value in fields.items() if name not in taken and value and value != -1]
     scripts = fields.get("alwayson_scripts")
     if isinstance(scripts, Mapping):
         names.remove("alwayson_scripts") if "alwayson_scripts" in names else None

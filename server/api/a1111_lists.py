@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from pipelines.prompt.styles import PLACEHOLDER, STYLES
-from pipelines.samplers.names import sampler_list, schedule_list
+from pipelines.samplers.names import A1111_ALIASES, A1111_LABELS, SCHEDULE_LABELS
 from server.accounts.access import Caller
 from server.accounts.auth import require_key
 from server.api.flow import Answer
@@ -23,6 +23,7 @@ from server.http.waiting import TimeLimit
 router = APIRouter(include_in_schema=False)
 AnyCaller = Annotated[Caller, Depends(require_key)]
 
+_SCHEDULES = [(schedule.value.lower(), label) for schedule, label in SCHEDULE_LABELS.items()]
 _MODEL_KEYS = ("sd_model_checkpoint", "sd_checkpoint_hash")
 _NO_OPTIONS = {
     "sd_vae": "Automatic",
@@ -80,7 +81,7 @@ def check_override(value: object, model: str) -> list[str]:
     Raises InvalidInput for a model that is not loaded: it is refused, never ignored.
     """
     if not isinstance(value, Mapping):
-        return []
+        return ["override_settings"] if value else []
     ignored = []
     for name, item in value.items():
         if name in _MODEL_KEYS:
@@ -122,8 +123,8 @@ async def samplers(caller: AnyCaller) -> Response:
     """List the samplers by A1111's names."""
     return _json(
         [
-            {"name": name, "aliases": list(aliases), "options": {}}
-            for name, aliases in sampler_list()
+            {"name": name, "aliases": list(A1111_ALIASES[sampler]), "options": {}}
+            for sampler, name in A1111_LABELS.items()
         ]
     )
 
@@ -140,7 +141,7 @@ async def schedulers(caller: AnyCaller) -> Response:
                 "default_rho": 7.0 if name == "karras" else -1.0,
                 "need_inner_model": name == "sgm_uniform",
             }
-            for name, label in schedule_list()
+            for name, label in _SCHEDULES
         ]
     )
 
@@ -208,18 +209,21 @@ async def controlnet(name: str) -> Response:
     return _json({name: {} if name == "control_types" else []})
 
 
+@router.head("/queue/status")
 @router.get("/queue/status")
 async def queue_status(request: Request) -> Response:
     """Answer Gradio's sign of life."""
     return _json({"msg": "estimation", "queue_size": 0, "queue_eta": 0.0})
 
 
+@router.head("/internal/ping")
 @router.get("/internal/ping")
 async def ping() -> Response:
     """Answer a sign of life."""
     return _json({})
 
 
+@router.head("/config")
 @router.get("/config")
 async def config() -> Response:
     """Answer a sign of life: Gradio's configuration, of a page that is not there."""

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.accounts.admission import SEED_HEADER, Admitted, fingerprint
+from server.accounts.admission import FILTERED_HEADER, SEED_HEADER, Admitted, fingerprint
 from server.api.accept import accepted_image_format
 from server.api.flow import Flow, client_of, finished
 from server.http.bytes_in_flight import release_upload
@@ -37,7 +37,6 @@ from server.settings import Settings
 
 PATH = "/api/generate/basic/imageToImage"
 _AS_TEXT = "came as text; send it as a file, with a file name"
-FILTERED_HEADER = "X-Filtered"
 _SIGNATURES = {b"\x89PNG": "image/png", b"\xff\xd8": "image/jpeg", b"RIFF": "image/webp"}
 
 router = APIRouter(tags=["image to image"])

@@ -146,21 +146,6 @@ class Flow:
         self.name_model()
         return answer
 
-    async def answer(
-        self,
-        asked: ImagesRequest,
-        fingerprint: str,
-        pack: Callable[[list[FinishedImage]], Answer],
-        format: ImageFormat = ImageFormat.PNG,
-        quality: int = QUALITY,
-    ) -> Response:
-        """Make the images and answer, in one go."""
-        begun = await self.begin(asked, fingerprint)
-        if isinstance(begun, Answer):
-            return begun.response()
-        outcomes = await self.finish(begun, format, quality)
-        return (await self.settle(begun, outcomes, pack)).response()
-
     def name_model(self) -> None:
         """Say in the response's headers which model made the images."""
         response_headers(self.request.scope)[MODEL_HEADER] = quote(self.model.name, safe=" /:@+,()")

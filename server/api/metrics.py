@@ -6,7 +6,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.observability.metrics import Metrics
+from server.observability.metrics import MEDIA_TYPE, Metrics
 
 router = APIRouter()
 
@@ -15,6 +15,5 @@ router = APIRouter()
 async def metrics(request: Request) -> Response:
     """Return Prometheus' metrics. A scrape waits for no request and no unit of work."""
     measured: Metrics = request.app.state.metrics
-    accept = request.headers.get("accept", "")
-    body, media_type = await anyio.to_thread.run_sync(measured.exposition, accept)
-    return Response(body, headers={"Content-Type": media_type})
+    body = await anyio.to_thread.run_sync(measured.exposition)
+    return Response(body, headers={"Content-Type": MEDIA_TYPE})

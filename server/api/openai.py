@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import re
 import secrets
 import time
-import uuid
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -21,8 +19,15 @@ from server.accounts.access import Caller
 from server.accounts.admission import Admitted
 from server.accounts.auth import require_key
 from server.api.flow import Answer, Flow
-from server.api.openai_form import ALIASES, KNOWN_TEXTS, WITHOUT_EFFECT, OpenAIForm
-from server.api.openai_stream import stream_images
+from server.api.openai_files import Addresses
+from server.api.openai_form import (
+    ALIASES,
+    KNOWN_TEXTS,
+    TEXT_FIELDS,
+    WITHOUT_EFFECT,
+    OpenAIForm,
+)
+from server.api.openai_stream import stream_images, stream_kept
 from server.api.values import Form, form_of, json_of, name_ignored, parsed, texts_of
 from server.engine_service import EngineHost
 from server.errors import InvalidInput
@@ -30,14 +35,14 @@ from server.http.errors import NotFound, Unavailable
 from server.http.failure_shapes import name_fields
 from server.http.json_body import decode_image_text
 from server.images.masks import MaskOptions, MaskReads
-from server.img2img.image_store import KEEP_SECONDS, ImageStore, signature
 from server.img2img.images_request import ImagesRequest
 from server.img2img.service import FinishedImage
 
 EDITS = "/v1/images/edits"
 GENERATIONS = "/v1/images/generations"
-FILES = "/v1/images/files"
-_FILES_IN_FORMS = frozenset(("image", "image[]", "mask"))
+_FILES_IN_FORMS = frozenset(("image", "image[]", "mask", "mask[]"))
+_OUR_NAMES = {"init_image": "image", "width": "size", "height": "size"}
+"""Fields that failures name by the API's own names."""
 _MASKED_STRENGTH = 0.0
 """image_strength under a mask, where none is sent: what was erased should not shine through."""
 _STRENGTH = 0.35
@@ -49,7 +54,7 @@ AnyCaller = Annotated[Caller, Depends(require_key)]
 @router.post(EDITS)
 async def edits(request: Request, admission: Admitted) -> Response:
     """Edit an image: a multipart form, or JSON with data URLs."""
-    name_fields(request.scope, {"init_image": "image"})
+    name_fields(request.scope, _OUR_NAMES)
     flow = Flow(request, admission)
     if request.headers.get("content-type", "").lower().startswith("multipart/"):
         form = await form_of(
@@ -57,17 +62,17 @@ async def edits(request: Request, admission: Admitted) -> Response:
             flow.limit,
             texts=KNOWN_TEXTS,
             files=_FILES_IN_FORMS,
-            keep_first=frozenset(("image[]", "image")),
+            keep_first=_FILES_IN_FORMS,
         )
     else:
         form = await _json_form(request, flow)
     image = form.files.get("image") or form.files.get("image[]")
-    if "image" in form.files and "image[]" in form.files:
-        name_ignored(request, ["image[]"])
+    mask = form.files.get("mask") or form.files.get("mask[]")
+    twice = [name for name in ("image", "mask") if {name, f"{name}[]"} <= form.files.keys()]
+    name_ignored(request, [f"{name}[]" for name in twice])
     asked = _form(request, flow, form)
     if image is None:
         raise InvalidInput(["image: is required"])
-    mask = form.files.get("mask")
     strength = _STRENGTH if mask is None else _MASKED_STRENGTH
     images = _images_request(
         asked,
@@ -81,12 +86,12 @@ async def edits(request: Request, admission: Admitted) -> Response:
 @router.post(GENERATIONS)
 async def generations(request: Request, admission: Admitted) -> Response:
     """Make images from noise."""
+    name_fields(request.scope, _OUR_NAMES)
     flow = Flow(request, admission)
     body = await json_of(request, flow.limit)
-    form = Form(texts_of(body.fields, KNOWN_TEXTS), {}, body.fingerprint)
-    name_ignored(request, [name for name in body.fields if name not in KNOWN_TEXTS])
-    if body.fields.get("image_strength") is not None:
-        name_ignored(request, ["image_strength"])
+    form = Form(texts_of(body.fields, TEXT_FIELDS), {}, body.fingerprint)
+    ignored = _without_effect(body.fields, TEXT_FIELDS - {"image_strength"})
+    name_ignored(request, ignored)
     asked = _form(request, flow, form)
     images = _images_request(asked)
     return await _respond(request, flow, asked, images, form.fingerprint, "image_generation")
@@ -107,33 +112,17 @@ async def model(request: Request, caller: AnyCaller, name: str) -> Response:
     return _json(found)
 
 
-@router.get(FILES + "/{name}")
-async def file(request: Request, name: str, expires: int = 0, signature: str = "") -> Response:
-    """Return an image that was answered by its address; the signature is the permission."""
-    store: ImageStore = request.app.state.image_store
-    valid = secrets.compare_digest(
-        signature.encode(), _signed(await store.secret(), name, expires).encode()
-    )
-    found = await store.get(name) if valid and expires > time.time() else None
-    if found is None:
-        raise NotFound("the image is not kept any more, or its address is not whole")
-    media_type = f"image/{name.rpartition('.')[2]}"
-    return Response(found, media_type=media_type, headers={"Cache-Control": "private, no-store"})
-
-
 async def _json_form(request: Request, flow: Flow) -> Form:
     """Return the form in a JSON body: `image`, or `images`, of which the first counts."""
     body = await json_of(request, flow.limit)
     fields = body.fields
-    images = [item for name in ("image", "images") for item in _listed(fields.get(name))]
+    images = [item for name in ("image", "images") for item in _images_in(name, fields.get(name))]
     uploads = {"image": images[0]} if images else {}
-    if mask := _listed(fields.get("mask")):
+    if mask := _images_in("mask", fields.get("mask")):
         uploads["mask"] = mask[0]
-    ignored = [
-        name for name in fields if name not in KNOWN_TEXTS.union(("image", "images", "mask"))
-    ]
+    ignored = _without_effect(fields, TEXT_FIELDS.union(("image", "images", "mask")))
     if len(images) > 1:
-        ignored.append("images")
+        ignored.append("images" if fields.get("images") else "image")
     name_ignored(request, ignored)
     most = flow.request.app.state.settings.max_upload_bytes
 
@@ -141,27 +130,51 @@ async def _json_form(request: Request, flow: Flow) -> Form:
         return {name: decode_image_text(name, value, most) for name, value in uploads.items()}
 
     files = await anyio.to_thread.run_sync(decode)
-    return Form(texts_of(fields, KNOWN_TEXTS), files, body.fingerprint)
+    return Form(texts_of(fields, TEXT_FIELDS), files, body.fingerprint)
 
 
-def _listed(value: Any) -> list[Any]:
-    """Return the images in a value: text, `{"image_url": text}`, `{"image_url": {"url": text}}`."""
+def _without_effect(fields: Mapping[str, Any], taken: frozenset[str]) -> list[str]:
+    return [name for name, value in fields.items() if name not in taken and value not in (None, "")]
+
+
+def _images_in(field: str, value: Any) -> list[Any]:
+    """Return the images in a value: text, `{"image_url": text}`, `{"image_url": {"url": text}}`.
+
+    Raises InvalidInput for an object without an address: what it means must not pass unnoticed.
+    """
     if isinstance(value, list):
-        return [image for item in value for image in _listed(item)]
+        return [image for item in value for image in _images_in(field, item)]
     if isinstance(value, dict):
-        return _listed(value.get("image_url", value.get("url")))
+        found = value.get("image_url", value.get("url"))
+        if found is None:
+            names = ", ".join(value)[:60]
+            raise InvalidInput([f"{field}: {{{names}}} has no image_url; send a data URL in it"])
+        return _images_in(field, found)
     return [] if value is None or value == "" else [value]
 
 
 def _form(request: Request, flow: Flow, form: Form) -> OpenAIForm:
-    texts = dict(form.texts)
+    texts = {name: text for name, text in form.texts.items() if text.strip()}
+    ignored = [name for name in WITHOUT_EFFECT if name in texts]
+    names = dict(_OUR_NAMES)
     for alias, name in ALIASES.items():
-        if (text := texts.pop(alias, None)) is not None:
-            texts.setdefault(name, text)
+        if (text := texts.pop(alias, None)) is None:
+            continue
+        if name in texts:
+            ignored.append(alias)
+        else:
+            texts[name] = text
+            names[name] = alias
+    name_fields(request.scope, names)
     asked = parsed(OpenAIForm, texts)
-    ignored = [name for name in WITHOUT_EFFECT if texts.get(name, "").strip()]
     if asked.model and asked.model != flow.model.name:
         ignored.append("model")
+    if asked.partial_images and not asked.stream:
+        ignored.append("partial_images")
+    if asked.output_compression is not None and asked.output_format == "png":
+        ignored.append("output_compression")
+    if asked.stream and asked.response_format == "url":
+        ignored.append("response_format")
     name_ignored(request, ignored)
     return asked
 
@@ -192,11 +205,13 @@ async def _respond(
     fingerprint: str,
     event: str,
 ) -> Response:
-    urls = await _Urls.of(request) if asked.response_format == "url" else None
+    by_address = asked.response_format == "url" and not asked.stream
+    # A store that is away should be known before the work.
+    addresses = await Addresses.of(request) if by_address else None
     usage = usage_of(asked, images)
 
     def pack(finished: list[FinishedImage]) -> Answer:
-        made = [_datum(image, asked, urls) for image in finished]
+        made = [_datum(image) for image in finished]
         body = {
             "created": int(time.time()),
             "data": made,
@@ -209,52 +224,22 @@ async def _respond(
         return Answer(json.dumps(body, separators=(",", ":")).encode())
 
     begun = await flow.begin(images, fingerprint)
-    if isinstance(begun, Answer):
-        return begun.response()
     if asked.stream:
+        if isinstance(begun, Answer):
+            return await anyio.to_thread.run_sync(stream_kept, begun, asked, event, usage)
         return stream_images(flow, begun, asked, event, usage, pack)
-    outcomes = await flow.finish(begun, asked.format, asked.compression)
-    answer = await flow.settle(begun, outcomes, pack)
-    if urls is not None:
-        await urls.keep()
-    return answer.response()
+    if isinstance(begun, Answer):
+        answer = begun
+    else:
+        outcomes = await flow.finish(begun, asked.format, asked.compression)
+        answer = await flow.settle(begun, outcomes, pack)
+    # What is kept for an Idempotency-Key has the images themselves: an address ends before it.
+    return (answer if addresses is None else await addresses.instead_of_images(answer)).response()
 
 
-def _datum(image: FinishedImage, asked: OpenAIForm, urls: _Urls | None) -> dict[str, Any]:
-    datum: dict[str, Any] = (
-        {"b64_json": base64.b64encode(image.file).decode()}
-        if urls is None
-        else {"url": urls.add(image.file, asked.output_format)}
-    )
-    return datum | {"seed": image.seed} | ({"filtered": True} if image.filtered else {})
-
-
-class _Urls:
-    """Addresses under which the images of an answer are kept."""
-
-    def __init__(self, store: ImageStore, secret: bytes, base: str) -> None:
-        self._store = store
-        self._secret = secret
-        self._base = base
-        self._files: dict[str, bytes] = {}
-
-    @classmethod
-    async def of(cls, request: Request) -> _Urls:
-        store: ImageStore = request.app.state.image_store
-        return cls(store, await store.secret(), str(request.base_url).rstrip("/"))
-
-    def add(self, file: bytes, format: str) -> str:
-        name = f"{uuid.uuid4().hex}.{format}"
-        self._files[name] = file
-        ends = int(time.time()) + KEEP_SECONDS
-        signed = _signed(self._secret, name, ends)
-        return f"{self._base}{FILES}/{name}?expires={ends}&signature={signed}"
-
-    async def keep(self) -> None:
-        await asyncio.gather(*(self._store.put(name, file) for name, file in self._files.items()))
-
-
-_signed = signature
+def _datum(image: FinishedImage) -> dict[str, Any]:
+    datum = {"b64_json": base64.b64encode(image.file).decode(), "seed": image.seed}
+    return datum | ({"filtered": True} if image.filtered else {})
 
 
 def usage_of(asked: OpenAIForm, images: ImagesRequest) -> Any:

@@ -20,7 +20,7 @@ from pipelines.request import (
 from pipelines.samplers.names import SamplerChoice, UnknownSampler, sampler_by_name
 from server.images.encode import QUALITY, ImageFormat
 from server.images.fit import fit_size
-from server.img2img.fields import choice, real_number, trimmed_text, truth, whole_number
+from server.img2img.fields import choice, real_number, refuse, trimmed_text, truth, whole_number
 from server.img2img.form import MAX_PROMPT_LENGTH
 from server.img2img.images_request import MAX_IMAGES
 
@@ -45,10 +45,10 @@ def _size(value: object) -> object:
     match = _SIZE.fullmatch(text)
     sides = (int(match[1]), int(match[2])) if match else ()
     if not sides or not all(MIN_OUTPUT_SIDE <= side <= MAX_OUTPUT_SIDE for side in sides):
-        raise PydanticCustomError(
-            "rule",
-            "{shown} is neither auto nor a size such as 512x512 with sides in {least}..{most}",
-            {"shown": text[:60], "least": MIN_OUTPUT_SIDE, "most": MAX_OUTPUT_SIDE},
+        raise refuse(
+            text,
+            "is neither auto nor a size such as 512x512 with sides in "
+            f"{MIN_OUTPUT_SIDE}..{MAX_OUTPUT_SIDE}",
         )
     return sides
 
@@ -57,7 +57,8 @@ def _sampler(value: object) -> object:
     try:
         return sampler_by_name(str(value).strip())
     except UnknownSampler as error:
-        raise PydanticCustomError("rule", "{reason}", {"reason": str(error)}) from None
+        reason = str(error).encode("utf-8", "backslashreplace").decode()
+        raise PydanticCustomError("rule", "{reason}", {"reason": reason}) from None
 
 
 class OpenAIForm(BaseModel):

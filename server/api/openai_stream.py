@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from starlette.responses import Response
 
 from pipelines.request import Pixels, Progress
 from server.api.flow import Answer, Flow, finished
@@ -20,7 +21,7 @@ from server.api.openai_errors import error_of
 from server.api.openai_form import OpenAIForm
 from server.http.errors import ANSWERED, logged_api_error
 from server.images.encode import ImageFormat
-from server.img2img.events import EventStream, event
+from server.img2img.events import EVENT_STREAM, STREAM_HEADERS, EventStream, event
 from server.img2img.service import Batch, FinishedImage
 
 _PREVIEW_QUALITY = 80
@@ -46,22 +47,33 @@ def stream_images(
             )
             try:
                 async for index, preview in _partial_images(flow, batch, asked.partial_images):
-                    file = await flow.service.in_thread(partial(_enlarged, preview, batch, asked))
-                    yield _event(f"{name}.partial_image", asked, file, partial_image_index=index)
+                    yield await flow.service.in_thread(
+                        partial(_partial_event, name, asked, preview, batch, index)
+                    )
                 outcomes = await working
             finally:
                 working.cancel()
             await flow.settle(batch, outcomes, pack)
             for image in finished(outcomes):
-                yield _event(
-                    f"{name}.completed", asked, image.file, usage=usage(1), seed=image.seed
-                )
+                write = partial(_event, f"{name}.completed", asked, image.file)
+                yield await flow.service.in_thread(partial(write, usage=usage(1), seed=image.seed))
         except ANSWERED as error:
             failure = logged_api_error(error, flow.limit.seconds)
             told = {"type": "error", "error": error_of(failure.status, failure.message)}
             yield event("error", json.dumps(told).encode())
 
     return EventStream(batch, events())
+
+
+def stream_kept(
+    answer: Answer, asked: OpenAIForm, name: str, usage: Callable[[int], dict[str, Any]]
+) -> Response:
+    """Stream the images of an answer that is there already."""
+    events = [
+        _written(f"{name}.completed", asked, item["b64_json"], usage=usage(1), seed=item["seed"])
+        for item in json.loads(answer.body)["data"]
+    ]
+    return Response(b"".join(events), media_type=EVENT_STREAM, headers=STREAM_HEADERS)
 
 
 async def _partial_images(
@@ -96,11 +108,22 @@ def _enlarged(preview: Pixels, batch: Batch, asked: OpenAIForm) -> bytes:
     return buffer.getvalue()
 
 
+def _partial_event(
+    name: str, asked: OpenAIForm, preview: Pixels, batch: Batch, index: int
+) -> bytes:
+    file = _enlarged(preview, batch, asked)
+    return _event(f"{name}.partial_image", asked, file, partial_image_index=index)
+
+
 def _event(kind: str, asked: OpenAIForm, file: bytes, **more: Any) -> bytes:
+    return _written(kind, asked, base64.b64encode(file).decode(), **more)
+
+
+def _written(kind: str, asked: OpenAIForm, b64_json: str, **more: Any) -> bytes:
     width, height = asked.size or (0, 0)
     data = {
         "type": kind,
-        "b64_json": base64.b64encode(file).decode(),
+        "b64_json": b64_json,
         "created_at": int(time.time()),
         "size": f"{width}x{height}" if width else "auto",
         "quality": "auto",

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from server.accounts.access import Caller
-from server.accounts.admission import SEED_HEADER, Admitted
+from server.accounts.admission import FINISH_HEADER, SEED_HEADER, Admitted
 from server.accounts.auth import require_key
 from server.api.accept import accepted_types
 from server.api.flow import Answer, Flow
@@ -34,7 +34,6 @@ from server.images.masks import MaskOptions, MaskReads
 from server.img2img.images_request import ImagesRequest
 from server.img2img.service import FinishedImage
 
-FINISH_HEADER = "Finish-Reason"
 _ENGINES = ("stable-diffusion-v1-6", "stable-diffusion-v1-5")
 _READS = {
     "MASK_IMAGE_WHITE": MaskReads.LIGHT,
@@ -42,6 +41,7 @@ _READS = {
     "INIT_IMAGE_ALPHA": MaskReads.TRANSPARENT,
 }
 _WITHOUT_EFFECT = frozenset(("step_schedule_end", "extras"))
+_PROMPT_NAMES = {"prompt": "text_prompts", "negative_prompt": "text_prompts"}
 
 router = APIRouter(prefix="/v1", include_in_schema=False)
 AnyCaller = Annotated[Caller, Depends(require_key)]
@@ -57,12 +57,17 @@ class NotAcceptable(ApiError):
 async def image_to_image(request: Request, admission: Admitted, engine: str) -> Response:
     """Make images from an image. Any engine's name is taken: the loaded model serves all."""
     flow = Flow(request, admission)
+    name_fields(request.scope, _PROMPT_NAMES)
     names = frozenset((*ImageToImageForm.model_fields, "mode"))
     form = await _form(request, flow, names, frozenset(("init_image",)))
     texts = dict(form.texts)
     # npm's stability-ai sends the one for the other.
-    if mode := texts.pop("mode", ""):
-        texts.setdefault("init_image_mode", mode)
+    if mode := texts.pop("mode", "").strip():
+        if texts.get("init_image_mode", "").strip():
+            name_ignored(request, ["mode"])
+        else:
+            texts["init_image_mode"] = mode
+            name_fields(request.scope, {"init_image_mode": "mode", **_PROMPT_NAMES})
     asked = parsed(ImageToImageForm, texts)
     unused = "image_strength" if asked.init_image_mode == "STEP_SCHEDULE" else "step_schedule_start"
     name_ignored(request, [unused] if unused in texts else [])
@@ -84,8 +89,8 @@ async def image_to_image(request: Request, admission: Admitted, engine: str) -> 
 @router.post("/generation/{engine}/image-to-image/masking")
 async def masking(request: Request, admission: Admitted, engine: str) -> Response:
     """Make the masked part of an image anew."""
-    name_fields(request.scope, {"mask": "mask_image"})
     flow = Flow(request, admission)
+    name_fields(request.scope, {"mask": "mask_image", **_PROMPT_NAMES})
     files = frozenset(("init_image", "mask_image"))
     form = await _form(request, flow, frozenset(MaskingForm.model_fields), files)
     asked = parsed(MaskingForm, form.texts)
@@ -118,6 +123,7 @@ async def masking(request: Request, admission: Admitted, engine: str) -> Respons
 async def text_to_image(request: Request, admission: Admitted, engine: str) -> Response:
     """Make images from noise."""
     flow = Flow(request, admission)
+    name_fields(request.scope, _PROMPT_NAMES)
     body = await json_of(request, flow.limit)
     names = frozenset(TextToImageForm.model_fields)
     name_ignored(request, [name for name in body.fields if name not in names | {"text_prompts"}])

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipelines.prompt.styles import STYLES
 from pipelines.request import (
+    CONTRACT_SAMPLERS,
     MAX_CFG_SCALE,
     MAX_SEED,
     MAX_SIDE,
@@ -22,8 +23,9 @@ from pipelines.request import (
     Sampler,
     default_sampler,
 )
+from server.api.values import texts_of
 from server.errors import InvalidInput
-from server.img2img.fields import choice, real_number, whole_number
+from server.img2img.fields import choice, decimal_number, real_number, whole_number
 from server.img2img.form import MAX_PROMPT_LENGTH
 from server.img2img.images_request import MAX_IMAGES, ImagesRequest
 
@@ -44,7 +46,7 @@ class StabilityForm(BaseModel):
     clip_guidance_preset: Annotated[ClipGuidancePreset, choice(ClipGuidancePreset)] = (
         ClipGuidancePreset.NONE
     )
-    sampler: Annotated[Sampler | None, choice(Sampler)] = None
+    sampler: Annotated[Sampler | None, choice(CONTRACT_SAMPLERS)] = None
     samples: Annotated[int, whole_number(1, MAX_IMAGES)] = 1
     seed: Annotated[int, whole_number(0, MAX_SEED)] = 0
     steps: Annotated[int, whole_number(MIN_STEPS, MAX_STEPS)] = 30
@@ -120,9 +122,19 @@ def prompts_of_json(value: object) -> list[tuple[str, str]]:
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise InvalidInput(["text_prompts: is no list of objects with text and weight"])
     pairs = []
-    for item in value:
-        weight = item.get("weight")
-        pairs.append((str(item.get("text") or ""), "" if weight is None else str(weight)))
+    problems: list[str] = []
+    for index, item in enumerate(value):
+        try:
+            texts = texts_of(item, ("text", "weight"))
+        except InvalidInput as error:
+            problems += [
+                f"text_prompts[{index}][{name}]:{rest}"
+                for name, _, rest in (line.partition(":") for line in error.problems)
+            ]
+        else:
+            pairs.append((texts.get("text", ""), texts.get("weight", "")))
+    if problems:
+        raise InvalidInput(problems)
     return pairs
 
 
@@ -153,7 +165,7 @@ def combined(pairs: list[tuple[str, str]]) -> tuple[str, str]:
         elif any("\ud800" <= letter <= "\udfff" for letter in text):
             problems.append(f"{name}[text]: holds half of a surrogate pair, which is no character")
         elif weight:
-            written = text if abs(weight) == 1 else f"({text}:{abs(weight):g})"
+            written = text if abs(weight) == 1 else f"({_closed(text)}:{abs(weight):g})"
             (wanted if weight > 0 else avoided).append(written)
     if not problems and not wanted:
         problems.append("text_prompts: none has a weight above 0")
@@ -168,11 +180,22 @@ def combined(pairs: list[tuple[str, str]]) -> tuple[str, str]:
     return prompt, negative
 
 
+def _closed(text: str) -> str:
+    """Return the text so that a bracket in it does not end the weight around it."""
+    return text if _balanced(text) else re.sub(r"\\?([()])", r"\\\1", text)
+
+
+def _balanced(text: str) -> bool:
+    depth = 0
+    for bracket in re.findall(r"(?<!\\)[()]", text):
+        depth += 1 if bracket == "(" else -1
+        if depth < 0:
+            return False
+    return depth == 0
+
+
 def _weight(text: str) -> float | None:
     if not text.strip():
         return 1.0
-    try:
-        weight = float(text)
-    except ValueError:
-        return None
-    return weight if abs(weight) <= MAX_WEIGHT else None
+    weight = decimal_number(text)
+    return None if weight is None or abs(weight) > MAX_WEIGHT else float(weight)

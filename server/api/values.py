@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from server.accounts.admission import fingerprint
 from server.errors import InvalidInput
-from server.http.errors import DeadlineExpired
+from server.http.errors import DeadlineExpired, UnsupportedMedia
 from server.http.ignored_fields import IgnoredFields
 from server.http.json_body import JsonBody, LongText, read_json
 from server.http.multipart import Part, read_form, refuse_encoded_body
@@ -87,8 +87,14 @@ def _texts(parts: Mapping[str, Part], names: frozenset[str]) -> dict[str, str]:
 
 
 async def json_of(request: Request, limit: TimeLimit) -> JsonBody:
-    """Return the object in the body. Raises what `read_json` does."""
+    """Return the object in the body, whatever its Content-Type but a form's.
+
+    Raises what `read_json` does, and UnsupportedMedia.
+    """
     refuse_encoded_body(request.headers.getlist("content-encoding"))
+    sent = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if sent.startswith("multipart/"):
+        raise UnsupportedMedia(f"Content-Type is {sent[:100]}; send the fields as application/json")
     try:
         async with asyncio.timeout(limit.remaining), aclosing(request.stream()) as stream:
             body = await read_json(stream)
@@ -115,11 +121,13 @@ def text_of(value: object) -> str | None:
 
 def texts_of(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
     """Return the named fields of a JSON object as texts. Raises InvalidInput for other values."""
-    problems = [
-        f"{name}: is no text or number"
-        for name in names
-        if isinstance(fields.get(name), dict | list | LongText)
-    ]
+    problems = []
+    for name in names:
+        value = fields.get(name)
+        if isinstance(value, LongText):
+            problems.append(f"{name}: is a text of {len(value.data)} bytes, which no field holds")
+        elif isinstance(value, dict | list):
+            problems.append(f"{name}: is no text or number")
     if problems:
         raise InvalidInput(problems)
     found = {name: text_of(fields.get(name)) for name in names}

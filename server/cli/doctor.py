@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from models.embedded.vocabulary import demo_notice
 from server import __version__
+from server.cpus import set_tensor_threads, usable_cpus
 from server.extras import missing_extras, missing_requirements
 from server.img2img.deny_list import DenyList, DenyListError
 from server.memory_plan import memory_policy
@@ -42,13 +43,11 @@ def diagnose(settings: Settings) -> Diagnosis:
     facts = diagnosis.facts
     missing = missing_extras(settings)
     diagnosis.problems += missing_requirements() + missing
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
     facts["version"] = f"img2img-server {__version__}, Python {platform.python_version()}"
     facts["torch"] = torch.__version__
-    facts["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} CPUs"
+    facts["threads"] = _threads_in_words(settings)
     facts["pictures"] = ", ".join(FORMATS)
-    facts["decoders"] = f"{settings.picture_threads}, {limits_in_words()}"
+    facts["decoders"] = f"{settings.picture_places}, {limits_in_words()}"
     facts["listens"] = f"{settings.host}:{settings.port}"
     facts["keys"] = f"{len(settings.api_keys)}" + (", not asked for" if settings.no_auth else "")
     facts["accounts"] = _accounts_in_words(settings, diagnosis.problems)
@@ -62,7 +61,6 @@ def diagnose(settings: Settings) -> Diagnosis:
         facts["model"] = bundle.name
         facts |= bundle.facts
         facts["device"] = _device_in_words(bundle.device)
-        facts["dtype"] = str(bundle.dtype).removeprefix("torch.")
         facts["memory"] = _memory_in_words(bundle.weight_bytes, bundle.device)
         acceleration = choose_acceleration(settings.acceleration, bundle.device)
         facts["acceleration"] = acceleration.in_words
@@ -89,8 +87,15 @@ def diagnose(settings: Settings) -> Diagnosis:
     return diagnosis
 
 
+def _threads_in_words(settings: Settings) -> str:
+    """Set torch's threads as the server would, and return them with what bounds them."""
+    threads, usable = set_tensor_threads(settings.threads), usable_cpus()
+    asked = " (IMG2IMG_THREADS)" if settings.threads else ""
+    return f"{threads}{asked}; {usable.count} of {os.cpu_count()} CPUs, by {usable.reason}"
+
+
 def _sampler_problems(bundle: ModelBundle) -> list[str]:
-    """Return a line for each sampler of the contract that cannot run on this model here."""
+    """Return a line for each sampler that cannot run on this model here."""
     from pipelines.request import Sampler
     from pipelines.samplers.programs import make_program
     from pipelines.samplers.schedules import NoiseSchedule

@@ -69,7 +69,9 @@ def by_server(url: str) -> AbstractAsyncContextManager[Maker]:
     try:
         from img2img_client import AsyncClient
     except ModuleNotFoundError:
-        message = "--url needs the Python client, img2img_client: clients/python, or the release's wheel"
+        message = (
+            "--url needs the Python client, img2img_client: clients/python, or the release's wheel"
+        )
         raise NotMade(message, USAGE_ERROR) from None
     try:
         client = AsyncClient(url)

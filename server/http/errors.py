@@ -41,6 +41,7 @@ from server.errors import (
     DecodeTimeout,
     IdempotencyConflict,
     ImageError,
+    ImageStoreAway,
     ImageWithheld,
     InsufficientCredits,
     InvalidInput,
@@ -185,6 +186,7 @@ API_ERRORS: Mapping[type[Exception], Callable[[Any, float], ApiError]] = {
     ),
     ReservationLost: lambda *_: Unavailable("the credits held for this request were released"),
     DatabaseAway: lambda *_: Unavailable("the accounts cannot be reached", 5.0),
+    ImageStoreAway: lambda *_: Unavailable("images cannot be kept for an address now", 5.0),
 }
 """The failure for each of the domain's exceptions and those derived from it, given the seconds that
 the request may take."""

@@ -13,6 +13,8 @@ from server.http.envelope import failure
 
 FailureShape = Callable[[int, str, Mapping[str, str]], Response]
 """From status, message and headers to the response."""
+Hint = Callable[[int, str, str], str]
+"""From status, path and message to what is said behind it, or `""`."""
 
 _FIELDS = re.compile(r"([\w.\[\]]+(?:, [\w.\[\]]+)*): ")
 _NAMES = "field_names"
@@ -50,10 +52,16 @@ def fields_of(line: str) -> list[str]:
 def failure_at(
     scope: Scope, status: int, message: str, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """Return a failure in the shape and with the field names of the request's API."""
+    """Return a failure in the shape and with the field names of the request's API.
+
+    It ends with a hint, if the application has one for it.
+    """
     names: Mapping[str, str] = scope.get("state", {}).get(_NAMES, {})
     if names:
         message = "; ".join(_renamed(line, names) for line in message.split("; "))
+    hint: Hint | None = _state_of(scope, "hint")
+    if hint is not None and (more := hint(status, _path(scope), message)):
+        message = f"{message}; {more}"
     shape = shape_at(scope)
     return (
         failure(status, message, headers)
@@ -64,11 +72,18 @@ def failure_at(
 
 def shape_at(scope: Scope) -> FailureShape | None:
     """Return the shape of a request's failures, None for the envelope."""
+    shapes: FailureShapes | None = _state_of(scope, "shapes")
+    return None if shapes is None else shapes.at(_path(scope))
+
+
+def _state_of(scope: Scope, name: str) -> Any:
     app: Any = scope.get("app")
-    shapes: FailureShapes | None = None if app is None else getattr(app.state, "shapes", None)
-    if shapes is None:
-        return None
-    return shapes.at(scope.get("path", "").removeprefix(scope.get("root_path", "")))
+    return None if app is None else getattr(app.state, name, None)
+
+
+def _path(scope: Scope) -> str:
+    path: str = scope.get("path", "")
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _renamed(line: str, names: Mapping[str, str]) -> str:
@@ -76,4 +91,4 @@ def _renamed(line: str, names: Mapping[str, str]) -> str:
     if not fields:
         return line
     rest = line[len(", ".join(fields)) :]
-    return ", ".join(names.get(name, name) for name in fields) + rest
+    return ", ".join(dict.fromkeys(names.get(name, name) for name in fields)) + rest

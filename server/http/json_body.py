@@ -10,9 +10,10 @@ from __future__ import annotations
 import binascii
 import hashlib
 import json
+import math
 import re
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +27,14 @@ LONG_TEXT = 16 * 1024
 MAX_REST = MIB
 """Bytes of a body without its long texts."""
 MAX_DEPTH = 40
+MAX_ESCAPED_QUOTES = 64 * 1024
+"""Escaped quotes of one text; an image has none, and each costs a step of this search."""
 
 _PIECE = 256 * 1024  # a multiple of 4
 _ESCAPES = ((b"\\/", b"/"), (b"\\n", b""), (b"\\r", b""), (b"\\t", b""), (b"\\u002b", b"+"),
             (b"\\u002B", b"+"), (b"\\u002f", b"/"), (b"\\u002F", b"/"), (b"\\u003d", b"="),
             (b"\\u003D", b"="))  # fmt: skip
+_LONGEST_ESCAPE = 6
 _DATA_URL = re.compile(rb"data:[^,]{0,200},")
 _BLANKS = b" \t\r\n"
 
@@ -44,6 +48,15 @@ class LongText:
     def __str__(self) -> str:
         """Return the start of the text, as errors show it."""
         return self.data[:60].decode("latin-1")
+
+    @property
+    def text(self) -> str:
+        """The text without its escapes; what is not UTF-8 in it is replaced."""
+        text = self.data.decode("utf-8", "replace")
+        try:
+            return str(json.loads(f'"{text}"', strict=False))
+        except ValueError:
+            return text
 
 
 @dataclass(frozen=True)
@@ -81,7 +94,8 @@ def parse_json(body: bytes) -> JsonBody:
         raise BadRequest(f"the body is not JSON: {reason}") from None
     if not isinstance(value, dict):
         raise BadRequest("the body is no JSON object")
-    return JsonBody(_with_texts(value, mark, texts, 0), fingerprint)
+    fields = {name: _with_texts(item, mark, texts, name, 1) for name, item in value.items()}
+    return JsonBody(fields, fingerprint)
 
 
 def _cut_long_texts(body: bytes, mark: str) -> tuple[bytes, list[LongText]]:
@@ -105,25 +119,33 @@ def _cut_long_texts(body: bytes, mark: str) -> tuple[bytes, list[LongText]]:
 
 
 def _closing_quote(body: bytes, at: int) -> int:
-    while (quote := body.find(b'"', at)) >= 0:
+    for _ in range(MAX_ESCAPED_QUOTES):
+        quote = body.find(b'"', at)
+        if quote < 0:
+            raise BadRequest("the body is not JSON: a text has no end")
         slashes = 0
-        while body[quote - 1 - slashes] == 0x5C and quote - 1 - slashes >= at:
-            slashes += 1
+        if quote > at and body[quote - 1] == 0x5C:
+            before = body[at:quote]
+            slashes = len(before) - len(before.rstrip(b"\\"))
         if slashes % 2 == 0:
             return quote
         at = quote + 1
-    raise BadRequest("the body is not JSON: a text has no end")
+    raise BadRequest(f"the body is not taken: a text has over {MAX_ESCAPED_QUOTES} escaped quotes")
 
 
-def _with_texts(value: Any, mark: str, texts: list[LongText], depth: int) -> Any:
+def _with_texts(value: Any, mark: str, texts: list[LongText], field: str, depth: int) -> Any:
     if depth > MAX_DEPTH:
         raise BadRequest(f"the body is not taken: it is nested deeper than {MAX_DEPTH}")
     if isinstance(value, dict):
-        return {key: _with_texts(item, mark, texts, depth + 1) for key, item in value.items()}
+        return {
+            key: _with_texts(item, mark, texts, field, depth + 1) for key, item in value.items()
+        }
     if isinstance(value, list):
-        return [_with_texts(item, mark, texts, depth + 1) for item in value]
+        return [_with_texts(item, mark, texts, field, depth + 1) for item in value]
     if isinstance(value, str) and value.startswith(mark):
         return texts[int(value.removeprefix(f"{mark}:"))]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadRequest(f"{field[:60]}: {value} is no number of JSON")
     return value
 
 
@@ -138,17 +160,16 @@ def decode_image_text(field: str, value: object, max_bytes: int) -> bytes:
         data = value.encode("utf-8", "surrogatepass")
     else:
         raise BadRequest(f"{field}: is no text; send the image as base64 or a data URL")
-    for escape, meant in _ESCAPES if isinstance(value, LongText) and b"\\" in data else ():
-        data = data.replace(escape, meant)
+    escaped = isinstance(value, LongText)
     data = data.strip(_BLANKS)
     if data[:5].lower() == b"data:":
-        header = _DATA_URL.match(b"data:" + data[5:300])
+        header = _DATA_URL.match(b"data:" + _cleaned(data[5:300], escaped))
         if header is None or b"base64" not in header[0].lower():
             raise BadRequest(f"{field}: is a data URL without base64")
-        data = data[header.end() :]
-    elif data[:8].lower().startswith((b"http://", b"https://", b"file:")):
+        data = data[data.find(b",") + 1 :]
+    elif data[:8].lower().startswith((b"http:", b"https:", b"file:")):
         raise BadRequest(f"{field}: is an address, and none is ever fetched; send the image itself")
-    data = data.translate(None, _BLANKS).replace(b"-", b"+").replace(b"_", b"/").rstrip(b"=")
+    data = b"".join(_cleaned(piece, escaped) for piece in _pieces(data)).rstrip(b"=")
     if len(data) * 3 // 4 > max_bytes:
         raise ContentTooLarge(f"{field}: the file is over {max_bytes / MIB:.3g} MiB")
     data += b"=" * (-len(data) % 4)
@@ -161,3 +182,22 @@ def decode_image_text(field: str, value: object, max_bytes: int) -> bytes:
     if not decoded:
         raise BadRequest(f"{field}: is empty")
     return bytes(decoded)
+
+
+def _pieces(data: bytes) -> Iterator[bytes]:
+    """Yield the text in pieces that end beside escapes, not in them."""
+    start = 0
+    while start < len(data):
+        end = start + _PIECE
+        escape = data.rfind(b"\\", end - _LONGEST_ESCAPE + 1, end) if end < len(data) else -1
+        end = escape if escape > start else end
+        yield data[start:end]
+        start = end
+
+
+def _cleaned(piece: bytes, escaped: bool) -> bytes:
+    """Return base64 without JSON's escapes and blanks, in the plain alphabet."""
+    if escaped and b"\\" in piece:
+        for escape, meant in _ESCAPES:
+            piece = piece.replace(escape, meant)
+    return piece.translate(None, _BLANKS).replace(b"-", b"+").replace(b"_", b"/")

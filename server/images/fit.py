@@ -61,15 +61,28 @@ def _nearest_side(side: Fraction) -> int:
 
 
 def fit_image(
-    image: Image.Image, width: int, height: int, mode: ResizeMode, background: str = "white"
+    image: Image.Image,
+    width: int,
+    height: int,
+    mode: ResizeMode,
+    background: str = "white",
+    shape: tuple[int, int] | None = None,
 ) -> Image.Image:
-    """Return the RGB or L image at `width` x `height` by centre crop, stretching or padding."""
+    """Return the RGB or L image at `width` x `height` by centre crop, stretching or padding.
+
+    With a ``shape`` it is cut or padded to the aspect ratio of that size, then stretched: for what
+    is resized to that size in the end.
+    """
+    shape = shape or (width, height)
     if mode is ResizeMode.STRETCH:
         return _resize(image, (width, height), (0, 0, *image.size))
     if mode is ResizeMode.CROP:
-        return _resize(image, (width, height), _centre_crop(image.size, (width, height)))
-    scale = min(Fraction(width, image.width), Fraction(height, image.height))
-    inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        return _resize(image, (width, height), _centre_crop(image.size, shape))
+    scale = min(Fraction(shape[0], image.width), Fraction(shape[1], image.height))
+    inner = (
+        max(1, round(image.width * scale * width / shape[0])),
+        max(1, round(image.height * scale * height / shape[1])),
+    )
     canvas = Image.new(image.mode, (width, height), background)
     offset = ((width - inner[0]) // 2, (height - inner[1]) // 2)
     canvas.paste(_resize(image, inner, (0, 0, *image.size)), offset)

@@ -80,7 +80,17 @@ def selection(image: Pixels, options: MaskOptions, size: tuple[int, int]) -> Ima
         )
     if mask.size != size:
         mask = mask.resize(size, Image.Resampling.LANCZOS)
-    return mask.filter(ImageFilter.GaussianBlur(options.blur)) if options.blur else mask
+    if options.blur:
+        mask = mask.filter(ImageFilter.GaussianBlur(options.blur))
+    if mask.getbbox() is None:
+        blurred = f" and blurred by {options.blur:g} pixels" if options.blur else ""
+        raise InvalidInput(
+            [
+                f"{options.field}: selects so little that nothing is left of it, made "
+                f"{size[0]} x {size[1]}{blurred}"
+            ]
+        )
+    return mask
 
 
 def _advice(options: MaskOptions) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from pipelines.request import ClipGuidancePreset, GenerationRequest, SigmaSchedule
-from pipelines.samplers.names import sampler_label, schedule_label
+from pipelines.samplers.names import A1111_LABELS, SCHEDULE_LABELS
 from server import __version__
 
 KEY = "parameters"
@@ -34,12 +34,7 @@ def parameters_text(request: GenerationRequest, model_name: str, filtered: bool 
     """The prompt, the negative prompt if there is one, and a line of settings."""
     settings = {
         "Steps": str(request.steps),
-        "Sampler": sampler_label(request.sampler),
-        **(
-            {}
-            if request.schedule is SigmaSchedule.AUTOMATIC
-            else {"Schedule type": schedule_label(request.schedule)}
-        ),
+        "Sampler": A1111_LABELS[request.sampler],
         "CFG scale": f"{request.cfg_scale:g}",
         "Seed": str(request.seed),
         "Size": f"{request.width}x{request.height}",
@@ -50,6 +45,8 @@ def parameters_text(request: GenerationRequest, model_name: str, filtered: bool 
     if request.variation_seed is not None and request.variation_strength > 0:
         settings["Variation seed"] = str(request.variation_seed)
         settings["Variation seed strength"] = f"{request.variation_strength:g}"
+    if request.schedule is not SigmaSchedule.AUTOMATIC:
+        settings["Schedule type"] = SCHEDULE_LABELS[request.schedule]
     if request.clip_guidance is not ClipGuidancePreset.NONE:
         settings["CLIP guidance"] = request.clip_guidance.value
     if request.tile:

@@ -30,7 +30,7 @@ KEEP_ALIVE = b": keep-alive\n\n"
 KEEP_ALIVE_SECONDS = 10.0
 """Seconds without an event, after which a comment is sent: proxies cut what is silent for 30."""
 
-_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 def wants_events(request: Request) -> bool:
@@ -58,6 +58,10 @@ def progress_event(progress: Progress) -> bytes:
         "evaluations": progress.evaluations,
         "queue_position": progress.queue_position,
     }
+    if progress.stage is not None:
+        data["stage"] = progress.stage
+    if progress.seconds_left is not None:
+        data["seconds_left"] = round(progress.seconds_left, 1)
     if progress.preview is not None:
         data["preview"] = base64.b64encode(encode_png(progress.preview, {})).decode()
     return event("progress", json.dumps(data, separators=(",", ":")).encode())
@@ -74,7 +78,7 @@ class EventStream(StreamingResponse):
     leave while something is sent, when no generator is told."""
 
     def __init__(self, handle: Cancellable, events: AsyncGenerator[bytes]) -> None:
-        super().__init__(kept_alive(events), media_type=EVENT_STREAM, headers=_HEADERS)
+        super().__init__(kept_alive(events), media_type=EVENT_STREAM, headers=STREAM_HEADERS)
         self._handle = handle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -130,4 +134,4 @@ async def kept_alive(events: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
 
 def stream_finished(body: bytes) -> Response:
     """A stream of an answer that is there already."""
-    return Response(event("result", body), media_type=EVENT_STREAM, headers=_HEADERS)
+    return Response(event("result", body), media_type=EVENT_STREAM, headers=STREAM_HEADERS)

@@ -22,14 +22,17 @@ _MAX_DIGITS = 64
 _ECHOED = 60
 
 
-def _refuse(value: object, rule: str) -> PydanticCustomError:
+def refuse(value: object, rule: str) -> PydanticCustomError:
+    """Return the refusal of a value, of which the start is shown."""
     text = str(value)
     shown = text if len(text) <= _ECHOED else text[:_ECHOED] + "..."
+    # Half of a surrogate pair, which JSON can hold, is no text to pydantic.
+    shown = shown.encode("utf-8", "backslashreplace").decode()
     return PydanticCustomError("rule", "{shown} {rule}", {"shown": shown, "rule": rule})
 
 
-def _decimal(value: object) -> Decimal | None:
-    """A plain decimal number, or None: no NaN, infinity, underscore or digit beyond ASCII."""
+def decimal_number(value: object) -> Decimal | None:
+    """Return a plain decimal, or None: no NaN, infinity, underscore or digit beyond ASCII."""
     text = str(value).strip()
     if len(text) > _MAX_DIGITS or not _DECIMAL.fullmatch(text):
         return None
@@ -41,13 +44,13 @@ def whole_number(low: int, high: int, *, multiple_of: int = 1) -> BeforeValidato
     kind = "a whole number" if multiple_of == 1 else f"a multiple of {multiple_of}"
 
     def parse(value: object) -> int:
-        number = _decimal(value)
+        number = decimal_number(value)
         if number is None or number != number.to_integral_value():
-            raise _refuse(value, f"is not {kind} in {low}..{high}")
+            raise refuse(value, f"is not {kind} in {low}..{high}")
         if not low <= number <= high:
-            raise _refuse(value, f"is not in {low}..{high}")
+            raise refuse(value, f"is not in {low}..{high}")
         if int(number) % multiple_of:
-            raise _refuse(value, f"is not {kind} in {low}..{high}")
+            raise refuse(value, f"is not {kind} in {low}..{high}")
         return int(number)
 
     return BeforeValidator(parse)
@@ -57,11 +60,11 @@ def real_number(low: float, high: float) -> BeforeValidator:
     """Reads a decimal number in `low..high`."""
 
     def parse(value: object) -> float:
-        number = _decimal(value)
+        number = decimal_number(value)
         if number is None:
-            raise _refuse(value, f"is not a number in {low:g}..{high:g}")
+            raise refuse(value, f"is not a number in {low:g}..{high:g}")
         if not Decimal(low) <= number <= Decimal(high):
-            raise _refuse(value, f"is not in {low:g}..{high:g}")
+            raise refuse(value, f"is not in {low:g}..{high:g}")
         return float(number)
 
     return BeforeValidator(parse)
@@ -74,7 +77,7 @@ def choice(values: type[E] | tuple[str, ...]) -> BeforeValidator:
     def parse(value: object) -> object:
         text = str(value).strip()
         if text not in names:
-            raise _refuse(value, f"is not one of {', '.join(names)}")
+            raise refuse(value, f"is not one of {', '.join(names)}")
         return text if isinstance(values, tuple) else values(text)
 
     return BeforeValidator(parse)
@@ -86,7 +89,7 @@ def truth() -> BeforeValidator:
     def parse(value: object) -> bool:
         text = str(value).strip().lower()
         if text not in ("true", "false", "1", "0"):
-            raise _refuse(value, "is not true or false")
+            raise refuse(value, "is not true or false")
         return text in ("true", "1")
 
     return BeforeValidator(parse)

@@ -45,7 +45,7 @@ def fit_with_mask(
     target = fit_size(source.size, asked.width, asked.height, auto_sizes)
     output = source.size if asked.keep_size else asked.output_size
     if asked.mask is None or mask_image is None:
-        image = fit_image(source, *target, asked.resize_mode)
+        image = fit_image(source, *target, asked.resize_mode, shape=output)
         return FittedImages(np.array(image), None, Finishing(size=output))
     options = asked.mask
     mask = masks.selection(mask_image, options, source.size)
@@ -55,11 +55,14 @@ def fit_with_mask(
         fitted_mask = fit_image(mask.crop(box), *target, ResizeMode.STRETCH, "black")
         finishing = Finishing(source, mask, box, output)
     else:
-        fitted = fit_image(source, *target, asked.resize_mode)
-        fitted_mask = fit_image(mask, *target, asked.resize_mode, "black")
-        # The engine keeps what is outside the mask; at another size the upload's own must do so.
-        scaled = asked.keep_size and source.size != target
-        finishing = Finishing(source, mask, None, output) if scaled else Finishing(size=output)
+        fitted = fit_image(source, *target, asked.resize_mode, shape=output)
+        fitted_mask = fit_image(mask, *target, asked.resize_mode, "black", shape=output)
+        finishing = Finishing(size=output)
+        if output is not None and output != target:
+            # The engine keeps what is outside the mask, which is lost when its image is resized.
+            base = fit_image(source, *output, asked.resize_mode)
+            whole_mask = fit_image(mask, *output, asked.resize_mode, "black")
+            finishing = Finishing(base, whole_mask, None, output)
     if fitted_mask.getbbox() is None:
         size = f"{target[0]} x {target[1]}"
         raise InvalidInput([f"{options.field}: all that it selects is cut away to make {size}"])

@@ -9,8 +9,12 @@ import hmac
 import secrets
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from typing import Protocol
+
+from server.errors import ImageStoreAway
 
 KEEP_SECONDS = 3600
 MAX_BYTES = 256 * 2**20
@@ -65,31 +69,43 @@ class MemoryStore:
 
 
 class RedisStore:
-    """In Redis, for several servers."""
+    """In Redis, for several servers. Raises ImageStoreAway where it cannot be reached."""
 
     def __init__(self, url: str, seconds: int = KEEP_SECONDS) -> None:
         # Imported here: a server without Redis should not load its client.
         from redis.asyncio import Redis
+        from redis.exceptions import RedisError
 
         self._redis = Redis.from_url(url)
+        self._errors = (RedisError, OSError)
         self._seconds = seconds
 
     async def put(self, name: str, file: bytes) -> None:
-        await self._redis.set(f"img2img:image:{name}", file, ex=self._seconds)
+        with self._reached():
+            await self._redis.set(f"img2img:image:{name}", file, ex=self._seconds)
 
     async def get(self, name: str) -> bytes | None:
-        found = await self._redis.get(f"img2img:image:{name}")
+        with self._reached():
+            found = await self._redis.get(f"img2img:image:{name}")
         return found if isinstance(found, bytes) else None
 
     async def secret(self) -> bytes:
         name = "img2img:image-secret"
-        await self._redis.set(name, secrets.token_bytes(32), nx=True)
-        kept = await self._redis.get(name)
+        with self._reached():
+            await self._redis.set(name, secrets.token_bytes(32), nx=True)
+            kept = await self._redis.get(name)
         assert isinstance(kept, bytes)
         return kept
 
     async def close(self) -> None:
         await self._redis.aclose()
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except self._errors as error:
+            raise ImageStoreAway from error
 
 
 def open_store(limits_url: str) -> ImageStore:

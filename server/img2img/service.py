@@ -30,7 +30,7 @@ from server.images.workers.pool import DecoderPool
 from server.images.workers.process import Fit, OwnSize, Wanted
 from server.img2img.deny_list import DenyList
 from server.img2img.fitting import FittedImages, canvas, fit_with_mask
-from server.img2img.form import IMAGE_FIELD, parse_form
+from server.img2img.form import IMAGE_FIELD, MASK_FIELD, parse_form
 from server.img2img.images_request import Finishing, ImagesRequest, Plan, generations_of
 from server.observability.logs import current_request_id
 from server.observability.request_record import current_record
@@ -119,7 +119,7 @@ class ImageToImage:
         self._deny_list = deny_list
         self._max_breaks = settings.max_breaks
         self._auto_sizes = settings.auto_picture_sizes
-        self._encoders = anyio.CapacityLimiter(settings.picture_threads)
+        self._encoders = anyio.CapacityLimiter(settings.picture_places)
 
     async def prepare(
         self,
@@ -146,12 +146,14 @@ class ImageToImage:
             problems += await _in_text_thread(
                 partial(self._refusals, form.images_request(b"", None), model)
             )
-        if fields.upload is not None:
+        for name, upload in ((MASK_FIELD, fields.mask), (IMAGE_FIELD, fields.upload)):
+            if upload is None:
+                continue
             try:
                 # Only to report what is wrong beside the rest.
-                await self._decode(fields.upload, None, client, limit)
+                await self._decode(upload, None, client, limit)
             except ImageError as error:
-                problems.insert(0, str(error))
+                problems.insert(0, f"{name}: {error.reason}")
         raise InvalidInput(problems)
 
     async def plan(
@@ -283,22 +285,29 @@ class ImageToImage:
         """
         if asked.upload is None:
             return canvas(asked)
-        if asked.mask is None and not asked.keep_size:
+        if asked.mask is None and not asked.keep_size and asked.output_size is None:
             sizes = self._auto_sizes if asked.auto_sizes else ()
             fit = Fit(asked.width, asked.height, asked.resize_mode, sizes)
             image = await self._decode(asked.upload, fit, client, limit)
             assert image is not None
-            return FittedImages(image, None, Finishing(size=asked.output_size))
-        own = await self._decode(asked.upload, OwnSize(), client, limit)
-        mask: Pixels | None = None
-        if asked.mask is not None:
-            mask = own
-            if asked.mask.upload is not None:
-                try:
-                    mask = await self._decode(asked.mask.upload, OwnSize(), client, limit)
-                except ImageError as error:
-                    raise InvalidInput([f"{asked.mask.field}: {error.reason}"]) from None
-        assert own is not None
+            return FittedImages(image, None, Finishing())
+        uploads = {asked.image_field: asked.upload}
+        if asked.mask is not None and asked.mask.upload is not None:
+            uploads[asked.mask.field] = asked.mask.upload
+        images: dict[str, Pixels] = {}
+        problems: list[str] = []
+        for name, upload in uploads.items():
+            try:
+                image = await self._decode(upload, OwnSize(), client, limit)
+            except ImageError as error:
+                problems.append(f"{name}: {error.reason}")
+            else:
+                assert image is not None
+                images[name] = image
+        if problems:
+            raise InvalidInput(problems)
+        own = images[asked.image_field]
+        mask = None if asked.mask is None else images.get(asked.mask.field, own)
         sizes = self._auto_sizes if asked.auto_sizes else ()
         return await self.in_thread(partial(fit_with_mask, asked, own, mask, sizes))
 

@@ -16,7 +16,7 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 from pipelines.engine.statistics import SECONDS
 from server.observability.engine_collector import PREFIX, EngineCollector, MeasuredModel
@@ -24,6 +24,7 @@ from server.observability.request_record import RequestObserver, RequestRecord
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a series each that nobody reads
 
+MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 NO_MODEL = "none"
 """The label of what came while no model was loaded."""
 
@@ -72,10 +73,9 @@ class Metrics(RequestObserver):
             for kind in ("reserved", "charged", "released"):
                 self._credits.labels(kind).inc(getattr(record.credits, kind) / 10)
 
-    def exposition(self, accept: str) -> tuple[bytes, str]:
-        """Return all metrics in the format that an Accept header asks for, and its media type."""
-        try:
-            encode, media_type = choose_encoder(accept)
-        except (TypeError, ValueError):  # of a version that is none
-            encode, media_type = choose_encoder("")
-        return encode(self.registry), media_type
+    def exposition(self) -> bytes:
+        """Return all metrics in Prometheus' text format, whatever else a client would take.
+
+        The library's OpenMetrics has underscores for the colons in names.
+        """
+        return generate_latest(self.registry)

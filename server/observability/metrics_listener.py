@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import BoundedSemaphore, Thread
 from typing import Any
 
-from server.observability.metrics import Metrics
+from server.observability.metrics import MEDIA_TYPE, Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +73,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.partition("?")[0].rstrip("/") != "/metrics":
             self.send_error(404, "only /metrics is here")
             return
-        body, media_type = self.server.metrics.exposition(self.headers.get("Accept", ""))
+        body = self.server.metrics.exposition()
         self.send_response(200)
-        self.send_header("Content-Type", media_type)
+        self.send_header("Content-Type", MEDIA_TYPE)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

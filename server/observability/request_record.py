@@ -67,6 +67,11 @@ class Credits:
     charged: int = 0
     released: int = 0
 
+    def end(self, charged: int = 0) -> None:
+        """Note what was charged of what was held; the rest is given back."""
+        self.charged = charged
+        self.released = self.reserved - charged
+
 
 @dataclass
 class RequestRecord:

@@ -36,7 +36,11 @@ class EngineSettings(Subject):
         "blank: `compiled` in the data folder.",
     )
     threads: int = Field(
-        0, ge=0, le=4096, description="CPU threads a tensor operation uses; 0: torch's."
+        0,
+        ge=0,
+        le=4096,
+        description="CPU threads a tensor operation uses; 0: torch's number, but no more than the "
+        "process's affinity and its container's quota allow.",
     )
 
     memory_limit_mib: int = Field(

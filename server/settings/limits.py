@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from server.cpus import picture_places, usable_cpus
 from server.settings.base import FORM_ALLOWANCE, MIB, MOST_MIB, MOST_SECONDS, Subject
 
 
@@ -70,10 +71,11 @@ class LimitSettings(Subject):
     )
 
     picture_threads: int = Field(
-        4,
-        ge=1,
+        0,
+        ge=0,
         le=64,
-        description="Processes that decode uploads, and threads that encode answers.",
+        description="Processes that decode uploads, and threads that encode answers; 0: one a CPU "
+        "that the server may use, 2 to 8.",
     )
     picture_cpu_seconds: float = Field(
         2.0,
@@ -99,13 +101,18 @@ class LimitSettings(Subject):
     )
 
     @property
+    def picture_places(self) -> int:
+        """Pictures that are decoded, and answers that are encoded, at the same time."""
+        return self.picture_threads or picture_places(usable_cpus().count)
+
+    @property
     def max_upload_bytes(self) -> int:
         return int(self.max_upload_mib * MIB)
 
     @property
     def max_bytes_in_flight(self) -> int:
         """Bytes of requests and answers that may be held; the largest request always has room."""
-        return max(int(self.max_bytes_in_flight_mib * MIB), self.max_json_bytes)
+        return max(int(self.max_bytes_in_flight_mib * MIB), self.max_body_bytes)
 
     @property
     def max_body_bytes(self) -> int:
@@ -114,5 +121,9 @@ class LimitSettings(Subject):
 
     @property
     def max_json_bytes(self) -> int:
-        """Bytes of the largest body of an API that takes an image and a mask, as base64 too."""
-        return 2 * (self.max_upload_bytes * 4 // 3 + 4) + 2 * FORM_ALLOWANCE
+        """Bytes of the largest body of an API that takes an image and a mask, as base64 too.
+
+        No more than may be held for all, or it could never be read.
+        """
+        two_images = 2 * (self.max_upload_bytes * 4 // 3 + 4) + 2 * FORM_ALLOWANCE
+        return min(two_images, self.max_bytes_in_flight)

@@ -30,6 +30,9 @@ export interface Progress {
   step: number;
   steps: number;
   queuePosition: number;
+  stage?: "queued" | "encoding" | "denoising" | "decoding";
+  /** As the server predicts it. */
+  seconds_left?: number;
   preview?: Blob;
   [name: string]: unknown;
 }

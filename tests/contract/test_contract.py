@@ -11,7 +11,7 @@ import pytest
 import requests
 from PIL import Image
 
-from pipelines.request import ClipGuidancePreset, Sampler
+from pipelines.request import CONTRACT_SAMPLERS, ClipGuidancePreset
 from server.images.decode import prepare_image
 from server.img2img.form import STYLE_PRESETS, ResizeMode
 from tests.contract.conftest import KEY, LEARNT_WORD, PATH, QUICK, Client, contract_model
@@ -91,7 +91,7 @@ def test_the_largest_seed(client: Client, small_picture: bytes) -> None:
 
 def test_every_sampler(client: Client, small_picture: bytes) -> None:
     fields = {**QUICK, "image_strength": 0.8, "seed": 1}
-    names = [sampler.value for sampler in Sampler]
+    names = [sampler.value for sampler in CONTRACT_SAMPLERS]
     with ThreadPoolExecutor(len(names)) as pool:
         answers = list(
             pool.map(lambda name: client.ask(small_picture, **fields, sampler=name), names)

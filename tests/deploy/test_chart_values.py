@@ -81,7 +81,7 @@ def test_every_value_is_described() -> None:
 
 
 def test_the_schema_is_what_scripts_settings_table_writes() -> None:
-    code = "import runpy; print(runpy.run_path('scripts/settings_table')['chart_schema'](), end='')"
+    code = "from scripts.pages.settings_table import chart_schema; print(chart_schema(), end='')"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
     )

@@ -12,7 +12,7 @@ from models.bundle import ModelBundle
 from models.loading.loader import load_bundle
 from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.engine import Engine, EngineConfig
-from pipelines.request import GenerationRequest, Pixels, Sampler
+from pipelines.request import CONTRACT_SAMPLERS, GenerationRequest, Pixels
 from tests.gpu.rig import GRAPHS, Rig, images
 
 TOLERANCE = {"float32": 2.0, "float16": 6.0, "bfloat16": 24.0}
@@ -21,7 +21,7 @@ TOLERANCE = {"float32": 2.0, "float16": 6.0, "bfloat16": 24.0}
 
 def crowd(rig: Rig, picture: Pixels, tile: bool) -> list[GenerationRequest]:
     """A request of each sampler; without a card, of a few."""
-    samplers = list(Sampler)[:3] if rig.narrow else list(Sampler)
+    samplers = list(CONTRACT_SAMPLERS)[:3] if rig.narrow else list(CONTRACT_SAMPLERS)
     return [
         GenerationRequest(
             picture, "a cat", "blurry", 0.5, 5.0, sampler, steps=12, seed=i + 1, tile=tile

@@ -145,16 +145,6 @@ def test_a_truncated_file_is_an_error_with_its_path(tiny_folder: Path, tmp_path:
         load_bundle(str(folder), device="cpu")
 
 
-@pytest.mark.parametrize(("amx", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_the_cpu_runs_in_what_its_instructions_make_fastest(
-    amx: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # AVX512-BF16 alone is not enough: there bfloat16 was measured slower.
-    capabilities = {"amx_bf16": amx, "avx512_bf16": True}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert loader.choose_dtype("auto", torch.device("cpu")) is expected
-
-
 def test_device_and_dtype() -> None:
     cpu = torch.device("cpu")
     assert loader.choose_dtype("auto", cpu) in (torch.float32, torch.bfloat16)

@@ -16,6 +16,8 @@ from models.bundle import ModelBundle
 from models.loading import ldm_keys
 from models.loading.loader import ModelLoadError, ModelSpec, load_model
 
+pytestmark = pytest.mark.process
+
 RANK = 4
 Tensors = dict[str, torch.Tensor]
 

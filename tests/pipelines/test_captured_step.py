@@ -19,7 +19,7 @@ from pipelines.denoise.latent_pool import LatentPool, LatentPools
 from pipelines.engine import warmup as fast_path
 from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.engine import Engine, EngineConfig
-from pipelines.request import GenerationRequest, Pixels, Sampler
+from pipelines.request import CONTRACT_SAMPLERS, GenerationRequest, Pixels, Sampler
 from pipelines.samplers.programs import SamplerProgram, make_program
 from pipelines.scheduler.batching import GroupKey, pad_rows
 from pipelines.vae.noise import RequestNoise
@@ -38,15 +38,16 @@ def no_grad() -> Iterator[None]:
 
 
 class Crowd:
-    """Ten requests, one of each sampler, that join and leave at chance, in a pool of their own."""
+    """Requests, one of each sampler, that join and leave at chance, in a pool of their own."""
 
     def __init__(self, tiny: ModelBundle, patience: int | None) -> None:
-        self.pool = LatentPool(tiny, KEY, len(Sampler), patience)
+        self.pool = LatentPool(tiny, KEY, len(CONTRACT_SAMPLERS), patience)
         self.programs: list[SamplerProgram] = [
-            make_program(sampler, 10, 0.5) for sampler in Sampler
+            make_program(sampler, 10, 0.5) for sampler in CONTRACT_SAMPLERS
         ]
         self.noise = [RequestNoise.draw(i, (4, 8, 8), t.draws) for i, t in enumerate(self.programs)]
-        text = torch.randn(10, 2, 77, tiny.text_width, generator=torch.Generator().manual_seed(1))
+        generator = torch.Generator().manual_seed(1)
+        text = torch.randn(len(CONTRACT_SAMPLERS), 2, 77, tiny.text_width, generator=generator)
         self.places = [
             self.pool.admit(noise.start * program.steps[0].sigma, text[i])
             for i, (program, noise) in enumerate(zip(self.programs, self.noise, strict=True))
@@ -67,7 +68,9 @@ class Crowd:
     def _evaluation(self, i: int) -> Evaluation:
         row = self.programs[i].steps[self.done[i]]
         draw = None if row.noise is None else self.noise[i].steps[row.noise]
-        return Evaluation(self.places[i], row, SCALES[i], self.programs[i].slots, draw)
+        return Evaluation(
+            self.places[i], row, SCALES[i % len(SCALES)], self.programs[i].slots, draw
+        )
 
 
 def test_captured_steps_give_the_bits_of_steps_as_they_come(tiny: ModelBundle) -> None:
@@ -84,7 +87,7 @@ def test_nan_in_one_request_stays_there_in_captured_steps(tiny: ModelBundle) -> 
     want = clean.run(Denoiser(tiny, BUCKETS, EagerCapturer()))
     got = poisoned.run(Denoiser(tiny, BUCKETS, EagerCapturer()))
     assert torch.isnan(got[3]).all()
-    neighbours = [i for i in range(10) if i != 3]
+    neighbours = [i for i in range(len(CONTRACT_SAMPLERS)) if i != 3]
     assert torch.equal(got[neighbours], want[neighbours])
 
 

@@ -30,7 +30,7 @@ from pipelines.errors import (
     GenerationFailed,
     RequestTooLong,
 )
-from pipelines.request import GenerationRequest, Pixels, Progress, Sampler
+from pipelines.request import CONTRACT_SAMPLERS, GenerationRequest, Pixels, Progress, Sampler
 from pipelines.samplers.schedules import make_scheduler
 from pipelines.scheduler.cost_model import CostTable, ImageCost, StepPoint
 from pipelines.scheduler.work import Step, Work
@@ -38,7 +38,9 @@ from pipelines.scheduler.work import Step, Work
 pytestmark = pytest.mark.process
 
 # diffusers lacks 2S ancestral, and its LMS is wrong after a mid-schedule start.
-RIGHT_IN_DIFFUSERS = [s for s in Sampler if s not in (Sampler.K_DPMPP_2S_ANCESTRAL, Sampler.K_LMS)]
+RIGHT_IN_DIFFUSERS = [
+    s for s in CONTRACT_SAMPLERS if s not in (Sampler.K_DPMPP_2S_ANCESTRAL, Sampler.K_LMS)
+]
 
 
 @pytest.fixture(scope="module")

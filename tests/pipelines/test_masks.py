@@ -15,14 +15,21 @@ from pipelines.denoise.batch import Evaluation
 from pipelines.denoise.denoiser import Denoiser
 from pipelines.denoise.latent_pool import LatentPool
 from pipelines.engine.engine import Engine, EngineConfig
-from pipelines.request import GenerationRequest, Mask, MaskedContent, Pixels, Sampler
+from pipelines.request import (
+    CONTRACT_SAMPLERS,
+    GenerationRequest,
+    Mask,
+    MaskedContent,
+    Pixels,
+    Sampler,
+)
 from pipelines.samplers.programs import SamplerProgram, make_program
 from pipelines.scheduler.batching import GroupKey
 from pipelines.vae.mask import composite, latent_mask
 from pipelines.vae.noise import RequestNoise
 from pipelines.vae.start import start_latents
 
-COUNT = len(Sampler)
+COUNT = len(CONTRACT_SAMPLERS)
 BUCKETS = (2, 4, 8, 16, 32, 64)
 KEY = GroupKey(8, 8, 77, False)
 
@@ -33,12 +40,6 @@ def engine(tiny: ModelBundle) -> Iterator[Engine]:
     engine.start()
     yield engine
     engine.drain(grace=5)
-
-
-@pytest.fixture
-def picture(picture: Pixels) -> Pixels:
-    """A small one."""
-    return np.ascontiguousarray(picture[64:192, 16:144])
 
 
 @pytest.fixture
@@ -97,9 +98,9 @@ def test_outside_pixels_are_equal_and_inside_ones_change_for_every_sampler(
 ) -> None:
     requests = [
         GenerationRequest(picture, "a cat", steps=5, seed=4, sampler=sampler, mask=mask)
-        for sampler in Sampler
+        for sampler in CONTRACT_SAMPLERS
     ]
-    for sampler, made in zip(Sampler, pictures(engine, requests), strict=True):
+    for sampler, made in zip(CONTRACT_SAMPLERS, pictures(engine, requests), strict=True):
         changed = (made != picture).any(axis=-1)
         assert not changed[mask == 0].any(), sampler
         assert changed[mask == 255].mean() > 0.9, sampler
@@ -111,7 +112,9 @@ def test_a_mask_of_ones_changes_no_bit(engine: Engine, picture: Pixels) -> None:
         GenerationRequest(
             picture, "a cat", image_strength=strength, steps=4, seed=4, sampler=sampler
         )
-        for sampler, strength in zip(Sampler, [0.0, 0.5] * len(Sampler), strict=False)
+        for sampler, strength in zip(
+            CONTRACT_SAMPLERS, [0.0, 0.5] * len(CONTRACT_SAMPLERS), strict=False
+        )
     ]
     ones = np.full((128, 128), 255, np.uint8)
     masked = [replace(request, mask=ones) for request in plain]
@@ -187,8 +190,8 @@ class MaskedCrowd:
     """A request of each sampler in one pool; those at odd places keep the left half."""
 
     def __init__(self, tiny: ModelBundle, patience: int | None, masked: bool = True) -> None:
-        self.pool = LatentPool(tiny, KEY, len(Sampler), patience)
-        self.programs = [make_program(sampler, 6, 0.3) for sampler in Sampler]
+        self.pool = LatentPool(tiny, KEY, len(CONTRACT_SAMPLERS), patience)
+        self.programs = [make_program(sampler, 6, 0.3) for sampler in CONTRACT_SAMPLERS]
         generator = torch.Generator().manual_seed(1)
         text = torch.randn(COUNT, 2, 77, tiny.text_width, generator=generator)
         self.kept = torch.randn(COUNT, 4, 8, 8, generator=generator)
@@ -236,7 +239,7 @@ def test_what_is_kept_ends_as_the_latents_of_the_image(tiny: ModelBundle) -> Non
             crowd.pool.keep(crowd.places[i], half, crowd.kept[i])
         made = crowd.run(Denoiser(tiny))
         outside = (half == 0).expand(4, 8, 8)
-        for i, sampler in enumerate(Sampler):
+        for i, sampler in enumerate(CONTRACT_SAMPLERS):
             want = crowd.kept[i][outside]
             if sampler is Sampler.DDIM:  # whose schedule ends above no noise
                 assert (made[i][outside] - want).abs().max() < 0.15

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from starlette.testclient import TestClient
 
 from pipelines.errors import EngineBusy
 from pipelines.request import GenerationResult
-from server.observability.request_record import api_of, outcome_of
+from server.api import a1111, basic, openai, stability
+from server.observability.request_record import Credits, api_of, outcome_of
 from tests.server.conftest import PATH, MakeClient
 from tests.server.stub_engine import StubEngine, StubHandle
 
@@ -118,6 +120,13 @@ def test_a_request_without_a_key_has_neither_key_nor_size(
     assert "wrong-key" not in str(fields)
 
 
+@pytest.mark.parametrize("module", [basic, openai, stability, a1111])
+def test_every_route_of_an_api_is_counted_as_its(module: ModuleType) -> None:
+    paths = [route.path for route in module.router.routes]
+    assert paths
+    assert {api_of(path) for path in paths} == {module.__name__.rpartition(".")[2]}
+
+
 @pytest.mark.parametrize(
     ("path", "api"),
     [
@@ -138,3 +147,11 @@ def test_every_status_has_one_of_a_dozen_outcomes() -> None:
     outcomes = {outcome_of(status) for status in range(100, 600)}
     assert len(outcomes) <= 12
     assert [outcome_of(s) for s in (200, 413, 500)] == ["success", "invalid", "failed"]
+
+
+def test_what_is_not_charged_of_a_reservation_is_released() -> None:
+    some, none = Credits(reserved=12), Credits(reserved=12)
+    some.end(4)
+    none.end()
+    assert (some.charged, some.released) == (4, 8)
+    assert (none.charged, none.released) == (0, 12)

@@ -188,6 +188,7 @@ def test_a_database_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None
         assert "secret" not in result.output
 
 
+@pytest.mark.process
 def test_doctor_says_what_guides_and_what_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     output = runner.invoke(app, ["doctor", "--device", "cpu"]).output
     assert "guidance   by CLIP, embedded's own" in output
@@ -202,6 +203,7 @@ def test_doctor_says_what_guides_and_what_checks(monkeypatch: pytest.MonkeyPatch
     assert "problem    the deny list /nothing/here cannot be read" in result.output
 
 
+@pytest.mark.process
 def test_doctor_says_why_there_is_no_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMG2IMG_QUANTIZE", "fp8")
     result = runner.invoke(app, ["doctor", "--device", "cpu"])
@@ -292,6 +294,7 @@ def test_help_of_generate_has_the_forms_choices_ranges_and_defaults() -> None:
             assert f"{schema['minimum']:g} to {schema['maximum']:.10g}." in help_text
 
 
+@pytest.mark.process
 def test_doctor_tells_a_sampler_whose_library_is_missing() -> None:
     """A fresh install once lacked scipy, which one sampler needs: every request of it failed."""
     without_scipy = (
@@ -306,6 +309,7 @@ def test_doctor_tells_a_sampler_whose_library_is_missing() -> None:
     assert done.stdout.count("problem ") == 1
 
 
+@pytest.mark.process
 def test_doctor_names_a_damaged_lora(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file

@@ -72,9 +72,7 @@ def known_metrics() -> set[str]:
     bases = set(re.findall(r"img2img:[a-z0-9_]+", page))
     own = {
         sample.name
-        for family in text_string_to_metric_families(
-            Metrics(lambda: None).exposition("")[0].decode()
-        )
+        for family in text_string_to_metric_families(Metrics(lambda: None).exposition().decode())
         for sample in family.samples
     }
     return own | bases | {f"{name}_{end}" for name in bases for end in ("bucket", "sum", "count")}

@@ -36,7 +36,7 @@ from tests.server.rogue_worker import HONEST, NONSENSE
 from tests.server.server_process import ROOT
 from tests.server.tiff_files import tiff_of
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.process]
 
 FIT = Fit(320, 320, ResizeMode.CROP)
 PLAIN = file_of(four_corners(640, 640))

@@ -22,6 +22,7 @@ from server.errors import (
     DecodeTimeout,
     IdempotencyConflict,
     ImageError,
+    ImageStoreAway,
     ImageWithheld,
     InsufficientCredits,
     InvalidInput,
@@ -51,6 +52,7 @@ ROWS: list[tuple[Exception, int, str, dict[str, str]]] = [
     (StillRunning(), 409, "Idempotency-Key: the first request", {"Retry-After": "1"}),
     (ReservationLost(), 503, "the credits held", {"Retry-After": "1"}),
     (DatabaseAway(), 503, "the accounts cannot be reached", {"Retry-After": "5"}),
+    (ImageStoreAway(), 503, "images cannot be kept for an address", {"Retry-After": "5"}),
     (BadRequest("as it is"), 400, "as it is", {}),
 ]
 

@@ -98,3 +98,26 @@ def test_much_that_is_no_image_is_too_large(body: bytes) -> None:
 def test_an_empty_body_and_a_byte_order_mark_are_read() -> None:
     assert parse_json(b" ").fields == {}
     assert parse_json(b'\xef\xbb\xbf{"a": 1}').fields == {"a": 1}
+
+
+@pytest.mark.parametrize("offset", range(7))
+def test_escapes_across_the_pieces_that_an_image_is_read_in(offset: int) -> None:
+    """Images are cleaned piece by piece, so that the interpreter is never held for long."""
+    text = b"A" * offset + b"\\u002f" * 100_000
+    text += b"A" * (-(offset + 100_000) % 4)
+    decoded = decode_image_text("image", LongText(text), MIB)
+    plain = b"A" * offset + b"/" * 100_000 + b"A" * (-(offset + 100_000) % 4)
+    assert decoded == base64.b64decode(plain)
+
+
+def test_a_text_of_quotes_is_refused_and_one_of_backslashes_read() -> None:
+    with pytest.raises(BadRequest, match="over 65536 escaped quotes"):
+        parse_json(b'{"image": "' + b'\\"' * 100_000 + b'"}')
+    fields = parse_json(b'{"image": "' + b"\\\\" * 100_000 + b'"}').fields
+    assert fields["image"].text == "\\" * 100_000
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", '[{"a": -1e999}]'])
+def test_numbers_that_json_does_not_have(value: str) -> None:
+    with pytest.raises(BadRequest, match=r"^steps: -?(nan|inf) is no number of JSON$"):
+        parse_json(b'{"steps": %s}' % value.encode())

@@ -36,6 +36,8 @@ from server.errors import (
 )
 from tests.server.databases import Clock
 
+pytestmark = pytest.mark.hypothesis
+
 T = TypeVar("T")
 LEASE = 60.0
 AGE = 600.0

@@ -93,11 +93,14 @@ def listener(engine: StubEngine) -> Iterator[str]:
 
 def test_a_port_of_its_own(listener: str) -> None:
     assert series(requests.get(f"{listener}/metrics", timeout=10).text)["img2img:ready"] == 1
-    openmetrics = {"Accept": "application/openmetrics-text; version=1.0.0"}
-    response = requests.get(f"{listener}/metrics", headers=openmetrics, timeout=10)
-    assert response.text.endswith("# EOF\n")
-    odd = {"Accept": "application/openmetrics-text; version=\x7e.x"}
-    assert requests.get(f"{listener}/metrics", headers=odd, timeout=10).status_code == 200
+    for accept in (
+        # As Prometheus asks: the names have their colons all the same.
+        "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+        "application/openmetrics-text; version=~.x",
+    ):
+        answer = requests.get(f"{listener}/metrics", headers={"Accept": accept}, timeout=10)
+        assert series(answer.text)["img2img:ready"] == 1
+        assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert requests.get(f"{listener}/else", timeout=10).status_code == 404
     assert requests.post(f"{listener}/metrics", timeout=10).status_code == 501
 
@@ -204,7 +207,7 @@ def test_the_engine_is_counted(
 
 
 def test_before_the_model_is_there_it_says_so() -> None:
-    text = Metrics(lambda: None).exposition("")[0].decode()
+    text = Metrics(lambda: None).exposition().decode()
     found = series(text)
     assert found["img2img:ready"] == 0
     assert "img2img:backlog_seconds" not in found

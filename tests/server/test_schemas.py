@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.request import ClipGuidancePreset, Sampler
+from pipelines.request import CONTRACT_SAMPLERS, ClipGuidancePreset, Sampler
 from server.img2img.form import (
     FORM_FIELDS,
     NOT_BLANK,
@@ -55,8 +55,13 @@ def test_the_contracts_names_are_all_there() -> None:
     assert sorted(STYLE_PRESETS) == sorted(contract.split())
     for name in STYLE_PRESETS:
         assert accept(style_preset=name).style_preset == name
-    for sampler in Sampler:
+    for sampler in CONTRACT_SAMPLERS:
         assert accept(sampler=sampler.value).chosen_sampler is sampler
+    assert len(CONTRACT_SAMPLERS) == 10
+    for sampler in set(Sampler) - set(CONTRACT_SAMPLERS):
+        assert refuse({"prompt": "a", "sampler": sampler.value})[0].startswith(
+            f"sampler: {sampler} is not one of"
+        )
     for preset in ClipGuidancePreset:
         assert accept(clip_guidance_preset=preset.value).clip_guidance_preset is preset
 

@@ -56,10 +56,10 @@ def import_one(module: str, name: str | None) -> None:
 
 
 def use_schedulers() -> None:
-    from pipelines.request import Sampler
+    from pipelines.request import CONTRACT_SAMPLERS
     from pipelines.samplers.schedules import make_schedule
 
-    for sampler in Sampler:
+    for sampler in CONTRACT_SAMPLERS:
         make_schedule(sampler, 10, 0.0)
 
 

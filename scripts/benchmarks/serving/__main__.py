@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from models.loading.loader import load_bundle
-from pipelines.request import Sampler
+from pipelines.request import CONTRACT_SAMPLERS, Sampler
 from scripts.benchmarks.serving.measures import COMPARED, RUN_PLANS, Results, measure
 from scripts.benchmarks.serving.plot import plot_latency
 from scripts.benchmarks.serving.processes import EXACT, Model, running_servers
@@ -32,6 +32,7 @@ from scripts.benchmarks.serving.profiling import profile_serving, profile_steps
 from scripts.benchmarks.serving.report import make_report
 from scripts.benchmarks.serving.steps import CROWDS, StepCost, measure_steps
 from scripts.paths import ROOT
+from server.cpus import usable_cpus
 from server.settings import Settings
 
 PARTS = ("serving", "steps", "profile")
@@ -49,7 +50,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=usable_cpus().count)
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of this server"
     )
@@ -91,7 +92,7 @@ def step_costs(model: Model, mode: str) -> dict[int, list[StepCost]]:
             model.device,
             model.dtype,
             size=size,
-            samplers=(Sampler.K_EULER, Sampler.K_HEUN) if quick else tuple(Sampler),
+            samplers=(Sampler.K_EULER, Sampler.K_HEUN) if quick else CONTRACT_SAMPLERS,
             crowds=CROWDS,
             steps=20 if quick else 50,
             rounds={"smoke": 1, "short": 1, "long": 3}[mode],

@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL
 from models.bundle import ModelBundle
 from models.loading.loader import load_bundle
 from pipelines.engine.engine import Engine, EngineConfig
-from pipelines.request import GenerationRequest, Sampler
+from pipelines.request import CONTRACT_SAMPLERS, GenerationRequest, Sampler
 from scripts.benchmarks.simulation.tables import load_table
 
 CROWDS = (1, 8)
@@ -119,7 +119,7 @@ def measure_steps(
     dtype: str,
     *,
     size: int = 512,
-    samplers: Sequence[Sampler] = tuple(Sampler),
+    samplers: Sequence[Sampler] = CONTRACT_SAMPLERS,
     crowds: Sequence[int] = CROWDS,
     steps: int = _STEPS,
     rounds: int = 3,

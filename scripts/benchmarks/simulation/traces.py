@@ -18,6 +18,7 @@ _TWO_STAGE = (
     Sampler.K_DPM_2,
     Sampler.K_DPM_2_ANCESTRAL,
     Sampler.K_HEUN,
+    Sampler.K_DPMPP_SDE,
 )
 
 
