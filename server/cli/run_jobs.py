@@ -7,8 +7,6 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 
-import typer
-
 from server.cli.jobs import Job
 from server.cli.maker import Maker, NotMade, by_server
 from server.cli.shared import FAILURE
@@ -78,7 +76,8 @@ class _Run:
             raise NotMade(str(error), FAILURE) from None
         for remark in made.remarks:
             self._view.say(self._named(job, remark))
-        typer.echo(f"{job.output} (seed {made.seed})")
+        # Not by typer.echo, which looks behind what rich has put in the place of sys.stdout.
+        print(f"{job.output} (seed {made.seed})", flush=True)
         self._statuses.append(0)
 
     def _named(self, job: Job, words: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -51,7 +52,8 @@ class View:
             console=self._console,
             transient=True,
             refresh_per_second=_REFRESHES,
-            redirect_stdout=False,
+            # On the same terminal results go above the bars, into a file as they are.
+            redirect_stdout=self._console.is_terminal and sys.stdout.isatty(),
             redirect_stderr=self._console.is_terminal,
         )
 
