@@ -181,6 +181,15 @@ class GenerationRequest:
         return int(self.image.shape[0])
 
 
+class Stage(StrEnum):
+    """What is done with a request at present."""
+
+    QUEUED = "queued"
+    ENCODING = "encoding"
+    DENOISING = "denoising"
+    DECODING = "decoding"
+
+
 @dataclass(frozen=True, eq=False)
 class Progress:
     """The progress of a request.
@@ -189,6 +198,8 @@ class Progress:
     30 steps begin with 11 and end with 30. ``evaluation`` of the ``evaluations`` of the U-Net are
     done; some samplers have two a step. ``queue_position`` counts from 1 while it waits.
     ``preview`` is the predicted picture, a pixel a latent, (h, w, 3) uint8, if it was asked for.
+    ``seconds_left`` is what the cost model predicts until the picture is there, None if it was not
+    asked.
     """
 
     step: int
@@ -197,6 +208,8 @@ class Progress:
     evaluations: int
     queue_position: int = 0
     preview: Pixels | None = None
+    stage: Stage | None = None
+    seconds_left: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

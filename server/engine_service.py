@@ -114,6 +114,7 @@ ModelStarter = Callable[[Settings], LoadedModel]
 
 def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
     """Load the weights that `settings` name. Raises StartError."""
+    logger.info("loading", extra={"fields": {"model": settings.model}})
     # Imported here: importing torch takes seconds in which the port would not answer.
     from models.auxiliary.choose import choose_clip
     from models.loading import loader
@@ -221,6 +222,7 @@ class EngineHost:
         began = time.perf_counter()
         try:
             model = self._starter(self._settings)
+            logger.info("warming up: steps and their costs on this device")
             model.engine.start()
         except Exception as error:
             if not isinstance(error, StartError):

@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
@@ -42,10 +42,18 @@ class DrainingServer(uvicorn.Server):
     Uvicorn alone closes its port at once, and ends by the signal's own death instead of exit 0.
     """
 
-    def __init__(self, config: uvicorn.Config, host: EngineHost, grace_period: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        host: EngineHost,
+        grace_period: float,
+        announce: Callable[[str], None],
+    ) -> None:
         super().__init__(config)
         self._host = host
         self._grace_period = grace_period
+        self._announce = announce
+        self._page = ""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._host.refuse_new()
@@ -57,6 +65,13 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         urls = ", ".join(map(url_of, sockets or []))
         logger.info("listening", extra={"fields": {"url": urls}})
+        self._page = page_url(sockets or [])
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._page and self._host.serving_model is not None:
+            self._announce(f"Ready. The page: {self._page} - the API: {self._page}docs")
+            self._page = ""
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         logger.info("draining", extra={"fields": {"grace_period": self._grace_period}})
@@ -66,9 +81,22 @@ class DrainingServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(settings: Settings, starter: ModelStarter = load_model) -> str | None:
+def page_url(sockets: Sequence[socket.socket]) -> str:
+    """Return the page's address on this machine, blank where nothing listens."""
+    if not sockets:
+        return ""
+    url = url_of(sockets[0])
+    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:") + "/"
+
+
+def serve(
+    settings: Settings,
+    starter: ModelStarter = load_model,
+    announce: Callable[[str], None] = lambda _: None,
+) -> str | None:
     """Serve until told to stop; the reason if it ended, or never began, for another one.
 
+    `announce` is told once, in words for a person, where the page is.
     Raises server.errors.ConfigurationError.
     """
     for line in (*unknown_variables(), *renamed_variables()):
@@ -80,7 +108,8 @@ def serve(settings: Settings, starter: ModelStarter = load_model) -> str | None:
             server.should_exit = True
 
     app = create_app(settings, starter=starter, on_start_failure=stop)
-    server = DrainingServer(_config(app, settings), app.state.engine_host, settings.grace_period)
+    host: EngineHost = app.state.engine_host
+    server = DrainingServer(_config(app, settings), host, settings.grace_period, announce)
     stopping.append(server)
     if settings.no_auth and settings.api_keys:
         logger.warning("API keys are set, but no_auth lets every request in")

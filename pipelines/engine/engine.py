@@ -326,9 +326,10 @@ class Engine:
             self._runner.add(state, prepared)
             self._scheduler.prepared(state.ident)
             waiting = self._scheduler.waiting()
+            seconds = self._scheduler.seconds_to_pictures()
         for position, other in enumerate(waiting, 1):
             if other.prepared:
-                other.publish(position)
+                other.publish(seconds[other.ident], queue_position=position)
 
     def _launch(self, work: Work | None) -> _Unit | None:
         """Have the runner start a unit, and count it as far as the plan goes."""
@@ -348,11 +349,12 @@ class Engine:
     def _begin(self, ident: int) -> None:
         with self._lock:
             states = self._scheduler.present((ident,))
+            seconds = self._scheduler.seconds_to_pictures()
         for state in states:
             now = time.monotonic()
             state.timings["queued"] = now - state.arrived
             state.timeline.extend("queue", state.arrived, now)
-            state.publish()
+            state.publish(seconds[state.ident])
 
     def _collect(self, unit: _Unit | None) -> None:
         """Wait for a unit's end and account for it; end the requests that end, here alone.
@@ -377,6 +379,7 @@ class Engine:
             if launched.ordinary:
                 self._scheduler.learn(work, seconds, launched.text_chunks)
             states = self._scheduler.present(work.idents)
+            left = self._scheduler.seconds_left(work)
         limit = self._policy.limits.rows_for(work.key)
         self.statistics.count_unit(work, seconds, states, launched.ordinary, limit)
         self.statistics.halvings += launched.row_cap is not None
@@ -389,7 +392,9 @@ class Engine:
                 outcomes[state.ident] = self._result(state)
             elif isinstance(work, Step):
                 state.ended += 1
-                state.publish(preview=self._runner.preview(state.ident))
+                state.publish(left[state.ident], preview=self._runner.preview(state.ident))
+            elif isinstance(work, Encode) and state.encoded:
+                state.publish(left[state.ident])
         return outcomes
 
     def _result(self, state: RequestState) -> GenerationResult | GenerationError:

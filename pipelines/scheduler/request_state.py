@@ -15,6 +15,7 @@ from pipelines.request import (
     GenerationResult,
     Pixels,
     Progress,
+    Stage,
 )
 from pipelines.samplers.programs import SamplerProgram
 from pipelines.scheduler.batching import GroupKey
@@ -106,13 +107,26 @@ class RequestState:
         """Add to the seconds of a stage of this request."""
         self.timings[stage] = self.timings.get(stage, 0.0) + seconds
 
-    def publish(self, queue_position: int = 0, preview: Pixels | None = None) -> None:
+    def publish(
+        self, seconds_left: float, *, queue_position: int = 0, preview: Pixels | None = None
+    ) -> None:
         """Tell whoever listens how far the request is, once it has a program."""
         if self.handle is None or self.program is None:
             return
-        step, steps = self.program.steps_done(self.ended), self.program.last_step
+        stage = Stage.DECODING if self.ended >= self.evaluations else Stage.DENOISING
+        if not self.encoded:
+            stage = Stage.QUEUED if queue_position else Stage.ENCODING
         self.handle.publish(
-            Progress(step, steps, self.ended, self.evaluations, queue_position, preview)
+            Progress(
+                step=self.program.steps_done(self.ended),
+                steps=self.program.last_step,
+                evaluation=self.ended,
+                evaluations=self.evaluations,
+                queue_position=queue_position,
+                preview=preview,
+                stage=stage,
+                seconds_left=seconds_left,
+            )
         )
 
     def end(self, outcome: GenerationResult | GenerationError) -> None:

@@ -252,6 +252,34 @@ class Scheduler:
                 seconds += sum(self._remaining(task, each) for task in tasks)
         return seconds
 
+    def seconds_left(self, work: Work) -> dict[int, float]:
+        """Return what is left of each request of a unit, by ident, in predicted seconds.
+
+        As far as they share steps, they go on sharing them.
+        """
+        tasks = self.present(work.idents)
+        rows = [work.rows if isinstance(work, Step) else task.rows for task in tasks]
+        each = [
+            self._step_seconds(task.key, count) for task, count in zip(tasks, rows, strict=True)
+        ]
+        return {t.ident: self._remaining(t, one) for t, one in zip(tasks, each, strict=True)}
+
+    def seconds_to_pictures(self) -> dict[int, float]:
+        """Return the predicted seconds until each request has its picture, by ident, if none comes.
+
+        One after the other in order of due time, which is right for those that wait; of those that
+        share their steps already only the last one is.
+        """
+        each = {}
+        for key, group in self._groups.items():
+            sharing, rows = self._share(group.tasks)
+            each[key] = self._step_seconds(key, rows) / len(sharing)
+        seconds, until = {}, 0.0
+        for task in sorted(self, key=_order):
+            until += self._remaining(task, each[task.key])
+            seconds[task.ident] = max(until, self.alone_seconds(task))
+        return seconds
+
     def _remaining(self, task: RequestState, step_seconds: float) -> float:
         pixels = task.key.latent_pixels
         parts = self._parts(pixels)

@@ -1,19 +1,21 @@
-"""`img2img generate`: one picture without a server, its options as the HTTP form's fields."""
+"""`img2img generate`: pictures from pictures, by a server or without one."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import tempfile
+from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from server.cli.grid import labels_of, write_grid
+from server.cli.jobs import Job, JobsError, cannot_write, jobs_of, rows_of_inputs, rows_of_list
+from server.cli.maker import NotMade
+from server.cli.run_jobs import run_jobs
 from server.cli.shared import (
     FAILURE,
+    STOPPED,
     USAGE_ERROR,
     DeviceOption,
     DtypeOption,
@@ -22,10 +24,17 @@ from server.cli.shared import (
     read_settings,
     stop,
 )
-from server.images.encode import SUFFIXES, ImageFormat, format_of
 from server.img2img.form import ImageToImageForm
 
 _FIELDS: dict[str, dict[str, Any]] = ImageToImageForm.model_json_schema()["properties"]
+
+
+class Suffix(StrEnum):
+    """The kind of file, where outputs are named after their inputs."""
+
+    PNG = "png"
+    JPG = "jpg"
+    WEBP = "webp"
 
 
 def _field_option(name: str) -> Any:
@@ -48,23 +57,102 @@ def _field_option(name: str) -> Any:
         metavar="NAME" if choices else "NUMBER" if "minimum" in schema else "TEXT",
         autocompletion=lambda: choices,
         show_default=False,
+        rich_help_panel="The picture",
     )
 
 
+EXIT_CODES = (
+    "Exits with 0 if all pictures are there, with 1 if one could not be made, with 2 if what was "
+    "given is wrong (an option, a file, a key), with 130 when it was stopped."
+)
+
+
 def generate(
-    image: Annotated[
-        Path,
+    inputs: Annotated[
+        list[str] | None,
         typer.Argument(
-            help="The picture to start from.", exists=True, dir_okay=False, readable=True
+            metavar="INPUT...",
+            help="Pictures to start from: files, or patterns such as 'in/*.jpg'.",
+            show_default=False,
         ),
-    ],
-    prompt: Annotated[str, typer.Argument(help="What the picture should become.")],
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PROMPT", help="What the pictures should become.", show_default=False
+        ),
+    ] = None,
     output: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            "-o", "--output", help="File to write; its suffix (.png, .jpg, .webp) names the format."
+            "-o",
+            "--output",
+            help="File to write; its suffix (.png, .jpg, .webp) names the format. For several "
+            "pictures a folder, made if need be. Default: out.png, for several out.",
+            show_default=False,
         ),
-    ] = Path("out.png"),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask this running server, with the key in IMG2IMG_API_KEY, instead of loading a "
+            "model here. Default: none.",
+            metavar="URL",
+            show_default=False,
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            help="A picture that is white where the input is made anew and black where it stays.",
+            exists=True,
+            dir_okay=False,
+            show_default=False,
+        ),
+    ] = None,
+    jobs: Annotated[
+        Path | None,
+        typer.Option(
+            help="A list of pictures to make instead of INPUT: CSV with a head, or JSONL. A row "
+            "has input, prompt, and any of output, mask and the fields below; paths are relative "
+            "to the list's folder, output to that of --output.",
+            exists=True,
+            dir_okay=False,
+            show_default=False,
+        ),
+    ] = None,
+    format: Annotated[
+        Suffix, typer.Option(help="The kind of file where -o names no file.")
+    ] = Suffix.PNG,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Of several pictures, make those too whose file is there already. Default: they "
+            "are skipped, so that a run that was cut off goes on where it was.",
+        ),
+    ] = False,
+    grid: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write one PNG of all pictures too, with what differs below each.",
+            metavar="FILE.png",
+            show_default=False,
+        ),
+    ] = None,
+    parallel: Annotated[
+        int,
+        typer.Option(
+            help="How many pictures to ask for at the same time: they share steps.", min=1, max=64
+        ),
+    ] = 1,
+    previews: Annotated[
+        bool,
+        typer.Option(
+            "--previews/--no-previews",
+            help="Draw the picture that forms, where the terminal has full colour.",
+        ),
+    ] = True,
     width: Annotated[str | None, _field_option("width")] = None,
     height: Annotated[str | None, _field_option("height")] = None,
     image_strength: Annotated[str | None, _field_option("image_strength")] = None,
@@ -81,12 +169,11 @@ def generate(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
 ) -> None:
-    """Make one picture without a server; options as the HTTP form's fields.
+    """Make pictures, without a server or by one (--url); options as the HTTP form's fields.
 
-    Prints the file's name and the seed; progress goes to standard error. Exits with 2 if the input
-    is wrong, with 1 if no picture could be made.
+    Prints each file's name and its seed; progress goes to standard error.
     """
-    texts = {
+    fields = {
         "prompt": prompt,
         "width": width,
         "height": height,
@@ -100,88 +187,71 @@ def generate(
         "negative_prompt": negative_prompt,
         "resize_mode": resize_mode,
     }
-    form = _checked_output(output)
-    settings = read_settings(model=model, model_revision=model_revision, device=device, dtype=dtype)
-    given = {name: text for name, text in texts.items() if text is not None}
-    # Imported here: these need the engine's request and so numpy, and --help should not.
-    from server.cli.one_image import make_image
-    from server.engine_service import StartError
-    from server.errors import ConfigurationError
-    from server.http.errors import ANSWERED, api_error
-
-    failures: tuple[type[Exception], ...] = (ConfigurationError, *ANSWERED)
-    try:
-        with _Reporter() as reporter:
-            made = asyncio.run(make_image(settings, image.read_bytes(), given, form, reporter))
-    except (StartError, OSError) as error:
-        raise stop(str(error), FAILURE) from None
-    except failures as error:
-        # The input's fault is what HTTP answers with 4xx; the words are the exception's own.
-        faulty = isinstance(error, ConfigurationError) or api_error(error).status < 500
-        raise stop(str(error), USAGE_ERROR if faulty else FAILURE) from None
-    try:
-        output.write_bytes(made.file)
-    except OSError as error:
-        # Minutes of work are not thrown away for a disk that filled up meanwhile.
-        kept = _keep_elsewhere(made.file, output.suffix)
-        raise stop(f"{output}: {error.strerror}; the picture is in {kept}", FAILURE) from None
-    typer.echo(f"{output} (seed {made.seed})")
-
-
-def _checked_output(output: Path) -> ImageFormat:
-    """Return the format to write; exits with 2 where the file could not be written at the end."""
-    folder = output.parent
-    problem = None
-    if not folder.is_dir():
-        problem = f"the folder {folder} does not exist"
-    elif output.is_dir():
-        problem = f"{output} is a folder; give the name of a file"
-    elif not os.access(output if output.exists() else folder, os.W_OK):
-        problem = f"{output} cannot be written"
-    elif (form := format_of(output)) is None:
-        problem = f"{output.name} has none of the suffixes {', '.join(SUFFIXES)}"
-    else:
-        return form
-    raise stop(f"--output: {problem}", USAGE_ERROR)
-
-
-def _keep_elsewhere(file: bytes, suffix: str) -> str:
-    try:
-        with tempfile.NamedTemporaryFile(prefix="img2img-", suffix=suffix, delete=False) as other:
-            other.write(file)
-    except OSError:
-        return "no other folder either"
-    return other.name
-
-
-class _Reporter:
-    """Shows progress on standard error: a bar on a terminal, a line a stage elsewhere."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
+    texts = {name: text for name, text in fields.items() if text is not None}
+    settings = None
+    if url is None:
+        settings = read_settings(
+            model=model, model_revision=model_revision, device=device, dtype=dtype
         )
-        self._task = self._bar.add_task("starting", total=None)
+    try:
+        wanted = _wanted(inputs or [], jobs, texts, mask, output, f".{format}")
+        if grid is not None and (problem := _grid_problem(grid)):
+            raise JobsError([f"--grid: {problem}"])
+        todo = wanted
+        if len(wanted) > 1 and not overwrite:
+            todo = [job for job in wanted if not job.output.exists()]
+        if skipped := len(wanted) - len(todo):
+            remark = f"{skipped} of {len(wanted)} are there already; --overwrite makes them anew"
+            typer.echo(remark, err=True)
+        statuses = run_jobs(todo, url or settings, parallel=parallel, previews=previews)
+    except JobsError as error:
+        raise stop(str(error), USAGE_ERROR) from None
+    except NotMade as error:
+        raise stop(str(error), error.status) from None
+    except KeyboardInterrupt:
+        raise stop("stopped; what was written stays", STOPPED) from None
+    if grid is not None:
+        statuses.append(_write_grid(grid, wanted))
+    if any(statuses):
+        # A fault of the server or of this machine weighs more than one of the input.
+        raise typer.Exit(min(status for status in statuses if status))
 
-    def __enter__(self) -> _Reporter:
-        self._bar.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+def _wanted(
+    inputs: list[str],
+    list_file: Path | None,
+    texts: dict[str, str],
+    mask: Path | None,
+    output: Path | None,
+    suffix: str,
+) -> list[Job]:
+    """Return what is to be made. Raises JobsError."""
+    if list_file is not None:
+        if inputs:
+            raise JobsError(["give INPUT... or --jobs, not both"])
+        rows = rows_of_list(list_file, texts, mask)
+    elif not inputs:
+        raise JobsError(["give INPUT... and PROMPT, or --jobs: img2img generate in.png 'a cat'"])
+    else:
+        rows = rows_of_inputs(inputs, texts, mask)
+    return jobs_of(rows, output, suffix)
 
-    def stage(self, words: str) -> None:
-        if self._console.is_terminal:
-            self._bar.update(self._task, description=words)
-        else:
-            typer.echo(words, err=True)
 
-    def step(self, done: int, total: int) -> None:
-        self._bar.update(self._task, completed=done, total=total)
+def _grid_problem(grid: Path) -> str | None:
+    if grid.suffix.lower() != ".png":
+        return f"{grid.name} has not the suffix .png"
+    return cannot_write(grid)
+
+
+def _write_grid(grid: Path, jobs: Sequence[Job]) -> int:
+    labelled = zip(labels_of(jobs), (job.output for job in jobs), strict=True)
+    there = [(label, path) for label, path in labelled if path.exists()]
+    if not there:
+        return FAILURE
+    try:
+        write_grid(there, grid)
+    except OSError as error:
+        typer.echo(f"{grid}: {error}", err=True)
+        return FAILURE
+    typer.echo(f"{grid} ({len(there)} of {len(jobs)} pictures)")
+    return 0

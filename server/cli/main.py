@@ -9,7 +9,7 @@ import typer
 
 from server import __version__
 from server.cli.accounts import credits_app, keys_app
-from server.cli.generate import generate
+from server.cli.generate import EXIT_CODES, generate
 from server.cli.shared import (
     FAILURE,
     USAGE_ERROR,
@@ -25,7 +25,6 @@ app = typer.Typer(
     name="img2img",
     help="Image-to-image generation with Stable Diffusion 1.x, as an HTTP API.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -55,7 +54,13 @@ def _root(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-@app.command()
+_SERVE_EXIT_CODES = (
+    "Exits with 0 when it was told to stop, with 1 if the port is taken or the model cannot be "
+    "loaded, with 2 if a setting is wrong."
+)
+
+
+@app.command(epilog=_SERVE_EXIT_CODES)
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on [8000].")] = None,
@@ -92,7 +97,8 @@ def serve(
 
     configure_logging(settings.log_level, settings.log_format)
     try:
-        failure = run_server(settings)
+        # Logs go to standard error, so this can be read apart from them.
+        failure = run_server(settings, announce=typer.echo)
     except ConfigurationError as error:
         raise stop(str(error), USAGE_ERROR) from None
     ended = None if failure is None else stop(failure, FAILURE)
@@ -101,7 +107,7 @@ def serve(
         raise ended
 
 
-app.command()(generate)
+app.command(epilog=EXIT_CODES)(generate)
 
 
 @app.command()

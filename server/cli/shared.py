@@ -12,6 +12,8 @@ from server.settings import Settings, environment_name
 
 USAGE_ERROR = 2
 FAILURE = 1
+STOPPED = 130
+"""As shells tell of a process that Ctrl+C ended."""
 
 ModelOption = Annotated[
     str | None,

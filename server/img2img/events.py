@@ -58,6 +58,10 @@ def progress_event(progress: Progress) -> bytes:
         "evaluations": progress.evaluations,
         "queue_position": progress.queue_position,
     }
+    if progress.stage is not None:
+        data["stage"] = progress.stage
+    if progress.seconds_left is not None:
+        data["seconds_left"] = round(progress.seconds_left, 1)
     if progress.preview is not None:
         data["preview"] = base64.b64encode(encode_png(progress.preview, {})).decode()
     return event("progress", json.dumps(data, separators=(",", ":")).encode())

@@ -32,6 +32,9 @@ export interface Progress {
   evaluation: number;
   evaluations: number;
   queuePosition: number;
+  stage?: "queued" | "encoding" | "denoising" | "decoding";
+  /** As the server predicts it. */
+  seconds_left?: number;
   preview?: Blob;
   [name: string]: unknown;
 }

@@ -1,4 +1,4 @@
-"""One server with the embedded model and two keys, and images to send."""
+"""One server with the embedded model, two keys and a database, and images to send."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ SIDE = 320
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server that all tests of a session share."""
     folder = tmp_path_factory.mktemp("clients")
-    with running_server(
-        PRODUCT, folder, "serve", api_keys=f"{KEY},{OTHER_KEY}", dtype="float32"
-    ) as running:
+    settings = {"api_keys": f"{KEY},{OTHER_KEY}", "database_url": f"sqlite:///{folder}/keys.db"}
+    with running_server(PRODUCT, folder, "serve", dtype="float32", **settings) as running:
         running.wait_for("/health/ready")
         yield running
 

@@ -86,6 +86,7 @@ def streaming(*events: tuple[str, object]) -> Answer:
         handler.send_response(200)
         handler.send_header("Content-Type", "text/event-stream")
         handler.send_header("Transfer-Encoding", "chunked")
+        handler.send_header("Connection", "close")
         handler.end_headers()
         for at in range(0, len(text), 7):
             piece = text[at : at + 7].encode()
@@ -116,7 +117,7 @@ def _picture(seed: int) -> bytes:
 def _answer(status: int, kind: str, body: bytes, headers: dict[str, str]) -> Answer:
     def answer(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(status)
-        told = {"Content-Type": kind, "Content-Length": str(len(body))}
+        told = {"Content-Type": kind, "Content-Length": str(len(body)), "Connection": "close"}
         for name, value in (told | headers).items():
             handler.send_header(name.replace("_", "-"), value)
         handler.end_headers()

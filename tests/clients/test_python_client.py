@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 import re
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from img2img_client import (
     Account,
@@ -28,6 +28,7 @@ from img2img_client import (
     Result,
 )
 from img2img_client.forms import file_of
+from server.cli.main import app
 from tests.clients.conftest import KEY, SIDE, pixels
 from tests.clients.fake_server import (
     Answer,
@@ -40,7 +41,7 @@ from tests.clients.fake_server import (
 )
 from tests.server.pictures import file_of as png_of
 from tests.server.pictures import gradient
-from tests.server.server_process import PRODUCT, ROOT, ServerProcess, running_server
+from tests.server.server_process import ROOT, ServerProcess
 
 QUICK: dict[str, Any] = {"steps": 10, "image_strength": 0.9, "seed": 7}
 Generate = Callable[..., Result]
@@ -183,25 +184,16 @@ def test_a_task_that_is_cancelled_withdraws_its_request(
     assert "status=499" in server.log_line("status=499")
 
 
-def test_credits_are_told_and_charged_once(tmp_path: Path, image: bytes) -> None:
-    with running_server(
-        PRODUCT, tmp_path, "serve", database_url=f"sqlite:///{tmp_path}/a.db", dtype="float32"
-    ) as server:
-        environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith("IMG2IMG_")},
-            "IMG2IMG_DATABASE_URL": f"sqlite:///{tmp_path}/a.db",
-        }
-        key = subprocess.run(
-            [sys.executable, "-m", "server.cli", "keys", "create", "a", "--credits", "2"],
-            cwd=ROOT, env=environment, capture_output=True, text=True, check=True,
-        ).stdout.strip()  # fmt: skip
-        server.wait_for("/health/ready")
-        with Client(server.url, key) as client:
-            first, again = (
-                client.image_to_image(image, "a cat", idempotency_key="one", **QUICK)
-                for _ in range(2)
-            )
-            account = client.account()
+def test_credits_are_told_and_charged_once(server: ServerProcess, image: bytes) -> None:
+    database = f"sqlite:///{server.log_file.parent}/keys.db"
+    created = CliRunner().invoke(
+        app, ["keys", "create", "a", "--credits", "2"], env={"IMG2IMG_DATABASE_URL": database}
+    )
+    with Client(server.url, created.stdout.strip()) as client:
+        first, again = (
+            client.image_to_image(image, "a cat", idempotency_key="one", **QUICK) for _ in range(2)
+        )
+        account = client.account()
     assert first.credits == Credits(Decimal("0.4"), Decimal("1.6"))
     assert again.file == first.file
     assert again.replayed
@@ -227,9 +219,12 @@ def test_what_is_busy_or_lost_is_asked_again_under_one_key(
     refused: Answer, image: bytes, generate: Generate
 ) -> None:
     waits: list[tuple[int, float]] = []
-    options = {"on_retry": lambda error, wait: waits.append((error.status, wait))}
+
+    def hear(error: ImageToImageError, wait: float) -> None:
+        waits.append((error.status, wait))
+
     with fake_server(refused, streaming(picture_event(3))) as server:
-        assert generate(server.url, image, "a cat", client=options).seed == 3
+        assert generate(server.url, image, "a cat", on_retry=hear).seed == 3
     assert len(waits) == 1
     assert waits[0][1] <= 1
     first, second = server.asked

@@ -10,7 +10,7 @@ from PIL.ExifTags import IFD, Base
 
 from server import __version__
 from tests.contract.cli_process import Done, run, run_each
-from tests.contract.conftest import QUICK, Client, contract_model
+from tests.contract.conftest import KEY, QUICK, Client, contract_model
 
 
 def test_generate_makes_the_picture_that_the_server_makes(
@@ -25,6 +25,27 @@ def test_generate_makes_the_picture_that_the_server_makes(
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{output} (seed 21)\n"
     assert output.read_bytes() == client.ask(small_picture, **QUICK, seed=21, prompt=prompt).png
+
+
+def test_generate_by_a_server_makes_that_picture_too(
+    client: Client, tmp_path: Path, small_picture: bytes
+) -> None:
+    picture, jobs = tmp_path / "in.png", tmp_path / "jobs.csv"
+    picture.write_bytes(small_picture)
+    jobs.write_text("input,prompt,output\nin.png,a blue circle,a.png\nin.png,a cat,b.webp\n")
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in QUICK.items()]
+    options += ["--seed=21", "-o", str(tmp_path / "out"), "--grid", str(tmp_path / "grid.png")]
+    done = run(
+        "generate", "--jobs", str(jobs), "--url", client.server.url, *options,
+        environment={"IMG2IMG_API_KEY": KEY},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    made = client.ask(small_picture, **QUICK, seed=21, prompt="a blue circle")
+    assert (tmp_path / "out" / "a.png").read_bytes() == made.png
+    with Image.open(tmp_path / "out" / "b.webp") as other:
+        assert other.format == "WEBP"
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.width > 2 * 320
 
 
 SUFFIXES = {"jpg": "JPEG", "webp": "WEBP"}

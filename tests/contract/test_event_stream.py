@@ -45,6 +45,12 @@ def test_progress_and_then_the_same_answer(client: Client, small_picture: bytes)
     assert counted == sorted(counted)
     assert set(counted) <= {(2 + done, done) for done in range(9)}
     last = {"step": 10, "steps": 10, "evaluation": 8, "evaluations": 8, "queue_position": 0}
+    seconds = [data.pop("seconds_left") for _, data in events[:-1]]
+    assert all(left >= 0 for left in seconds)
+    stages = [data.pop("stage") for _, data in events[:-1]]
+    assert stages == sorted(stages, key=["queued", "encoding", "denoising", "decoding"].index)
+    assert "denoising" in stages
+    assert stages[-1] == "decoding"
     assert events[-2][1] == last
     name, envelope = events[-1]
     assert name == "result"

@@ -18,7 +18,7 @@ from pipelines.engine.preparer import Prepared
 from pipelines.errors import DeadlineExceeded, GenerationCancelled, GenerationFailed
 from pipelines.handle import GenerationHandle
 from pipelines.prompt.encoder import PromptEncoder
-from pipelines.request import GenerationRequest, Pixels, Progress, Sampler
+from pipelines.request import GenerationRequest, Pixels, Progress, Sampler, Stage
 from pipelines.scheduler.request_state import RequestState
 from pipelines.scheduler.work import Encode, Step, Work
 
@@ -163,9 +163,15 @@ def test_progress_counts_the_steps_that_were_asked_for(
     rig.ask(image_strength=strength, steps=30, sampler=sampler).wait(10)
     assert {progress.steps for progress in told} <= {30}
     counted = [(p.step, p.evaluation, p.evaluations) for p in told]
-    # The first twice: as it waits, and as it is begun.
-    assert counted == want[:1] + want
-    assert [progress.queue_position for progress in told] == ([1] + [0] * len(want))[: len(told)]
+    # The first thrice: as it waits, as it is begun, and encoded.
+    assert counted == want[:1] * 2 + want
+    stages = [Stage.QUEUED, Stage.ENCODING, *[Stage.DENOISING] * (len(want) - 1), Stage.DECODING]
+    assert [progress.stage for progress in told] == stages[: len(told)]
+    left = [progress.seconds_left for progress in told]
+    assert all(seconds is not None and seconds >= 0 for seconds in left)
+    assert [progress.queue_position for progress in told] == ([1] + [0] * (len(want) + 1))[
+        : len(told)
+    ]
 
 
 def test_a_unit_is_collected_after_the_next_launch_only_where_the_device_runs_ahead(

@@ -602,3 +602,24 @@ def test_a_shared_decode_does_not_teach_what_one_costs() -> None:
     assert work is not None
     scheduler.complete(work, 1e-3)
     assert scheduler.table.decode_seconds(MEDIUM.latent_pixels) == before
+
+
+def test_what_is_left_is_predicted_as_the_steps_are_shared() -> None:
+    """A step of n rows takes 10 + n seconds here; four rows are shared by two requests."""
+    scheduler = Scheduler(GAINFUL)
+    tasks = [put(scheduler, ident, evaluations=3) for ident in (1, 2)]
+    decode = 4096 * 2e-4
+    seconds = scheduler.seconds_to_pictures()
+    assert (
+        seconds[1]
+        == scheduler.alone_seconds(tasks[0])
+        == pytest.approx(3 * 12 + 4096 * 1e-4 + decode)
+    )
+    assert seconds[2] == pytest.approx(3 * 14 + 2 * (4096 * 1e-4 + decode))
+    while not isinstance(work := scheduler.plan(), Step):
+        assert work is not None
+        scheduler.complete(work)
+    assert work.idents == (1, 2)
+    assert scheduler.seconds_left(work) == pytest.approx(dict.fromkeys((1, 2), 3 * 14 + decode))
+    scheduler.complete(work)
+    assert scheduler.seconds_left(work) == pytest.approx(dict.fromkeys((1, 2), 2 * 14 + decode))

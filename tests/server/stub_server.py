@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from pipelines.errors import EngineDraining
@@ -72,4 +73,4 @@ def start(settings: Settings) -> LoadedModel:
 if __name__ == "__main__":
     settings = Settings()
     configure_logging(settings.log_level, settings.log_format)
-    sys.exit(serve(settings, start))
+    sys.exit(serve(settings, start, announce=partial(print, flush=True)))

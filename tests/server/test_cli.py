@@ -221,10 +221,9 @@ def test_doctor_says_what_is_quantised(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("output", "said"),
     [
-        ("none/out.png", "the folder"),
+        ("file/out.png", "the folder"),
         ("out.gif", "out.gif has none of the suffixes .png, .jpg, .jpeg, .webp"),
         ("out", "out has none of the suffixes"),
-        ("folder.png", "is a folder; give the name of a file"),
     ],
 )
 def test_generate_looks_at_its_output_before_it_works(
@@ -233,11 +232,12 @@ def test_generate_looks_at_its_output_before_it_works(
     picture = tmp_path / "in.png"
     picture.write_bytes(file_of(four_corners()))
     (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
 
     def fail(*_: object) -> None:
         raise AssertionError("work was begun")
 
-    monkeypatch.setattr("server.cli.one_image.make_image", fail)
+    monkeypatch.setattr("server.cli.run_jobs._maker", fail)
     result = runner.invoke(app, ["generate", str(picture), "a", "-o", str(tmp_path / output)])
     assert result.exit_code == 2
     assert said in result.output.replace("\n", "")
@@ -253,7 +253,7 @@ def test_generate_keeps_a_picture_that_cannot_be_written(
         output.mkdir()  # from now on no file can have that name
         return FinishedImage(b"the file", 7)
 
-    monkeypatch.setattr("server.cli.one_image.make_image", made)
+    monkeypatch.setattr("server.cli.in_process._Own._make", made)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     result = runner.invoke(app, ["generate", str(picture), "a", "-o", str(output)])
@@ -272,7 +272,7 @@ def test_generate_says_every_failure_in_one_line(
     async def fail(*_: object) -> FinishedImage:
         raise GenerationFailed("generation failed: OutOfMemoryError")
 
-    monkeypatch.setattr("server.cli.one_image.make_image", fail)
+    monkeypatch.setattr("server.cli.in_process._Own._make", fail)
     monkeypatch.chdir(tmp_path)
     result = runner.invoke(app, ["generate", str(picture), "a"])
     assert result.exit_code == 1

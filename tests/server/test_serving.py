@@ -49,6 +49,13 @@ def test_live_while_loading_then_ready(tmp_path: Path, picture_file: bytes) -> N
         assert ask(server, 0, picture_file).json()["code"] == 0
 
 
+def test_a_server_that_is_ready_says_where_its_page_is(tmp_path: Path) -> None:
+    with stub_server(tmp_path, host="0.0.0.0", no_auth="true") as server:
+        server.url = server.url.replace("0.0.0.0", "127.0.0.1")
+        server.wait_for("/health/ready")
+        assert server.log_line("Ready. The page: ").startswith(f"Ready. The page: {server.url}/ ")
+
+
 def begin(
     pool: ThreadPoolExecutor, server: ServerProcess, seconds: float, picture: bytes
 ) -> Future[requests.Response]:
@@ -122,7 +129,7 @@ import threading
 from server.cli import main as cli
 from server import serve as serving
 
-def fail(settings):
+def fail(settings, announce):
     threading.Thread(target=threading.Event().wait).start()
     return "no such weights"
 

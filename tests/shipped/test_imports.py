@@ -20,8 +20,10 @@ from scripts.project.shipped_environment import shipped_distributions, shipped_e
 from server.extras import NEEDS
 from tests.shipped.reach import PACKAGES, imports, sources
 
-# Triton comes with torch where torch is built for CUDA; without it the modules run as they are.
-LEFT_OUT = {need.module.partition(".")[0] for need in NEEDS if "[" in need.install} | {"triton"}
+# Triton comes with torch where torch is built for CUDA; without it the modules run as they are. The
+# Python client is a distribution of its own, there in a checkout.
+LEFT_OUT = {need.module.partition(".")[0] for need in NEEDS if "[" in need.install}
+LEFT_OUT |= {"triton", "img2img_client"}
 
 NOT_NEEDED = {
     "_pytest": "torch looks whether a test runs it",

@@ -41,7 +41,7 @@ class _Base:
 
     ``key`` is the API key, by default that of the environment's IMG2IMG_API_KEY. What was lost, or
     refused with 429, 502 or 503, is sent again up to ``retries`` times, when a Retry-After says so,
-    unless that is more than ``max_wait`` seconds away; ``on_retry`` hears the reason and the wait.
+    unless that is more than ``max_wait`` seconds away.
     A connection counts as lost after ``silence`` seconds without a byte.
     """
 
@@ -53,14 +53,12 @@ class _Base:
         retries: int = 3,
         max_wait: float = 120.0,
         silence: float = 60.0,
-        on_retry: OnRetry | None = None,
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"url: {url} does not start with http:// or https://")
         self.url = url.rstrip("/") + "/"
         self.retries = retries
         self.max_wait = max_wait
-        self.on_retry = on_retry
         key = os.environ.get(KEY_VARIABLE, "") if key is None else key
         headers = {"Authorization": key} if key else {}
         timeout = httpx2.Timeout(silence, pool=None)
@@ -74,8 +72,9 @@ class _Base:
 class _Tries:
     """The tries of one call: what is sent, the same each time, and how long to wait between."""
 
-    def __init__(self, client: _Base) -> None:
+    def __init__(self, client: _Base, on_retry: OnRetry | None = None) -> None:
         self._client = client
+        self._on_retry = on_retry
         self._failed = 0
 
     def wait(self, error: Exception) -> float:
@@ -91,8 +90,8 @@ class _Tries:
         if over or not error.may_retry:
             raise error
         self._failed += 1
-        if self._client.on_retry is not None:
-            self._client.on_retry(error, seconds)
+        if self._on_retry is not None:
+            self._on_retry(error, seconds)
         return seconds
 
 
@@ -106,11 +105,12 @@ class _Generation(_Tries):
         prompt: str,
         mask: ImageSource | None,
         progress: OnProgress | None,
+        on_retry: OnRetry | None,
         format: ImageFormat,
         idempotency_key: str | None,
         fields: dict[str, FieldValue],
     ) -> None:
-        super().__init__(client)
+        super().__init__(client, on_retry)
         files = {"init_image": ("init_image.png", file_of(image))}
         if mask is not None:
             files["mask"] = ("mask.png", file_of(mask))
@@ -163,6 +163,7 @@ class Client(_Base):
         *,
         mask: ImageSource | None = None,
         progress: OnProgress | None = None,
+        on_retry: OnRetry | None = None,
         format: ImageFormat = "png",
         idempotency_key: str | None = None,
         **fields: FieldValue,
@@ -170,12 +171,15 @@ class Client(_Base):
         """Return the picture that becomes of `image`.
 
         ``fields`` have the API's names: image_strength, cfg_scale, steps, seed, sampler, ...
-        ``mask`` is white where the picture is made anew. ``progress`` hears how far it is.
+        ``mask`` is white where the picture is made anew. ``progress`` hears how far it is,
+        ``on_retry`` why it is asked for once more, and in how many seconds.
         All tries have one Idempotency-Key, so that no picture is paid for twice.
 
         Raises ImageToImageError, and OSError where a path cannot be read.
         """
-        call = _Generation(self, image, prompt, mask, progress, format, idempotency_key, fields)
+        call = _Generation(
+            self, image, prompt, mask, progress, on_retry, format, idempotency_key, fields
+        )
         while True:
             try:
                 with self._http.stream(**call.request) as response:
@@ -222,6 +226,7 @@ class AsyncClient(_Base):
         *,
         mask: ImageSource | None = None,
         progress: OnProgress | None = None,
+        on_retry: OnRetry | None = None,
         format: ImageFormat = "png",
         idempotency_key: str | None = None,
         **fields: FieldValue,
@@ -229,7 +234,7 @@ class AsyncClient(_Base):
         """As `Client.image_to_image`."""
         call = await asyncio.to_thread(
             _Generation,
-            self, image, prompt, mask, progress, format, idempotency_key, fields,
+            self, image, prompt, mask, progress, on_retry, format, idempotency_key, fields,
         )  # fmt: skip
         while True:
             try:

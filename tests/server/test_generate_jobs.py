@@ -1,0 +1,268 @@
+"""`img2img generate` with many inputs, lists, grids and a server, without a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
+
+from pipelines.errors import GenerationFailed
+from server.cli.jobs import Job
+from server.cli.main import app
+from server.cli.view import half_blocks
+from server.img2img.service import FinishedImage
+from tests.clients.fake_server import failing, fake_server, picture_event, picturing, streaming
+from tests.server.pictures import file_of, gradient
+from tests.server.server_process import ROOT
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with the pictures in/a.png and in/b.png."""
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    for name in ("a", "b"):
+        Path(f"in/{name}.png").write_bytes(file_of(gradient(64, 48)))
+    return tmp_path
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """The jobs that were done; each gives back its input. A prompt `fail` fails."""
+    jobs: list[Job] = []
+
+    async def make(_: object, job: Job, observer: object) -> FinishedImage:
+        jobs.append(job)
+        if job.texts["prompt"] == "fail":
+            raise GenerationFailed("generation failed")
+        return FinishedImage(job.input.read_bytes(), len(jobs))
+
+    monkeypatch.setattr("server.cli.in_process._Own._make", make)
+    return jobs
+
+
+def test_many_inputs_go_into_a_folder_that_is_made(folder: Path, made: list[Job]) -> None:
+    result = runner.invoke(app, ["generate", "in/*.png", "in/a.png", "a cat", "-o", "new/out"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [
+        "new/out/a.png (seed 1)",
+        "new/out/b.png (seed 2)",
+        "new/out/a-2.png (seed 3)",
+    ]
+    assert sorted(path.name for path in Path("new/out").iterdir()) == ["a-2.png", "a.png", "b.png"]
+
+
+def test_what_is_there_is_skipped_unless_it_is_to_be_made_anew(
+    folder: Path, made: list[Job]
+) -> None:
+    command = ["generate", "in/a.png", "in/b.png", "a cat", "--format", "jpg"]
+    Path("out").mkdir()
+    Path("out/a.jpg").write_bytes(b"done before")
+    result = runner.invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "1 of 2 are there already" in result.stderr
+    assert [str(job.output) for job in made] == ["out/b.jpg"]
+    assert Path("out/a.jpg").read_bytes() == b"done before"
+    assert runner.invoke(app, command).exit_code == 0
+    assert len(made) == 1
+    assert runner.invoke(app, [*command, "--overwrite"]).exit_code == 0
+    assert len(made) == 3
+
+
+def test_one_input_is_made_anew_and_may_go_into_a_folder(folder: Path, made: list[Job]) -> None:
+    Path("out.png").write_bytes(b"of before")
+    assert runner.invoke(app, ["generate", "in/a.png", "a cat"]).exit_code == 0
+    assert Path("out.png").read_bytes() == Path("in/a.png").read_bytes()
+    assert runner.invoke(app, ["generate", "in/a.png", "a cat", "-o", "in"]).exit_code == 0
+    assert made[1].output == Path("in/a.png")
+
+
+def test_a_failure_costs_no_other_picture(folder: Path, made: list[Job]) -> None:
+    lines = ({"input": "in/a.png", "prompt": prompt} for prompt in ("a cat", "fail", "a dog"))
+    Path("jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    result = runner.invoke(app, ["generate", "--jobs", "jobs.jsonl"])
+    assert result.exit_code == 1
+    assert "a-2.png: generation failed" in result.stderr
+    assert result.stdout.splitlines() == ["out/a.png (seed 1)", "out/a-3.png (seed 3)"]
+
+
+def test_a_csv_of_jobs_with_defaults_of_the_command_line(folder: Path, made: list[Job]) -> None:
+    Path("lists").mkdir()
+    Path("lists/jobs.csv").write_text(
+        "\ufeffinput,prompt,steps,output,mask\n"
+        '../in/a.png,"a cat, asleep",20,x/cat.webp,\n'
+        "../in/b.png,,,,../in/a.png\n",
+        encoding="utf-8",
+    )
+    result = runner.invoke(
+        app, ["generate", "--jobs", "lists/jobs.csv", "--steps", "12", "--seed", "5", "-o", "o"]
+    )
+    assert result.exit_code == 2
+    assert "jobs.csv line 3: prompt: is required" in result.stderr
+    assert not made
+    Path("lists/jobs.csv").write_text(
+        Path("lists/jobs.csv").read_text("utf-8").replace("b.png,,", "b.png,a dog,"), "utf-8"
+    )
+    result = runner.invoke(
+        app, ["generate", "--jobs", "lists/jobs.csv", "--steps", "12", "--seed", "5", "-o", "o"]
+    )
+    assert result.exit_code == 0, result.output
+    first, second = made
+    assert first.texts == {"prompt": "a cat, asleep", "steps": "20", "seed": "5"}
+    assert (first.output, first.format.value) == (Path("o/x/cat.webp"), "WEBP")
+    assert second.texts == {"prompt": "a dog", "steps": "12", "seed": "5"}
+    assert second.mask == Path("lists/../in/a.png")
+
+
+def test_all_that_is_wrong_with_a_list_is_said_before_any_work(
+    folder: Path, made: list[Job]
+) -> None:
+    Path("bad.jsonl").write_text(
+        '{"input": "in/none.png", "prompt": "a"}\n\n{"prompt": "a", "size": 3}\nnope\n[1]\n'
+    )
+    result = runner.invoke(app, ["generate", "--jobs", "bad.jsonl"])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        "bad.jsonl line 3: size is no field",
+        "bad.jsonl line 3: input: is required",
+        "bad.jsonl line 4: is no JSON: Expecting value: line 1 column 1 (char 0)",
+        "bad.jsonl line 5: is no JSON object",
+        "bad.jsonl line 1: in/none.png: there is no such file",
+    ]  # fmt: skip
+    assert not made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["a.png"], "give INPUT... and PROMPT, or --jobs"),
+        (["none*.png", "a"], "none*.png: there is no such file"),
+        (["in", "a"], "in: is a folder; name its pictures: in/*"),
+        (["in/*.png", "a", "-o", "x.png"], "--output: x.png: name a folder for 2 pictures"),
+        (["in/*.png", "a", "--steps", "5"], "in/a.png: steps: 5 is not in 10..50"),
+        (["in/a.png", "a", "--grid", "g.jpg"], "--grid: g.jpg has not the suffix .png"),
+        (["in/a.png", "a", "--jobs", "in/a.png"], "give INPUT... or --jobs, not both"),
+        (["--jobs", "empty.csv"], "empty.csv: holds no job"),
+        (
+            ["--jobs", "twice.csv"],
+            "twice.csv line 3: output: out/x.png is that of",
+        ),
+        (["--jobs", "long.csv"], "long.csv line 2: has more values than the head has names"),
+        (["in/a.png", "a", "--url", "localhost"], "--url: localhost does not start with http"),
+    ],
+)
+def test_what_cannot_be_done_exits_with_2(
+    folder: Path, made: list[Job], arguments: list[str], said: str
+) -> None:
+    Path("empty.csv").write_text("input,prompt\n")
+    Path("twice.csv").write_text("input,prompt,output\n" + "in/a.png,a,x.png\n" * 2)
+    Path("long.csv").write_text("input,prompt\nin/a.png,a,x.png\n")
+    result = runner.invoke(app, ["generate", *arguments])
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+    assert not made
+
+
+def test_a_grid_has_every_picture_and_what_differs(folder: Path, made: list[Job]) -> None:
+    Path("jobs.csv").write_text(
+        "input,prompt,steps\nin/a.png,a cat,10\nin/a.png,a cat,20\nin/a.png,fail,20\n"
+    )
+    result = runner.invoke(app, ["generate", "--jobs", "jobs.csv", "--grid", "grids/g.png"])
+    assert result.exit_code == 1
+    assert "grids/g.png (2 of 3 pictures)" in result.stdout
+    with Image.open("grids/g.png") as grid:
+        assert grid.width > 2 * 64
+        assert grid.crop((8, 8, 72, 56)).tobytes() == Image.open("in/a.png").tobytes()
+        labels = grid.convert("L").crop((0, 57, grid.width, grid.height))
+    low, _ = labels.getextrema()
+    assert low < 64
+
+
+def test_by_a_server_with_the_key_of_the_environment(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMG2IMG_API_KEY", "a-key")
+    waits = {"step": 0, "steps": 10, "queue_position": 2}
+    runs = {"step": 5, "steps": 10, "queue_position": 0}
+    answers = [
+        failing(503, "the server is busy", Retry_After="0"),
+        streaming(("progress", waits), ("progress", runs), picture_event(7)),
+        picturing(8, X_Ignored_Fields="steps"),
+    ]  # fmt: skip
+    with fake_server(*answers) as server:
+        result = runner.invoke(
+            app, ["generate", "in/*.png", "a cat", "--url", server.url, "--steps", "10"]
+        )
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == ["out/a.png (seed 7)", "out/b.png (seed 8)"]
+    assert result.stderr.splitlines() == [
+        "a.png: sending",
+        "a.png: the server is busy; again in 0 s",
+        "a.png: waiting, 2 in the queue",
+        "a.png: making",
+        "b.png: sending",
+        "b.png: steps had no effect on this server",
+    ]
+    assert all(asked.headers["Authorization"] == "a-key" for asked in server.asked)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "exit_code", "tried"),
+    [
+        (400, "prompt: is not taken by this server", 2, 2),
+        (401, "no API key", 2, 1),
+        (402, "not enough credits", 1, 1),
+        (500, "internal error", 1, 2),
+    ],
+)
+def test_what_a_server_refuses(
+    folder: Path, status: int, message: str, exit_code: int, tried: int
+) -> None:
+    with fake_server(*[failing(status, message)] * 2) as server:
+        result = runner.invoke(app, ["generate", "in/*.png", "a", "--url", server.url])
+    assert result.exit_code == exit_code
+    assert f"a.png: {message}" in result.stderr
+    assert len(server.asked) == tried
+    assert ("1 more were not tried" in result.stderr) == (tried == 1)
+
+
+def test_several_are_asked_for_at_the_same_time(folder: Path) -> None:
+    with fake_server(picturing(1), picturing(1)) as server:
+        command = ["generate", "in/*.png", "a", "--url", server.url, "--parallel", "4"]
+        assert runner.invoke(app, command).exit_code == 0
+    assert len(set(server.keys)) == 2
+
+
+def test_a_preview_is_drawn_in_half_blocks() -> None:
+    image = Image.new("RGB", (8, 8), "#ff0000")
+    image.paste("#0000ff", (0, 4, 8, 8))
+    console = Console(force_terminal=True, color_system="truecolor", width=20)
+    with console.capture() as shown:
+        console.print(half_blocks(image, 4))
+    lines = shown.get().strip().splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("\x1b[38;2;255;0;0;48;2;")
+    assert lines[1].count(";48;2;0;0;255m▀") == 4
+
+
+def test_shells_complete_options_and_choices() -> None:
+    environment = os.environ | {
+        "_IMG2IMG_COMPLETE": "complete_bash",
+        "COMP_WORDS": "img2img generate --sampler K_EU",
+        "COMP_CWORD": "3",
+    }
+    program = "import sys; sys.argv = ['img2img']; from server.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.split() == ["K_EULER", "K_EULER_ANCESTRAL"]
