@@ -25,6 +25,7 @@ LEFT_OUT = {need.module.partition(".")[0] for need in NEEDS if "[" in need.insta
 
 NOT_NEEDED = {
     "_pytest": "torch looks whether a test runs it",
+    "google": "protobuf, which the traces' exporter brings; transformers reads tokenizers with it",
     "matplotlib": "scipy, tqdm and torch draw with it when they are asked to",
     "mpl_toolkits": "comes with matplotlib",
     "pylab": "comes with matplotlib",
