@@ -24,6 +24,7 @@ def test_paths_exist(page: Path) -> None:
         "tests",
         "docs",
         "deploy",
+        "clients",
         ".ci",
         ".github",
     ]
