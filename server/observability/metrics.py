@@ -7,6 +7,7 @@ that a client sends becomes one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 from prometheus_client import (
     CollectorRegistry,
@@ -20,7 +21,12 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 
 from pipelines.engine.statistics import SECONDS
 from server.observability.engine_collector import PREFIX, EngineCollector, MeasuredModel
-from server.observability.request_record import RequestObserver, RequestRecord
+from server.observability.request_record import (
+    ALL_APIS,
+    ALL_OUTCOMES,
+    RequestObserver,
+    RequestRecord,
+)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a series each that nobody reads
 
@@ -64,18 +70,25 @@ class Metrics(RequestObserver):
         """Count a request."""
         if record.is_probe:
             return
-        model = self._model()
-        name = NO_MODEL if model is None else model.name
-        self._requests.labels(record.api, record.outcome, name).inc()
+        self._requests.labels(record.api, record.outcome, self._model_name()).inc()
         if record.outcome == "success" and record.images:
             self._latency.labels(record.api).observe(record.seconds)
         if record.credits is not None:
             for kind in ("reserved", "charged", "released"):
                 self._credits.labels(kind).inc(getattr(record.credits, kind) / 10)
 
+    def _model_name(self) -> str:
+        model = self._model()
+        return NO_MODEL if model is None else model.name
+
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus' text format, whatever else a client would take.
 
         The library's OpenMetrics has underscores for the colons in names.
         """
+        # From the start at 0: a rate takes a series that begins at 1 for none.
+        name = self._model_name()
+        for api, outcome in product(ALL_APIS, ALL_OUTCOMES):
+            self._requests.labels(api, outcome, name)
+            self._latency.labels(api)
         return generate_latest(self.registry)

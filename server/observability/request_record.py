@@ -10,9 +10,12 @@ import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from pipelines.request import GenerationRequest
 from pipelines.timeline import STAGES, Timeline
+
+if TYPE_CHECKING:
+    from pipelines.request import GenerationRequest
 
 CLIENT_GONE = 499
 """The status of a request whose client left; nobody receives it."""
@@ -29,6 +32,7 @@ APIS: Mapping[str, str] = {
 }
 """The API that a path belongs to, by how the path begins."""
 OTHER_API = "other"
+ALL_APIS = sorted({*APIS.values(), OTHER_API})
 PROBES = ("/health/live", "/health/ready", "/metrics")
 
 OUTCOMES: Mapping[int, str] = {
@@ -45,6 +49,7 @@ OUTCOMES: Mapping[int, str] = {
     504: "timeout",
 }
 """What became of a request, by its status; others are `success`, `invalid` or `failed`."""
+ALL_OUTCOMES = sorted({*OUTCOMES.values(), "success", "invalid", "failed"})
 
 
 def api_of(path: str) -> str:

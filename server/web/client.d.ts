@@ -29,6 +29,8 @@ export interface Progress {
   type: "progress";
   step: number;
   steps: number;
+  evaluation: number;
+  evaluations: number;
   queuePosition: number;
   stage?: "queued" | "encoding" | "denoising" | "decoding";
   /** As the server predicts it. */

@@ -86,7 +86,7 @@ def test_the_client_in_node(real_server: ServerProcess, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["seed"] == 7
-    assert said["steps"][-1] == [6, 6]
+    assert said["steps"][-1] == [10, 10]
     assert said["previews"] > 0
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     fields = {"steps": "5 is not in 10..50", "cfg_scale": "99 is not in 0..35"}

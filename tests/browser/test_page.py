@@ -365,7 +365,8 @@ def test_a_server_that_is_gone_and_comes_back(visitor: Visitor) -> None:
 
 
 def test_a_proxy_that_cuts_the_stream(visitor: Visitor) -> None:
-    cut = 'event: progress\ndata: {"step":1,"steps":5,"queue_position":0}\n\n'
+    progress = '{"step":1,"steps":5,"evaluation":1,"evaluations":5,"queue_position":0}'
+    cut = f"event: progress\ndata: {progress}\n\n"
     headers = {"Content-Type": "text/event-stream"}
     keys = fulfil_once(visitor, lambda route: route.fulfill(headers=headers, body=cut))
     visitor.sample()

@@ -95,7 +95,7 @@ def crowd(
         RequestNoise.draw(i + 1, (4, 8, 8), program.draws) for i, program in enumerate(programs)
     ]
     generator = torch.Generator().manual_seed(1)
-    text = torch.randn(len(Sampler), 2, 77, tiny.text_width, generator=generator)
+    text = torch.randn(len(CONTRACT_SAMPLERS), 2, 77, tiny.text_width, generator=generator)
     places = [
         pool.admit(draw.start * program.steps[0].sigma, text[i])
         for i, (program, draw) in enumerate(zip(programs, noise, strict=True))
@@ -116,7 +116,7 @@ def run(
     return [pool.latents(place) for place in places]
 
 
-@pytest.mark.parametrize("poisoned", [0, 4, len(Sampler) - 1])
+@pytest.mark.parametrize("poisoned", [0, 4, len(CONTRACT_SAMPLERS) - 1])
 def test_nan_in_one_request_leaves_every_neighbour_unchanged_to_the_bit(
     tiny: ModelBundle, poisoned: int
 ) -> None:

@@ -27,6 +27,7 @@ LEFT_OUT |= {"triton", "img2img_client"}
 
 NOT_NEEDED = {
     "_pytest": "torch looks whether a test runs it",
+    "google": "protobuf, which the traces' exporter brings; transformers reads tokenizers with it",
     "matplotlib": "scipy, tqdm and torch draw with it when they are asked to",
     "mpl_toolkits": "comes with matplotlib",
     "pylab": "comes with matplotlib",

@@ -136,7 +136,7 @@ export class Grid {
     try {
       const result = await this.page.client.imageToImage(job.fields, {
         signal,
-        onProgress: ({ step, steps }) => !signal.aborted && say(step ? `${step} / ${steps}` : "Queued"),
+        onProgress: ({ step, steps, evaluation }) => !signal.aborted && say(evaluation ? `${step} / ${steps}` : "Queued"),
         onRetry: ({ reason }) => say(reason),
       });
       if (signal.aborted) return;

@@ -62,7 +62,7 @@ export class Runner extends EventTarget {
         signal: aborter.signal,
         onProgress: (event) => {
           if (this.aborter !== aborter) return;
-          if (event.step > 0) firstStep ??= { at: performance.now(), step: event.step };
+          if (event.evaluation > 0) firstStep ??= { at: performance.now(), step: event.evaluation };
           this.#progress(event, firstStep);
         },
         onRetry: (event) => this.#retry(event, aborter),
@@ -90,22 +90,23 @@ export class Runner extends EventTarget {
     this.speed.learn(job.size.width * job.size.height, counted, seconds);
   }
 
-  #progress({ step, steps, queuePosition, preview, state, stage, seconds_left: left }, first) {
+  #progress({ step, steps, evaluation, evaluations, queuePosition, preview, state, stage, seconds_left: left }, first) {
     const phase = state ?? stage;
     if (preview) this.view.preview(preview);
-    if (step === 0) {
+    if (evaluation === 0) {
       const ahead = queuePosition > 0 ? `Queued, ${queuePosition} before you` : PHASES[phase] ?? "Starting";
       this.#say(null, ahead + leftText(left), ahead);
       return;
     }
-    if (step >= steps) {
+    if (evaluation >= evaluations) {
       this.#say(1, "Finishing the picture", "Finishing");
       return;
     }
-    const own = first && step > first.step
-      ? ((performance.now() - first.at) / (step - first.step) / 1000) * (steps - step) : null;
-    const quarter = Math.floor((step / steps) * 4) * 25;
-    this.#say(step / steps, `Step ${step} of ${steps}${leftText(left ?? own)}`, `${quarter} percent`);
+    const own = first && evaluation > first.step
+      ? ((performance.now() - first.at) / (evaluation - first.step) / 1000) * (evaluations - evaluation) : null;
+    const share = evaluation / evaluations;
+    const quarter = Math.floor(share * 4) * 25;
+    this.#say(share, `Step ${step} of ${steps}${leftText(left ?? own)}`, `${quarter} percent`);
   }
 
   async #retry({ seconds, reason, status }, aborter) {
