@@ -52,7 +52,7 @@ def test_four_seeds_take_one_encode_and_one_text(
     handles = [engine.submit(request) for request in several(picture)]
     made = [handle.wait(60).image for handle in handles]
     assert len(passes) == 1
-    counts = engine.cache_counts
+    counts = engine.snapshot().caches
     assert (counts["pictures"].misses, counts["pictures"].hits) == (1, 3)
     assert (counts["prompts"].misses, counts["prompts"].hits) == (2, 6)  # two texts
     assert len({image.tobytes() for image in made}) == 4

@@ -50,7 +50,7 @@ def test_from_noise_the_image_gives_the_size_alone_and_is_not_encoded(
     engine: Engine, picture: Pixels
 ) -> None:
     def encoded() -> int:
-        counts = engine.cache_counts["pictures"]
+        counts = engine.snapshot().caches["pictures"]
         return counts.hits + counts.misses
 
     request = GenerationRequest(picture, "a cat", image_strength=0.9, steps=4, from_noise=True)

@@ -77,7 +77,8 @@ def test_half_a_surrogate_pair_is_shown_escaped(apis: Apis, fields: dict[str, st
     response = apis.json(EDITS, {"prompt": "a cat", "image": URL, **fields})
     (name,) = fields
     assert response.status_code == 400
-    assert message_of(response).startswith(f"{name}: \\ud83d ")
+    assert message_of(response).startswith(f"{name}: ")
+    assert "\\ud83d" in message_of(response)
 
 
 def test_what_is_no_utf8_in_an_ignored_field_does_no_harm(apis: Apis) -> None:
