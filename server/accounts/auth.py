@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Request, Security
+from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader
 
 from server.accounts.access import Access, Caller
@@ -43,3 +43,7 @@ async def require_key(
     caller = await access.caller(offered, address)
     current_record().key = caller.name
     return caller
+
+
+AnyCaller = Annotated[Caller, Depends(require_key)]
+"""The sender of a request that only needs a key."""

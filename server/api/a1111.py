@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import time
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 import anyio.to_thread
-from fastapi import APIRouter, Depends, Request
-from PIL import Image
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from pipelines.request import GenerationRequest, Pixels
 from pipelines.samplers.names import A1111_LABELS, SCHEDULE_LABELS
-from server.accounts.access import Caller
 from server.accounts.admission import Admitted
-from server.accounts.auth import require_key
+from server.accounts.auth import AnyCaller
 from server.api.a1111_form import A1111Form, styles_of, without_effect
 from server.api.a1111_lists import check_override
 from server.api.flow import Answer, Flow
 from server.api.values import json_of, name_ignored, parsed, texts_of
+from server.http.envelope import json_bytes, json_response
 from server.http.errors import ApiError, NotFound
 from server.http.json_body import JsonBody, LongText, decode_image_text
 from server.http.waiting import TimeLimit
+from server.images.encode import preview_file
 from server.images.infotext import infotext
 from server.img2img.running import RunningBatches
 from server.img2img.service import Batch, FinishedImage
@@ -43,7 +42,6 @@ _OF_IMAGES = frozenset(
 _PREVIEW_SIDE = 512
 
 router = APIRouter(prefix="/sdapi/v1", include_in_schema=False)
-AnyCaller = Annotated[Caller, Depends(require_key)]
 
 
 class UnknownScript(ApiError):
@@ -129,7 +127,7 @@ def _packed(
         "parameters": _plain(parameters),
         "info": json.dumps(_info(asked, shown, model, made)),
     }
-    return Answer(json.dumps(answer, separators=(",", ":")).encode())
+    return Answer(json_bytes(answer))
 
 
 def _plain(value: Any) -> Any:
@@ -209,7 +207,7 @@ async def progress(
         if preview is not None and skip_current_image.lower() not in ("true", "1"):
             work = partial(_preview, preview, batch.plan.first)
             told["current_image"] = await anyio.to_thread.run_sync(work)
-    return _json(told)
+    return json_response(told)
 
 
 def _share(batch: Batch) -> float:
@@ -255,10 +253,7 @@ def _state(batches: list[Batch]) -> dict[str, Any]:
 def _preview(preview: Pixels, first: GenerationRequest) -> str:
     scale = min(1.0, _PREVIEW_SIDE / max(first.width, first.height))
     size = (max(1, round(first.width * scale)), max(1, round(first.height * scale)))
-    buffer = io.BytesIO()
-    image = Image.fromarray(preview).resize(size, Image.Resampling.BICUBIC)
-    image.save(buffer, "PNG", compress_level=1)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(preview_file(preview, size)).decode()
 
 
 @router.post("/interrupt")
@@ -267,7 +262,7 @@ async def interrupt(request: Request, caller: AnyCaller) -> Response:
     running: RunningBatches = request.app.state.running
     for batch in running.of(caller.identity):
         batch.interrupt()
-    return _json({})
+    return json_response({})
 
 
 @router.post("/skip")
@@ -279,7 +274,7 @@ async def skip(request: Request, caller: AnyCaller) -> Response:
         if ahead:
             batch.interrupted = batch.interrupted or len(batch.running) == 1
             ahead[0].handle.cancel()
-    return _json(None)
+    return json_response(None)
 
 
 @router.post("/png-info")
@@ -295,8 +290,6 @@ async def png_info(request: Request, caller: AnyCaller) -> Response:
         return infotext(decode_image_text("image", image, settings.max_upload_bytes))
 
     text = await anyio.to_thread.run_sync(read)
-    return _json({"info": text, "items": {"parameters": text} if text else {}, "parameters": {}})
-
-
-def _json(value: Any) -> Response:
-    return Answer(json.dumps(value, separators=(",", ":")).encode()).response()
+    return json_response(
+        {"info": text, "items": {"parameters": text} if text else {}, "parameters": {}}
+    )

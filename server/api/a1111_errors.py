@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 from starlette.responses import Response
+
+from server.http.envelope import json_response
 
 _SAMPLER = "Sampler not found"
 _NAMES = {400: "BadRequest", 401: "Unauthorized", 404: "NotFound", 422: "UnprocessableEntity"}
@@ -25,9 +26,4 @@ def failure_shape(status: int, message: str, headers: Mapping[str, str]) -> Resp
         "errors": message,
     }
     more = {"WWW-Authenticate": "Basic"} if status == 401 else {}
-    return Response(
-        json.dumps(body, separators=(",", ":")).encode(),
-        status,
-        {"Cache-Control": "no-store", **headers, **more},
-        media_type="application/json",
-    )
+    return json_response(body, status, {**headers, **more})

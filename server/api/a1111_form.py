@@ -19,7 +19,7 @@ from pipelines.request import (
 from pipelines.samplers.names import A1111_LABELS, SamplerChoice, UnknownSampler, sampler_by_name
 from server.errors import InvalidInput
 from server.http.errors import NotFound
-from server.images.fit import ResizeMode, fit_size
+from server.images.fit import ResizeMode, made_and_answered
 from server.images.masks import MAX_BLUR, MAX_PADDING, MaskOptions, MaskReads
 from server.img2img.fields import real_number, trimmed_text, truth, whole_number
 from server.img2img.form import MAX_PROMPT_LENGTH
@@ -111,8 +111,7 @@ class A1111Form(BaseModel):
     ) -> ImagesRequest:
         """Return what the service is asked."""
         sampler = self.sampler
-        made = fit_size((self.width, self.height), None, None)
-        size = (self.width, self.height)
+        made, answered = made_and_answered((self.width, self.height))
         masked = None
         if mask is not None:
             masked = MaskOptions(
@@ -135,7 +134,7 @@ class A1111Form(BaseModel):
             masked_content=_FILLS[self.inpainting_fill] if masked else MaskedContent.ORIGINAL,
             width=made[0],
             height=made[1],
-            output_size=None if made == size or whole else size,
+            output_size=None if whole else answered,
             resize_mode=_RESIZE_MODES[self.resize_mode],
             image_strength=1 - self.denoising_strength,
             first_step=None if upload is None else self.first_step,

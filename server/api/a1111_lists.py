@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from pipelines.prompt.styles import PLACEHOLDER, STYLES
 from pipelines.samplers.names import A1111_ALIASES, A1111_LABELS, SCHEDULE_LABELS
-from server.accounts.access import Caller
-from server.accounts.auth import require_key
-from server.api.flow import Answer
+from server.accounts.auth import AnyCaller
+from server.api.flow import model_in_service
 from server.api.values import json_of, name_ignored
-from server.engine_service import EngineHost
 from server.errors import InvalidInput
-from server.http.errors import NotFound, Unavailable
+from server.http.envelope import json_response
+from server.http.errors import NotFound
 from server.http.waiting import TimeLimit
 
 router = APIRouter(include_in_schema=False)
-AnyCaller = Annotated[Caller, Depends(require_key)]
 
 _SCHEDULES = [(schedule.value.lower(), label) for schedule, label in SCHEDULE_LABELS.items()]
 _MODEL_KEYS = ("sd_model_checkpoint", "sd_checkpoint_hash")
@@ -57,17 +54,6 @@ _DONE = ("refresh-checkpoints", "refresh-vae", "refresh-loras", "refresh-embeddi
          "unload-checkpoint", "reload-checkpoint")  # fmt: skip
 
 
-def _json(value: Any) -> Response:
-    return Answer(json.dumps(value, separators=(",", ":")).encode()).response()
-
-
-def _model_name(request: Request) -> str:
-    host: EngineHost = request.app.state.engine_host
-    if (model := host.serving_model) is None:
-        raise Unavailable(host.obstacle, 5.0)
-    return model.name
-
-
 def names_model(value: object, model: str) -> bool:
     """Return whether a client's text names the loaded model: with a suffix, a hash, or neither."""
     text = str(value).strip()
@@ -99,8 +85,8 @@ def _other_model(field: str, value: object, model: str) -> str:
 @router.get("/sdapi/v1/options")
 async def options(request: Request, caller: AnyCaller) -> Response:
     """Return the options that clients read; none of them can be changed."""
-    model = _model_name(request)
-    return _json({"sd_model_checkpoint": model, **_NO_OPTIONS})
+    model = model_in_service(request).name
+    return json_response({"sd_model_checkpoint": model, **_NO_OPTIONS})
 
 
 @router.post("/sdapi/v1/options")
@@ -108,20 +94,20 @@ async def set_options(request: Request, caller: AnyCaller) -> Response:
     """Take the options back unchanged; name those that would change something as ignored."""
     settings = request.app.state.settings
     body = await json_of(request, TimeLimit.of(request.scope, settings.request_timeout))
-    model = _model_name(request)
+    model = model_in_service(request).name
     named = body.fields.get("sd_model_checkpoint")
     if named and not names_model(named, model):
         raise InvalidInput([_other_model("sd_model_checkpoint", named, model)])
     kept = {"sd_model_checkpoint": named, **_NO_OPTIONS}
     changed = [name for name, value in body.fields.items() if value != kept.get(name)]
     name_ignored(request, changed)
-    return _json(None)
+    return json_response(None)
 
 
 @router.get("/sdapi/v1/samplers")
 async def samplers(caller: AnyCaller) -> Response:
     """List the samplers by A1111's names."""
-    return _json(
+    return json_response(
         [
             {"name": name, "aliases": list(A1111_ALIASES[sampler]), "options": {}}
             for sampler, name in A1111_LABELS.items()
@@ -132,7 +118,7 @@ async def samplers(caller: AnyCaller) -> Response:
 @router.get("/sdapi/v1/schedulers")
 async def schedulers(caller: AnyCaller) -> Response:
     """List the ways to space noise levels by A1111's names."""
-    return _json(
+    return json_response(
         [
             {
                 "name": name,
@@ -149,8 +135,8 @@ async def schedulers(caller: AnyCaller) -> Response:
 @router.get("/sdapi/v1/sd-models")
 async def sd_models(request: Request, caller: AnyCaller) -> Response:
     """List the one model."""
-    model = _model_name(request)
-    return _json(
+    model = model_in_service(request).name
+    return json_response(
         [
             {
                 "title": model,
@@ -167,7 +153,7 @@ async def sd_models(request: Request, caller: AnyCaller) -> Response:
 @router.get("/sdapi/v1/prompt-styles")
 async def prompt_styles(caller: AnyCaller) -> Response:
     """List the style presets as A1111's styles."""
-    return _json(
+    return json_response(
         [
             {
                 "name": name,
@@ -182,7 +168,7 @@ async def prompt_styles(caller: AnyCaller) -> Response:
 @router.get("/sdapi/v1/memory")
 async def memory(caller: AnyCaller) -> Response:
     """Say nothing of the machine: it is others' too."""
-    return _json({"ram": {"error": "not told"}, "cuda": {"error": "not told"}})
+    return json_response({"ram": {"error": "not told"}, "cuda": {"error": "not told"}})
 
 
 @router.get("/sdapi/v1/{name}")
@@ -190,7 +176,7 @@ async def listed(name: str, caller: AnyCaller) -> Response:
     """Return the lists that are empty here, or say that there is nothing of the name."""
     if name not in _EMPTY:
         raise NotFound(f"nothing is at /sdapi/v1/{name[:60]}")
-    return _json(_EMPTY[name])
+    return json_response(_EMPTY[name])
 
 
 @router.post("/sdapi/v1/{name}")
@@ -198,7 +184,7 @@ async def done(name: str, caller: AnyCaller) -> Response:
     """Answer what asks to load or reload: it is loaded."""
     if name not in _DONE:
         raise NotFound(f"nothing is at /sdapi/v1/{name[:60]}")
-    return _json(None)
+    return json_response(None)
 
 
 @router.get("/controlnet/{name}")
@@ -206,38 +192,38 @@ async def controlnet(name: str) -> Response:
     """Say that ControlNet has nothing."""
     if name not in ("model_list", "module_list", "control_types"):
         raise NotFound(f"nothing is at /controlnet/{name[:60]}")
-    return _json({name: {} if name == "control_types" else []})
+    return json_response({name: {} if name == "control_types" else []})
 
 
 @router.head("/queue/status")
 @router.get("/queue/status")
 async def queue_status(request: Request) -> Response:
     """Answer Gradio's sign of life."""
-    return _json({"msg": "estimation", "queue_size": 0, "queue_eta": 0.0})
+    return json_response({"msg": "estimation", "queue_size": 0, "queue_eta": 0.0})
 
 
 @router.head("/internal/ping")
 @router.get("/internal/ping")
 async def ping() -> Response:
     """Answer a sign of life."""
-    return _json({})
+    return json_response({})
 
 
 @router.head("/config")
 @router.get("/config")
 async def config() -> Response:
     """Answer a sign of life: Gradio's configuration, of a page that is not there."""
-    return _json({"version": "0", "mode": "blocks", "components": [], "dependencies": []})
+    return json_response({"version": "0", "mode": "blocks", "components": [], "dependencies": []})
 
 
 @router.get("/startup-events")
 @router.get("/user")
 async def nothing() -> Response:
     """Answer a sign of life."""
-    return _json(None)
+    return json_response(None)
 
 
 @router.post("/login")
 async def login() -> Response:
     """Let clients of a login form through: each request is checked by its own key."""
-    return _json({"success": True})
+    return json_response({"success": True})

@@ -5,11 +5,11 @@ from __future__ import annotations
 import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from server.accounts.access import Caller
-from server.accounts.auth import require_key
+from server.accounts.auth import AnyCaller
 from server.accounts.pricing import credits_text
 from server.http.envelope import success
 from server.img2img.form import failure_responses
@@ -21,7 +21,6 @@ MAX_DAYS = 366
 _EPOCH = datetime.date(1970, 1, 1)
 
 router = APIRouter(prefix="/api/account", tags=["account"])
-AnyCaller = Annotated[Caller, Depends(require_key)]
 
 
 def _accounts(request: Request, caller: Caller) -> Accounts | None:

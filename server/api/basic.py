@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 from collections.abc import Mapping
-from contextlib import aclosing
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -14,17 +12,15 @@ from starlette.responses import Response
 from server.accounts.admission import FILTERED_HEADER, SEED_HEADER, Admitted, fingerprint
 from server.api.accept import accepted_image_format
 from server.api.flow import Flow, client_of, finished
+from server.api.values import parts_of
 from server.http.bytes_in_flight import release_upload
 from server.http.envelope import image_body, image_response, with_member
-from server.http.errors import DeadlineExpired
-from server.http.ignored_fields import IgnoredFields
-from server.http.multipart import Part, read_form, refuse_encoded_body
-from server.http.waiting import TimeLimit, within
+from server.http.multipart import Part
+from server.http.waiting import within
 from server.images.encode import ImageFormat
 from server.img2img.events import stream_finished, stream_response, wants_events
 from server.img2img.form import (
     FILE_FIELDS,
-    FORM_FIELDS,
     IMAGE_FIELD,
     MASK_FIELD,
     TEXT_FIELDS,
@@ -33,7 +29,6 @@ from server.img2img.form import (
     form_request_body,
 )
 from server.img2img.service import Batch, Fields, FinishedImage, Outcome, withdraw
-from server.settings import Settings
 
 PATH = "/api/generate/basic/imageToImage"
 _AS_TEXT = "came as text; send it as a file, with a file name"
@@ -61,9 +56,8 @@ async def image_to_image(request: Request, admission: Admitted) -> Response:
     those included that `image_strength` skips; `evaluation` counts the U-Net's evaluations, of
     which some samplers have two a step.
     """
-    settings: Settings = request.app.state.settings
     flow = Flow(request, admission)
-    parts = await _read_parts(request, settings, flow.limit)
+    parts = await parts_of(request, flow.limit, texts=frozenset(TEXT_FIELDS), files=FILE_FIELDS)
     beginning = _begin(flow, parts)
     del parts  # The upload is held until its picture is decoded, and not while it is worked on.
     begun = await within(request, flow.limit, beginning, withdraw)
@@ -116,24 +110,6 @@ def _answer(request: Request, body: bytes) -> Response:
     if data.get("filtered"):
         headers[FILTERED_HEADER] = "true"
     return Response(file, headers=headers, media_type=media_type)
-
-
-async def _read_parts(request: Request, settings: Settings, limit: TimeLimit) -> dict[str, Part]:
-    refuse_encoded_body(request.headers.getlist("content-encoding"))
-    ignored = IgnoredFields.of(request.scope)
-    try:
-        async with asyncio.timeout(limit.remaining):
-            async with aclosing(request.stream()) as stream:
-                return await read_form(
-                    request.headers.get("content-type"),
-                    stream,
-                    wanted=FORM_FIELDS,
-                    file_fields=FILE_FIELDS,
-                    max_file_bytes=settings.max_upload_bytes,
-                    on_unknown=ignored.add,
-                )
-    except TimeoutError:
-        raise DeadlineExpired(f"the upload was not complete within {limit.seconds:g} s") from None
 
 
 def _fields(parts: Mapping[str, Part]) -> Fields:

@@ -69,7 +69,7 @@ class Flow:
         """Raises Unavailable where no model is ready: such a server should take no upload."""
         self.request = request
         self.admission = admission
-        self.model = _model_in_service(request.app.state.engine_host)
+        self.model = model_in_service(request)
         self.limit = TimeLimit.of(request.scope, request.app.state.settings.request_timeout)
         self.service: ImageToImage = request.app.state.service
         self._running: RunningBatches = request.app.state.running
@@ -176,7 +176,9 @@ def client_of(request: Request, admission: Admission) -> str:
     return f"{ANYONE.identity} {source.network or source.address}"
 
 
-def _model_in_service(host: EngineHost) -> LoadedModel:
+def model_in_service(request: Request) -> LoadedModel:
+    """Return the model that serves. Raises Unavailable where none does."""
+    host: EngineHost = request.app.state.engine_host
     model = host.serving_model
     if model is None:
         raise Unavailable(host.obstacle, _NOT_READY_RETRY_AFTER)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 import secrets
 import time
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import anyio.to_thread
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from pipelines.request import MAX_SEED
-from server.accounts.access import Caller
 from server.accounts.admission import Admitted
-from server.accounts.auth import require_key
-from server.api.flow import Answer, Flow
+from server.accounts.auth import AnyCaller
+from server.api.flow import Answer, Flow, model_in_service
 from server.api.openai_files import Addresses
 from server.api.openai_form import (
     ALIASES,
@@ -29,9 +27,9 @@ from server.api.openai_form import (
 )
 from server.api.openai_stream import stream_images, stream_kept
 from server.api.values import Form, form_of, json_of, name_ignored, parsed, texts_of
-from server.engine_service import EngineHost
 from server.errors import InvalidInput
-from server.http.errors import NotFound, Unavailable
+from server.http.envelope import json_bytes, json_response
+from server.http.errors import NotFound
 from server.http.failure_shapes import name_fields
 from server.http.json_body import decode_image_text
 from server.images.masks import MaskOptions, MaskReads
@@ -48,7 +46,6 @@ _MASKED_STRENGTH = 0.0
 _STRENGTH = 0.35
 
 router = APIRouter(include_in_schema=False)
-AnyCaller = Annotated[Caller, Depends(require_key)]
 
 
 @router.post(EDITS)
@@ -100,7 +97,7 @@ async def generations(request: Request, admission: Admitted) -> Response:
 @router.get("/v1/models")
 async def models(request: Request, caller: AnyCaller) -> Response:
     """List the one model that is served."""
-    return _json({"object": "list", "data": [_model(request)]})
+    return json_response({"object": "list", "data": [_model(request)]})
 
 
 @router.get("/v1/models/{name:path}")
@@ -109,7 +106,7 @@ async def model(request: Request, caller: AnyCaller, name: str) -> Response:
     found = _model(request)
     if found["id"] != name:
         raise NotFound(f"model: {name[:60]} is not served here; {found['id']} is")
-    return _json(found)
+    return json_response(found)
 
 
 async def _json_form(request: Request, flow: Flow) -> Form:
@@ -221,7 +218,7 @@ async def _respond(
         }
         if asked.size is not None:
             body["size"] = f"{asked.size[0]}x{asked.size[1]}"
-        return Answer(json.dumps(body, separators=(",", ":")).encode())
+        return Answer(json_bytes(body))
 
     begun = await flow.begin(images, fingerprint)
     if asked.stream:
@@ -265,11 +262,9 @@ def usage_of(asked: OpenAIForm, images: ImagesRequest) -> Any:
 
 
 def _model(request: Request) -> dict[str, Any]:
-    host: EngineHost = request.app.state.engine_host
-    if (model := host.serving_model) is None:
-        raise Unavailable(host.obstacle, 5.0)
-    return {"id": model.name, "object": "model", "created": 0, "owned_by": "img2img-server"}
-
-
-def _json(body: Mapping[str, Any]) -> Response:
-    return Answer(json.dumps(body, separators=(",", ":")).encode()).response()
+    return {
+        "id": model_in_service(request).name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "img2img-server",
+    }

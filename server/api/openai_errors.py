@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import Response
 
+from server.http.envelope import json_response
 from server.http.failure_shapes import fields_of
 
 _CODES = {401: "invalid_api_key", 402: "insufficient_quota", 429: "rate_limit_exceeded"}
@@ -27,7 +27,4 @@ def error_of(status: int, message: str) -> dict[str, Any]:
 
 def failure_shape(status: int, message: str, headers: Mapping[str, str]) -> Response:
     """Return a failure as OpenAI's clients read it."""
-    body = json.dumps({"error": error_of(status, message)}, separators=(",", ":")).encode()
-    return Response(
-        body, status, {"Cache-Control": "no-store", **headers}, media_type="application/json"
-    )
+    return json_response({"error": error_of(status, message)}, status, headers)

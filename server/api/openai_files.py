@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from server.api.flow import Answer
 from server.errors import ImageStoreAway
+from server.http.envelope import json_bytes
 from server.http.errors import NotFound
 from server.img2img.image_store import KEEP_SECONDS, ImageStore, signature
 
@@ -68,7 +69,7 @@ class Addresses:
         except ImageStoreAway:
             logger.warning("images are answered in base64: their store is away")
             return answer
-        return Answer(json.dumps(body, separators=(",", ":")).encode())
+        return Answer(json_bytes(body))
 
     def _named(self, body: dict[str, Any]) -> dict[str, bytes]:
         """Write addresses into ``body`` and return the files by their names. Blocking."""

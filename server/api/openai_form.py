@@ -19,7 +19,7 @@ from pipelines.request import (
 )
 from pipelines.samplers.names import SamplerChoice, UnknownSampler, sampler_by_name
 from server.images.encode import QUALITY, ImageFormat
-from server.images.fit import fit_size
+from server.images.fit import made_and_answered
 from server.img2img.fields import choice, real_number, refuse, trimmed_text, truth, whole_number
 from server.img2img.form import MAX_PROMPT_LENGTH
 from server.img2img.images_request import MAX_IMAGES
@@ -99,8 +99,7 @@ class OpenAIForm(BaseModel):
         """Return what the service is asked: the size to make and the size to answer in."""
         if self.size is None:
             return {}
-        width, height = fit_size(self.size, None, None)
-        output = None if (width, height) == self.size else self.size
+        (width, height), output = made_and_answered(self.size)
         return {"width": width, "height": height, "output_size": output}
 
 

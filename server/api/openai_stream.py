@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import json
 import time
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from starlette.responses import Response
 
 from pipelines.request import Pixels, Progress
 from server.api.flow import Answer, Flow, finished
 from server.api.openai_errors import error_of
 from server.api.openai_form import OpenAIForm
+from server.http.envelope import json_bytes
 from server.http.errors import ANSWERED, logged_api_error
-from server.images.encode import ImageFormat
+from server.images.encode import preview_file
 from server.img2img.events import EVENT_STREAM, STREAM_HEADERS, EventStream, event
 from server.img2img.service import Batch, FinishedImage
-
-_PREVIEW_QUALITY = 80
 
 
 def stream_images(
@@ -96,22 +92,11 @@ def _share(progress: Progress) -> float:
     return progress.evaluation / max(1, progress.evaluations)
 
 
-def _enlarged(preview: Pixels, batch: Batch, asked: OpenAIForm) -> bytes:
-    first = batch.plan.first
-    size = asked.size or (first.width, first.height)
-    image = Image.fromarray(np.ascontiguousarray(preview)).resize(size, Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    if asked.format is ImageFormat.PNG:
-        image.save(buffer, "PNG", compress_level=1)
-    else:
-        image.save(buffer, asked.format.value, quality=_PREVIEW_QUALITY)
-    return buffer.getvalue()
-
-
 def _partial_event(
     name: str, asked: OpenAIForm, preview: Pixels, batch: Batch, index: int
 ) -> bytes:
-    file = _enlarged(preview, batch, asked)
+    first = batch.plan.first
+    file = preview_file(preview, asked.size or (first.width, first.height), asked.format)
     return _event(f"{name}.partial_image", asked, file, partial_image_index=index)
 
 
@@ -131,4 +116,4 @@ def _written(kind: str, asked: OpenAIForm, b64_json: str, **more: Any) -> bytes:
         "output_format": asked.output_format,
         **more,
     }
-    return event(kind, json.dumps(data, separators=(",", ":")).encode())
+    return event(kind, json_bytes(data))

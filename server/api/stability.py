@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.accounts.access import Caller
 from server.accounts.admission import FINISH_HEADER, SEED_HEADER, Admitted
-from server.accounts.auth import require_key
+from server.accounts.auth import AnyCaller
 from server.api.accept import accepted_types
-from server.api.flow import Answer, Flow
+from server.api.flow import Answer, Flow, model_in_service
 from server.api.stability_form import (
     PROMPT_FIELDS,
     ImageToImageForm,
@@ -25,9 +23,9 @@ from server.api.stability_form import (
     prompts_of_json,
 )
 from server.api.values import Form, form_of, json_of, name_ignored, parsed, texts_of
-from server.engine_service import EngineHost
 from server.errors import InvalidInput
-from server.http.errors import ApiError, BadRequest, Unavailable
+from server.http.envelope import json_bytes, json_response
+from server.http.errors import ApiError, BadRequest
 from server.http.failure_shapes import name_fields
 from server.images.fit import ResizeMode
 from server.images.masks import MaskOptions, MaskReads
@@ -44,7 +42,6 @@ _WITHOUT_EFFECT = frozenset(("step_schedule_end", "extras"))
 _PROMPT_NAMES = {"prompt": "text_prompts", "negative_prompt": "text_prompts"}
 
 router = APIRouter(prefix="/v1", include_in_schema=False)
-AnyCaller = Annotated[Caller, Depends(require_key)]
 
 
 class NotAcceptable(ApiError):
@@ -136,10 +133,8 @@ async def text_to_image(request: Request, admission: Admitted, engine: str) -> R
 @router.get("/engines/list")
 async def engines(request: Request, caller: AnyCaller) -> Response:
     """List the names that old clients use; one model serves them all."""
-    host: EngineHost = request.app.state.engine_host
-    if (model := host.serving_model) is None:
-        raise Unavailable(host.obstacle, 5.0)
-    return _json(
+    model = model_in_service(request)
+    return json_response(
         [
             {
                 "id": name,
@@ -157,9 +152,9 @@ async def balance(request: Request, caller: AnyCaller) -> Response:
     """Return the key's credits as a number; without accounts what nobody can use up."""
     accounts = request.app.state.accounts
     if accounts is None or caller.account is None or not accounts.charges:
-        return _json({"credits": 1_000_000.0})
+        return json_response({"credits": 1_000_000.0})
     found = await accounts.ledger.balance(caller.account.id)
-    return _json({"credits": found.available / 10})
+    return json_response({"credits": found.available / 10})
 
 
 @router.get("/user/account")
@@ -167,7 +162,7 @@ async def account(request: Request, caller: AnyCaller) -> Response:
     """Return an account in the API's shape, made of the key's name."""
     digest = hashlib.sha256(caller.identity.encode()).hexdigest()[:24]
     organization = {"id": f"org-{digest}", "is_default": True, "name": caller.name, "role": "OWNER"}
-    return _json(
+    return json_response(
         {
             "id": f"user-{digest}",
             "email": f"{digest}@localhost",
@@ -222,7 +217,7 @@ async def _respond(
         artifacts = [
             _artifact(outcome, seed) for outcome, seed in zip(outcomes, seeds, strict=True)
         ]
-        return Answer(json.dumps({"artifacts": artifacts}, separators=(",", ":")).encode())
+        return Answer(json_bytes({"artifacts": artifacts}))
 
     return (await flow.settle(begun, outcomes, pack)).response()
 
@@ -239,7 +234,3 @@ def _artifact(outcome: FinishedImage | Exception, seed: int) -> dict[str, Any]:
 
 def _reason(image: FinishedImage) -> str:
     return "CONTENT_FILTERED" if image.filtered else "SUCCESS"
-
-
-def _json(value: Any) -> Response:
-    return Answer(json.dumps(value, separators=(",", ":")).encode()).response()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 
 from starlette.responses import Response
 
+from server.http.envelope import json_response
 from server.http.failure_shapes import fields_of
 from server.observability.logs import current_request_id
 
@@ -68,9 +68,4 @@ def failure_shape(status: int, message: str, headers: Mapping[str, str]) -> Resp
         "name": error_name(status, message),
         "message": error_message(message),
     }
-    return Response(
-        json.dumps(body, separators=(",", ":")).encode(),
-        status,
-        {"Cache-Control": "no-store", **headers},
-        media_type="application/json",
-    )
+    return json_response(body, status, headers)

@@ -7,14 +7,14 @@ out. So every value is read as text by the same strict rules as the contract's f
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio.to_thread
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from server.accounts.admission import fingerprint
 from server.errors import InvalidInput
@@ -23,6 +23,7 @@ from server.http.ignored_fields import IgnoredFields
 from server.http.json_body import JsonBody, LongText, read_json
 from server.http.multipart import Part, read_form, refuse_encoded_body
 from server.http.waiting import TimeLimit
+from server.img2img.fields import validated
 from server.settings import Settings
 
 M = TypeVar("M", bound=BaseModel)
@@ -37,6 +38,45 @@ class Form:
     fingerprint: str
 
 
+async def parts_of(
+    request: Request,
+    limit: TimeLimit,
+    *,
+    texts: frozenset[str],
+    files: frozenset[str],
+    keep_first: frozenset[str] = frozenset(),
+    bare_files: bool = False,
+) -> dict[str, Part]:
+    """Return the parts of a multipart form, and name its unknown fields in the response.
+
+    ``keep_first`` and ``bare_files`` are those of `read_form`, whose errors are raised; and
+    DeadlineExpired.
+    """
+    refuse_encoded_body(request.headers.getlist("content-encoding"))
+    settings: Settings = request.app.state.settings
+    async with _body(request, limit) as stream:
+        return await read_form(
+            request.headers.get("content-type"),
+            stream,
+            wanted=texts | files,
+            file_fields=files,
+            max_file_bytes=settings.max_upload_bytes,
+            on_unknown=IgnoredFields.of(request.scope).add,
+            keep_first=keep_first,
+            bare_files=bare_files,
+        )
+
+
+@asynccontextmanager
+async def _body(request: Request, limit: TimeLimit) -> AsyncIterator[AsyncIterator[bytes]]:
+    """Give the body's stream, which is closed when it has been read. Raises DeadlineExpired."""
+    try:
+        async with asyncio.timeout(limit.remaining), aclosing(request.stream()) as stream:
+            yield stream
+    except TimeoutError:
+        raise DeadlineExpired(f"the upload was not complete within {limit.seconds:g} s") from None
+
+
 async def form_of(
     request: Request,
     limit: TimeLimit,
@@ -49,23 +89,9 @@ async def form_of(
 
     Raises InvalidInput for a text that is a file or cannot be read, and what `read_form` does.
     """
-    refuse_encoded_body(request.headers.getlist("content-encoding"))
-    settings: Settings = request.app.state.settings
-    ignored = IgnoredFields.of(request.scope)
-    try:
-        async with asyncio.timeout(limit.remaining), aclosing(request.stream()) as stream:
-            parts = await read_form(
-                request.headers.get("content-type"),
-                stream,
-                wanted=texts | files,
-                file_fields=files,
-                max_file_bytes=settings.max_upload_bytes,
-                on_unknown=ignored.add,
-                keep_first=keep_first,
-                bare_files=True,
-            )
-    except TimeoutError:
-        raise DeadlineExpired(f"the upload was not complete within {limit.seconds:g} s") from None
+    parts = await parts_of(
+        request, limit, texts=texts, files=files, keep_first=keep_first, bare_files=True
+    )
     mark = await anyio.to_thread.run_sync(fingerprint, parts)
     return Form(
         _texts(parts, texts),
@@ -95,11 +121,8 @@ async def json_of(request: Request, limit: TimeLimit) -> JsonBody:
     sent = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if sent.startswith("multipart/"):
         raise UnsupportedMedia(f"Content-Type is {sent[:100]}; send the fields as application/json")
-    try:
-        async with asyncio.timeout(limit.remaining), aclosing(request.stream()) as stream:
-            body = await read_json(stream)
-    except TimeoutError:
-        raise DeadlineExpired(f"the upload was not complete within {limit.seconds:g} s") from None
+    async with _body(request, limit) as stream:
+        body = await read_json(stream)
     return JsonBody(body.fields, f"{request.url.path} {body.fingerprint}")
 
 
@@ -136,13 +159,7 @@ def texts_of(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
 
 def parsed(model: type[M], texts: Mapping[str, str]) -> M:
     """Return the model of texts; blank ones count as left out. Raises InvalidInput by field."""
-    given = {name: text for name, text in texts.items() if text.strip()}
-    try:
-        return model.model_validate(given)
-    except ValidationError as error:
-        raise InvalidInput(
-            [
-                f"{item['loc'][0]}: {'is required' if item['type'] == 'missing' else item['msg']}"
-                for item in error.errors()
-            ]
-        ) from None
+    form, problems = validated(model, texts)
+    if form is None:
+        raise InvalidInput(problems)
+    return form

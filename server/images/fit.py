@@ -54,6 +54,12 @@ def fit_size(
     return _nearest_side(own_width * scale), _nearest_side(own_height * scale)
 
 
+def made_and_answered(size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int] | None]:
+    """Return the size to make for an answer of ``size``, and the one to resize to, if any."""
+    made = fit_size(size, None, None)
+    return made, None if made == size else size
+
+
 def _nearest_side(side: Fraction) -> int:
     """The multiple of 64 nearest to `side`, halves upwards, within the allowed sides."""
     nearest = math.floor(side / SIDE_MULTIPLE + Fraction(1, 2)) * SIDE_MULTIPLE

@@ -12,32 +12,29 @@ import zlib
 from PIL import Image
 from PIL.ExifTags import IFD, Base
 
+from server.images.files import jpeg, png, webp
+
 MAX_TEXT = 1024 * 1024
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def infotext(file: bytes) -> str:
     """Return the text, or `""`."""
     try:
-        if file.startswith(_PNG):
+        if file.startswith(png.SIGNATURE):
             return _png_text(file)
-        if file.startswith(b"\xff\xd8"):
-            return _exif_text(_jpeg_exif(file))
-        if file[:4] == b"RIFF" and file[8:12] == b"WEBP":
-            return _exif_text(_riff_chunk(file, b"EXIF"))
+        if file.startswith(jpeg.SIGNATURE):
+            return _exif_text(jpeg.read_jpeg(file).exif)
+        if webp.is_webp(file) and (found := webp.read_webp(file)) is not None:
+            return _exif_text(found.exif)
     except (ValueError, KeyError, struct.error, zlib.error, SyntaxError, TypeError, IndexError):
         return ""
     return ""
 
 
 def _png_text(file: bytes) -> str:
-    at = len(_PNG)
-    while at + 12 <= len(file):
-        (size,) = struct.unpack(">I", file[at : at + 4])
-        kind, data = file[at + 4 : at + 8], file[at + 8 : at + 8 + size]
-        at += 12 + size
+    for kind, data, sound in png.chunks(file):
         keyword, _, rest = data.partition(b"\0")
-        if keyword != b"parameters":
+        if keyword != b"parameters" or not sound:
             continue
         if kind == b"tEXt":
             return rest[:MAX_TEXT].decode("latin-1")
@@ -54,28 +51,7 @@ def _inflated(data: bytes) -> bytes:
     return zlib.decompressobj().decompress(data, MAX_TEXT)
 
 
-def _jpeg_exif(file: bytes) -> bytes:
-    at = 2
-    while at + 4 <= len(file) and file[at] == 0xFF and file[at + 1] not in (0xDA, 0xD9):
-        (size,) = struct.unpack(">H", file[at + 2 : at + 4])
-        data = file[at + 4 : at + 2 + size]
-        if file[at + 1] == 0xE1 and data.startswith(b"Exif\0\0"):
-            return data
-        at += 2 + size
-    return b""
-
-
-def _riff_chunk(file: bytes, name: bytes) -> bytes:
-    at = 12
-    while at + 8 <= len(file):
-        (size,) = struct.unpack("<I", file[at + 4 : at + 8])
-        if file[at : at + 4] == name:
-            return file[at + 8 : at + 8 + size]
-        at += 8 + size + size % 2
-    return b""
-
-
-def _exif_text(data: bytes) -> str:
+def _exif_text(data: bytes | None) -> str:
     if not data:
         return ""
     exif = Image.Exif()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
@@ -20,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from pipelines.request import Progress
 from server.engine_service import Handle
-from server.http.envelope import failure, with_member
+from server.http.envelope import failure, json_bytes, with_member
 from server.http.errors import ANSWERED, logged_api_error
 from server.http.waiting import TimeLimit
 from server.images.decode import encode_png
@@ -64,7 +63,7 @@ def progress_event(progress: Progress) -> bytes:
         data["seconds_left"] = round(progress.seconds_left, 1)
     if progress.preview is not None:
         data["preview"] = base64.b64encode(encode_png(progress.preview, {})).decode()
-    return event("progress", json.dumps(data, separators=(",", ":")).encode())
+    return event("progress", json_bytes(data))
 
 
 class Cancellable(Protocol):

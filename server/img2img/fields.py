@@ -6,15 +6,16 @@ Each function gives metadata for an `Annotated` type: a strict parser, or the sc
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 E = TypeVar("E", bound=StrEnum)
+M = TypeVar("M", bound=BaseModel)
 Parser = Callable[[object], object]
 
 _DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
@@ -118,3 +119,18 @@ def trimmed_text(max_length: int) -> BeforeValidator:
 def documented(**schema: Any) -> WithJsonSchema:
     """A field's JSON schema, as OpenAPI shows it."""
     return WithJsonSchema(schema)
+
+
+def validated(model: type[M], texts: Mapping[str, str]) -> tuple[M | None, list[str]]:
+    """Return the model of texts, or None and a line for each bad field: `n: 5 is not in 1..4`.
+
+    Blank texts count as left out.
+    """
+    given = {name: text for name, text in texts.items() if text.strip()}
+    try:
+        return model.model_validate(given), []
+    except ValidationError as error:
+        return None, [
+            f"{item['loc'][0]}: {'is required' if item['type'] == 'missing' else item['msg']}"
+            for item in error.errors()
+        ]

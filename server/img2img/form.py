@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from pipelines.prompt.styles import STYLES
 from pipelines.request import (
@@ -31,6 +31,7 @@ from server.img2img.fields import (
     real_number,
     trimmed_text,
     truth,
+    validated,
     whole_number,
 )
 from server.img2img.images_request import ImagesRequest
@@ -221,16 +222,8 @@ FORM_FIELDS = FILE_FIELDS.union(TEXT_FIELDS)
 
 
 def parse_form(texts: Mapping[str, str]) -> tuple[ImageToImageForm | None, list[str]]:
-    """The form, or None and one line for each bad field: `steps: 5 is not in 10..50`."""
-    given = {name: text for name, text in texts.items() if text.strip()}
-    try:
-        return ImageToImageForm.model_validate(given), []
-    except ValidationError as error:
-        return None, [_problem(item["loc"], item["type"], item["msg"]) for item in error.errors()]
-
-
-def _problem(location: tuple[int | str, ...], kind: str, message: str) -> str:
-    return f"{location[0]}: {'is required' if kind == 'missing' else message}"
+    """Return the form, or None and one line for each bad field: `steps: 5 is not in 10..50`."""
+    return validated(ImageToImageForm, texts)
 
 
 class ImageData(BaseModel):

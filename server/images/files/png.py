@@ -88,7 +88,7 @@ def read_png(data: bytes) -> Png:
 
 def _collect(data: bytes) -> _Found:
     found = _Found()
-    for kind, payload, sound in _chunks(data):
+    for kind, payload, sound in chunks(data):
         if kind == b"IDAT":
             found.pixels.append(payload)
         elif not sound:
@@ -122,7 +122,7 @@ def _collect_text(found: _Found, kind: bytes, payload: bytes) -> None:
         found.xmp = _unpacked(text) if packed else text
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
+def chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
     """Yield type, payload and whether the checksum holds; behind IHDR, to the end or a cut."""
     place, ancillary = 33, 0
     while place + 8 <= len(data):
