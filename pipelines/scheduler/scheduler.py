@@ -257,12 +257,11 @@ class Scheduler:
 
         As far as they share steps, they go on sharing them.
         """
-        tasks = self.present(work.idents)
-        rows = [work.rows if isinstance(work, Step) else task.rows for task in tasks]
-        each = [
-            self._step_seconds(task.key, count) for task, count in zip(tasks, rows, strict=True)
-        ]
-        return {t.ident: self._remaining(t, one) for t, one in zip(tasks, each, strict=True)}
+        left = {}
+        for task in self.present(work.idents):
+            rows = work.rows if isinstance(work, Step) else task.rows
+            left[task.ident] = self._remaining(task, self._step_seconds(task.key, rows))
+        return left
 
     def seconds_to_pictures(self) -> dict[int, float]:
         """Return the predicted seconds until each request has its picture, by ident, if none comes.

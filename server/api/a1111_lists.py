@@ -46,8 +46,7 @@ _EMPTY: dict[str, Any] = {
     "extensions": [],
     "cmd-flags": {"api": True},
     "upscalers": [
-        {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4.0}
-        for name in ("None", "Lanczos")
+        {"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 4.0}
     ],
 }
 _DONE = ("refresh-checkpoints", "refresh-vae", "refresh-loras", "refresh-embeddings",
