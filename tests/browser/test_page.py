@@ -49,7 +49,7 @@ def test_from_a_sample_to_a_picture_and_back_after_a_reload(visitor: Visitor) ->
     visitor.screenshot("forming")
     visitor.result()
     visitor.screenshot("done")
-    assert any("Step" in text and "of 5" in text for text in page.evaluate("seen"))
+    assert any("Step" in text and "of 10" in text for text in page.evaluate("seen"))
     seed = visitor.seed_shown()
     file = downloaded(visitor)
     with Image.open(io.BytesIO(file)) as picture:
