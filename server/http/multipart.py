@@ -140,7 +140,12 @@ class _PartCollector:
         try:
             self._hold(self._decoder.feed(data[start:end]))
         except UndecodablePart as error:
-            part.problem = str(error)
+            self._refuse(error)
+
+    def _refuse(self, error: UndecodablePart) -> None:
+        # What was decoded before depends on how the body was cut: none of it is kept.
+        self._part.problem = str(error)
+        self._part.data.clear()
 
     def _hold(self, data: bytes) -> None:
         part = self._part
@@ -169,7 +174,7 @@ class _PartCollector:
             if not part.problem:
                 self._hold(self._decoder.end())
         except UndecodablePart as error:
-            part.problem = str(error)
+            self._refuse(error)
         # The last of repeated fields counts, wherever it stood.
         self.parts[part.name] = part
 

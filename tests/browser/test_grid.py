@@ -89,7 +89,7 @@ def test_a_grid_is_made_kept_and_saved(visitor: Visitor) -> None:
         assert picture.width > 2 * 320
         assert picture.height > 2 * 320
     page.get_by_role("button", name="Show Image strength 0.8, Seed 6").click()
-    assert visitor.seed_shown() == "6"
+    page.locator("#use-seed", has_text="Seed 6").wait_for()
     page.reload()
     visitor.ready()
     assert page.locator("#strip li").count() == 4

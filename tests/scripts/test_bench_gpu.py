@@ -69,7 +69,7 @@ def test_a_mode_reaches_the_engine(tiny_folder: Path, mode: str) -> None:
     # A bundle of its own: a mode changes it.
     bundle = tiny_bundle(tiny_folder)
     with running_engine(bundle, mode, NARROW) as (engine, seconds):
-        assert engine.config.fast.acceleration.asked == mode
+        assert engine.config.acceleration.asked == mode
         assert set(seconds) == {"acceleration", "warm-up"}
         # Where there are no graphs it has their forwards all the same.
         assert (bundle.fast is not None and bundle.fast.unet is not None) is (mode == "graphs")

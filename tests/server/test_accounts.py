@@ -222,10 +222,12 @@ def test_a_stream_is_charged_too(
     client = make_client(database_url=team.url)
     headers = {"Accept": "text/event-stream", "Idempotency-Key": "k"}
     answer = post(client, key, headers=headers).text.split("event: result\ndata: ")[1]
-    assert json.loads(answer)["code"] == 0
+    result = json.loads(answer)
+    assert result["code"] == 0
+    assert result.pop("credits") == {"charged": "0.4", "remaining": "9.6"}
     assert team.balance() == Balance(96, 0)
     plain = post(client, key, headers={"Idempotency-Key": "k"})
-    assert plain.text == answer.strip()
+    assert plain.json() == result
     engine.outcome = GenerationFailed("broken")
     failed = post(client, key, headers={"Accept": "text/event-stream"})
     assert '"code":-1' in failed.text

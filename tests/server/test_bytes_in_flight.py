@@ -13,7 +13,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from server.api import basic as image_to_image
+from server.api import values
 from server.http.bytes_in_flight import ByteBudget, BytesInFlight
 from server.http.errors import Unavailable
 from server.http.multipart import Part, read_form
@@ -178,7 +178,7 @@ def test_an_upload_is_let_go_of_while_its_picture_is_made(
         assert budget.held > len(picture_file)
         return form
 
-    monkeypatch.setattr(image_to_image, "read_form", read)
+    monkeypatch.setattr(values, "read_form", read)
     engine.holding = True
     with ThreadPoolExecutor() as pool:
         form: Any = {"data": {"prompt": "a"}, "files": {"init_image": ("a", picture_file)}}

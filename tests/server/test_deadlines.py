@@ -83,6 +83,7 @@ def test_an_event_stream_ends_at_the_deadline_too(
         "code": -1,
         "message": NOT_FINISHED,
         "data": None,
+        "status": 504,
     }
     assert engine.handles[-1].cancelled
 

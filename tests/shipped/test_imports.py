@@ -28,11 +28,13 @@ LEFT_OUT |= {"triton", "img2img_client"}
 NOT_NEEDED = {
     "_pytest": "torch looks whether a test runs it",
     "google": "protobuf, which the traces' exporter brings; transformers reads tokenizers with it",
+    "importlib_resources": "tqdm's command line finds its manual with it before Python 3.9",
     "matplotlib": "scipy, tqdm and torch draw with it when they are asked to",
     "mpl_toolkits": "comes with matplotlib",
     "pylab": "comes with matplotlib",
     "peft": "diffusers loads LoRAs with it; models/loading/lora.py does here",
     "pytest": "numpy and scipy test themselves with it",
+    "sniffio": "anyio tells it the event loop's name where it is there",
 }
 """What is here for the tests and asked for by libraries that we reach, and why no user has it."""
 
