@@ -28,6 +28,7 @@ from tests.tiers import (  # noqa: F401  hooks
     pytest_configure,
 )
 from tests.tiny_model import tiny_bundle, tiny_clip, write_tiny_clip, write_tiny_model
+from tests.workers import pytest_xdist_make_scheduler  # noqa: F401  a hook
 
 
 @pytest.fixture(scope="session")

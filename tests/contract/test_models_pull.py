@@ -39,6 +39,7 @@ def damage(cache: Path) -> None:
     file.resolve().write_bytes(content)
 
 
+@pytest.mark.slow("release")
 def test_pulled_once_and_offline_afterwards(repository: Path, tmp_path: Path) -> None:
     at_revision = ["--revision", REVISION]
     with running_hub(repository) as hub:
