@@ -69,6 +69,7 @@ console.log(JSON.stringify({
 """
 
 
+@pytest.mark.slow("browser")
 def test_the_client_in_node(real_server: ServerProcess, tmp_path: Path) -> None:
     if NODE is None:
         skip_or_fail("no Node is installed (Debian: apt-get install nodejs)")

@@ -17,7 +17,13 @@ sync_api = pytest.importorskip("playwright.sync_api")
 PATH = "/api/generate/basic/imageToImage"
 
 
-@pytest.fixture(scope="module", params=["", "/images"], ids=["at the root", "under a prefix"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("", id="at the root"),
+        pytest.param("/images", id="under a prefix", marks=pytest.mark.slow("browser")),
+    ],
+)
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServerProcess]:

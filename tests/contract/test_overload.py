@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -16,6 +17,7 @@ from tests.server.server_process import running_server
 LONG = {"prompt": "a", "width": 768, "height": 768, "steps": 50, "image_strength": 0, "seed": 1}
 
 
+@pytest.mark.slow("operations")
 def test_what_takes_too_long_for_the_limit_is_refused_at_once(
     tmp_path: Path, small_picture: bytes
 ) -> None:

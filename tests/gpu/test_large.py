@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from tests.gpu.rig import Rig
+
+if not torch.cuda.is_available():
+    pytestmark = pytest.mark.slow("checkpoints")
 
 
 def test_the_largest_picture_and_a_small_one_beside_it(rig: Rig) -> None:

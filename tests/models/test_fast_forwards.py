@@ -293,6 +293,7 @@ def test_a_tiny_autoencoder_runs_as_its_module_and_is_no_warning(
     assert caplog.records == []
 
 
+@pytest.mark.slow("checkpoints")
 @pytest.mark.parametrize("choice", ["proven", "next"])
 def test_the_triton_kernels_in_a_whole_forward(tiny: ModelBundle, choice: str) -> None:
     """By the interpreter: layouts, strides and views as the forwards hand them over."""

@@ -136,7 +136,9 @@ def drive_diffusers(
 
 
 @pytest.mark.parametrize("sampler", RIGHT_IN_DIFFUSERS)
-@pytest.mark.parametrize("steps", [1, 2, 10, 23, 50, 150])
+@pytest.mark.parametrize(
+    "steps", [1, 2, 10, 23, 50, pytest.param(150, marks=pytest.mark.slow("properties"))]
+)
 @pytest.mark.parametrize("image_strength", [0.05, 0.35, 0.8, 0.95])
 def test_table_equals_diffusers_scheduler(
     sampler: Sampler, steps: int, image_strength: float

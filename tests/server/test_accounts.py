@@ -348,6 +348,7 @@ def test_the_database_is_away_at_the_start(
     assert response.status_code == 200
 
 
+@pytest.mark.slow("kill")
 def test_postgresql_goes_away_under_a_request(
     make_client: MakeClient,
     postgres: Postgres,

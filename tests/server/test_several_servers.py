@@ -38,6 +38,7 @@ def own_url(server: ServerProcess) -> str:
     return found[1]
 
 
+@pytest.mark.slow("kill")
 def test_no_second_server_touches_what_the_first_runs(
     database_url: str, tmp_path: Path, picture_file: bytes
 ) -> None:
