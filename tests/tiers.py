@@ -18,7 +18,7 @@ SLOW_GROUPS = {
     "checkpoints": "checkpoints of full size, the memory they take, every kernel for every card",
     "browser": "what of the page takes long to try: displays, storage, lost connections, axe-core",
     "release": "wheel, sdist and SBOM as a release has them, installed and run",
-    "operations": "what watches a server: a real run under Debian's Prometheus",
+    "operations": "a server that is full, told to stop, watched by Debian's Prometheus; commands",
     "benchmarks": "the benchmarks from end to end, and the fuzzers for a bounded time",
     "properties": "hypothesis at length, and the crowds of samplers and clients that are large",
 }
