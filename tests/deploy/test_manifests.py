@@ -68,6 +68,7 @@ CASES: dict[str, Manifest] = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("version", ["1.30", "1.37"])
 @pytest.mark.parametrize("case", CASES)
 def test_kubernetes_takes_it(case: str, version: str) -> None:
