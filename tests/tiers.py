@@ -9,6 +9,8 @@ Tests of hypothesis are in every tier; the group `properties` takes them with ma
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import is_hypothesis_test, settings
 
@@ -49,6 +51,12 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.register_profile(name, max_examples=count, deadline=None)
     settings.load_profile("long" if _takes(config, "properties") else "quick")
     config.add_cleanup(lambda: settings.load_profile(before))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out of the fast tier what it only imports, as that takes seconds."""
+    fast = config.getoption("--fast") and not config.getoption("--only-slow")
+    return True if fast and collection_path.name in _WITH_PROCESSES else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
