@@ -98,19 +98,30 @@ def stream_response(
 
     async def events() -> AsyncGenerator[bytes]:
         try:
-            # The limit is on each wait: the time while an event is sent is the client's.
-            updates = handle.progress()
-            while (progress := await limit.apply(anext(updates, None))) is not None:
-                yield progress_event(progress)
+            async for told in progress_events(handle, limit):
+                yield told
             body = await answer()
         except ANSWERED as error:
-            refusal = logged_api_error(error, limit.seconds)
-            refused = bytes(failure(refusal.status, refusal.message).body)
-            # The response's own status was 200 when it began.
-            body = with_member(refused, "status", refusal.status)
+            body = failed_body(error, limit)
         yield event("result", body)
 
     return EventStream(handle, events())
+
+
+async def progress_events(handle: Handle, limit: TimeLimit) -> AsyncGenerator[bytes]:
+    """Yield `progress` events until the request has ended. Raises DeadlineExceeded."""
+    # The limit is on each wait: the time while an event is sent is the client's.
+    updates = handle.progress()
+    while (progress := await limit.apply(anext(updates, None))) is not None:
+        yield progress_event(progress)
+
+
+def failed_body(error: Exception, limit: TimeLimit) -> bytes:
+    """Return the body of a `result` event for one of `ANSWERED`, and log it."""
+    refusal = logged_api_error(error, limit.seconds)
+    refused = bytes(failure(refusal.status, refusal.message).body)
+    # The response's own status was 200 when it began.
+    return with_member(refused, "status", refusal.status)
 
 
 async def kept_alive(events: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
