@@ -38,34 +38,44 @@ def head(first: str) -> str:
     return f"\n| {first} | {' | '.join(EDITS)} | mean |\n|{'---|' * (len(EDITS) + 2)}"
 
 
-def class_table(pictures: Sequence[Judged], attribute: str) -> str:
-    """Return a table of one attribute's classes, the worst first: right, asked, mistaken for."""
-    lines = [f"\n| {attribute} | % right | pictures | mistaken for |", "|---|---|---|---|"]
+def class_table(pictures: Sequence[Judged], drawings: Sequence[Judged], attribute: str) -> str:
+    """Return a table of one attribute's classes, the worst first: how many of the pictures are
+    right and what the others were taken for, beside the ``drawings`` that were asked for."""
+    head = f"\n| {attribute} | % right | of the drawings | pictures | mistaken for |"
+    drawn = measures.by_class(drawings, attribute)
     rows = []
     for name, asked in measures.by_class(pictures, attribute).items():
-        right = sum(one.right(attribute) for one in asked)
+        right, itself = (
+            100 * float(np.mean([one.right(attribute) for one in found]))
+            for found in (asked, drawn[name])
+        )
         wrong = Counter(one.seen[attribute] for one in asked if not one.right(attribute))
         seen = ", ".join(f"{other or 'no style'} {n}" for other, n in wrong.most_common(3))
-        rows.append(
-            (
-                right / len(asked),
-                f"| {name} | {100 * right / len(asked):.0f} | {len(asked)} | {seen} |",
-            )
-        )
-    return "\n".join([*lines, *(line for _, line in sorted(rows))])
+        rows.append((right, f"| {name} | {right:.0f} | {itself:.0f} | {len(asked)} | {seen} |"))
+    return "\n".join([head, "|---|---|---|---|---|", *(line for _, line in sorted(rows))])
 
 
 def print_figures(engine: Engine, judge: Judge, count: int) -> None:
     """Print the eight figures, their mean, and the tables by class."""
     edited = measures.from_pictures(engine, judge, count)
     made = measures.from_noise(engine, judge, count // 2)
+    report_figures(judge, edited, made)
+
+
+def report_figures(judge: Judge, edited: Sequence[Judged], made: Sequence[Judged]) -> None:
+    """Print the tables of judged edits and pictures from noise."""
+    asked = measures.of_edits(measures.edits(len(edited), measures.EDIT_SEED))
+    whole = measures.of_scenes(measures.held_out_scenes(len(made), measures.NOISE_SEED))
+    drawn = [measures.from_drawings(judge, targets) for targets in (asked, whole)]
     print(head("%"))
-    print(row(f"{count} edits at image_strength 0.35", measures.shares(edited)))
-    print(row(f"{count // 2} from noise, cfg_scale 7", measures.shares(made)))
+    print(row(f"{len(edited)} edits at image_strength 0.35", measures.shares(edited)))
+    print(row(f"{len(made)} from noise, cfg_scale 7", measures.shares(made)))
+    print(row("the drawings that the edits ask for", measures.shares(drawn[0])))
+    print(row("the drawings asked for from noise", measures.shares(drawn[1])))
     both = [*measures.shares(edited).values(), *measures.shares(made).values()]
     print(f"\nMean of the eight figures: {100 * np.mean(both):.1f} %")
     for attribute in ("kind", "colour", "background", "style"):
-        print(class_table([*edited, *made], attribute), flush=True)
+        print(class_table([*edited, *made], [*drawn[0], *drawn[1]], attribute), flush=True)
 
 
 def print_samplers(engine: Engine, judge: Judge, count: int) -> None:

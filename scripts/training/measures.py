@@ -36,6 +36,10 @@ from scripts.training.world.scene import (
 
 SIDE = 320
 EDITS = ("colour", "kind", "background", "style")
+NOISE_SEED, EDIT_SEED = 31, 32
+
+Targets = tuple[Sequence[Scene], Sequence[Sequence[str]]]
+"""Scenes that are asked for, and the attributes of each that are judged."""
 
 
 @dataclass(frozen=True)
@@ -170,30 +174,48 @@ def by_class(pictures: Iterable[Judged], attribute: str) -> dict[str, list[Judge
     return dict(sorted(found.items()))
 
 
+def of_edits(asked: Sequence[Edit]) -> Targets:
+    """The scenes that edits ask for, of which the changed attribute is judged."""
+    return [edit.target for edit in asked], [[edit.changed] for edit in asked]
+
+
+def of_scenes(scenes: Sequence[Scene]) -> Targets:
+    """Scenes that are asked for whole, judged in all; style where they have one."""
+    return scenes, [EDITS if scene.style else EDITS[:3] for scene in scenes]
+
+
+def from_drawings(judge: Judge, targets: Targets) -> list[Judged]:
+    """What ``judge`` sees of the drawings that are asked for themselves: no model is as good."""
+    found = []
+    for scene, attributes in zip(*targets, strict=True):
+        picture = to_model(torch.from_numpy(draw(scene)).permute(2, 0, 1)[None])
+        found += judged(judge, picture, [scene], [attributes])
+    return found
+
+
 def from_noise(
-    engine: Engine, judge: Judge, count: int, seed: int = 31, cfg_scale: float = 7.0
+    engine: Engine, judge: Judge, count: int, seed: int = NOISE_SEED, cfg_scale: float = 7.0
 ) -> list[Judged]:
-    """Pictures from noise alone, judged in all; style where one was asked for."""
+    """Pictures from noise alone, judged as `of_scenes` says."""
     scenes = held_out_scenes(count, seed)
     grey = np.full((SIDE, SIDE, 3), 128, dtype=np.uint8)
     requests = [
         request_for(scene, grey, 1000 + i, image_strength=0.0, cfg_scale=cfg_scale)
         for i, scene in enumerate(scenes)
     ]
-    asked = [EDITS if scene.style else EDITS[:3] for scene in scenes]
-    return judged(judge, make(engine, requests), scenes, asked)
+    return judged(judge, make(engine, requests), *of_scenes(scenes))
 
 
 def from_pictures(
     engine: Engine,
     judge: Judge,
     count: int,
-    seed: int = 32,
+    seed: int = EDIT_SEED,
     *,
     image_strength: float = 0.35,
     sampler: Sampler = Sampler.K_DPMPP_2M,
 ) -> list[Judged]:
-    """Edits, of which the changed attribute is judged."""
+    """Edits, judged as `of_edits` says."""
     asked = edits(count, seed)
     requests = [
         request_for(
@@ -205,8 +227,7 @@ def from_pictures(
         )
         for i, edit in enumerate(asked)
     ]
-    pictures = make(engine, requests)
-    return judged(judge, pictures, [e.target for e in asked], [[e.changed] for e in asked])
+    return judged(judge, make(engine, requests), *of_edits(asked))
 
 
 def nights(engine: Engine, judge: Judge, count: int, image_strength: float) -> list[Judged]:

@@ -8,13 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from scripts.paths import ROOT
 from scripts.training.judge import load_judge
 from scripts.training.measure_embedded import class_table, row
-from scripts.training.measures import EDITS, Judged, by_class, edits, judged, of_things, shares
-from scripts.training.world.looks import draw
+from scripts.training.measures import (
+    EDITS,
+    Judged,
+    by_class,
+    edits,
+    from_drawings,
+    of_edits,
+    of_things,
+    shares,
+)
 from scripts.training.world.scene import HELD_OUT
 
 JUDGE = Path(__file__).parents[1] / "data" / "judge.safetensors"
@@ -45,8 +52,12 @@ def test_each_attribute_is_counted_where_it_was_asked_for() -> None:
 
 
 def test_a_table_names_the_worst_first_and_what_it_was_taken_for() -> None:
-    lines = class_table(PICTURES, "style").splitlines()[3:]
-    assert lines == ["| anime | 0 | 3 | enhance 2, no style 1 |", "| origami | 100 | 1 |  |"]
+    drawings = [seen("style", "anime", "anime"), seen("style", "origami", None)]
+    lines = class_table(PICTURES, drawings, "style").splitlines()[3:]
+    assert lines == [
+        "| anime | 0 | 100 | 3 | enhance 2, no style 1 |",
+        "| origami | 100 | 0 | 1 |  |",
+    ]
     assert row("all", shares(PICTURES)) == "| all | 100 | 50 | 0 | 25 | 43.8 |"
 
 
@@ -56,10 +67,7 @@ def test_every_edit_ends_on_a_held_out_combination_and_is_judged_for_its_change(
     for edit in asked:
         thing = edit.target.things[0]
         assert (thing.kind, thing.colour, edit.target.background) in HELD_OUT
-    drawn = np.stack([draw(edit.target) for edit in asked]).transpose(0, 3, 1, 2)
-    pictures = torch.from_numpy(drawn).float() / 127.5 - 1
-    targets, changed = [e.target for e in asked], [[e.changed] for e in asked]
-    found = judged(load_judge(JUDGE, train_if_missing=False), pictures, targets, changed)
+    found = from_drawings(load_judge(JUDGE, train_if_missing=False), of_edits(asked))
     # Of the drawing that was asked for itself the judge reads most right.
     assert np.mean(list(shares(found).values())) > 0.75
 
