@@ -2,14 +2,18 @@
 
     scripts/train_embedded vae  --steps 4500                  1. the autoencoder
     scripts/train_embedded clip --steps 1500                  2. text and image towers
-    scripts/train_embedded unet --phase small --steps 2700    3. the denoiser, 16 x 16 latents
-    scripts/train_embedded unet --phase served --steps 5400   4. and 40 x 40, to this step
+    scripts/train_embedded unet --phase small --minutes 90    3. the denoiser, 16 x 16 latents
+    scripts/train_embedded unet --minutes 400                 4. and 40 x 40
     scripts/train_embedded export                             writes models/embedded/
 
-Each stage goes on from its checkpoint under .training/ if there is one, stops after --minutes, and
-logs a table and sample sheets. The model that ships took these numbers of steps, in stretches whose
-planned totals, and so learning rates, differed a little; more steps make a better one, and `unpack`
-turns the exported folder back into checkpoints to go on from. CPU and CUDA take the same commands.
+Each stage goes on from its checkpoint under .training/ if there is one, and logs a table and
+sample sheets. Where there is none at all, `unet` goes on from what ships: one command trains on,
+
+    scripts/train_embedded unet --minutes 60 --learning-rate 2e-4
+
+may be ended at any moment (Ctrl-C, SIGTERM), and goes on when it is given again. The learning rate
+falls to zero over the minutes. Export takes the mean of what was reached and of the start, or other
+shares by --start-share: judge both by `scripts/measure_embedded`. On CUDA it is all the same.
 """
 
 from __future__ import annotations
@@ -32,9 +36,12 @@ def main() -> None:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--steps", type=int, help="steps of the stage in all")
     parser.add_argument("--minutes", type=float, default=1e9, help="end this stretch after so long")
-    parser.add_argument("--phase", choices=list(PHASES), default="small", help="of the U-Net")
+    parser.add_argument("--phase", choices=list(PHASES), default="served", help="of the U-Net")
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights")
+    parser.add_argument(
+        "--start-share", type=float, default=0.5, help="of the start's weights in an export"
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / ".training" / "embedded")
     parser.add_argument("--output", type=Path, default=ROOT / "models" / "embedded")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -52,15 +52,22 @@ CLIP_PIXELS = {
 """How CLIP's image tower wants its pixels: squashed to a square, in -1..1."""
 
 
-def export(training: Path, output: Path) -> None:
-    """Write ``output`` from the checkpoints under ``training``; a file is replaced whole."""
+def export(training: Path, output: Path, start_share: float = 0.5) -> None:
+    """Write ``output`` from the checkpoints under ``training``; a file is replaced whole.
+
+    The U-Net is a mean of its averaged weights and, for ``start_share`` of it, of the weights that
+    its run started from: a mean of weights that come from one another is better than either.
+    """
     cpu = torch.device("cpu")
     tokenizer = make_tokenizer(training / "tokenizer")
     clip = finished_clip(training / "clip", tokenizer)
     text_encoder = text_tower(clip)
     unet = make_unet(text_encoder.config.hidden_size)
-    saved = torch.load(training / "unet" / "checkpoint.pt", weights_only=True)
-    unet.load_state_dict({**saved["model"], **saved["averages"]})
+    saved = torch.load(training / "unet" / "checkpoint.pt", map_location=cpu, weights_only=True)
+    weights = {**saved["model"], **saved["averages"]}
+    for name, start in saved.get("start", {}).items():
+        weights[name] = torch.lerp(weights[name], start, start_share)
+    unet.load_state_dict(weights)
     parts: dict[str, Any] = {
         "vae": finished_vae(training / "vae", cpu),
         "unet": unet,

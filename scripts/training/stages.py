@@ -10,16 +10,14 @@ from scripts.training.clip import finished_clip, make_tokenizer, text_tower, tra
 from scripts.training.data import draw_scenes
 from scripts.training.export import export, unpack
 from scripts.training.trainer import Plan
-from scripts.training.unet import PHASES, Phase, encode_phase, train_unet
+from scripts.training.unet import PHASES, train_unet
 from scripts.training.vae import finished_vae, train_vae
 
 STAGES = (
     "vae",  # the autoencoder
     "sharpen",  # its decoder alone, on latents that stay as they are
     "clip",  # tokenizer, text and image tower
-    "latents",  # draw and encode a phase's scenes
     "unet",  # train a phase
-    "soften",  # its last steps, which make it answer well at cfg_scale 7
     "export",  # write models/embedded
     "unpack",  # make checkpoints from models/embedded
     "all",
@@ -47,32 +45,27 @@ def run_stage(stage: str, options: argparse.Namespace) -> None:
             folder / "clip", folder / "tokenizer", drawn, options.steps or 2500, minutes, device
         )
     elif stage == "export":
-        export(folder, options.output)
+        export(folder, options.output, options.start_share)
     elif stage == "unpack":
         unpack(options.output, folder)
     else:
-        phases = [PHASES[options.phase]] if options.stage != "all" else list(PHASES.values())
-        for phase in phases:
-            _unet(stage, phase, options, device)
+        for phase in PHASES if options.stage == "all" else [options.phase]:
+            _unet(phase, options, device)
 
 
-def _unet(stage: str, phase: Phase, options: argparse.Namespace, device: torch.device) -> None:
+def _unet(phase: str, options: argparse.Namespace, device: torch.device) -> None:
     folder = options.folder
+    if not any((folder / part / "checkpoint.pt").exists() for part in ("vae", "clip", "unet")):
+        unpack(options.output, folder)  # goes on from what ships
     vae = finished_vae(folder / "vae", device)
-    sets = encode_phase(phase, vae, folder / "latents", device)
-    if stage == "latents":
-        return
     tokenizer = make_tokenizer(folder / "tokenizer")
     text_encoder = text_tower(finished_clip(folder / "clip", tokenizer))
     plan = Plan(
-        options.steps or 8000,
+        options.steps,
         options.learning_rate or 6e-4,
-        warm_up=200,
+        warm_up=50,
         minutes=options.minutes,
         ema=options.ema,
-        save_every=300,
+        log_every=20,
     )
-    soften = stage == "soften"
-    train_unet(
-        folder / "unet", phase, sets, vae, text_encoder, tokenizer, plan, device, soften=soften
-    )
+    train_unet(folder / "unet", PHASES[phase], vae, text_encoder, tokenizer, plan, device)

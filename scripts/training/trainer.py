@@ -1,39 +1,45 @@
 """The loop that every stage of training shares: schedule, averages, checkpoints, a table of losses.
 
-A run is a folder. It holds ``checkpoint.pt`` (weights, optimiser, averages, step), ``log.csv`` and
-sample sheets; a run that is started again goes on from its checkpoint.
+A run is a folder. It holds ``checkpoint.pt`` (weights, optimiser, averages, step, and the exported
+weights that it started from), ``log.csv`` and sample sheets; a run that is started again goes on
+from its checkpoint. It may be ended at any moment: by a signal it saves first, by a lost machine it
+loses about SAVE_MINUTES.
 """
 
 from __future__ import annotations
 
 import csv
+import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+SAVE_MINUTES = 5.0
 Step = Callable[[int], dict[str, torch.Tensor]]
 """Gives the losses of a step; ``loss`` is what is minimised."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast. ``steps`` in all; ``minutes`` ends this stretch earlier."""
+    """How long and how fast: ``steps`` in all, of which ``minutes`` may end a stretch earlier; or,
+    without steps, a stretch of ``minutes``."""
 
-    steps: int
+    steps: int | None
     learning_rate: float
     warm_up: int = 100
     minutes: float = 1e9
     ema: float = 0.0
     weight_decay: float = 1e-4
     log_every: int = 100
-    save_every: int = 250
 
-    def rate(self, step: int) -> float:
-        """Linear warm-up, then linear to zero at the last step."""
-        return self.learning_rate * min(1.0, (step + 1) / self.warm_up) * (1 - step / self.steps)
+    def rate(self, step: int, minutes: float = 0.0) -> float:
+        """Linear warm-up, then linear to zero at the last step, or at the end of the minutes."""
+        done = minutes / self.minutes if self.steps is None else step / self.steps
+        return self.learning_rate * min(1.0, (step + 1) / self.warm_up) * max(1 - done, 0.0)
 
 
 class Run:
@@ -51,6 +57,7 @@ class Run:
         )
         self.step = 0
         self.averages: dict[str, torch.Tensor] = {}
+        self._start: dict[str, torch.Tensor] = {}
         if plan.ema:
             self.averages = {k: v.detach().clone() for k, v in self._floats()}
         if (folder / "checkpoint.pt").exists():
@@ -67,6 +74,9 @@ class Run:
             for group in self.optimiser.param_groups:
                 group["fused"] = True  # what was saved may not have been
         self.step = saved["step"]
+        # What was unpacked from an exported folder has no optimiser: a start worth keeping.
+        unpacked = saved["optimiser"] is None
+        self._start = dict(saved["model"]) if unpacked else saved.get("start", {})
         if self.averages:
             kept = saved["averages"] or dict(self._floats())
             self.averages = {k: v.detach().clone().to(self._device) for k, v in kept.items()}
@@ -83,6 +93,7 @@ class Run:
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
             "averages": self.averages,
+            "start": self._start,
         }
         torch.save(state, self.folder / "checkpoint.tmp")
         (self.folder / "checkpoint.tmp").rename(self.folder / "checkpoint.pt")
@@ -92,40 +103,52 @@ class Run:
         return {**self.model.state_dict(), **self.averages}
 
     def train(self, step: Step, report: Callable[[int], dict[str, float]] | None = None) -> None:
-        """Run to the plan's end; ``report`` measures at every save and may draw sheets."""
-        started, window, plan = time.monotonic(), time.monotonic(), self.plan
-        sums: dict[str, float] = {}
-        while self.step < plan.steps and time.monotonic() - started < plan.minutes * 60:
-            for group in self.optimiser.param_groups:
-                group["lr"] = plan.rate(self.step)
-            losses = step(self.step)
-            self.optimiser.zero_grad(set_to_none=True)
-            losses["loss"].backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimiser.step()
-            self._average()
-            self.step += 1
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach())
-            if self.step % plan.log_every == 0:
-                seconds = (time.monotonic() - window) / plan.log_every
-                row = {name: total / plan.log_every for name, total in sums.items()}
-                sums, window = {}, time.monotonic()
-                saves = self.step % plan.save_every == 0
-                if saves:
-                    self.save()
-                    if report is not None:
-                        row |= report(self.step)
-                self._log({"step": self.step, "seconds": seconds, **row})
-        self.save()
+        """Run to the plan's end or a signal; ``report`` measures at saves and may draw sheets.
+
+        SIGINT and SIGTERM end it after the step that is being computed.
+        """
+        started = saved = window = time.monotonic()
+        plan, first = self.plan, self.step
+        sums: dict[str, torch.Tensor] = {}
+        with _signals() as ended:
+            while not ended and (plan.steps is None or self.step < plan.steps):
+                minutes = (time.monotonic() - started) / 60
+                if minutes >= plan.minutes:
+                    break
+                # Only the warm-up starts anew with a stretch that has no steps to go by.
+                at = self.step - (first if plan.steps is None else 0)
+                for group in self.optimiser.param_groups:
+                    group["lr"] = plan.rate(at, minutes)
+                for name, value in self._learn(step(self.step)).items():
+                    sums[name] = sums.get(name, 0.0) + value
+                if self.step % plan.log_every == 0:
+                    row = {name: float(total) / plan.log_every for name, total in sums.items()}
+                    seconds = (time.monotonic() - window) / plan.log_every
+                    if time.monotonic() - saved > SAVE_MINUTES * 60:
+                        self.save()
+                        row |= report(self.step) if report is not None else {}
+                        saved = time.monotonic()
+                    self._log({"step": self.step, "seconds": seconds, **row})
+                    sums, window = {}, time.monotonic()
+            self.save()
+
+    def _learn(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Take one step against ``loss``. Never waits for the device."""
+        self.optimiser.zero_grad(set_to_none=True)
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        self._average()
+        self.step += 1
+        return {name: value.detach() for name, value in losses.items()}
 
     def _average(self) -> None:
         if not self.averages:
             return
         # A short memory at the start, so that the first averages are not the random weights.
         decay = min(self.plan.ema, (1 + self.step) / (10 + self.step))
-        for name, value in self._floats():
-            self.averages[name].lerp_(value.detach(), 1 - decay)
+        values = [value.detach() for _, value in self._floats()]
+        torch._foreach_lerp_([self.averages[k] for k, _ in self._floats()], values, 1 - decay)
 
     def _log(self, row: dict[str, float]) -> None:
         print(f"{self.folder.name} " + " ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
@@ -135,3 +158,16 @@ class Run:
             if path.stat().st_size == 0:
                 writer.writerow(row)
             writer.writerow(row.values())
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Yield a list that fills with the signals that ask for an end."""
+    seen: list[int] = []
+    asking = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(one, lambda number, _: seen.append(number)) for one in asking]
+    try:
+        yield seen
+    finally:
+        for one, handler in zip(asking, before, strict=True):
+            signal.signal(one, handler)

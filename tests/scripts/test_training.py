@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,36 +20,40 @@ from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTokenizer
 
 from pipelines.prompt.styles import STYLES
+from scripts.paths import ROOT
 from scripts.training.clip import (
     WithHeads,
     embed_text,
-    finished_clip,
     make_clip,
     make_tokenizer,
-    text_tower,
 )
 from scripts.training.data import draw_scenes, to_model
 from scripts.training.export import export, unpack
+from scripts.training.pairs import (
+    CAPTIONS,
+    CHUNK,
+    KIND_TIMES,
+    MOST_TIMES,
+    Feed,
+    Phase,
+    draw_pairs,
+    sample_pair,
+    times,
+)
 from scripts.training.tokenizer import encode, learn_merges
 from scripts.training.trainer import Plan, Run
 from scripts.training.unet import (
     EDIT_TIMESTEP,
     GAMMA,
-    KIND_TIMES,
-    Encoded,
-    Phase,
     alphas_cumprod,
-    encode_phase,
     kept_share,
     make_unet,
-    pick_shares,
-    train_unet,
     with_ghosts,
 )
 from scripts.training.vae import finished_vae, make_vae, psnr, train_vae
 from scripts.training.world.captions import caption
 from scripts.training.world.edits import earlier_scene
-from scripts.training.world.scene import Scene, Thing, is_held_out, sample_scene
+from scripts.training.world.scene import COLOURS, Scene, Thing, is_held_out, sample_scene
 from tests.logged_warnings import no_logged_warnings
 
 CPU = torch.device("cpu")
@@ -201,20 +210,62 @@ def test_a_ghost_is_what_an_image_to_image_start_holds_of_the_old_picture() -> N
     assert bool((ghosts.flatten(1).abs().amax(dim=1) > 0).all())
 
 
-def test_lone_plain_things_and_new_kinds_are_picked_more_often() -> None:
+def test_what_fails_more_often_is_drawn_more_often() -> None:
     square = Thing("square", "red", 0.5, 0.5, 0.5)
     plain = Scene((square,), "grass", None, 64, 64, 1)
-    pairs = {
-        "colour": (plain, replace(plain, things=(replace(square, colour="blue"),))),
-        "kind": (plain, replace(plain, things=(replace(square, kind="circle"),))),
-        "style": (plain, replace(plain, style="anime")),
-    }
-    scenes, earlier = ([pair[i] for pair in pairs.values()] for i in (0, 1))
-    none = torch.zeros(len(scenes), 4, 8, 8)
-    shares = dict(zip(pairs, pick_shares(Encoded(scenes, none, earlier, none), 5.0), strict=True))
-    assert sum(shares.values()) == pytest.approx(1)
-    assert shares["colour"] == pytest.approx(5 * shares["style"])
-    assert shares["kind"] == pytest.approx(KIND_TIMES * shares["colour"])
+    assert times((plain, replace(plain, background="ocean"))) == 1
+    assert times((plain, replace(plain, style="anime"))) == 2  # the mean of 1 and 3
+    assert times((plain, replace(plain, things=(replace(square, kind="circle"),)))) == KIND_TIMES
+    white = replace(plain, things=(replace(square, colour="white"),), background="snow")
+    hard = replace(white, style="pixel-art", things=(white.things[0], white.things[0]))
+    assert times((hard, replace(hard, background="sky"))) == MOST_TIMES
+    rng = np.random.default_rng(6)
+    pairs = [sample_pair((64, 64), rng) for _ in range(1500)]
+    styles = Counter(scene.style for pair in pairs for scene in pair)
+    assert styles["anime"] > 1.5 * styles["origami"]
+    assert not any(
+        is_held_out(thing.kind, thing.colour, scene.background)
+        for pair in pairs
+        for scene in pair
+        for thing in scene.things
+    )
+
+
+def test_pairs_are_drawn_with_their_words_and_the_same_for_a_seed(
+    tokenizer: CLIPTokenizer,
+) -> None:
+    first, again, other = (
+        draw_pairs((96, 64), 3, tokenizer, np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
+    assert first.pictures.shape == (3, 2, 64, 96, 3)
+    assert first.ids.shape == (3, 2, CAPTIONS, 77)
+    assert first.styled.shape == (3, 2)
+    assert np.array_equal(first.pictures, again.pictures)
+    assert np.array_equal(first.ids, again.ids)
+    assert not np.array_equal(first.pictures, other.pictures)
+    words = tokenizer.decode(first.ids[0, 0, 0], skip_special_tokens=True)
+    assert any(colour in words for colour in COLOURS)
+
+
+@pytest.mark.process
+def test_a_feed_takes_in_new_pairs_as_it_trains(
+    tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scripts.training.pairs.FILL", 4)
+    monkeypatch.setattr("scripts.training.pairs.CAPACITY", 2 * CHUNK)
+    monkeypatch.setattr("scripts.training.pairs.REUSE", 1)
+    phase = Phase("tiny", (((64, 64), 1.0),), CHUNK, 128)
+    feed = Feed(phase, make_vae().eval(), tokenizer, CPU, seed=3)
+    generator = torch.Generator().manual_seed(0)
+    seen = set()
+    for _ in range(6):
+        batch = feed.take(generator)
+        assert batch.latents.shape == batch.earlier.shape == (CHUNK, 4, 8, 8)
+        assert batch.ids.shape == (CHUNK, 77)
+        assert not torch.equal(batch.latents, batch.earlier)
+        seen |= {float(one.sum()) for one in batch.latents}
+    assert len(seen) > 3 * CHUNK / 2  # more than a pool that never grows could give
+    feed.close()
 
 
 def test_softening_leaves_a_prompt_little_at_the_lowest_noise() -> None:
@@ -228,38 +279,43 @@ def test_softening_leaves_a_prompt_little_at_the_lowest_noise() -> None:
 
 
 @pytest.mark.slow("weights")
-def test_the_denoiser_trains_on_a_drawn_phase_and_is_softened(
-    training_folder: Path, tokenizer: CLIPTokenizer, tmp_path: Path
-) -> None:
-    phase = Phase("small", (((64, 64), 6),), 4)
-    vae = finished_vae(training_folder / "vae", CPU)
-    (first,) = encode_phase(phase, vae, tmp_path / "latents", CPU)
-    (again,) = encode_phase(phase, vae, tmp_path / "latents", CPU)
-    assert torch.equal(first.latents, again.latents)
-    assert first.latents.shape == first.earlier_latents.shape == (6, 4, 8, 8)
-    assert not torch.equal(first.latents, first.earlier_latents)
-    text_encoder = text_tower(finished_clip(training_folder / "clip", tokenizer))
-    folder = tmp_path / "unet"
-    teachers = []
-    for steps, soften in ((2, False), (3, True), (4, True), (5, False)):
-        plan = Plan(steps, 1e-3, warm_up=1, ema=0.5)
-        train_unet(folder, phase, [first], vae, text_encoder, tokenizer, plan, CPU, soften=soften)
-        kept = torch.load(folder / "checkpoint.pt", weights_only=True)
-        assert kept["step"] == steps
-        assert all(torch.isfinite(value).all() for value in kept["averages"].values())
-        taught = folder / "before-softening.pt"
-        teachers.append(torch.load(taught, weights_only=True) if taught.exists() else None)
-    # Softening goes on towards what was there before its first step, until training goes on.
-    assert teachers[0] is teachers[3] is None
-    first_one, second = (t["conv_in.weight"] for t in teachers if t is not None)
-    assert torch.equal(first_one, second)
+def test_one_command_trains_what_ships_on_and_may_be_ended_at_any_moment(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "unet" / "checkpoint.pt"
+    command = [sys.executable, str(ROOT / "scripts" / "train_embedded"), "unet"]
+    command += ["--phase", "small", "--folder", str(tmp_path), "--learning-rate", "1e-4"]
+    with subprocess.Popen([*command, "--minutes", "30"], stdout=subprocess.DEVNULL) as process:
+        try:
+            for _ in range(1200):
+                if (tmp_path / "unet" / "log.csv").exists() or process.poll() is not None:
+                    break
+                time.sleep(0.2)
+            process.terminate()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+    first = torch.load(checkpoint, weights_only=True)
+    assert first["step"] >= 20
+    shipped = load_file(ROOT / "models/embedded/unet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(first["start"][name], one.float()) for name, one in shipped.items())
+    assert not torch.equal(first["model"]["conv_out.weight"], first["start"]["conv_out.weight"])
+    subprocess.run([*command, "--minutes", "0.01"], check=True, stdout=subprocess.DEVNULL)
+    second = torch.load(checkpoint, weights_only=True)
+    assert second["step"] > first["step"]
+    assert all(torch.isfinite(value).all() for value in second["averages"].values())
+    for share in (0.0, 0.5):  # of the start, in what is exported
+        export(tmp_path, tmp_path / "exported", share)
+        made = load_file(tmp_path / "exported/unet/diffusion_pytorch_model.safetensors")
+        mean = torch.lerp(
+            second["averages"]["conv_in.weight"], second["start"]["conv_in.weight"], share
+        )
+        assert torch.allclose(made["conv_in.weight"].float(), mean, atol=1e-3)
 
 
 def run_of(folder: Path, steps: int, stop: int) -> torch.Tensor:
     """Train a line through fixed points, up to step `stop` of a plan of `steps`."""
     torch.manual_seed(4)
     model = torch.nn.Linear(3, 1)
-    plan = Plan(steps, 1e-2, warm_up=2, ema=0.9, log_every=100, save_every=100)
+    plan = Plan(steps, 1e-2, warm_up=2, ema=0.9)
     run = Run(folder, model, plan)
 
     def step(index: int) -> dict[str, torch.Tensor]:
@@ -279,11 +335,36 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
     assert torch.equal(run_of(tmp_path / "parts", 12, 12), whole)
 
 
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_end_saves_and_goes_on(
+    tmp_path: Path, asked: signal.Signals
+) -> None:
+    model = torch.nn.Linear(2, 1)
+    before = signal.getsignal(asked)
+    run = Run(tmp_path, model, Plan(None, 1e-2, minutes=10, ema=0.9))
+
+    def step(index: int) -> dict[str, torch.Tensor]:
+        if index == 1:
+            os.kill(os.getpid(), asked)
+        return {"loss": model(torch.ones(1, 2)).pow(2).mean()}
+
+    run.train(step)
+    assert run.step == 2
+    assert signal.getsignal(asked) is before
+    again = Run(tmp_path, torch.nn.Linear(2, 1), Plan(None, 1e-2, minutes=10, ema=0.9))
+    assert again.step == 2
+    assert torch.equal(again.averages["weight"], run.averages["weight"])
+
+
 def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
     plan = Plan(1000, 1e-3, warm_up=100)
     assert plan.rate(0) < plan.rate(50) < plan.rate(99)
     assert plan.rate(99) > plan.rate(500) > plan.rate(999) > 0
     assert plan.rate(1000) == 0
+    timed = Plan(None, 1e-3, warm_up=100, minutes=30)
+    assert timed.rate(500) == pytest.approx(1e-3)
+    assert timed.rate(500, 15) == pytest.approx(5e-4)
+    assert timed.rate(500, 31) == 0
 
 
 @pytest.mark.slow("weights")
