@@ -15,8 +15,7 @@ from enum import StrEnum
 
 from PIL import Image
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.control import ControlType
-from rich.segment import Segment
+from rich.segment import ControlType, Segment
 
 KITTY_ID = 7_201
 """The image's number in kitty: each new preview takes the place of the one before."""
