@@ -103,5 +103,8 @@ def _is_unknown(name: str, known: Iterable[str]) -> bool:
 
 
 def _name_typo(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name.upper(), list(known), n=1)
-    return f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else "")
+    # Without what all have, which makes any two alike.
+    short = {setting.removeprefix(ENV_PREFIX): setting for setting in known}
+    near = difflib.get_close_matches(name.upper().removeprefix(ENV_PREFIX), list(short), n=1)
+    advice = f"did you mean {short[near[0]]}?" if near else "unset it, or see docs/settings.md"
+    return f"{name} is not a setting; {advice}"
