@@ -167,6 +167,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
     app.include_router(a1111_lists.router)
     app.include_router(account.router)
     app.include_router(health.router)
+    app.include_router(health.ray_router)
     app.include_router(docs.router)
     if settings.metrics_on_api:
         app.include_router(metrics.router)

@@ -23,6 +23,7 @@ SLOW_GROUPS = {
     "release": "wheel, sdist and SBOM as a release has them, installed and run",
     "operations": "a server that is full, told to stop, watched by Debian's Prometheus; commands",
     "benchmarks": "the benchmarks from end to end, and the fuzzers for a bounded time",
+    "ray": "a cluster of Ray on this machine, its nodes, replicas and fronts",
     "properties": "hypothesis at length, and the crowds of samplers and clients that are large",
 }
 _EXAMPLES = {"quick": 20, "long": 200}

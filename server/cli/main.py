@@ -71,6 +71,10 @@ def serve(
     model_revision: RevisionOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(help="Engines on this machine: all (one a CUDA device), or their number."),
+    ] = None,
     root_path: Annotated[
         str | None, typer.Option(help="Path prefix that a reverse proxy serves this under.")
     ] = None,
@@ -87,6 +91,7 @@ def serve(
         model_revision=model_revision,
         device=device,
         dtype=dtype,
+        devices=devices,
         root_path=root_path,
         log_level=log_level,
     )

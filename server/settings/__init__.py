@@ -20,6 +20,7 @@ from server.settings.limits import LimitSettings
 from server.settings.model import ModelSettings
 from server.settings.observability import ObservabilitySettings
 from server.settings.renamed import OldNames, environment_name, old_names, renamed_variables
+from server.settings.replicas import ReplicaSettings
 from server.settings.server import ServerSettings
 from server.settings.values import is_loopback
 
@@ -37,6 +38,7 @@ __all__ = [
 class Settings(
     LimitSettings,
     EngineSettings,
+    ReplicaSettings,
     ModelSettings,
     AccountSettings,
     ObservabilitySettings,

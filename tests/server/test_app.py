@@ -290,6 +290,16 @@ def test_health(client: TestClient, engine: StubEngine) -> None:
     assert_failure(client.get("/health/ready"), 503, "the engine has stopped")
 
 
+def test_ray_is_told_in_its_own_words(make_client: MakeClient, engine: StubEngine) -> None:
+    """KubeRay looks for this one word in the answer of every worker pod."""
+    client = make_client(errors_as_200=True)
+    answer = client.get("/-/healthz")
+    assert (answer.status_code, answer.text) == (200, "success")
+    engine.ready = False
+    answer = client.get("/-/healthz")
+    assert (answer.status_code, answer.text) == (503, "the engine has stopped")
+
+
 def test_live_but_not_ready_while_the_model_loads() -> None:
     import threading
 
