@@ -72,13 +72,8 @@ export class ImageToImage {
   async *stream(fields, { signal, idempotencyKey = newKey(), runId = "" } = {}) {
     const headers = { "Idempotency-Key": idempotencyKey, ...(runId ? { "X-Run-Id": runId } : {}) };
     yield* this.#events(signal, async (both, before) => {
-      if (runId && before) {
-        try {
-          return await this.#find(runId, both);
-        } catch (error) {
-          if (error.status !== 404) throw error;
-        }
-      }
+      const found = runId && before ? await this.#find(runId, both) : null;
+      if (found && aboutAnswer(found).status !== 404) return found;
       return this.#ask(PATH, { method: "POST", headers, body: formOf(fields) }, both);
     });
   }

@@ -236,8 +236,14 @@ def test_a_run_that_is_gone_after_a_reload_is_offered_again(visitor: Visitor) ->
     visitor.generate()
     page.locator("#run-text", has_text="Step").wait_for()
     seed = seed_of_run(page)
-    gone = '{"code":-1,"message":"there is no such run, or not any more","data":null}'
-    page.route("**/api/runs/*", lambda route: route.fulfill(status=404, body=gone))
+    # As if the server had been started anew meanwhile.
+    page.evaluate(
+        """() => {
+            const [run] = JSON.parse(sessionStorage.getItem("img2img.running"));
+            const other = {...run, id: "0".repeat(32)};
+            sessionStorage.setItem("img2img.running", JSON.stringify([other]));
+        }"""
+    )
     page.reload()
     visitor.ready()
     page.locator("#form-error", has_text="The run was cut off; nothing was charged.").wait_for()
