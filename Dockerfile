@@ -30,6 +30,8 @@ COPY pipelines pipelines
 COPY models models
 # Of pyproject.toml's extras, with commas: `ray` for a cluster of Ray.
 ARG EXTRAS=""
+# pyproject.toml pins the extras.
+# hadolint ignore=DL3013
 RUN pip install --no-deps . \
     && if [ -n "${EXTRAS}" ]; then pip install "img2img-server[${EXTRAS}]"; fi \
     && pip check \
