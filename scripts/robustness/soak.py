@@ -155,10 +155,7 @@ def verdict(samples: list[Sample]) -> dict[str, tuple[float, float]]:
 
 def plot(samples: list[Sample], file: Path) -> None:
     """Memory above, descriptors and threads below, over the minutes of the run."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from scripts.plots import pyplot, save
 
     minutes = [one.seconds / 60 for one in samples]
     figure, (memory, counts) = pyplot.subplots(2, 1, figsize=(9, 6), sharex=True)
@@ -173,10 +170,7 @@ def plot(samples: list[Sample], file: Path) -> None:
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    figure.tight_layout()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
-    pyplot.close(figure)
+    save(figure, file)
 
 
 def report(soak: Soak, problems: list[str]) -> bool:

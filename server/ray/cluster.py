@@ -28,13 +28,13 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import RayServeException, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
-from pipelines.request import GenerationRequest, Pixels
+from pipelines.request import Pixels
 from server.engine_service import LoadedModel, StartError
 from server.ray.deployment import APP, ENGINE
 from server.ray.route import Route, balance_of
 from server.replicas.balance import Balance
-from server.replicas.events import Event, Facts, Waited
-from server.replicas.processes import remote_model
+from server.replicas.events import Call, Event, Facts
+from server.replicas.processes import SCORE_SECONDS, remote_model
 from server.replicas.remote_engine import NoReplica, RemoteEngine, ReplicaLost, work_of
 from server.settings import Settings
 
@@ -43,7 +43,6 @@ logger = logging.getLogger(__name__)
 NAMESPACE = "serve"
 _JOIN_SECONDS = 120.0
 _FACTS_SECONDS = 5.0
-_SCORE_SECONDS = 125.0
 _LEAVE_SECONDS = 20.0
 
 
@@ -59,22 +58,10 @@ class RayReplicas:
     def balance(self) -> Balance:
         return balance_of(APP)
 
-    def call(
-        self,
-        ident: str,
-        request: GenerationRequest,
-        waited: Waited,
-        seconds: float,
-        avoid: Collection[str],
-        eager: bool,
-    ) -> RayStream:
-        size, _, _ = work_of(request)
-        route = Route(ident, size, seconds, tuple(avoid))
-        return RayStream(
-            lambda: self._streams.generate.remote(
-                ident=ident, request=request, waited=waited, eager=eager, route=route
-            )
-        )
+    def call(self, call: Call, seconds: float, avoid: Collection[str]) -> RayStream:
+        size, _, _ = work_of(call.request)
+        route = Route(call.ident, size, seconds, tuple(avoid))
+        return RayStream(lambda: self._streams.generate.remote(call=call, route=route))
 
     def watch(self, ident: str) -> None:
         replica = self.balance.replica_of(ident)
@@ -89,7 +76,7 @@ class RayReplicas:
     def score(self, picture: Pixels) -> float:
         """Return the safety checker's score. Blocks; raises TimeoutError where it hangs."""
         answer = self._handle.score.remote(picture=picture, route=Route())
-        score: float = answer.result(timeout_s=_SCORE_SECONDS)
+        score: float = answer.result(timeout_s=SCORE_SECONDS)
         return score
 
     def close(self) -> None:

@@ -20,12 +20,12 @@ from ray.serve.config import (
     RequestRouterConfig,
 )
 
-from pipelines.request import GenerationRequest, Pixels
+from pipelines.request import Pixels
 from server.observability.logs import configure_logging
 from server.ray.route import Route
 from server.replicas.balance import replicas_for
 from server.replicas.child import LOAD_MODEL, starter_of
-from server.replicas.events import Event, Facts, Waited
+from server.replicas.events import Call, Event, Facts
 from server.replicas.replica import EngineReplica
 from server.settings import Settings
 
@@ -80,16 +80,9 @@ class Engine:
         model.engine.start()
         self._replica = EngineReplica(model, settings.capture_sizes_in_pixels)
 
-    async def generate(
-        self,
-        ident: str,
-        request: GenerationRequest,
-        waited: Waited,
-        eager: bool,
-        route: Route,
-    ) -> AsyncGenerator[Event]:
+    async def generate(self, call: Call, route: Route) -> AsyncGenerator[Event]:
         """Make an image, event by event."""
-        events = self._replica.generate(ident, request, waited, eager)
+        events = self._replica.generate(call)
         try:
             async for event in events:
                 yield event

@@ -19,11 +19,11 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
 
-from pipelines.request import GenerationRequest, Pixels
+from pipelines.request import Pixels
 from server.engine_service import ModelStarter, StartError
 from server.observability.logs import configure_logging
 from server.replicas.balance import Report
-from server.replicas.events import Event, Facts, Waited
+from server.replicas.events import Call, Event, Facts
 from server.replicas.replica import EngineReplica
 from server.settings import Settings
 
@@ -42,17 +42,7 @@ class Job:
     card: str | None = None
 
 
-# From the server
-
-
-@dataclass(frozen=True)
-class Generate:
-    """Make an image."""
-
-    ident: str
-    request: GenerationRequest
-    waited: Waited
-    eager: bool
+# From the server, beside calls
 
 
 @dataclass(frozen=True)
@@ -184,7 +174,7 @@ class _Child:
         end()
 
     def _take(self, message: object) -> None:
-        if isinstance(message, Generate):
+        if isinstance(message, Call):
             self._calls[message.ident] = asyncio.ensure_future(self._generate(message))
         elif isinstance(message, Withdraw):
             if (call := self._calls.get(message.ident)) is not None:
@@ -196,17 +186,17 @@ class _Child:
             self._others.add(scoring)
             scoring.add_done_callback(self._others.discard)
 
-    async def _generate(self, asked: Generate) -> None:
-        events = self._replica.generate(asked.ident, asked.request, asked.waited, asked.eager)
+    async def _generate(self, call: Call) -> None:
+        events = self._replica.generate(call)
         try:
             async with contextlib.aclosing(events):
                 async for event in events:
-                    self._outgoing.put(Said(asked.ident, event))
+                    self._outgoing.put(Said(call.ident, event))
         except Exception:
-            logger.exception("request %s broke off", asked.request.request_id)
+            logger.exception("request %s broke off", call.request.request_id)
         finally:
-            del self._calls[asked.ident]
-            self._outgoing.put(Said(asked.ident, None))
+            del self._calls[call.ident]
+            self._outgoing.put(Said(call.ident, None))
 
     async def _score(self, asked: Score) -> None:
         try:

@@ -1,15 +1,36 @@
-"""What a replica says of a call, event by event. Plain values, which travel between machines."""
+"""A call of a replica, and what that says of it, event by event.
+
+Plain values, which travel between machines.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from pipelines.errors import GenerationError
-from pipelines.request import GenerationResult, Progress
+from pipelines.request import GenerationRequest, GenerationResult, Progress
 from pipelines.timeline import Timeline
 
 Spans = dict[str, tuple[float, float]]
 """As in a timeline, but from the call's arrival: machines do not share `time.monotonic()`."""
+
+
+@dataclass(frozen=True)
+class Waited:
+    """How long a call may take: ``timeout`` seconds from its arrival, ``elapsed`` ago."""
+
+    timeout: float | None = None
+    elapsed: float = 0.0
+
+
+@dataclass(frozen=True)
+class Call:
+    """An image to make. ``eager`` asks for all progress from the beginning."""
+
+    ident: str
+    request: GenerationRequest
+    waited: Waited
+    eager: bool
 
 
 @dataclass(frozen=True)
@@ -72,11 +93,3 @@ class Finished:
 
 
 Event = Accepted | Progress | Lost | Failed | Finished
-
-
-@dataclass(frozen=True)
-class Waited:
-    """How long a call may take: ``timeout`` seconds from its arrival, ``elapsed`` ago."""
-
-    timeout: float | None = None
-    elapsed: float = 0.0

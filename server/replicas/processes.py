@@ -18,14 +18,13 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Collection
 from concurrent.futures import Future
 
-from pipelines.request import GenerationRequest, Pixels
+from pipelines.request import Pixels
 from server.engine_service import LoadedModel, StartError
 from server.img2img.moderation import SafetyPolicy
 from server.replicas.balance import Balance, Report
 from server.replicas.child import (
     LOAD_MODEL,
     CannotStart,
-    Generate,
     Job,
     Said,
     Score,
@@ -36,7 +35,7 @@ from server.replicas.child import (
     main,
 )
 from server.replicas.devices import Devices, devices_of, replica_settings
-from server.replicas.events import Event, Facts, Waited
+from server.replicas.events import Call, Event, Facts
 from server.replicas.remote_engine import NoReplica, RemoteEngine, ReplicaLost, work_of
 from server.settings import Settings
 
@@ -47,7 +46,7 @@ SILENT_SECONDS = 30.0
 _RESTART_SECONDS = (0.0, 1.0, 5.0, 30.0)
 """Before each new start of a process that has ended; after one of `_LASTING_SECONDS` anew."""
 _LASTING_SECONDS = 60.0
-_SCORE_SECONDS = 125.0
+SCORE_SECONDS = 125.0
 _END_SECONDS = 5.0
 
 
@@ -146,7 +145,6 @@ class ProcessReplicas:
         self._processes: dict[str, EngineProcess] = {}
         self._first: Future[Facts] = Future()
         self._keeping: list[asyncio.Task[None]] = []
-        # Not a daemon's: `close` ends it.
         self._thread = threading.Thread(target=self._run, name="img2img-replicas", daemon=True)
 
     def open(self) -> Facts:
@@ -158,20 +156,11 @@ class ProcessReplicas:
     def balance(self) -> Balance:
         return self._balance
 
-    def call(
-        self,
-        ident: str,
-        request: GenerationRequest,
-        waited: Waited,
-        seconds: float,
-        avoid: Collection[str],
-        eager: bool,
-    ) -> ProcessStream:
+    def call(self, call: Call, seconds: float, avoid: Collection[str]) -> ProcessStream:
         self._hear()
-        size, _, _ = work_of(request)
-        names = self._balance.choose(ident, size, seconds, avoid)
-        process = self._processes[names[0]] if names else None
-        return ProcessStream(process, Generate(ident, request, waited, eager))
+        size, _, _ = work_of(call.request)
+        names = self._balance.choose(call.ident, size, seconds, avoid)
+        return ProcessStream(self._processes[names[0]] if names else None, call)
 
     def watch(self, ident: str) -> None:
         process = self._processes.get(self._balance.replica_of(ident) or "")
@@ -193,7 +182,7 @@ class ProcessReplicas:
             self._processes[names[0]].send(Score(ident, picture))
 
         self.loop.call_soon_threadsafe(ask)
-        return waiting.result(_SCORE_SECONDS)
+        return waiting.result(SCORE_SECONDS)
 
     def close(self) -> None:
         """End the processes, then the loop."""
@@ -224,8 +213,8 @@ class ProcessReplicas:
             try:
                 facts = await process.facts
             except StartError as error:
-                if (not self._first.done() and len(self._jobs) == 1) or not self._anyone_starts():
-                    self._give_up(error)
+                if not self._first.done() and not self._anyone_starts():
+                    self._first.set_exception(error)
                 logger.error(
                     "engine not started", extra={"fields": {"engine": name, "reason": error}}
                 )
@@ -248,10 +237,6 @@ class ProcessReplicas:
         return any(
             not p.facts.done() or p.facts.exception() is None for p in self._processes.values()
         )
-
-    def _give_up(self, error: StartError) -> None:
-        if not self._first.done():
-            self._first.set_exception(error)
 
     async def _until_silent(self, process: EngineProcess) -> None:
         """Return when it has ended; end it when it has said nothing for long."""
@@ -278,18 +263,18 @@ class ProcessReplicas:
 class ProcessStream:
     """The events of one call on one process."""
 
-    def __init__(self, process: EngineProcess | None, asked: Generate) -> None:
+    def __init__(self, process: EngineProcess | None, call: Call) -> None:
         self._process = process
-        self._asked = asked
+        self._call = call
         self._ended = False
 
     async def __aiter__(self) -> AsyncGenerator[Event]:
-        process, ident = self._process, self._asked.ident
+        process, call = self._process, self._call
         if process is None:
             raise NoReplica("no engine is running")
         events: asyncio.Queue[Event | None] = asyncio.Queue()
-        process.calls[ident] = events
-        process.send(self._asked)
+        process.calls[call.ident] = events
+        process.send(call)
         while (event := await events.get()) is not None:
             yield event
         self._ended = True
@@ -298,9 +283,9 @@ class ProcessStream:
 
     def cancel(self) -> None:
         if self._process is not None:
-            self._process.calls.pop(self._asked.ident, None)
+            self._process.calls.pop(self._call.ident, None)
             if not self._ended:
-                self._process.send(Withdraw(self._asked.ident))
+                self._process.send(Withdraw(self._call.ident))
 
 
 class RemoteScorer:

@@ -37,7 +37,7 @@ from pipelines.request import GenerationRequest, GenerationResult, Progress
 from pipelines.samplers.programs import evaluation_count
 from pipelines.scheduler.batching import guidance_rows
 from server.replicas.balance import Balance, Prices
-from server.replicas.events import Accepted, Event, Failed, Lost, Waited
+from server.replicas.events import Accepted, Call, Event, Failed, Lost, Waited
 
 logger = logging.getLogger(__name__)
 
@@ -72,16 +72,8 @@ class Replicas(Protocol):
     @property
     def balance(self) -> Balance: ...
 
-    def call(
-        self,
-        ident: str,
-        request: GenerationRequest,
-        waited: Waited,
-        seconds: float,
-        avoid: Collection[str],
-        eager: bool,
-    ) -> Stream:
-        """Give a call to the replica that `balance` chooses. ``eager`` asks for all progress."""
+    def call(self, call: Call, seconds: float, avoid: Collection[str]) -> Stream:
+        """Give a call of about ``seconds`` to the replica that `balance` chooses."""
 
     def watch(self, ident: str) -> None:
         """Ask for all progress of a call from now on."""
@@ -311,11 +303,10 @@ class RemoteEngine:
         taken: Future[RemoteHandle],
     ) -> GenerationResult:
         """Have one replica make it. Raises ReplicaLost, NoReplica or a GenerationError."""
-        request, work = handle.request, work_of(handle.request)
+        work = work_of(handle.request)
         began = time.monotonic()
-        stream = self._replicas.call(
-            handle.attempt, request, waited, self._prices.guess(*work), avoid, handle.watched
-        )
+        call = Call(handle.attempt, handle.request, waited, handle.watched)
+        stream = self._replicas.call(call, self._prices.guess(*work), avoid)
         events = stream.__aiter__()
         coming: asyncio.Task[Event] | None = None
         try:

@@ -20,7 +20,17 @@ from pipelines.errors import (
 from pipelines.request import GenerationRequest, Pixels, Progress
 from server.engine_service import Handle, LoadedModel
 from server.replicas.balance import Report, Size
-from server.replicas.events import Accepted, Event, Facts, Failed, Finished, Lost, Stages, Waited
+from server.replicas.events import (
+    Accepted,
+    Call,
+    Event,
+    Facts,
+    Failed,
+    Finished,
+    Lost,
+    Stages,
+    Waited,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -66,21 +76,20 @@ class EngineReplica:
         if not self._model.alive:
             raise RuntimeError(self._model.obstacle or "the engine has stopped")
 
-    async def generate(
-        self, ident: str, request: GenerationRequest, waited: Waited, eager: bool
-    ) -> AsyncGenerator[Event]:
+    async def generate(self, call: Call) -> AsyncGenerator[Event]:
         """Make an image: yield that it is taken, its progress, and how it ended.
 
         Closed early, it withdraws the request.
         """
         arrived = time.monotonic()
+        ident, request = call.ident, call.request
         self._calls.add(ident)
         watched = self._watched[ident] = asyncio.Event()
-        if eager:
+        if call.eager:
             watched.set()
         handle: Handle | None = None
         try:
-            handle, seconds = await self._submit(writable(request), waited, arrived)
+            handle, seconds = await self._submit(writable(request), call.waited, arrived)
             yield Accepted(seconds)
             async for progress in _paced(handle, watched):
                 yield progress

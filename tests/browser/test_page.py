@@ -199,17 +199,19 @@ def test_cancel_is_seen_at_once_and_the_next_run_starts(visitor: Visitor) -> Non
     assert page.locator("#strip li").count() == 1
 
 
-def seed_of_run(page: Any) -> str:
-    return str(page.evaluate("JSON.parse(sessionStorage.getItem('img2img.running'))[0].seed"))
+def begin_a_long_run(visitor: Visitor) -> str:
+    """Return the seed of a run that has begun and goes on for a while."""
+    visitor.sample()
+    visitor.fill(steps="50", image_strength="0.1")
+    visitor.generate()
+    visitor.page.locator("#run-text", has_text="Step").wait_for()
+    first = "JSON.parse(sessionStorage.getItem('img2img.running'))[0]"
+    return str(visitor.page.evaluate(f"{first}.seed"))
 
 
 def test_a_run_is_found_again_after_a_reload(visitor: Visitor, real_server: ServerProcess) -> None:
     page = visitor.page
-    visitor.sample()
-    visitor.fill(steps="50", image_strength="0.1")
-    visitor.generate()
-    page.locator("#run-text", has_text="Step").wait_for()
-    seed = seed_of_run(page)
+    seed = begin_a_long_run(visitor)
     sent: list[str] = []
     page.on("request", lambda one: sent.append(f"{one.method} {one.url}"))
     page.reload()
@@ -231,11 +233,7 @@ def test_a_run_is_found_again_after_a_reload(visitor: Visitor, real_server: Serv
 @pytest.mark.slow("browser")
 def test_a_run_that_is_gone_after_a_reload_is_offered_again(visitor: Visitor) -> None:
     page = visitor.page
-    visitor.sample()
-    visitor.fill(steps="50", image_strength="0.1")
-    visitor.generate()
-    page.locator("#run-text", has_text="Step").wait_for()
-    seed = seed_of_run(page)
+    seed = begin_a_long_run(visitor)
     # As if the server had been started anew meanwhile.
     page.evaluate(
         """() => {

@@ -14,7 +14,7 @@ from scripts.benchmarks.replicas.sleeping import SleepingEngine
 from scripts.benchmarks.simulation.tables import load_table
 from server.engine_service import LoadedModel
 from server.replicas.balance import Balance
-from server.replicas.events import Event, Waited
+from server.replicas.events import Call, Event
 from server.replicas.remote_engine import NoReplica, RemoteEngine, ReplicaLost, work_of
 from server.replicas.replica import EngineReplica
 
@@ -53,21 +53,13 @@ class FakeReplicas:
             }
         )
 
-    def call(
-        self,
-        ident: str,
-        request: GenerationRequest,
-        waited: Waited,
-        seconds: float,
-        avoid: Collection[str],
-        eager: bool,
-    ) -> FakeStream:
+    def call(self, call: Call, seconds: float, avoid: Collection[str]) -> FakeStream:
         self.speak()
-        names = self.balance.choose(ident, work_of(request)[0], seconds, avoid)
+        names = self.balance.choose(call.ident, work_of(call.request)[0], seconds, avoid)
         one = self.replicas[names[0]] if names else None
         if one is not None:
-            one.seeds.append(request.seed)
-        return FakeStream(one, ident, request, waited, eager)
+            one.seeds.append(call.request.seed)
+        return FakeStream(one, call)
 
     def watch(self, ident: str) -> None:
         one = self.replicas[self.balance.replica_of(ident) or ""]
@@ -81,17 +73,9 @@ class FakeReplicas:
 
 
 class FakeStream:
-    def __init__(
-        self,
-        one: FakeReplica | None,
-        ident: str,
-        request: GenerationRequest,
-        waited: Waited,
-        eager: bool,
-    ) -> None:
+    def __init__(self, one: FakeReplica | None, call: Call) -> None:
         self._one = one
-        self._ident = ident
-        self._asked = request, waited, eager
+        self._call = call
         self.cancelled = asyncio.Event()
 
     async def __aiter__(self) -> AsyncGenerator[Event]:
@@ -100,7 +84,7 @@ class FakeStream:
         if self._one.frozen:
             await self.cancelled.wait()
             return
-        events = self._one.replica.generate(self._ident, *self._asked)
+        events = self._one.replica.generate(self._call)
         killed = asyncio.ensure_future(self._one.killed.wait())
         coming: asyncio.Future[Event | None] = asyncio.get_running_loop().create_future()
         try:

@@ -7,16 +7,9 @@ from collections.abc import Collection
 import pytest
 
 from server.replicas.balance import Balance, Prices, Report, replicas_for
+from tests.clock import Clock
 
 SIZE = (512, 512)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
