@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -220,7 +220,7 @@ def finish(load: Load) -> None:
             load.ask(session, asked)
 
 
-def judge(url: str, all_asked: list[Asked]) -> dict[str, int]:
+def judge(url: str, all_asked: Sequence[Asked]) -> dict[str, int]:
     columns = reservations.c
     charged: dict[str, int] = {}
     query = sa.select(columns.request_id, columns.amount).where(columns.state == "settled")
