@@ -7,9 +7,11 @@ to `patch` it with, blank for none. Prints the process id of each, and its statu
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import os
+import signal
 import sys
 
 from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
@@ -40,6 +42,7 @@ if __name__ == "__main__":
         child = os.fork()
         if not child:
             os.close(0)
+            faulthandler.register(signal.SIGUSR2)  # where each thread is, for a server that hangs
             os.dup2(2, 1)  # what it says for people; its output is for process ids
             os._exit(serve_as(order["environment"], order["patch"]))
         print(child, flush=True)

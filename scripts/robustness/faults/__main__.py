@@ -34,7 +34,7 @@ from server.accounts.db import Database
 from tests.tiny_model import write_tiny_model
 
 FAULTS = (*of_the_server.FAULTS, *of_stores.FAULTS, *of_clients.FAULTS)
-WARM_PICTURES = 24
+WARM_PICTURES = 16
 """Made before memory is first looked at: caches and pools are full then."""
 MEMORY = 1.05
 SETTLE_SECONDS = 30.0

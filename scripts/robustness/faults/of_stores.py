@@ -23,10 +23,10 @@ RATE = "100000/minute"
 
 @contextmanager
 def on_small_disk(folder: Path) -> Iterator[Place]:
-    """A server whose data folder is a file system of 4 MiB. Raises NotHere."""
+    """A server whose data folder is a file system of 32 MiB. Raises NotHere."""
     disk = folder / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(disk)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         raise NotHere("a small file system cannot be mounted here")
     try:
