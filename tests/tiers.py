@@ -15,6 +15,7 @@ from hypothesis import is_hypothesis_test, settings
 SLOW_GROUPS = {
     "weights": "what makes and judges the embedded model's weights",
     "kill": "servers that are killed under load, on both databases",
+    "faults": "a server under load whose disk, database, memory or clients fail; a short soak",
     "checkpoints": "checkpoints of full size, the memory they take, every kernel for every card",
     "browser": "what of the page takes long to try: displays, storage, lost connections, axe-core",
     "release": "wheel, sdist and SBOM as a release has them, installed and run",

@@ -88,7 +88,9 @@ class Lives:
                 if requests.get(self.url + "/health/ready", timeout=5).status_code == 200:
                     return
             time.sleep(0.02)
-        raise RuntimeError(f"the server did not start:\n{self._nursery.log.read_text()[-3000:]}")
+        os.kill(self.pid, signal.SIGUSR2)  # Say where each thread is.
+        time.sleep(1.0)
+        raise RuntimeError(f"the server did not start:\n{self._nursery.log.read_text()[-6000:]}")
 
     def end(self, by: signal.Signals = signal.SIGKILL) -> int:
         """End this life by a signal; return its status."""

@@ -90,6 +90,9 @@ def tried(fault: Fault, nursery: Nursery, model: Path, folder: Path) -> Row:
         stack.callback(crowd.end)
         crowd.start()
         scene.wait_for_answers(WARM_PICTURES)
+        if fault.rehearsed:
+            fault.happen(scene)
+            scene.forget()
         before = scene.server.memory_info().rss
         fault.happen(scene)
         scene.wait_for_answers(WARM_PICTURES)

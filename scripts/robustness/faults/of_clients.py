@@ -125,7 +125,10 @@ def half_closed(scene: Scene) -> None:
 
 def idle(scene: Scene) -> None:
     """Many connections that were served once and say nothing more."""
-    limit = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], scene.server.rlimit(7)[0])
+    limit = min(
+        resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        scene.server.rlimit(resource.RLIMIT_NOFILE)[0],
+    )
     count = min(IDLE, limit - OWN_DESCRIPTORS)
     probe = b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n"
     connections = []
@@ -233,11 +236,14 @@ def leaving(scene: Scene) -> None:
     scene.wait_for_answers()
 
 
-FAULTS = (
-    Fault("slow readers of the event stream", slow_readers, on_sqlite),
-    Fault("half-closed sockets", half_closed, on_sqlite),
-    Fault("idle connections", idle, on_sqlite),
-    Fault("no descriptors left", no_descriptors, on_sqlite),
-    Fault("malformed multipart", malformed, on_sqlite),
-    Fault("clients that disconnect at random", leaving, on_sqlite),
+FAULTS = tuple(
+    Fault(name, happen, on_sqlite, rehearsed=True)
+    for name, happen in (
+        ("slow readers of the event stream", slow_readers),
+        ("half-closed sockets", half_closed),
+        ("idle connections", idle),
+        ("no descriptors left", no_descriptors),
+        ("malformed multipart", malformed),
+        ("clients that disconnect at random", leaving),
+    )
 )

@@ -6,10 +6,12 @@ import signal
 import time
 
 import requests
+import sqlalchemy as sa
 
 from scripts.robustness.faults.injected import POISONED
 from scripts.robustness.faults.scene import PATIENCE, PICTURE, Fault, Scene, on_sqlite
-from scripts.robustness.kill_test import FORM, PATH
+from scripts.robustness.kill_test import FORM, PATH, rows
+from server.accounts.tables import reservations
 
 KILLS, ENDS, POISONS = 3, 2, 4
 EXIT_SECONDS = 30.0
@@ -74,18 +76,23 @@ def no_memory(scene: Scene) -> None:
 def nan(scene: Scene) -> None:
     """Requests whose latents become NaN, beside others whose bytes are to stay the same."""
     scene.order("nan")
-    for _ in range(POISONS):
+    ids = [f"nan-{number}" for number in range(POISONS)]
+    for request_id in ids:
         answer = requests.post(
             scene.lives.url + PATH,
             FORM | {"cfg_scale": POISONED},
             files={"init_image": ("a.png", PICTURE)},
-            headers={"Authorization": scene.api_key},
+            headers={"Authorization": scene.api_key, "X-Request-Id": request_id},
             timeout=PATIENCE,
         )
         if answer.status_code != 500:
             scene.problems.append(f"NaN was answered {answer.status_code}")
     scene.order("")
-    scene.notes.append(f"{POISONS} requests of NaN were answered 500")
+    columns = reservations.c
+    paid = sa.select(columns.id).where(columns.request_id.in_(ids), columns.state == "settled")
+    if rows(scene.place.settings["database_url"], paid):
+        scene.problems.append("NaN was charged")
+    scene.notes.append(f"{POISONS} requests of NaN were answered 500, at no charge")
     scene.mark()
     scene.wait_for_answers()
 
