@@ -116,6 +116,8 @@ def _kept(session: Session, url: str, chance: Chance, patience: float) -> str:
         session.post(url + BASIC, fields, files=files, headers=headers, timeout=patience)
         for _ in range(2)
     ]
+    if answers[0].status_code != 200:
+        return f"status {answers[0].status_code}: {answers[0].text[:200]}"
     if answers[0].content != answers[1].content:
         return "another answer to the same key"
     if "Idempotency-Replayed" not in answers[1].headers:
