@@ -16,8 +16,8 @@ class EngineConfig:
     ``max_queue`` requests wait or run at most; ``max_running_requests`` run at a time. A step has
     at most ``max_rows`` U-Net rows and ``max_pixels`` latent pixels over all rows.
     ``row_buckets`` are the numbers of U-Net rows that a step is padded to; empty means those that
-    the acceleration needs. ``exact`` runs every step in one fixed bucket of ``exact_rows``, so
-    that a picture's bytes do not depend on the crowd.
+    the acceleration needs. ``exact`` runs every step in one fixed bucket of ``exact_rows``, on
+    CUDA one request a step, so that a picture's bytes do not depend on the crowd.
 
     ``capture_sizes`` are the (width, height) of pictures, in pixels, that are fast from the first
     request on; compiled code is kept in ``compile_folder``, if any. Work is taken to hang after

@@ -33,12 +33,14 @@ class StepLimits:
     """The most that one step may hold: U-Net rows, and latent pixels over all rows.
 
     ``buckets`` are the numbers of rows that steps are padded to, empty for no padding. Padding
-    counts: a step holds no more rows than a bucket that is within the limits.
+    counts: a step holds no more rows than a bucket that is within the limits. With ``alone`` no
+    two requests share a step.
     """
 
     max_rows: int = 16
     max_pixels: int = 16 * 64 * 64
     buckets: Sequence[int] = ()
+    alone: bool = False
 
     def rows_for(self, key: GroupKey) -> int:
         """The rows a step of this group may hold; always enough for one request."""

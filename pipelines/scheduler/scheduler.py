@@ -350,12 +350,13 @@ class Scheduler:
         the added requests cost alone. Rows that fill up a bucket count as free.
         """
         key = tasks[0].key
-        room = min(self.config.limits.rows_for(key), self._groups[key].row_cap)
+        limits = self.config.limits
+        room = min(limits.rows_for(key), self._groups[key].row_cap)
         rows = best = best_rows = 0
         added_alone = best_seconds = 0.0
         for count, task in enumerate(tasks, 1):
             rows += task.rows
-            if best and rows > room:
+            if best and (rows > room or limits.alone):
                 break
             added_alone += self._step_seconds(key, task.rows)
             seconds = self._step_seconds(key, rows)

@@ -24,6 +24,5 @@ def test_bytes_are_the_same_alone_in_a_crowd_and_after_a_restart(rig: Rig) -> No
             handles += [engine.submit(stranger) for stranger in strangers[3:]]
         images(handles)
         assert np.array_equal(mine.wait(120).image, alone)
-        assert engine.steps.evaluations > engine.steps.steps  # they did share steps
     with rig.engine(rig.bundle(), exact=True) as engine:
         assert np.array_equal(engine.submit(request).wait(120).image, alone)

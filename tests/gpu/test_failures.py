@@ -17,6 +17,7 @@ from models.bundle import ModelBundle
 from pipelines.denoise.latent_pool import LatentPool
 from pipelines.engine.engine import Engine
 from pipelines.errors import GenerationCancelled, GenerationFailed
+from pipelines.request import GenerationRequest, Pixels
 from pipelines.vae.decode import decode_latents
 from scripts.benchmarks.gpu.forwards import unet_inputs
 from scripts.benchmarks.gpu.plan import Scale
@@ -54,7 +55,25 @@ def test_nan_in_one_request_leaves_its_neighbours_bytes_alone(
 ) -> None:
     good = [rig.ask(seed) for seed in (4, 5, 6)]
     want = images([exact_engine.submit(request) for request in good])
-    denoiser = exact_engine._runner.denoiser
+    for got, one in zip(beside_nan(rig, exact_engine, good, monkeypatch), want, strict=True):
+        assert np.array_equal(got, one)
+
+
+def test_nan_in_one_request_fails_none_of_those_in_its_steps(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a card a batch-invariant step holds one request; here they share."""
+    good = [rig.ask(seed) for seed in (4, 5, 6)]
+    with rig.engine(rig.bundle()) as engine:
+        assert len(beside_nan(rig, engine, good, monkeypatch)) == len(good)
+        assert engine.steps.evaluations > engine.steps.steps
+
+
+def beside_nan(
+    rig: Rig, engine: Engine, good: list[GenerationRequest], monkeypatch: pytest.MonkeyPatch
+) -> list[Pixels]:
+    """Return the images of ``good``, made beside a request whose latents become NaN."""
+    denoiser = engine._runner.denoiser
     step = denoiser.step
 
     def poisoned(pool: LatentPool, evaluations: Any, rows: int) -> Any:
@@ -64,11 +83,10 @@ def test_nan_in_one_request_leaves_its_neighbours_bytes_alone(
         return step(pool, evaluations, rows)
 
     monkeypatch.setattr(denoiser, "step", poisoned)
-    handles = [exact_engine.submit(r) for r in (good[0], rig.ask(7, cfg_scale=6.5), *good[1:])]
+    handles = [engine.submit(r) for r in (good[0], rig.ask(7, cfg_scale=6.5), *good[1:])]
     with pytest.raises(GenerationFailed, match="FloatingPointError"):
         handles.pop(1).wait(120)
-    for got, one in zip(images(handles), want, strict=True):
-        assert np.array_equal(got, one)
+    return images(handles)
 
 
 @contextmanager

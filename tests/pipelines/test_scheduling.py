@@ -200,6 +200,21 @@ def test_a_bucket_is_filled_where_its_rows_are_paid_for_anyway() -> None:
     assert (work.rows, work.padded) == (8, 8)
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_with_steps_of_one_request_none_is_shared_and_all_are_padded_alike(rows: int) -> None:
+    limits = StepLimits(buckets=(2,), alone=True)
+    scheduler = Scheduler(make_program(fixed=100.0), PolicyConfig(limits=limits))
+    for ident in range(3):
+        put(scheduler, ident, rows=rows)
+    steps = []
+    while (work := scheduler.plan()) is not None:
+        if isinstance(work, Step):
+            steps.append((len(work.idents), work.padded))
+        scheduler.complete(work)
+    assert set(steps) == {(1, 2)}
+    assert len(steps) > 3
+
+
 @given(
     rows=st.lists(st.integers(1, 2), min_size=1, max_size=30),
     key=st.sampled_from(KEYS),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from models.bundle import ModelBundle
@@ -36,6 +39,14 @@ def test_nothing_is_planned_on_an_unlimited_cpu(embedded: ModelBundle) -> None:
     assert policy.tile_above is None
     assert policy.plan is None
     assert not policy.too_small
+
+
+def test_on_a_card_a_batch_invariant_step_holds_one_request(embedded: ModelBundle) -> None:
+    on_a_card = replace(embedded, device=torch.device("cuda"))
+    exact = EngineConfig(exact=True)
+    assert make_policy(exact, on_a_card).limits == StepLimits(2, buckets=(2,), alone=True)
+    assert make_policy(exact, embedded).limits == StepLimits(8, buckets=(8,))
+    assert not make_policy(EngineConfig(), on_a_card).limits.alone
 
 
 def test_a_threshold_alone_tiles_on_a_cpu(embedded: ModelBundle) -> None:
