@@ -33,7 +33,8 @@ setup() {
 }
 
 pip_install() {
-    # What is fetched, by name and size: silent for minutes it would look hung.
-    "$VENV/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@" |
+    # What is fetched, by name and size: silent for minutes it would look hung. Bytecode is made of
+    # what is imported when it is: of all that is installed it took most of the minutes.
+    "$VENV/bin/python" -m pip install --disable-pip-version-check --progress-bar off --no-compile "$@" |
         { grep --line-buffered -oE '(Downloading|Using cached) .*\([0-9.]+ [kMG]?B\)' || true; } >&2
 }

@@ -11,7 +11,7 @@ function Invoke-Checked {
 }
 
 function Install-Packages {
-    Invoke-Checked $Python -m pip install --disable-pip-version-check @args
+    Invoke-Checked $Python -m pip install --disable-pip-version-check --no-compile @args
 }
 
 $Text = (Get-Content requirements.lock, pyproject.toml, scripts\serve.ps1 -Raw) -join ""
