@@ -111,6 +111,7 @@ def test_the_client_in_node(real_server: ServerProcess, tmp_path: Path) -> None:
     assert said["cancelled"] == "AbortError"
 
 
+@pytest.mark.slow("browser")
 def test_the_client_is_for_pages_elsewhere_too(real_server: ServerProcess) -> None:
     for path, kind in (("/client.js", "text/javascript"), ("/client.d.ts", "application/typesc")):
         answer = real_server.get(path)

@@ -65,6 +65,7 @@ def check_all(visitor: Visitor, server: ServerProcess, folder: Path) -> None:
         skip_or_fail(f"{' and '.join(missing)} cannot be run here")
 
 
+@pytest.mark.slow("browser")
 def test_the_copied_code_makes_the_same_picture(
     visit: Visit, real_server: ServerProcess, tmp_path: Path
 ) -> None:

@@ -126,6 +126,7 @@ def enter_the_key(visit: Visit) -> None:
     page.locator(".dialog-ux .btn-done").first.click()
 
 
+@pytest.mark.slow("browser")
 def test_a_key_is_forgotten_with_the_page(visit: Visit) -> None:
     page = visit.page
     # As an earlier version of the page left it.
@@ -141,6 +142,7 @@ def test_a_key_is_forgotten_with_the_page(visit: Visit) -> None:
     assert visit.complaints == []
 
 
+@pytest.mark.slow("browser")
 def test_the_page_runs_no_script_but_the_servers(visit: Visit) -> None:
     ran = visit.page.evaluate(
         """() => {

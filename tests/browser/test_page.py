@@ -209,6 +209,7 @@ def begin_a_long_run(visitor: Visitor) -> str:
     return str(visitor.page.evaluate(f"{first}.seed"))
 
 
+@pytest.mark.slow("browser")
 def test_a_run_is_found_again_after_a_reload(visitor: Visitor, real_server: ServerProcess) -> None:
     page = visitor.page
     seed = begin_a_long_run(visitor)
@@ -416,6 +417,7 @@ def test_a_server_that_is_gone_and_comes_back(visitor: Visitor) -> None:
     assert keys[0] == keys[1]
 
 
+@pytest.mark.slow("browser")
 def test_a_proxy_that_cuts_the_stream(visitor: Visitor) -> None:
     keys = fulfil_once(visitor, lambda route: route.fulfill(headers=STREAM, body=CUT))
     visitor.sample()

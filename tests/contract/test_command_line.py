@@ -13,6 +13,7 @@ from tests.contract.cli_process import Done, run, run_each
 from tests.contract.conftest import KEY, QUICK, Client, contract_model
 
 
+@pytest.mark.slow("operations")
 def test_generate_makes_the_picture_that_the_server_makes(
     client: Client, tmp_path: Path, small_picture: bytes
 ) -> None:

@@ -31,7 +31,13 @@ def eager_capturer(chosen: Acceleration, device: torch.device) -> Capturer | Non
             "card",
             marks=[pytest.mark.gpu, pytest.mark.skipif(not HAS_CARD, reason="needs CUDA")],
         ),
-        pytest.param("cpu", marks=pytest.mark.skipif(HAS_CARD, reason="shown by the card")),
+        pytest.param(
+            "cpu",
+            marks=[
+                pytest.mark.slow("checkpoints"),
+                pytest.mark.skipif(HAS_CARD, reason="shown by the card"),
+            ],
+        ),
     ],
 )
 def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:

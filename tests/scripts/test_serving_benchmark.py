@@ -54,6 +54,7 @@ def test_traces_are_seeded_and_every_picture_is_another_one() -> None:
     )
 
 
+@pytest.mark.slow("benchmarks")
 def test_diffusers_does_as_many_steps_as_the_engine_for_every_recipe() -> None:
     for call in traces.make_calls(traces.MIXED, 300, 320, seed=1):
         steps, strength = int(call.fields["steps"]), float(call.fields["image_strength"])
@@ -136,6 +137,7 @@ def test_a_picture_of_another_size_is_a_miss(tiny: ModelBundle) -> None:
     assert record.misses == ["not the picture that was asked for"]
 
 
+@pytest.mark.slow("benchmarks")
 def test_all_servers_make_the_same_pictures_and_only_equal_requests_share_a_batch(
     tiny: ModelBundle,
 ) -> None:
@@ -173,6 +175,7 @@ def test_a_step_is_timed_for_whole_crowds_only(tiny_folder: Path) -> None:
     assert costs[0].count == 8
 
 
+@pytest.mark.slow("benchmarks")
 def test_the_profile_of_steps_names_this_project_s_functions(tiny_folder: Path) -> None:
     lines = profile_steps(
         str(tiny_folder), "cpu", "float32", size=SIDE, requests=4, sampler=Sampler.K_EULER

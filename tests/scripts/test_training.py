@@ -247,6 +247,7 @@ def test_pairs_are_drawn_with_their_words_and_the_same_for_a_seed(
     assert any(colour in words for colour in COLOURS)
 
 
+@pytest.mark.slow("weights")
 @pytest.mark.process
 def test_a_feed_takes_in_new_pairs_as_it_trains(
     tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch

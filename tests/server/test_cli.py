@@ -327,6 +327,7 @@ def test_help_of_generate_has_the_forms_choices_ranges_and_defaults() -> None:
             assert f"{schema['minimum']:g} to {schema['maximum']:.10g}." in help_text
 
 
+@pytest.mark.slow("operations")
 @pytest.mark.process
 def test_doctor_tells_a_sampler_whose_library_is_missing() -> None:
     """A fresh install once lacked scipy, which one sampler needs: every request of it failed."""

@@ -89,6 +89,7 @@ def test_what_keeps_an_engine_from_starting_is_said() -> None:
         pass
 
 
+@pytest.mark.slow("faults")
 @pytest.mark.process
 def test_over_http_a_killed_engines_request_is_charged_once(
     tmp_path: Path, picture_file: bytes
