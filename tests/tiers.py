@@ -18,7 +18,7 @@ SLOW_GROUPS = {
     "weights": "what makes and judges the embedded model's weights",
     "kill": "servers that are killed under load, on both databases",
     "faults": "a server under load whose disk, database, memory or clients fail; a short soak",
-    "checkpoints": "checkpoints of full size, every kernel for every card, a card's tests without it",
+    "checkpoints": "checkpoints of full size, kernels for every card, a card's tests without it",
     "browser": "what of the page takes long to try: displays, storage, lost connections, axe-core",
     "clients": "libraries that speak A1111's, OpenAI's and Stability's protocols, image by image",
     "release": "wheel, sdist and SBOM as a release has them, installed and run",
