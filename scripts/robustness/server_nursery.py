@@ -7,6 +7,7 @@ to `patch` it with, blank for none. Prints the process id of each, and its statu
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import importlib
 import json
@@ -22,6 +23,14 @@ import server.accounts.service
 import server.serve  # noqa: F401
 from server.cli.main import serve
 
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """Have Linux kill this process when its parent dies; a nursery that waits would not see it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
 
 def serve_as(environment: dict[str, str], patch: str) -> int:
     """Run `img2img serve` in this process; return its status."""
@@ -36,11 +45,13 @@ def serve_as(environment: dict[str, str], patch: str) -> int:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     print("imported", flush=True)
     for line in iter(sys.stdin.readline, ""):
         order = json.loads(line)
         child = os.fork()
         if not child:
+            end_with_parent()
             os.close(0)
             faulthandler.register(signal.SIGUSR2)  # where each thread is, for a server that hangs
             os.dup2(2, 1)  # what it says for people; its output is for process ids

@@ -13,7 +13,8 @@ from scripts.robustness.soak import MIB, Sample, Soak, report
 from tests.server.server_process import ROOT
 from tests.services import skip_or_fail
 
-SECONDS = 480
+SECONDS = 1200
+"""After which a script is taken to hang, on a machine however busy."""
 GROUPS = (of_the_server.FAULTS, of_stores.FAULTS, of_clients.FAULTS)
 
 
