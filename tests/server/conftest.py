@@ -22,6 +22,11 @@ from tests.server.pictures import file_of, four_corners
 from tests.server.stub_engine import StubEngine
 
 PATH = "/api/generate/basic/imageToImage"
+ENGINES = (
+    pytest.param({}, id="an engine"),
+    pytest.param({"devices": "2", "device": "cpu"}, id="engines", marks=pytest.mark.slow("faults")),
+)
+"""What is behind a server: an engine in its process, or two in processes of their own."""
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,8 @@
 until the file that it names is there.
 
 Run as `python -m tests.server.stub_server`, with the settings in the environment. With a model
-named `slow` loading takes a second, with one named `broken` it fails.
+named `slow` loading takes a second, with one named `broken` it fails. With `devices` its engines
+are in processes of their own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pipelines.errors import EngineDraining
 from pipelines.request import GenerationRequest, GenerationResult
 from server.engine_service import LoadedModel, StartError
 from server.observability.logs import configure_logging
+from server.replicas.processes import start_on_devices
 from server.serve import serve
 from server.settings import Settings
 from tests.server.stub_engine import StubEngine, StubHandle
@@ -73,4 +75,6 @@ def start(settings: Settings) -> LoadedModel:
 if __name__ == "__main__":
     settings = Settings()
     configure_logging(settings.log_level, settings.log_format)
-    sys.exit(serve(settings, start, announce=partial(print, flush=True)))
+    apart = partial(start_on_devices, starter="tests.server.stub_server:start")
+    starter = apart if settings.devices else start
+    sys.exit(serve(settings, starter, announce=partial(print, flush=True)))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.conftest import PATH
+from tests.server.conftest import ENGINES, PATH
 from tests.server.raw_http import connect, form_body, head, read_answer
 from tests.server.server_process import ServerProcess, running_server
 
@@ -22,9 +22,12 @@ pytestmark = pytest.mark.process
 MIB = 1024 * 1024
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+@pytest.fixture(scope="module", params=ENGINES)
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
     settings = {
+        **request.param,
         "max_header_kib": "8",
         "upload_patience": "4",
         "answer_patience": "1",
@@ -35,10 +38,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         yield process
 
 
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+@pytest.fixture(scope="module", params=ENGINES)
+def guarded(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
     """Asks for a key, believes the proxy in front of it, and has little room."""
     settings = {
+        **request.param,
         "api_keys": "key",
         "auth_failures": "3/hour",
         "forwarded_allow_ips": "127.0.0.1",

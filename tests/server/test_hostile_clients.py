@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tests.server.conftest import PATH
+from tests.server.conftest import ENGINES, PATH
 from tests.server.pictures import file_of, gradient
 from tests.server.server_process import ServerProcess, running_server
 from tests.server.team import Team
@@ -23,9 +23,12 @@ pytestmark = pytest.mark.process
 HEAD = f"POST {PATH} HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=x\r\n"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+@pytest.fixture(scope="module", params=ENGINES)
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
     settings = {
+        **request.param,
         "header_timeout": "1.5",
         "max_header_kib": "8",
         "min_upload_rate": "4",
