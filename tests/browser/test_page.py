@@ -162,7 +162,7 @@ def test_the_demo_models_words_write_the_prompt(visitor: Visitor) -> None:
     for word, after in (
         ("house", "a house"),
         ("red", "a red house"),
-        ("on grass", "a red house on grass"),
+        ("on the grass", "a red house on the grass"),
         ("at night", "a red house at night"),
         ("cat", "a red cat at night"),
         ("blue", "a blue cat at night"),
