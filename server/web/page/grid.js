@@ -92,7 +92,8 @@ export class Grid {
     this.go.textContent = some ? `Make the missing ${missing}` : `Make ${cells.length} picture${cells.length === 1 ? "" : "s"}`;
     const wanted = some || this.running ? this.plan.cells.filter(({ record }) => !record) : cells;
     const common = this.running ? this.plan.values : this.page.form.values();
-    this.cost.textContent = this.page.costs.of(wanted.map(({ values }) => ({ ...common, ...values })), this.page.sizes.size);
+    const cost = this.page.costs.of(wanted.map(({ values }) => ({ ...common, ...values })), this.page.sizes.size);
+    this.cost.textContent = cost && this.running ? `${cost} left` : cost;
   }
 
   #sameAs(axes) {

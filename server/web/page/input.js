@@ -42,7 +42,7 @@ export class Input extends EventTarget {
 
   /** Put a picture, or none, in the place of the one that is there, which can be brought back. */
   replace(picture, mask = null) {
-    this.before = this.picture && { picture: this.picture, mask: this.masks.kept };
+    if (this.picture) this.before = { picture: this.picture, mask: this.masks.kept };
     this.set(picture, mask);
     $("undo-picture").hidden = !this.before;
     $("undo-picture").textContent = this.before ? `Back to ${this.before.picture.name}` : "";
