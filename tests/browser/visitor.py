@@ -82,7 +82,7 @@ class Visitor:
 
     def result(self) -> None:
         """Wait for the result beside its input."""
-        self.page.locator("#result-actions").wait_for()
+        self.page.locator("#result-actions").wait_for(timeout=120_000)
 
     def downloaded(self) -> bytes:
         """Download the result that is shown."""
