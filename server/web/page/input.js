@@ -44,8 +44,9 @@ export class Input extends EventTarget {
   replace(picture, mask = null) {
     if (this.picture) this.before = { picture: this.picture, mask: this.masks.kept };
     this.set(picture, mask);
-    $("undo-picture").hidden = !this.before;
-    $("undo-picture").textContent = this.before ? `Back to ${this.before.picture.name}` : "";
+    const other = this.before && this.before.picture.id !== picture?.id;
+    $("undo-picture").hidden = !other;
+    $("undo-picture").textContent = other ? `Back to ${this.before.picture.name}` : "";
   }
 
   /** Bring back the picture and the mask that were replaced or removed; once more brings on again. */

@@ -20,7 +20,9 @@ export class ShownResult {
 
   /** Show a result of the strip, unless a run is shown. */
   async open(record, change = true) {
-    const input = await this.page.pictures.input(record.input);
+    // One that was deleted is shown until another is.
+    const here = record === this.record ? this.input : null;
+    const input = (await this.page.pictures.input(record.input)) ?? here;
     if (this.page.runner.running) return;
     await this.show(record, input);
     if (change) showView("result");
