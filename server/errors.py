@@ -14,6 +14,7 @@ SafetyCheckHangs             the safety check does not answer
 DatabaseAway                 the database of accounts cannot be reached; later may help
 ImageStoreAway               images cannot be kept for their address now
 RunIdInUse                   a run with that id goes on
+RunWithdrawn                 its client withdrew the run
 LedgerError
 +-- InsufficientCredits      `available` tenths
 +-- TooManyAtOnce            the account's other requests still run
@@ -86,6 +87,10 @@ class DatabaseUnusable(ConfigurationError):
 
 class RunIdInUse(Exception):
     """A run with that id goes on."""
+
+
+class RunWithdrawn(Exception):
+    """The run was withdrawn by its id: whoever still waits for it should not ask again."""
 
 
 class LedgerError(Exception):

@@ -16,7 +16,7 @@ from pipelines.errors import DeadlineExceeded, GenerationCancelled, GenerationFa
 from server.accounts.admission import MODEL_HEADER, Admitted
 from server.accounts.auth import AnyCaller
 from server.api.flow import Answer
-from server.errors import ImageStoreAway
+from server.errors import ImageStoreAway, RunWithdrawn
 from server.http.envelope import success
 from server.http.errors import ANSWERED, BadRequest, NotFound
 from server.http.response_headers import response_headers
@@ -88,8 +88,8 @@ def stream_run(
     async def work() -> bytes:
         try:
             body = await answer()
-        except GenerationCancelled as error:
-            return failed_body(error, run.limit)
+        except GenerationCancelled:
+            return failed_body(RunWithdrawn(), run.limit)
         except Exception as error:
             known = isinstance(error, ANSWERED)
             body = failed_body(error if known else _unforeseen(error), run.limit)

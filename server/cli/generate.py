@@ -194,6 +194,7 @@ def generate(
         settings = read_settings(
             model=model, model_revision=model_revision, device=device, dtype=dtype
         )
+    todo: list[Job] = []
     try:
         wanted = _wanted(inputs or [], jobs, texts, mask, output, f".{format}")
         if grid is not None and (problem := _grid_problem(grid)):
@@ -210,12 +211,19 @@ def generate(
     except NotMade as error:
         raise stop(str(error), error.status) from None
     except KeyboardInterrupt:
-        raise stop("stopped; what was written stays", STOPPED) from None
+        raise stop(_stopped(todo, overwrite), STOPPED) from None
     if grid is not None:
         statuses.append(_write_grid(grid, wanted))
     if any(statuses):
         # A fault of the server or of this machine weighs more than one of the input.
         raise typer.Exit(min(status for status in statuses if status))
+
+
+def _stopped(todo: Sequence[Job], overwrite: bool) -> str:
+    if len(todo) < 2:
+        return "stopped; nothing was written"
+    again = "" if overwrite else ", and the same command goes on from there"
+    return f"stopped; what was written stays{again}"
 
 
 def _wanted(

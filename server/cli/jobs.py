@@ -83,6 +83,8 @@ def rows_of_inputs(
         if not found:
             wrong.append(f"{pattern}: there is no such file")
         rows += [Row(name, Path(name), texts, mask) for name in found]
+    if os.path.isfile(texts.get("prompt", "")):  # noqa: PTH113  no text is too long for it
+        wrong.append(f"PROMPT: {texts['prompt']} is a file; the prompt comes last: 'a cat'")
     _raise(wrong + _unreadable(rows))
     return rows
 

@@ -116,8 +116,9 @@ class _Remote:
                 **fields,
             )
         except ImageToImageError as error:
+            where = "" if error.status else "; is a server there? `img2img serve` starts one"
             raise NotMade(
-                error.message, _exit_status(error), hopeless=_is_hopeless(error)
+                error.message + where, _exit_status(error), hopeless=_is_hopeless(error)
             ) from None
         remarks = [f"{name} had no effect on this server" for name in result.ignored_fields]
         if result.filtered:

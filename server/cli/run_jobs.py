@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from server.cli.jobs import Job
 from server.cli.maker import Maker, NotMade, by_server
@@ -46,12 +46,21 @@ class _Run:
         self._statuses: list[int] = []
 
     async def all(self, opening: AbstractAsyncContextManager[Maker], parallel: int) -> list[int]:
-        async with opening as maker, asyncio.TaskGroup() as group:
+        async with opening as maker, self._stopping(), asyncio.TaskGroup() as group:
             for _ in range(min(parallel, len(self._waiting))):
                 group.create_task(self._work(maker))
         if self._waiting:
             self._view.say(f"{len(self._waiting)} more were not tried: they would fail alike")
         return self._statuses
+
+    @asynccontextmanager
+    async def _stopping(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except asyncio.CancelledError:
+            # Of Ctrl+C. What the device has begun goes on to its end, which may take seconds.
+            self._view.say("stopping ...")
+            raise
 
     async def _work(self, maker: Maker) -> None:
         while self._waiting:

@@ -10,15 +10,7 @@ from contextlib import contextmanager
 from PIL import Image
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.style import Style
 from rich.text import Text
 
@@ -26,6 +18,21 @@ from server.cli.graphics import Inline, protocol_of, removal
 
 PREVIEW_COLUMNS = 40
 _REFRESHES = 8
+
+
+class _Counts(ProgressColumn):
+    """What is done of what, the time it took, and what is left as far as that is known."""
+
+    def render(self, task: Task) -> Text:
+        parts = [] if task.total is None else [f"{task.completed:.0f} of {task.total:.0f}"]
+        parts.append(_clock(task.elapsed or 0.0))
+        if task.time_remaining:
+            parts.append(f"{_clock(task.time_remaining)} left")
+        return Text(" · ".join(parts), style="progress.elapsed")
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
 class View:
@@ -46,9 +53,7 @@ class View:
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            _Counts(),
             console=self._console,
         )
         self._several = pictures > 1

@@ -47,6 +47,7 @@ from server.errors import (
     InvalidInput,
     ReservationLost,
     RunIdInUse,
+    RunWithdrawn,
     SafetyCheckHangs,
     StillRunning,
     TooManyAtOnce,
@@ -106,7 +107,7 @@ class NotFound(ApiError):
 
 
 class Conflict(ApiError):
-    """The Idempotency-Key stands for another request, or the first one still runs."""
+    """Another request has the Idempotency-Key or the run's id, or the run was withdrawn."""
 
     status = 409
 
@@ -179,6 +180,7 @@ API_ERRORS: Mapping[type[Exception], Callable[[Any, float], ApiError]] = {
     RunIdInUse: lambda *_: Conflict(
         "X-Run-Id: a run with it goes on; find it at /api/runs/", {"Retry-After": "1"}
     ),
+    RunWithdrawn: lambda *_: Conflict("X-Run-Id: the run was withdrawn"),
     # The accounts
     InsufficientCredits: lambda error, _: PaymentRequired(str(error)),
     TooManyAtOnce: lambda error, _: TooManyRequests(str(error), 1.0),

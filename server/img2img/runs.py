@@ -18,7 +18,7 @@ from typing import Any
 
 from pipelines.errors import GenerationCancelled
 from server.engine_service import Handle
-from server.errors import RunIdInUse
+from server.errors import RunIdInUse, RunWithdrawn
 from server.http.waiting import TimeLimit
 from server.img2img.image_store import ImageStore
 from server.img2img.service import Batch
@@ -143,14 +143,14 @@ class Runs:
     def open(self, identity: str, run_id: str, limit: TimeLimit) -> Iterator[Run]:
         """List a run while the block runs.
 
-        Raises RunIdInUse, or GenerationCancelled for one whose withdrawal came first.
+        Raises RunIdInUse, or RunWithdrawn for one whose withdrawal came first.
         """
         name = _name(identity, run_id)
         if name in self._running:
             raise RunIdInUse
         if name in self._early:
             del self._early[name]
-            raise GenerationCancelled("withdrawn")
+            raise RunWithdrawn
         run = self._running[name] = Run(name, limit, self.grace)
         try:
             yield run

@@ -95,11 +95,13 @@ export interface CallOptions extends RequestOptions {
 }
 
 export declare class ImageToImageError extends Error {
-  /** HTTP status; 0 where no answer came. */
+  /** HTTP status, of a stream that its last event tells; 0 where no answer came. */
   status: number;
   retryAfter: number | null;
   /** The connection was lost, or never was. */
   lost: boolean;
+  /** The run itself ended so: told by the last event of a stream. */
+  ended: boolean;
   requestId: string;
   fields: Record<string, string>;
   get mayRetry(): boolean;

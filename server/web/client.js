@@ -18,13 +18,14 @@ const BUSY = new Set([409, 429, 502, 503]);
 
 /** Why there is no picture. `fields` has the server's complaint by field name. */
 export class ImageToImageError extends Error {
-  constructor(message, { status = 0, retryAfter = null, lost = false, requestId = "" } = {}) {
+  constructor(message, { status = 0, retryAfter = null, lost = false, requestId = "", ended = false } = {}) {
     super(message);
     this.name = "ImageToImageError";
     this.status = status;
     this.retryAfter = retryAfter;
     this.lost = lost;
     this.requestId = requestId;
+    this.ended = ended;
     this.fields = fieldsOf(message);
   }
 
@@ -72,7 +73,8 @@ export class ImageToImage {
   async *stream(fields, { signal, idempotencyKey = newKey(), runId = "" } = {}) {
     const headers = { "Idempotency-Key": idempotencyKey, ...(runId ? { "X-Run-Id": runId } : {}) };
     yield* this.#events(signal, async (both, before) => {
-      const found = runId && before ? await this.#find(runId, both) : null;
+      // What has ended with an error is there to be found, but only a new request mends it.
+      const found = runId && before && !before.ended ? await this.#find(runId, both) : null;
       if (found && aboutAnswer(found).status !== 404) return found;
       return this.#ask(PATH, { method: "POST", headers, body: formOf(fields) }, both);
     });
@@ -80,7 +82,7 @@ export class ImageToImage {
 
   /** Yield what happens to a run that was begun with this id. Where it is gone: status 404. */
   async *watch(runId, { signal } = {}) {
-    yield* this.#events(signal, (both) => this.#find(runId, both));
+    yield* this.#events(signal, (both) => this.#find(runId, both), { begins: false });
   }
 
   /** Withdraw a run: "cancelled" (it is not charged), "finished" (too late), or "unknown". */
@@ -93,8 +95,9 @@ export class ImageToImage {
     return this.#ask(RUNS + runId, { cache: "no-store" }, signal);
   }
 
-  /** The events of what `open(signal, error before)` resolves to, opened anew as often as helps. */
-  async *#events(signal, open) {
+  /** The events of what `open(signal, error before)` resolves to, opened anew as often as helps; of
+   * what it only finds, not `begins`, an end is the end. */
+  async *#events(signal, open, { begins = true } = {}) {
     const ending = new AbortController();
     const both = signal ? AbortSignal.any([signal, ending.signal]) : ending.signal;
     let before = null;
@@ -107,7 +110,7 @@ export class ImageToImage {
           both.throwIfAborted();
           before = error;
           const wait = error.retryAfter ?? 2 ** attempt;
-          const again = error instanceof ImageToImageError && error.mayRetry;
+          const again = error instanceof ImageToImageError && error.mayRetry && (begins || !error.ended);
           if (!again || attempt >= this.retries || wait > this.maxWait) throw error;
           yield { type: "retry", seconds: wait, reason: error.message, status: error.status };
           await pause(wait, both);
@@ -140,8 +143,11 @@ export class ImageToImage {
     for await (const { name, data } of serverEvents(response.body, this.silence, signal)) {
       const value = JSON.parse(data);
       if (name === "result") {
-        if (value.code !== 0) throw new ImageToImageError(value.message, said);
-        yield { ...finished(value), ...said };
+        // The response's own status was 200 when it began, and its headers knew no price.
+        const { status = said.status, credits } = value;
+        if (value.code !== 0) throw new ImageToImageError(value.message, { ...said, status, ended: true });
+        const paid = credits && { creditsCharged: credits.charged, creditsRemaining: credits.remaining };
+        yield { ...finished(value), ...said, ...paid };
         return;
       }
       yield progress(name, value);

@@ -6,13 +6,15 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.server.server_process import ServerProcess
+from tests.server.server_process import ROOT, ServerProcess
 from tests.services import skip_or_fail
 
 NODE = shutil.which("node")
+CLIENT = ROOT / "server" / "web" / "client.js"
 SCRIPT = """
 import { createServer } from "node:http";
 import { readFileSync, writeFileSync } from "node:fs";
@@ -79,23 +81,98 @@ console.log(JSON.stringify({
 """
 
 
-@pytest.mark.slow("browser")
-def test_the_client_in_node(real_server: ServerProcess, tmp_path: Path) -> None:
+STREAMS = """
+import { createServer } from "node:http";
+import { ImageToImage } from "./client.mjs";
+
+const fields = { init_image: new Uint8Array([1]), prompt: "a house" };
+const failed = (status) => ({ code: -1, message: `told ${status}`, data: null, status });
+const credits = { charged: "0.4", remaining: "1.6" };
+const made = { code: 0, message: "success", data: { image: "aGk=", seed: 3 }, credits };
+
+/** What comes of `call(client)` where streams end with these envelopes; null cuts one. */
+async function told(envelopes, call) {
+  const asked = [];
+  const server = createServer((request, response) => {
+    asked.push(`${request.method} ${request.url.split("/").slice(0, 3).join("/")}`);
+    keys.add(request.headers["idempotency-key"]);
+    request.resume().on("end", () => {
+      const envelope = envelopes.shift();
+      response.writeHead(200, { "Content-Type": "text/event-stream" });
+      response.write('event: progress\\ndata: {"step":1,"steps":2,"queue_position":0}\\n\\n');
+      if (envelope) response.end(`event: result\\ndata: ${JSON.stringify(envelope)}\\n\\n`);
+      else setTimeout(() => response.destroy(), 20);
+    });
+  });
+  const keys = new Set();
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const client = new ImageToImage({ url: `http://127.0.0.1:${server.address().port}` });
+  const retries = [];
+  const end = await call(client, { onRetry: ({ status }) => retries.push(status) }).then(
+    ({ seed, status, creditsCharged, creditsRemaining }) =>
+      ({ seed, status, creditsCharged, creditsRemaining }),
+    ({ message, status, mayRetry, ended }) => ({ message, status, mayRetry, ended }),
+  );
+  server.close();
+  return { ...end, asked, retries, keys: keys.size };
+}
+
+const make = (client, options) => client.imageToImage(fields, options);
+const run = (client, options) => client.imageToImage(fields, { ...options, runId: "a".repeat(32) });
+const watch = async (client) => {
+  for await (const event of client.watch("a".repeat(32))) if (event.type === "result") return event;
+};
+console.log(JSON.stringify({
+  busy: await told([failed(503), made], make),
+  late: await told([failed(504), made], make),
+  cut: await told([null, made], run),
+  run: await told([failed(503), made], run),
+  withdrawn: await told([failed(409), made], run),
+  watched: await told([failed(503), made], watch),
+}));
+"""
+
+
+def in_node(script: str, url: str, folder: Path) -> dict[str, Any]:
+    """Return what a script prints that has the client, and the address, beside it."""
     if NODE is None:
         skip_or_fail("no Node is installed (Debian: apt-get install nodejs)")
-    (tmp_path / "client.mjs").write_bytes(real_server.get("/client.js").content)
-    (tmp_path / "in.png").write_bytes(real_server.get("/static/pictures/house.png").content)
-    script = tmp_path / "use.mjs"
-    script.write_text(SCRIPT)
+    shutil.copy(CLIENT, folder / "client.mjs")
+    (folder / "use.mjs").write_text(script)
     done = subprocess.run(
-        [NODE, script, real_server.url],
-        cwd=tmp_path,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=120,
+        [NODE, "use.mjs", url], cwd=folder, capture_output=True, encoding="utf-8", timeout=120
     )
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+    said: dict[str, Any] = json.loads(done.stdout)
+    return said
+
+
+def test_an_error_in_a_stream_has_its_own_status(tmp_path: Path) -> None:
+    """The response was 200 when it began: what counts is what its last event says."""
+    said = in_node(STREAMS, "", tmp_path)
+    post, get = "POST /api/generate", "GET /api/runs"
+    made = {"seed": 3, "status": 200, "creditsCharged": "0.4", "creditsRemaining": "1.6"}
+    again = {"asked": [post, post], "retries": [503], "keys": 1}
+    assert said["busy"] == made | again
+    # A run that has ended so is begun anew, one whose connection was lost is found.
+    assert said["run"] == made | again
+    assert said["cut"] == made | {"asked": [post, get], "retries": [0], "keys": 2}
+
+    def ended(status: int, asked: str, may_retry: bool = False) -> dict[str, Any]:
+        error = {"message": f"told {status}", "status": status, "mayRetry": may_retry}
+        return error | {"ended": True, "asked": [asked], "retries": [], "keys": 1}
+
+    assert said["late"] == ended(504, post)
+    assert said["withdrawn"] == ended(409, post)
+    # Who only watches is told the same however often they ask.
+    assert said["watched"] == ended(503, get, may_retry=True)
+
+
+@pytest.mark.slow("browser")
+def test_the_client_in_node(real_server: ServerProcess, tmp_path: Path) -> None:
+    assert real_server.get("/client.js").content == CLIENT.read_bytes()
+    (tmp_path / "in.png").write_bytes(real_server.get("/static/pictures/house.png").content)
+    said = in_node(SCRIPT, real_server.url, tmp_path)
     assert said["seed"] == 7
     assert said["steps"][-1] == [10, 10]
     assert said["previews"] > 0

@@ -219,5 +219,11 @@ def test_a_hostile_text_stays_text(visitor: Visitor) -> None:
         {"name": "broken.png", "mimeType": "image/png", "buffer": broken}
     )
     visitor.page.locator("#picture-note", has_text="cannot show PNG").wait_for()
+    # What would take the square of its length to read, and what swells to gigabytes.
+    drop(visitor, png({"parameters": "a cat\nSteps: 20, " + "a a " * 100_000}), "long.png")
+    zeros = "\0" * 3_000_000
+    bomb = png({f"key{number}": zeros for number in range(60)}, zipped=True)
+    drop(visitor, bomb, "bomb.png")
+    visitor.page.locator("#stage-note", has_text="bomb.png").wait_for()
     assert visitor.page.evaluate("window.evil") is None
     assert visitor.complaints == []

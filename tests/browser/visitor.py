@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 GENERATE = "/api/generate/basic/imageToImage"
 QUICK = {"steps": "10", "image_strength": "0.5"}
+STREAM = {"Content-Type": "text/event-stream"}
+CUT = (
+    'event: progress\ndata: {"step":1,"steps":5,"evaluation":1,"evaluations":5,'
+    '"queue_position":0}\n\n'
+)
+"""A stream that ends before its result."""
 
 
 class Visitor:
@@ -75,7 +82,7 @@ class Visitor:
 
     def result(self) -> None:
         """Wait for the result beside its input."""
-        self.page.locator("#result-actions").wait_for()
+        self.page.locator("#result-actions").wait_for(timeout=120_000)
 
     def downloaded(self) -> bytes:
         """Download the result that is shown."""
@@ -85,6 +92,20 @@ class Visitor:
 
     def seed_shown(self) -> str:
         return self.page.locator("#use-seed").inner_text().removeprefix("Seed ")
+
+    def fulfil_once(self, answer: Callable[[Any], None]) -> list[str]:
+        """Answer the next request for a picture by `answer`; the list has all Idempotency-Keys."""
+        keys: list[str] = []
+
+        def handle(route: Any) -> None:
+            keys.append(route.request.headers["idempotency-key"])
+            if len(keys) == 1:
+                answer(route)
+            else:
+                route.continue_()
+
+        self.page.route(f"**{GENERATE}", handle)
+        return keys
 
     def screenshot(self, name: str) -> None:
         """Keep a picture of the page where SCREENSHOTS names a folder."""

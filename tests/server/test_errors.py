@@ -28,6 +28,7 @@ from server.errors import (
     InvalidInput,
     ReservationLost,
     RunIdInUse,
+    RunWithdrawn,
     SafetyCheckHangs,
     StillRunning,
     TooManyAtOnce,
@@ -54,6 +55,7 @@ ROWS: list[tuple[Exception, int, str, dict[str, str]]] = [
     (ReservationLost(), 503, "the credits held", {"Retry-After": "1"}),
     (DatabaseAway(), 503, "the accounts cannot be reached", {"Retry-After": "5"}),
     (RunIdInUse(), 409, "X-Run-Id: a run with it goes on", {"Retry-After": "1"}),
+    (RunWithdrawn(), 409, "X-Run-Id: the run was withdrawn", {}),
     (ImageStoreAway(), 503, "images cannot be kept for an address", {"Retry-After": "5"}),
     (BadRequest("as it is"), 400, "as it is", {}),
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
+from img2img_client import ImageToImageError
 from pipelines.errors import GenerationFailed
 from server.cli.jobs import Job
 from server.cli.main import app
@@ -158,6 +161,7 @@ def test_all_that_is_wrong_with_a_list_is_said_before_any_work(
         ),
         (["--jobs", "long.csv"], "long.csv line 2: has more values than the head has names"),
         (["in/a.png", "a", "--url", "localhost"], "--url: localhost does not start with http"),
+        (["in/a.png", "in/b.png"], "PROMPT: in/b.png is a file; the prompt comes last"),
     ],
 )
 def test_what_cannot_be_done_exits_with_2(
@@ -233,6 +237,43 @@ def test_what_a_server_refuses(
     assert f"a.png: {message}" in result.stderr
     assert len(server.asked) == tried
     assert ("1 more were not tried" in result.stderr) == (tried == 1)
+
+
+def test_where_no_server_is_it_is_said_what_starts_one(folder: Path) -> None:
+    with fake_server() as server:
+        pass
+    # The client's tries are its own matter, and take seconds.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("img2img_client.client._Tries.wait", _give_up)
+        result = runner.invoke(app, ["generate", "in/a.png", "a", "--url", server.url])
+    assert result.exit_code == 1
+    assert "no answer; is a server there? `img2img serve` starts one" in result.stderr
+
+
+def _give_up(*_: object) -> float:
+    raise ImageToImageError("no answer")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["in/a.png"], "stopped; nothing was written"),
+        (["in/*.png"], "stopped; what was written stays, and the same command goes on from there"),
+        (["in/*.png", "--overwrite"], "stopped; what was written stays"),
+    ],
+)
+def test_ctrl_c_is_answered_at_once_and_says_what_there_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    async def make(*_: object) -> FinishedImage:
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    monkeypatch.setattr("server.cli.in_process._Own._make", make)
+    result = runner.invoke(app, ["generate", *arguments, "a"])
+    assert result.exit_code == 130
+    assert result.stderr.splitlines() == ["stopping ...", said]
 
 
 def test_several_are_asked_for_at_the_same_time(folder: Path) -> None:

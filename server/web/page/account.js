@@ -1,9 +1,14 @@
 /** The API key, kept in this tab, and what it has. */
 
-import { $, note } from "./dom.js";
+import { $, note, sentence } from "./dom.js";
 import { tab } from "./store.js";
 
 const KEY = "img2img.key";
+
+/** What is wrong with the key, for someone at the page: the server's words are for programs. */
+export function keyProblem(hasKey) {
+  return hasKey ? "This server does not know the API key." : "This server asks for an API key.";
+}
 
 export class Account extends EventTarget {
   /** @param client an ImageToImage, whose key is set here */
@@ -54,7 +59,7 @@ export class Account extends EventTarget {
         ? `${account.credits.balance} credits`
         : this.client.key ? account.name : "API key";
     } catch (error) {
-      problem = error.message;
+      problem = error.status === 401 ? keyProblem(Boolean(this.client.key)) : sentence(error.message);
       this.credits = null;
       this.needsKey = error.status === 401;
       $("key-button").textContent = this.needsKey ? "Key needed" : "API key";

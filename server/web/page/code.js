@@ -8,6 +8,9 @@ const quoted = (text) => JSON.stringify(text);
 /** A plain name in this folder, whatever the picture was called. */
 const plain = (name) => name.replace(/[^\w.-]+/g, "_").replace(/^[.-]+/, "") || "input.png";
 
+/** What has to lie beside the code: only the names are known here. */
+const needed = (files) => `in a folder that has ${files.map(([, name]) => name).join(" and ")}`;
+
 /** Code for the fields `{name: text}`, files `{name: file name}` at the server's `base` URL. */
 export function codeFor(language, base, fields, files, needsKey) {
   const named = Object.entries(files).map(([field, name]) => [field, plain(name)]);
@@ -16,7 +19,7 @@ export function codeFor(language, base, fields, files, needsKey) {
 
 const WRITERS = {
   curl(url, fields, files, needsKey) {
-    const lines = [`curl --fail-with-body -sS ${shell(url)}`];
+    const lines = [`# ${needed(files)}\ncurl --fail-with-body -sS ${shell(url)}`];
     if (needsKey) lines.push('-H "Authorization: $API_KEY"');
     for (const [name, file] of files) lines.push(`-F ${shell(`${name}=@${file}`)}`);
     // Not -F, which reads a file where a value begins with @ or <.
@@ -25,7 +28,8 @@ const WRITERS = {
   },
 
   python(url, fields, files, needsKey) {
-    return `import base64
+    return `# ${needed(files)}
+import base64
 ${needsKey ? "import os\n" : ""}
 import requests
 
@@ -47,7 +51,7 @@ print("seed", answer["data"]["seed"])
   },
 
   javascript(url, fields, files, needsKey) {
-    return `// Node 20 or later; in a browser take the File of an <input type="file"> instead of openAsBlob.
+    return `// Node 20 or later, ${needed(files)}; in a browser take the File of an <input type="file"> instead of openAsBlob.
 import { openAsBlob } from "node:fs";
 import { writeFile } from "node:fs/promises";
 
@@ -66,6 +70,7 @@ console.log("seed", data.seed);
 
   php(url, fields, files, needsKey) {
     return `<?php
+// ${needed(files)}
 $curl = curl_init(${php(url)});
 curl_setopt_array($curl, [
     CURLOPT_RETURNTRANSFER => true,${needsKey ? "\n    CURLOPT_HTTPHEADER => ['Authorization: ' . getenv('API_KEY')]," : ""}

@@ -22,6 +22,11 @@ export function evaluations(steps, strength, sampler) {
 /** Seconds by what runs in this browser have taken, so nothing is said before the first one. */
 export class Speed {
   constructor(model) {
+    this.of(model);
+  }
+
+  /** Go by this model's runs; it has no name until it is loaded. */
+  of(model) {
     this.model = model ?? "";
     const kept = local.get(KEY);
     this.rate = kept?.model === this.model ? kept.rate : null;
@@ -35,6 +40,30 @@ export class Speed {
 
   seconds(pixels, count) {
     return this.rate === null ? null : this.rate * pixels * (count + 2);
+  }
+}
+
+/** What a click costs, in words. */
+export class Costs {
+  /** @param about the server's description of itself @param account the Account */
+  constructor(about, speed, account) {
+    this.about = about;
+    this.speed = speed;
+    this.account = account;
+  }
+
+  /** Credits, where the key has any, and seconds for a picture of each of these values. */
+  of(all, size) {
+    if (!size) return "";
+    const sum = (each) => all.reduce((total, values) => total + each(values), 0);
+    const parts = [];
+    if (this.account.credits) {
+      parts.push(`${creditsText(sum(({ steps }) => price(this.about.price, size.width, size.height, Number(steps))))} credits`);
+    }
+    const count = ({ steps, image_strength: strength, sampler }) => evaluations(Number(steps), Number(strength), sampler);
+    const seconds = sum((values) => this.speed.seconds(size.width * size.height, count(values)) ?? NaN);
+    if (!Number.isNaN(seconds)) parts.push(`~${duration(seconds)}`);
+    return parts.join(" · ");
   }
 }
 

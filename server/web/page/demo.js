@@ -25,19 +25,29 @@ export function showDemo(demo, form) {
 
   /** Put a word in the place of one of its group, or at the place it has in "a red house on grass". */
   function take(word, group) {
-    form.set("prompt", placed(form.get("prompt").trim(), word, group, groups));
+    const prompt = form.get("prompt").trim();
+    if (group !== groups.backgrounds) form.set("prompt", placed(prompt, word, group, groups));
+    else {
+      const there = backgrounds.map(place).find((one) => one.test(prompt));
+      form.set("prompt", there ? prompt.replace(there, word) : `${prompt} ${word}`.trim());
+    }
   }
 }
 
-/** A background as prompts say it. */
+/** A background as prompts say it, in the words that the model was taught by. */
 function phrase(background) {
-  return { night: "at night", sunset: "at sunset" }[background] ?? `on ${background}`;
+  const phrases = {
+    sky: "in the sky", night: "at night", grass: "on the grass", desert: "in the desert",
+    ocean: "on the ocean", snow: "on snow", sunset: "at sunset", plain: "on a plain background",
+  };
+  return phrases[background] ?? `on ${background}`;
 }
+
+const place = (background) => new RegExp(`\\b(?:on|in|at)(?: (?:a|an|the))? ${background}(?: background)?\\b`);
 
 function placed(prompt, word, group, groups) {
   const own = group.find((other) => new RegExp(`\\b${other}\\b`).test(prompt));
   if (own) return prompt.replace(new RegExp(`\\b${own}\\b`), word);
-  if (group === groups.backgrounds) return `${prompt} ${word}`.trim();
   const article = /^[aeiou]/.test(word) ? "an" : "a";
   if (group === groups.colours) {
     const thing = groups.things.find((other) => new RegExp(`\\b${other}\\b`).test(prompt));

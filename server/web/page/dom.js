@@ -21,6 +21,12 @@ export function note(element, text) {
   element.hidden = !text;
 }
 
+/** A text as a sentence, with its capital and its stop. */
+export function sentence(text) {
+  const whole = text.trim().replace(/^\p{Ll}/u, (first) => first.toUpperCase());
+  return /[.!?…]$/.test(whole) ? whole : `${whole}.`;
+}
+
 /** Tell a screen reader, politely. */
 export function announce(text) {
   $("status").textContent = text;

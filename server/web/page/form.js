@@ -58,10 +58,10 @@ export class Form extends EventTarget {
     for (const name of this.controls.keys()) if (name in values) this.set(name, values[name]);
   }
 
-  /** All values as the server has them by default, the texts left alone. */
+  /** All values as the server has them by default, prompts and size left alone. */
   reset() {
     for (const [name, field] of this.fields) {
-      if (!["prompt", "width", "height"].includes(name)) this.set(name, field.standard);
+      if (!["prompt", "negative_prompt", "width", "height"].includes(name)) this.set(name, field.standard);
     }
   }
 
@@ -98,11 +98,12 @@ export class Form extends EventTarget {
     return true;
   }
 
-  /** Show a field, wherever it is folded away. */
+  /** Show a field with its problem, wherever it is folded away. */
   focus(name) {
-    const { element, place } = this.controls.get(name);
+    const { element, place, problem } = this.controls.get(name);
     for (let fold = place.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
     element.focus();
+    problem.scrollIntoView({ block: "nearest" });
   }
 }
 
@@ -149,7 +150,7 @@ function buildNumber(field, place, changed) {
   const element = el("input", { type: "text", inputmode: "decimal", id: field.name, class: "number", autocomplete: "off" });
   const slider = el("input", { type: "range", min, max, step, "aria-label": `${field.label}, slider`, autocomplete: "off" });
   element.addEventListener("input", () => {
-    if (Number.isFinite(Number(element.value))) slider.value = element.value;
+    if (Number.isFinite(Number(element.value))) slider.value = element.value.trim() === "" ? field.standard : element.value;
     changed();
   });
   slider.addEventListener("input", () => {

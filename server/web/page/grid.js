@@ -1,6 +1,7 @@
 /** The grid: pictures that differ in one or two settings, made together, kept one by one. */
 
 import { randomSeed } from "../../client.js";
+import { keyProblem } from "./account.js";
 import { axisValues, exampleOf } from "./axis.js";
 import { $, announce, download, el } from "./dom.js";
 import { gridPicture } from "./grid_picture.js";
@@ -80,7 +81,7 @@ export class Grid {
   /** Show what a click would make and cost. */
   show() {
     const axes = this.#read();
-    this.go.disabled = !axes || this.running;
+    this.go.disabled = !axes;
     if (!axes) {
       this.cost.textContent = "";
       return;
@@ -89,7 +90,10 @@ export class Grid {
     const missing = this.#sameAs(axes) ? this.plan.cells.filter(({ record }) => !record).length : 0;
     const some = missing > 0 && missing < cells.length;
     this.go.textContent = some ? `Make the missing ${missing}` : `Make ${cells.length} picture${cells.length === 1 ? "" : "s"}`;
-    this.cost.textContent = this.page.costOf(cells.map(({ values }) => ({ ...this.page.form.values(), ...values })));
+    const wanted = some || this.running ? this.plan.cells.filter(({ record }) => !record) : cells;
+    const common = this.running ? this.plan.values : this.page.form.values();
+    const cost = this.page.costs.of(wanted.map(({ values }) => ({ ...common, ...values })), this.page.sizes.size);
+    this.cost.textContent = cost && this.running ? `${cost} left` : cost;
   }
 
   #sameAs(axes) {
@@ -97,22 +101,24 @@ export class Grid {
   }
 
   #key(axes) {
-    return JSON.stringify([axes.map(({ field, values }) => [field?.name, values]), this.page.form.values(), this.page.picture?.id]);
+    return JSON.stringify([axes.map(({ field, values }) => [field?.name, values]), this.page.form.values(), this.page.input.picture?.id, this.page.input.masks.version]);
   }
 
   /** Make all cells, or those that are missing of the same grid. */
   async run() {
     const axes = this.#read();
-    if (!axes || this.running || !this.page.ready()) return;
+    if (!axes || this.running || !this.page.making.ready()) return;
     if (!this.#sameAs(axes) || this.plan.cells.every(({ record }) => record)) this.#draw(axes);
     const aborter = (this.aborter = new AbortController());
     this.#state();
-    const mask = await this.page.masks.file();
+    // All cells start from the same, whatever is done to the input meanwhile.
+    const from = this.page.making.start();
+    const mask = await this.page.input.masks.file();
     const waiting = this.plan.cells.filter(({ record }) => !record);
     const limit = this.page.account.concurrency ?? AT_ONCE;
     const work = async () => {
       for (let cell = waiting.shift(); cell && this.aborter === aborter; cell = waiting.shift()) {
-        await this.#make(cell, mask, aborter.signal);
+        await this.#make(cell, from, mask, aborter.signal);
       }
     };
     await Promise.all(Array.from({ length: Math.min(AT_ONCE, limit) }, work));
@@ -136,19 +142,19 @@ export class Grid {
     this.page.runs.add(job, true);
     try {
       for await (const event of this.page.client.watch(job.id)) {
-        if (event.type === "result") await this.page.keep(job, event, false);
+        if (event.type === "result") await this.page.making.keep(job, event, false);
       }
     } catch {
       // It is gone: the grid makes it again.
     }
-    this.page.letGo(job.id);
+    this.page.making.letGo(job.id);
   }
 
-  async #make(cell, mask, signal) {
+  async #make(cell, from, mask, signal) {
     const { place } = cell;
     const say = (text) => place.replaceChildren(text);
     say("Waiting");
-    const job = this.page.job(cell.seed, mask, { ...this.page.form.values(), ...this.plan.values, ...cell.values, seed: String(cell.seed) });
+    const job = this.page.making.job(cell.seed, mask, { ...this.plan.values, ...cell.values, seed: String(cell.seed) }, from);
     delete job.fields.previews;
     cell.run = job.id;
     this.page.runs.add(job, true);
@@ -160,13 +166,17 @@ export class Grid {
         onRetry: ({ reason }) => current() && say(reason),
       });
       // Also one that was finished as it was cancelled: it is paid for.
-      cell.record = await this.page.keep(job, result, false);
+      cell.record = await this.page.making.keep(job, result, false);
       const image = el("img", { alt: cell.label, src: URL.createObjectURL(cell.record.thumbnail) });
-      place.replaceChildren(el("button", { type: "button", "aria-label": `Show ${cell.label}`, onclick: () => this.page.open(cell.record) }, image));
-      this.page.letGo(job.id);
+      place.replaceChildren(el("button", { type: "button", "aria-label": `Show ${cell.label}`, onclick: () => this.page.shown.open(cell.record) }, image));
+      this.page.making.letGo(job.id);
     } catch (error) {
       this.page.runs.remove(job.id);
       if (current()) place.replaceChildren(el("span", { class: "problem" }, error.message));
+      if (current() && error.status === 401) {
+        this.cancel(); // The others would meet the same.
+        this.page.account.ask(keyProblem(Boolean(this.page.client.key)));
+      }
     }
     cell.run = null;
     this.#state();
@@ -198,6 +208,7 @@ export class Grid {
     const cells = this.plan?.cells ?? [];
     const made = cells.filter(({ record }) => record).length;
     this.stop.hidden = !this.running;
+    this.go.hidden = this.running;
     this.save.hidden = made === 0 || this.running;
     this.said.textContent = cells.length ? `${made} of ${cells.length} made` : "";
     if (!this.running) announce(this.said.textContent);

@@ -2,13 +2,13 @@
 
 const ascii = (bytes, from, length) => String.fromCharCode(...bytes.subarray(from, from + length));
 
-/** `{type, width, height}` of a file's bytes, sides null where they are not known; null for what is
- * no picture that the server takes. */
+/** `{type, width, height, alpha}` of a file's bytes, sides null where they are not known; `alpha` where
+ * it is made for transparent parts; null for what is no picture that the server takes. */
 export function pictureHead(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   try {
     if (ascii(bytes, 1, 3) === "PNG" && bytes[0] === 0x89) {
-      return { type: "PNG", width: view.getUint32(16), height: view.getUint32(20) };
+      return { type: "PNG", width: view.getUint32(16), height: view.getUint32(20), alpha: bytes[25] >= 4 };
     }
     if (bytes[0] === 0xff && bytes[1] === 0xd8) return { type: "JPEG", ...jpegSize(view) };
     if (/^GIF8[79]a$/.test(ascii(bytes, 0, 6))) {
@@ -27,10 +27,21 @@ export function pictureHead(bytes) {
   if (["II*\0", "MM\0*"].includes(ascii(bytes, 0, 4))) return { type: "TIFF", ...unknown };
   if (ascii(bytes, 4, 4) === "ftyp") {
     const brand = ascii(bytes, 8, 4);
-    if (/^avi[fs]$/.test(brand)) return { type: "AVIF", ...unknown };
-    if (/^(hei[cmsx]|hev[cmsx]|mif1|msf1)$/.test(brand)) return { type: "HEIC", ...unknown };
+    if (/^avi[fs]$/.test(brand)) return { type: "AVIF", ...largestItem(bytes, view) };
+    if (/^(hei[cmsx]|hev[cmsx]|mif1|msf1)$/.test(brand)) return { type: "HEIC", ...largestItem(bytes, view) };
   }
   return null;
+}
+
+/** The largest size that an "ispe" box of a HEIF file tells: it has one for each picture in it. */
+function largestItem(bytes, view) {
+  let largest = { width: null, height: null };
+  for (let at = bytes.indexOf(0x69, 12); at > 0 && at + 16 <= bytes.length; at = bytes.indexOf(0x69, at + 1)) {
+    if (ascii(bytes, at, 4) !== "ispe") continue;
+    const [width, height] = [view.getUint32(at + 8), view.getUint32(at + 12)];
+    if (width * height > largest.width * largest.height) largest = { width, height };
+  }
+  return largest;
 }
 
 function jpegSize(view) {
@@ -49,10 +60,10 @@ function jpegSize(view) {
 
 function webpSize(view, kind) {
   const uint24 = (at) => view.getUint16(at, true) | (view.getUint8(at + 2) << 16);
-  if (kind === "VP8X") return { width: uint24(24) + 1, height: uint24(27) + 1 };
+  if (kind === "VP8X") return { width: uint24(24) + 1, height: uint24(27) + 1, alpha: (view.getUint8(20) & 0x10) !== 0 };
   if (kind === "VP8L") {
     const bits = view.getUint32(21, true);
-    return { width: (bits & 0x3fff) + 1, height: ((bits >> 14) & 0x3fff) + 1 };
+    return { width: (bits & 0x3fff) + 1, height: ((bits >> 14) & 0x3fff) + 1, alpha: (bits & (1 << 28)) !== 0 };
   }
   return { width: view.getUint16(26, true) & 0x3fff, height: view.getUint16(28, true) & 0x3fff };
 }

@@ -2,30 +2,29 @@
 
 import { $, el } from "./dom.js";
 
-/** Connect all of them to the page. */
-export async function intake(page) {
+/** Connect all of them to the Input. */
+export function intake(input) {
   const file = $("file");
   const pick = () => file.click();
   $("pick").addEventListener("click", pick);
   $("change-picture").addEventListener("click", pick);
   file.addEventListener("change", () => {
-    takeFirst(page, [...file.files]);
+    takeFirst(input, [...file.files]);
     file.value = "";
   });
-  dropping(page);
+  dropping(input);
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files ?? [])];
     const text = event.clipboardData?.getData("text/plain");
     const typing = event.target.closest?.("textarea, input");
     if (!files.length || (typing && text)) return;
     event.preventDefault();
-    takeFirst(page, files);
+    takeFirst(input, files);
   });
-  $("noise").addEventListener("click", () => fromServer(page, "blank.png", "noise", {}));
-  await samples(page);
+  $("noise").addEventListener("click", () => fromServer(input, "blank.png", "noise"));
 }
 
-function dropping(page) {
+function dropping(input) {
   const files = (event) => event.dataTransfer?.types.includes("Files");
   let depth = 0;
   const mark = (by) => {
@@ -43,28 +42,34 @@ function dropping(page) {
     if (!files(event)) return;
     event.preventDefault();
     mark(0);
-    takeFirst(page, [...event.dataTransfer.files]);
+    takeFirst(input, [...event.dataTransfer.files]);
   });
 }
 
-async function takeFirst(page, files) {
+async function takeFirst(input, files) {
   if (!files.length) return;
   const [first, ...others] = files;
-  await page.take(first, first.name || "pasted.png", "file");
-  if (others.length) page.addInputNote(`Not taken: ${others.map(({ name }) => name).join(", ")}.`);
+  await input.take(first, first.name || "pasted.png", "file");
+  if (others.length) input.addNote(`Not taken: ${others.map(({ name }) => name).join(", ")}.`);
 }
 
-async function fromServer(page, file, kind, details) {
-  const response = await fetch(new URL(`static/pictures/${file}`, document.baseURI));
-  await page.take(await response.blob(), file, kind, details);
+const shipped = (file) => fetch(new URL(`static/pictures/${file}`, document.baseURI));
+
+/** Take a picture that the server ships; return whether it came. */
+async function fromServer(input, file, kind) {
+  const response = await shipped(file).catch(() => null);
+  if (response?.ok) await input.take(await response.blob(), file, kind);
+  else input.complain(`${file} did not come: the server cannot be reached.`);
+  return Boolean(response?.ok);
 }
 
-async function samples(page) {
-  const response = await fetch(new URL("static/pictures/samples.json", document.baseURI));
-  for (const { file, shows, prompt, width, height } of await response.json()) {
+/** Show the samples; without them the page is none the worse. */
+export async function samples(input) {
+  const list = await shipped("samples.json").then((response) => response.json()).catch(() => []);
+  for (const { file, shows, prompt, width, height } of list) {
     const take = async () => {
-      await fromServer(page, file, "sample", {});
-      if (page.form.get("prompt").trim() === "") page.form.set("prompt", prompt);
+      const empty = input.form.get("prompt").trim() === "";
+      if (await fromServer(input, file, "sample") && empty) input.form.set("prompt", prompt);
     };
     $("samples").append(
       el("li", {}, el("button", { type: "button", onclick: take, title: shows },

@@ -12,6 +12,7 @@ export class MaskEditor extends EventTarget {
   constructor() {
     super();
     this.mask = null;
+    this.version = 0;
     this.tool = "brush";
     this.size = { brush: 50, eraser: 50 };
     this.zoom = { scale: 1, x: 0, y: 0 };
@@ -64,18 +65,24 @@ export class MaskEditor extends EventTarget {
       this.#paint();
     } else if (this.isOpen) this.toggle(false);
     this.canvas.hidden = !this.mask;
+    this.version += 1;
     this.#show();
+  }
+
+  /** Whether there is a mask, so that only what it covers is made anew. */
+  get painted() {
+    return Boolean(this.mask && !this.mask.empty);
   }
 
   /** The mask as a black and white PNG, or null where nothing is painted. */
   async file() {
-    if (!this.mask || this.mask.empty) return null;
+    if (!this.painted) return null;
     const { width, height } = this.mask.picture;
     return greyPng(this.mask.pixels(), width, height);
   }
 
   get kept() {
-    return this.mask && !this.mask.empty ? this.mask.kept() : null;
+    return this.painted ? this.mask.kept() : null;
   }
 
   // Tools
@@ -123,7 +130,7 @@ export class MaskEditor extends EventTarget {
     this.slider.disabled = !size;
     $("mask-undo").disabled = !this.mask?.past.length;
     $("mask-redo").disabled = !this.mask?.future.length;
-    const painted = Boolean(this.mask && !this.mask.empty);
+    const { painted } = this;
     $("mask-open").textContent = painted ? "Mask ●" : "Mask";
     $("mask-open").title = painted ? "Only what is painted is made anew" : "Paint what is to be made anew";
     this.desk.dataset.tool = this.tool;
@@ -157,6 +164,11 @@ export class MaskEditor extends EventTarget {
     if (!this.mask) return;
     change(this.mask);
     this.#paint();
+    this.#touched();
+  }
+
+  #touched() {
+    this.version += 1;
     this.#show();
     this.changed();
   }
@@ -261,8 +273,7 @@ export class MaskEditor extends EventTarget {
     if (this.last?.id !== event.pointerId) return;
     this.last = null;
     this.mask.end();
-    this.#show();
-    this.changed();
+    this.#touched();
   }
 
   #abandon() {

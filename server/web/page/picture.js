@@ -17,13 +17,19 @@ export async function readPicture(blob, name, kind, maxBytes) {
     const taken = (maxBytes / 2 ** 20).toFixed(0);
     throw new NotTaken(`${name} has ${(blob.size / 2 ** 20).toFixed(1)} MiB; up to ${taken} MiB are taken.`);
   }
-  const head = pictureHead(new Uint8Array(await blob.slice(0, HEAD_BYTES).arrayBuffer()));
+  const bytes = await blob.arrayBuffer().catch(() => {
+    throw new NotTaken(`${name} cannot be read: is it a folder, or was it moved?`);
+  });
+  const head = pictureHead(new Uint8Array(bytes, 0, Math.min(bytes.byteLength, HEAD_BYTES)));
   if (!head) throw new NotTaken(`${name} is no picture that can be used; ${TAKEN} are taken.`);
   if (head.width * head.height > MOST_PIXELS) {
     throw new NotTaken(`${name} is ${head.width} × ${head.height}; up to 100 megapixels are taken.`);
   }
-  const size = await shownSize(blob);
-  return { id: newKey(), blob, name, kind, type: head.type, width: null, height: null, ...size };
+  // A copy: the file itself may be changed or gone by the time that it is sent.
+  const copy = new Blob([bytes], { type: blob.type });
+  const size = await shownSize(copy);
+  const { type, alpha = false } = head;
+  return { id: newKey(), blob: copy, name, kind, type, alpha, width: null, height: null, ...size };
 }
 
 /** Upright width and height as the browser shows them (EXIF applied), or null. */

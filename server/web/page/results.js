@@ -1,6 +1,7 @@
 /** The strip of results, kept over reloads. */
 
 import { $, el, note } from "./dom.js";
+import { MOST_RESULTS } from "./store.js";
 
 export class Results {
   /** @param pictures the store @param onOpen called with the record that is chosen */
@@ -9,7 +10,9 @@ export class Results {
     this.onOpen = onOpen;
     this.records = new Map();
     this.current = null;
+    this.gone = [];
     $("clear-results").addEventListener("click", () => this.clear());
+    $("undo-delete").addEventListener("click", () => this.undo());
   }
 
   async load() {
@@ -19,16 +22,17 @@ export class Results {
   }
 
   get latest() {
-    return [...this.records.values()].at(-1) ?? null;
+    return [...this.records.values()].sort((a, b) => a.at - b.at).at(-1) ?? null;
   }
 
   async add(record, input, current = true) {
     this.#show(record);
     if (current) this.mark(record.id);
-    const dropped = await this.pictures.addResult(record, input);
+    const { dropped, full } = await this.pictures.addResult(record, input);
     for (const id of dropped) this.#remove(id);
     if (dropped.length) {
-      note($("storage-note"), `Storage is full: the oldest ${dropped.length === 1 ? "result was" : `${dropped.length} results were`} dropped.`);
+      const oldest = `the oldest ${dropped.length === 1 ? "result was" : `${dropped.length} results were`} dropped.`;
+      note($("storage-note"), full ? `Storage is full: ${oldest}` : `${MOST_RESULTS} results are kept: ${oldest}`);
     }
     this.#count();
   }
@@ -44,8 +48,10 @@ export class Results {
       el("button", { type: "button", class: "delete", "aria-label": `Delete result: ${title}`, title: "Delete", onclick: () => this.delete(record.id) }, "×"),
     );
     item.dataset.url = url;
+    item.dataset.at = record.at;
     this.records.set(record.id, record);
-    $("strip").prepend(item);
+    const older = [...$("strip").children].find(({ dataset }) => Number(dataset.at) <= record.at);
+    $("strip").insertBefore(item, older ?? null);
   }
 
   #remove(id) {
@@ -58,8 +64,10 @@ export class Results {
   }
 
   #count() {
-    $("strip-section").hidden = this.records.size === 0;
+    $("strip-section").hidden = this.records.size === 0 && this.gone.length === 0;
     $("strip-title").textContent = `Results (${this.records.size})`;
+    $("clear-results").hidden = this.records.size === 0;
+    $("undo-delete").hidden = this.gone.length === 0;
   }
 
   /** Mark the result that is shown. */
@@ -68,16 +76,31 @@ export class Results {
     for (const item of $("strip").children) item.classList.toggle("current", item.id === `result-${id}`);
   }
 
+  /** Delete a result; the last deletion can be undone. */
   async delete(id) {
-    this.#remove(id);
-    this.#count();
+    await this.#take([this.records.get(id)]);
     await this.pictures.deleteResult(id);
   }
 
   async clear() {
     if (!window.confirm(`Delete all ${this.records.size} results?`)) return;
-    for (const id of [...this.records.keys()]) this.#remove(id);
-    this.#count();
+    await this.#take([...this.records.values()]);
     await this.pictures.clearResults();
+  }
+
+  async #take(records) {
+    const inputs = new Map();
+    for (const { input } of records) if (!inputs.has(input)) inputs.set(input, await this.pictures.input(input));
+    this.gone = records.map((record) => ({ record, input: inputs.get(record.input) }));
+    for (const { id } of records) this.#remove(id);
+    this.#count();
+  }
+
+  /** Bring back what was deleted last. */
+  async undo() {
+    const back = this.gone;
+    this.gone = [];
+    for (const { record, input } of back) await this.add(record, input, false);
+    this.mark(this.current);
   }
 }

@@ -1,8 +1,9 @@
 /** One run: from the click to the picture in hand, a cancel or an error. */
 
 import { ImageToImageError } from "../../client.js";
+import { keyProblem } from "./account.js";
 import { duration, evaluations } from "./costs.js";
-import { $, announce, el } from "./dom.js";
+import { $, announce, el, sentence } from "./dom.js";
 
 const TITLE = "img2img";
 const CANCEL_PATIENCE = 2000; // A browser that has all its connections in use sends nothing.
@@ -157,7 +158,7 @@ export class Runner extends EventTarget {
   }
 
   async #retry({ seconds, reason, status }, aborter) {
-    const why = status === 0 ? "No connection to the server" : `The server says: ${reason}`;
+    const why = status === 0 ? "No connection to the server" : `The server says: ${reason.replace(/\.$/, "")}`;
     for (let left = Math.ceil(seconds); left > 0 && this.aborter === aborter; left -= 1) {
       this.#say(null, `${why}. Trying again in ${left} s, with the same seed; nothing is charged twice.`, why);
       await new Promise((resolve) => setTimeout(resolve, 1000));
@@ -210,7 +211,7 @@ function leftText(seconds) {
 }
 
 /** Show an error under the form: at its fields, or with what can be done about it. */
-export function showError(error, form, { onKey, onAgain, onInput }) {
+export function showError(error, form, { hasKey, onKey, onAgain, onInput }) {
   const place = $("form-error");
   const unplaced = [];
   let first = null;
@@ -226,15 +227,15 @@ export function showError(error, form, { onKey, onAgain, onInput }) {
     return;
   }
   const again = el("button", { type: "button", onclick: onAgain }, "Run again with the same seed");
+  const says = sentence(error.message);
   if (error.status === 401) {
-    place.replaceChildren(`${error.message} `, el("button", { type: "button", onclick: () => onKey(error.message) }, "Enter an API key"));
-  } else if (error.cutOff) {
-    place.replaceChildren(`${error.message} `, again);
+    const reason = keyProblem(hasKey);
+    place.replaceChildren(`${reason} `, el("button", { type: "button", onclick: () => onKey(reason) }, "Enter an API key"));
   } else if (error.lost) {
-    place.replaceChildren(`${error.message}; nothing is charged twice. `, again);
-  } else if ([429, 500, 502, 503, 504].includes(error.status)) {
-    place.replaceChildren(`${error.message} `, again);
+    place.replaceChildren(`${says} Nothing is charged twice. `, again);
+  } else if (error.cutOff || [429, 500, 502, 503, 504].includes(error.status)) {
+    place.replaceChildren(`${says} `, again);
   } else {
-    place.replaceChildren(error.message);
+    place.replaceChildren(says);
   }
 }

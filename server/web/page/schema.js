@@ -35,7 +35,7 @@ function fieldOf(name, schema, required) {
     standard: schema.default === undefined ? "" : String(schema.default),
     maxLength: schema.maxLength,
     required,
-    help: (schema.description ?? "").replace(ASIDE, ""),
+    help: (schema.description ?? "").replace(ASIDE, "").replaceAll("init_image", "the picture").replace(/^Left out: /, "Automatic: "),
   };
 }
 
@@ -65,8 +65,9 @@ export function problemOf(field, text) {
     if (number < field.minimum || number > field.maximum) return `${value} is not from ${range}`;
     if (field.step > 1 && number % field.step) return `${value} is no multiple of ${field.step}`;
   }
-  if (field.maxLength && value.length > field.maxLength) {
-    return `${value.length} characters is over ${field.maxLength}`;
+  const { length } = [...value]; // Not in halves of pairs, as a text's own length is.
+  if (field.maxLength && length > field.maxLength) {
+    return `${length} characters is over ${field.maxLength}`;
   }
   return null;
 }

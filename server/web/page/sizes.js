@@ -37,6 +37,8 @@ export class Sizes {
   #side(id, label) {
     const { minimum: min, maximum: max, step } = this.sides;
     const element = el("input", { id, type: "number", min, max, step, "aria-label": label, autocomplete: "off" });
+    // Or a wheel that is meant to scroll would change it.
+    element.addEventListener("wheel", () => element.blur(), { passive: true });
     element.addEventListener("input", () => {
       this.mode = "custom";
       this.#keepRatio(element);

@@ -14,6 +14,13 @@ export function showView(name) {
   }
   $("input-tools").hidden = name !== "input" || $("input-picture").hidden;
   $("stage-note").hidden = name !== "input";
+  $("fit-note").hidden = name !== "input";
+}
+
+/** Bring the stage into view where one's own click has put something there that is out of sight. */
+export function seeStage() {
+  const { top, bottom } = $("stage").getBoundingClientRect();
+  if (bottom < 200 || top > window.innerHeight - 200) $("stage").scrollIntoView({ block: "start" });
 }
 
 export function shownView() {
@@ -41,19 +48,19 @@ export function showInput(picture) {
   $("stage-note").textContent = picture ? picture.name + size : "";
 }
 
-/** Show which part of the picture stays at this size and fit. */
+/** Show which part of the picture stays at this size and fit, and say so. */
 export function showFrame(picture, size, fit) {
   const frame = $("frame");
   const known = picture && size && picture.width !== null;
   const box = known && keptBox(picture, size);
   const cut = box && (box.width < 0.995 || box.height < 0.995);
   frame.hidden = !cut || fit !== "crop";
-  if (!cut) return "";
-  if (fit === "stretch") return "The picture is stretched to the size.";
-  if (fit === "pad") return "White is added at the edges, for the size has another shape.";
+  $("fit-note").textContent = cut ? `${FITS[fit] ?? fit} ${size.width} × ${size.height}` : "";
+  if (frame.hidden) return;
   for (const [side, value] of Object.entries(box)) frame.style.setProperty(side, `${value * 100}%`);
-  return "";
 }
+
+const FITS = { crop: "cut to", stretch: "stretched to", pad: "with white edges to" };
 
 /** The result's side of the stage. */
 export class ResultView {

@@ -49,7 +49,10 @@ const DRAFTS = "drafts";
 const RESULTS = "results";
 const INPUTS = "inputs"; // of results: several have the same one
 const MOST_DRAFTS = 6;
-const MOST_RESULTS = 100;
+export const MOST_RESULTS = 100;
+
+/** Whether a write failed for want of room; what fails otherwise is not mended by dropping results. */
+const isFull = (error) => ["QuotaExceededError", "AbortError"].includes(error?.name);
 
 function done(request) {
   return new Promise((resolve, reject) => {
@@ -63,6 +66,7 @@ export class Pictures {
   constructor(onTrouble) {
     this.onTrouble = onTrouble;
     this.database = null;
+    this.forgets = false;
     this.memory = { [DRAFTS]: new Map(), [RESULTS]: new Map(), [INPUTS]: new Map() };
   }
 
@@ -74,8 +78,8 @@ export class Pictures {
           request.result.createObjectStore(store, { keyPath: "id" });
         }
       };
-      this.database = await done(request);
-      this.database.onversionchange = () => this.database.close();
+      const database = (this.database = await done(request));
+      database.onversionchange = () => database.close();
     } catch {
       this.#lost();
     }
@@ -83,17 +87,28 @@ export class Pictures {
   }
 
   #lost() {
-    if (this.database !== undefined) this.onTrouble("This browser keeps no pictures: a reload will lose them.");
-    this.database = undefined;
+    if (!this.forgets) this.onTrouble("This browser keeps no pictures: a reload will lose them.");
+    this.forgets = true;
+    this.database = null;
+  }
+
+  /** A transaction; browsers close a database behind a page that sleeps, so it is opened anew. */
+  async #transaction(store, mode) {
+    try {
+      return this.database.transaction(store, mode);
+    } catch {
+      await this.open();
+      return this.database.transaction(store, mode);
+    }
   }
 
   async #all(store) {
     if (!this.database) return [...this.memory[store].values()];
-    return done(this.database.transaction(store).objectStore(store).getAll());
+    return done((await this.#transaction(store, "readonly")).objectStore(store).getAll());
   }
 
   async #write(store, change) {
-    const transaction = this.database.transaction(store, "readwrite");
+    const transaction = await this.#transaction(store, "readwrite");
     const ended = new Promise((resolve, reject) => {
       transaction.oncomplete = resolve;
       transaction.onabort = () => reject(transaction.error ?? new DOMException("", "AbortError"));
@@ -122,13 +137,19 @@ export class Pictures {
 
   /** The input `{id, blob, name, ...}` that a result was made of, or null. */
   async input(id) {
-    return (await this.#all(INPUTS).catch(() => [])).find((input) => input.id === id) ?? null;
+    try {
+      if (!this.database) return this.memory[INPUTS].get(id) ?? null;
+      return (await done((await this.#transaction(INPUTS, "readonly")).objectStore(INPUTS).get(id))) ?? null;
+    } catch {
+      return null;
+    }
   }
 
-  /** Keep a result and its input; what is full loses the oldest results, never this one. Returns
-   * the ids of those that were dropped. */
+  /** Keep a result and its input; what is full loses the oldest results, never this one. Resolves to
+   * the ids that were `dropped`, and whether storage is `full`. */
   async addResult(record, input) {
     const dropped = [];
+    let full = false;
     const kept = await this.results();
     const drop = async () => {
       const oldest = kept.shift();
@@ -138,17 +159,13 @@ export class Pictures {
     while (kept.length >= MOST_RESULTS) await drop();
     for (;;) {
       try {
-        await this.#put(INPUTS, input);
+        if (input) await this.#put(INPUTS, input);
         await this.#put(RESULTS, record);
-        return dropped;
-      } catch {
-        if (!kept.length) {
-          this.#lost();
-          await this.#put(INPUTS, input);
-          await this.#put(RESULTS, record);
-          return dropped;
-        }
-        await drop();
+        return { dropped, full };
+      } catch (error) {
+        full = isFull(error);
+        if (full && kept.length) await drop();
+        else this.#lost(); // It goes into the memory then.
       }
     }
   }
@@ -163,7 +180,10 @@ export class Pictures {
   }
 
   async clearResults() {
-    for (const { id } of await this.results()) await this.deleteResult(id);
+    for (const store of [RESULTS, INPUTS]) {
+      this.memory[store].clear();
+      if (this.database) await this.#write(store, (records) => records.clear()).catch(() => {});
+    }
   }
 
   /** The picture and mask of a tab, or of the latest one for a tab that is new. */
@@ -178,9 +198,9 @@ export class Pictures {
       await this.#put(DRAFTS, { ...draft, id, at: Date.now() });
       const drafts = (await this.#all(DRAFTS)).sort((a, b) => b.at - a.at);
       for (const old of drafts.slice(MOST_DRAFTS)) await this.#delete(DRAFTS, old.id);
-    } catch {
+    } catch (error) {
       // The oldest result makes room; without one, memory has to do.
-      const [oldest] = await this.results();
+      const [oldest] = isFull(error) ? await this.results() : [];
       if (!oldest) {
         this.#lost();
         return;

@@ -1,6 +1,6 @@
 /** The texts in a picture file, by name. The file may be anyone's: what is out of bounds is left. */
 
-const MOST_TEXT = 4e6;
+const MOST_TEXT = 4e6; // of one file, inflated
 
 const latin1 = (bytes) => new TextDecoder("latin1").decode(bytes);
 const utf8 = (bytes) => new TextDecoder().decode(bytes);
@@ -22,6 +22,7 @@ export async function textsOf(blob) {
 async function pngTexts(bytes) {
   const texts = new Map();
   const view = new DataView(bytes.buffer);
+  const room = { left: MOST_TEXT };
   for (let at = 8; at + 12 <= bytes.length; ) {
     const length = view.getUint32(at);
     const kind = ascii(bytes, at + 4, 4);
@@ -32,9 +33,9 @@ async function pngTexts(bytes) {
       for (const [name, text] of exifTexts(data)) texts.set(name, text);
       continue;
     }
-    const [name, rest] = split(data);
-    const text = await pngText(kind, rest);
-    if (text !== null && !texts.has(latin1(name))) texts.set(latin1(name), text);
+    const [key, rest] = split(data);
+    const name = latin1(key);
+    if (!texts.has(name)) texts.set(name, await pngText(kind, rest, room));
   }
   return texts;
 }
@@ -44,26 +45,25 @@ function split(data) {
   return at < 0 ? [data, new Uint8Array()] : [data.subarray(0, at), data.subarray(at + 1)];
 }
 
-async function pngText(kind, rest) {
+async function pngText(kind, rest, room) {
   if (kind === "tEXt") return latin1(rest);
-  if (kind === "zTXt") return latin1(await inflated(rest.subarray(1)));
+  if (kind === "zTXt") return latin1(await inflated(rest.subarray(1), room));
   const compressed = rest[0] === 1;
   const [, afterLanguage] = split(rest.subarray(2));
   const [, text] = split(afterLanguage);
-  return utf8(compressed ? await inflated(text) : text);
+  return utf8(compressed ? await inflated(text, room) : text);
 }
 
-/** Inflate, but not without end. */
-async function inflated(bytes) {
+/** Inflate, but no more than there is room for. */
+async function inflated(bytes, room) {
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   const parts = [];
-  let length = 0;
   for (const reader = stream.getReader(); ; ) {
     const { done, value } = await reader.read();
     if (done) break;
     parts.push(value);
-    length += value.length;
-    if (length > MOST_TEXT) {
+    room.left -= value.length;
+    if (room.left < 0) {
       reader.cancel();
       return new Uint8Array();
     }

@@ -31,14 +31,16 @@ export function settingsIn(texts) {
   return parameters ? a1111(parameters) : null;
 }
 
-const PAIR = /\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)/g;
+/** Bounded, for anyone may have written the text: without ends, matching takes the square of its length. */
+const PAIR = /(\w[\w \-/]{1,80}):\s{0,20}("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)/g;
+const LONGEST_LINE = 100_000;
 const TAKEN = new Set(["Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Denoising strength"]);
 /** Said of the picture, not needed to make it again. */
 const IDLE = new Set(["Version", "Model", "Model hash", "Filtered"]);
 
 function a1111(text) {
   const lines = text.trim().split("\n");
-  const pairs = new Map([...lines.at(-1).matchAll(PAIR)].map(([, key, value]) => [key, unquoted(value)]));
+  const pairs = new Map([...lines.at(-1).slice(0, LONGEST_LINE).matchAll(PAIR)].map(([, key, value]) => [key, unquoted(value)]));
   if (pairs.size < 3) pairs.clear();
   else lines.pop();
   const at = lines.findIndex((line) => line.trimStart().startsWith("Negative prompt:"));
@@ -147,8 +149,9 @@ function comfyui(graph) {
   };
   const size = Object.values(graph).map(inputs).find((of) => plain(own(of, "width")) !== undefined && plain(own(of, "height")) !== undefined);
   const rest = {};
-  for (const { class_type: kind } of Object.values(graph)) {
-    if (/lora|controlnet|ipadapter/i.test(String(kind))) rest[String(kind).slice(0, 60)] = "";
+  for (const each of Object.values(graph)) {
+    const kind = String(plain(own(each, "class_type")));
+    if (/lora|controlnet|ipadapter/i.test(kind)) rest[kind.slice(0, 60)] = "";
   }
   return {
     writer: "ComfyUI", rest, prompt: text(own(given, "positive")), negative: text(own(given, "negative")),

@@ -1,0 +1,117 @@
+/** The picture to start from and its mask: taken, complained about, and brought back after a slip. */
+
+import { $, announce, note } from "./dom.js";
+import { MaskEditor } from "./mask_editor.js";
+import { offerSettings } from "./metadata/offer.js";
+import { NotTaken, readPicture } from "./picture.js";
+import { showFrame, showInput, showView } from "./stage.js";
+
+export class Input extends EventTarget {
+  /** @param about the server's description of itself @param onSettings called with values found in
+   *   a picture that are to be used */
+  constructor(form, sizes, about, onSettings) {
+    super();
+    this.form = form;
+    this.sizes = sizes;
+    this.about = about;
+    this.onSettings = onSettings;
+    this.picture = null;
+    this.masks = new MaskEditor();
+    this.before = null;
+    this.masks.addEventListener("change", () => this.#changed());
+    form.addEventListener("change", ({ detail }) => this.#follow(detail));
+    $("remove-picture").addEventListener("click", () => this.replace(null));
+    $("undo-picture").addEventListener("click", () => this.undo());
+  }
+
+  /** Take a file as the input. */
+  async take(blob, name, kind) {
+    this.complain(null);
+    try {
+      const picture = await readPicture(blob, name, kind, this.about.max_upload_bytes);
+      this.replace(picture);
+      showView("input");
+      // Anyone may have written them: where they are not as they should be, the picture is taken alone.
+      if (kind === "file") await offerSettings(picture.blob, this.form, this.onSettings).catch(console.warn);
+    } catch (error) {
+      if (!(error instanceof NotTaken)) throw error;
+      showView("input");
+      this.complain(error.message);
+    }
+  }
+
+  /** Put a picture, or none, in the place of the one that is there, which can be brought back. */
+  replace(picture, mask = null) {
+    if (this.picture) this.before = { picture: this.picture, mask: this.masks.kept };
+    this.set(picture, mask);
+    const other = this.before && this.before.picture.id !== picture?.id;
+    $("undo-picture").hidden = !other;
+    $("undo-picture").textContent = other ? `Back to ${this.before.picture.name}` : "";
+  }
+
+  /** Bring back the picture and the mask that were replaced or removed; once more brings on again. */
+  undo() {
+    if (this.before) this.replace(this.before.picture, this.before.mask);
+    showView("input");
+  }
+
+  /** Start from this picture, or from none; `mask` is what MaskEditor.kept gave. */
+  set(picture, mask = null) {
+    const noiseBefore = this.picture?.kind === "noise";
+    this.picture = picture;
+    if (picture?.kind === "noise") this.form.set("image_strength", 0);
+    else if (noiseBefore) this.form.set("image_strength", this.form.fields.get("image_strength").standard);
+    showInput(picture);
+    $("found-settings").hidden = true;
+    this.masks.setPicture(picture?.kind === "noise" ? null : picture, mask);
+    $("mask-open").disabled = !this.masks.mask;
+    if (picture && picture.width === null) this.sizes.setUnknown();
+    else this.sizes.setPicture(picture);
+    this.#note();
+    this.#frame();
+    this.#changed();
+  }
+
+  #changed() {
+    this.dispatchEvent(new Event("change"));
+  }
+
+  #note() {
+    const { picture } = this;
+    const says = [];
+    if (picture?.kind === "noise") says.push("Starts from noise: nothing of a picture stays, so image strength is 0.");
+    if (picture && picture.width === null) says.push(`This browser cannot show ${picture.type} pictures. It is sent all the same; the server can read it.`);
+    if (picture?.alpha) says.push("Where it is transparent it counts as white.");
+    if (picture?.kind === "file" && this.about.demo) {
+      says.push(`The demo model has seen drawings like the samples only, and will not understand this picture. For real pictures: ${this.about.demo.command}`);
+    }
+    note($("picture-note"), says.join(" "));
+    $("picture-note").classList.remove("problem");
+  }
+
+  /** Say what is wrong with the input, where the input is. */
+  complain(problem) {
+    if (!problem) {
+      this.#note();
+      return;
+    }
+    note($("picture-note"), problem);
+    $("picture-note").classList.add("problem");
+    announce(problem);
+  }
+
+  /** Say more about the input. */
+  addNote(text) {
+    note($("picture-note"), `${$("picture-note").textContent} ${text}`.trim());
+  }
+
+  #follow(name) {
+    if (["width", "height", "resize_mode"].includes(name)) this.#frame();
+    const noise = this.picture?.kind === "noise";
+    if (noise && name === "image_strength" && Number(this.form.get(name)) !== 0) this.form.set(name, 0);
+  }
+
+  #frame() {
+    showFrame(this.picture, this.sizes.size, this.form.get("resize_mode") || "crop");
+  }
+}

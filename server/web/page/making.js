@@ -1,0 +1,138 @@
+/** Making pictures: what is sent, what comes of it, what a reload cut off. */
+
+import { newKey } from "../../client.js";
+import { $ } from "./dom.js";
+import { thumbnail } from "./picture.js";
+import { showError } from "./run.js";
+import { seeStage, showView } from "./stage.js";
+
+export class Making {
+  /** @param page what has the form, the input, the seed, the runner, the runs and the results */
+  constructor(page) {
+    this.page = page;
+    this.last = null;
+    page.runner.addEventListener("cancelled", ({ detail }) => this.#cancelled(detail));
+  }
+
+  /** Run what the form says, or `again` what a run that was cut off had. */
+  async run(again = null) {
+    const { page } = this;
+    $("form-error").replaceChildren();
+    if (again) {
+      const lost = again.input.blob.size === 0;
+      if (!lost && again.input.id !== page.input.picture?.id) page.input.replace(again.input, again.maskKept);
+      page.form.setAll(again.values);
+      page.sizes.match();
+    }
+    if (!this.ready()) return;
+    if (page.runner.running) page.runner.cancel();
+    const job = this.job(again?.seed ?? page.seed.take(), await page.input.masks.file());
+    // The same id is the same Idempotency-Key: what was paid for is not paid for again.
+    if (again?.id) job.id = again.id;
+    seeStage();
+    const error = await this.#follow(job);
+    // It was another picture or mask then.
+    if (again?.id && error?.status === 409 && error.retryAfter === null) this.run({ ...again, id: null });
+    else if (error) this.#failed(error);
+  }
+
+  /** Run a job, or watch one that goes on, and keep its picture. Resolves to what went wrong. */
+  async #follow(job) {
+    const { page } = this;
+    this.last = job;
+    const running = page.runner.start(job);
+    showView("result");
+    page.results.mark(null);
+    page.draft.save(); // with the picture and the mask of the run
+    try {
+      const result = await running;
+      if (!result) return null;
+      if (result.late) $("form-error").textContent = "It was finished already, and is among the results.";
+      await this.keep(job, result, !page.runner.running);
+      this.letGo(job.id);
+      page.account.refresh();
+      page.showCosts();
+      return null;
+    } catch (error) {
+      return error;
+    }
+  }
+
+  /** The picture of a run is in hand: nobody will come back for it. */
+  letGo(id) {
+    this.page.runs.remove(id);
+    if (this.page.about.run_grace) this.page.client.cancel(id).catch(() => {});
+  }
+
+  /** Find what a reload or a crash cut off. Cells of a grid go to the strip. */
+  async findAgain(pictures) {
+    const { input, runs, grid } = this.page;
+    for (const run of runs.before) {
+      const kept = pictures.find(({ id }) => id === run.id) ?? { input: input.picture, maskKept: input.masks.kept };
+      const from = kept.input ?? { id: newKey(), kind: "noise", name: "the input, which is lost", blob: new Blob() };
+      const job = { ...run, input: from, maskKept: kept.maskKept, found: true };
+      if (run.cell) grid.find(job);
+      else this.#follow(job).then((error) => error && this.#failed(error));
+    }
+  }
+
+  /** Whether all is there that a run needs; what is not is said at its place. */
+  ready() {
+    const { form, input } = this.page;
+    const fits = form.check();
+    if (!input.picture) {
+      showView("input");
+      input.complain("A picture is needed: drop one, choose one, take a sample, or start from noise.");
+      $("form-error").textContent = "Not sent: there is no picture to start from.";
+    } else if (!fits) $("form-error").textContent = "Not sent: see the marked fields.";
+    return fits && Boolean(input.picture);
+  }
+
+  /** What a run starts from now. */
+  start() {
+    const { input, sizes } = this.page;
+    const { picture } = input;
+    const size = sizes.size ?? { width: picture.width ?? 512, height: picture.height ?? 512 };
+    return { input: picture, maskKept: input.masks.kept, size };
+  }
+
+  /** What to send for these values, and what is to be known of it. */
+  job(seed, mask, values = this.page.form.values(), from = this.start()) {
+    const fields = { ...this.page.form.request(values), seed, previews: "true", init_image: from.input.blob };
+    if (mask) fields.mask = mask;
+    return { id: newKey(), fields, values, seed, ...from };
+  }
+
+  /** Keep a result in the strip, and show it. */
+  async keep({ seed, size, values, input, maskKept }, { picture, filtered, ignored }, show = true) {
+    const record = {
+      id: newKey(), at: Date.now(), picture, thumbnail: await thumbnail(picture),
+      seed, ...size, values, input: input.id, maskKept, fit: values.resize_mode, filtered, ignored,
+    };
+    await this.page.results.add(record, input, show);
+    if (show) await this.page.shown.show(record, input);
+    return record;
+  }
+
+  #failed(error) {
+    const { page } = this;
+    if (page.shown.record) page.shown.open(page.shown.record);
+    else showView("input");
+    showError(error, page.form, {
+      hasKey: Boolean(page.client.key),
+      onKey: (reason) => page.account.ask(reason),
+      onAgain: () => this.run(this.last),
+      onInput: (problem) => {
+        showView("input");
+        page.input.complain(problem);
+      },
+    });
+  }
+
+  #cancelled(text) {
+    const { shown } = this.page;
+    $("form-error").textContent = text;
+    if (shown.record) shown.open(shown.record, false);
+    else showView("input");
+  }
+}
