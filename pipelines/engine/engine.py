@@ -156,6 +156,7 @@ class Engine:
             waiting = len(self._scheduler.waiting())
             running = len(self._scheduler) - waiting
             backlog = self._scheduler.backlog_seconds()
+            costs = self._scheduler.table.by_size()
         return EngineSnapshot(
             running,
             waiting,
@@ -164,6 +165,7 @@ class Engine:
             self._runner.cache_counts,
             self._runner.graph_counts,
             device_usage(self.bundle.device),
+            costs,
         )
 
     @property

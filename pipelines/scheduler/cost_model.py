@@ -16,6 +16,8 @@ from typing import Any
 
 _PLAIN_CHUNKS = 2
 """Chunks of a prompt and a negative prompt that are no longer than one chunk each."""
+_SIDES = (320, 512, 768, 1024, 1536)
+"""Sides in pixels of the images whose costs are told, over the range of the contract."""
 MOST_ERROR = 4.0
 """The relative error that one observation may teach at most; beyond it is a hiccup."""
 
@@ -60,6 +62,18 @@ class Provenance:
     name: str
     source: str = ""
     assumptions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SizeCost:
+    """What a request for one image of ``pixels`` takes alone, in predicted seconds.
+
+    Each ``evaluation`` of the U-Net with guidance, and once the ``rest``: text, encode, decode.
+    """
+
+    pixels: int
+    evaluation: float
+    rest: float
 
 
 @dataclass(eq=False)
@@ -135,6 +149,16 @@ class CostTable:
 
     def decode_seconds(self, pixels: int) -> float:
         return self.decode.seconds(pixels)
+
+    def by_size(self) -> list[SizeCost]:
+        """Return what requests for squares of some sizes take alone, the smallest first."""
+        return [self._alone(side) for side in _SIDES]
+
+    def _alone(self, side: int) -> SizeCost:
+        pixels = (side // 8) ** 2
+        rest = self.encode_seconds(pixels) + self.decode_seconds(pixels)
+        rest += _PLAIN_CHUNKS * self.text.encode
+        return SizeCost(side * side, self.step_seconds(pixels, rows=2), rest)
 
     def _monotone(self) -> list[list[float]]:
         """The lattice, raised where a noisy measurement falls although rows or pixels grow."""

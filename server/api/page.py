@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mimetypes
 from collections.abc import MutableMapping
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,8 @@ async def about(request: Request) -> Response:
             "max_upload_bytes": settings.max_upload_bytes,
             "request_timeout": settings.request_timeout,
             "run_grace": settings.run_grace,
+            # What an image takes alone on this device, in predicted seconds, by its pixels.
+            "costs": [] if model is None else [asdict(c) for c in model.engine.snapshot().costs],
             # Tenths of a credit, and the work between which the price is linear (accounts/pricing).
             "price": {
                 "least": MIN_PRICE,

@@ -165,7 +165,7 @@ def start_remotely(settings: Settings) -> LoadedModel:
     connection.open()
     replicas = RayReplicas(serve.get_deployment_handle(ENGINE, APP), connection.close)
     facts = _wait_for(replicas)
-    engine = RemoteEngine(replicas, connection.loop)
+    engine = RemoteEngine(replicas, connection.loop, facts.costs)
     return remote_model(settings, facts, engine, replicas.score)
 
 

@@ -5,10 +5,12 @@ Plain values, which travel between machines.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipelines.errors import GenerationError
 from pipelines.request import GenerationRequest, GenerationResult, Progress
+from pipelines.scheduler.cost_model import SizeCost
 from pipelines.timeline import Timeline
 
 Spans = dict[str, tuple[float, float]]
@@ -35,12 +37,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a replica runs: the model's name, its device and dtype, the CLIP model that guides."""
+    """What a replica runs: the model's name, its device and dtype, the CLIP model that guides, and
+    what images of some sizes take there."""
 
     model: str
     device: str
     dtype: str
     clip: str | None
+    costs: Sequence[SizeCost] = ()
 
 
 @dataclass(frozen=True)

@@ -312,7 +312,8 @@ def start_on_devices(settings: Settings, starter: str = LOAD_MODEL) -> LoadedMod
     except StartError:
         replicas.close()
         raise
-    return remote_model(settings, facts, RemoteEngine(replicas, replicas.loop), replicas.score)
+    engine = RemoteEngine(replicas, replicas.loop, facts.costs)
+    return remote_model(settings, facts, engine, replicas.score)
 
 
 def remote_model(

@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
@@ -36,6 +36,7 @@ from pipelines.handle import GenerationHandle
 from pipelines.request import GenerationRequest, GenerationResult, Progress
 from pipelines.samplers.programs import evaluation_count
 from pipelines.scheduler.batching import guidance_rows
+from pipelines.scheduler.cost_model import SizeCost
 from server.replicas.balance import Balance, Prices
 from server.replicas.events import Accepted, Call, Event, Failed, Lost, Waited
 
@@ -118,11 +119,20 @@ class RemoteHandle(GenerationHandle):
 
 
 class RemoteEngine:
-    """Hands requests to ``replicas``. Thread-safe; its own thread runs the loop that calls them."""
+    """Hands requests to ``replicas``. Thread-safe; its own thread runs the loop that calls them.
 
-    def __init__(self, replicas: Replicas, loop: asyncio.AbstractEventLoop) -> None:
+    ``costs`` is what images of some sizes took there when it began.
+    """
+
+    def __init__(
+        self,
+        replicas: Replicas,
+        loop: asyncio.AbstractEventLoop,
+        costs: Sequence[SizeCost] = (),
+    ) -> None:
         self.loop = loop
         self._replicas = replicas
+        self._costs = costs
         self._prices = Prices()
         self._handles: set[RemoteHandle] = set()  # of the loop
         self._statistics = EngineStatistics()  # of the loop
@@ -152,7 +162,13 @@ class RemoteEngine:
     def snapshot(self) -> EngineSnapshot:
         """Return the load of all replicas, and what this front had done by them."""
         load = self._replicas.balance.load
-        return EngineSnapshot(load.running, load.waiting, load.backlog_seconds, self._statistics)
+        return EngineSnapshot(
+            load.running,
+            load.waiting,
+            load.backlog_seconds,
+            self._statistics,
+            costs=self._costs,
+        )
 
     def submit(
         self,

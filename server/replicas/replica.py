@@ -55,7 +55,8 @@ class EngineReplica:
     def facts(self) -> Facts:
         """Return what it runs."""
         model = self._model
-        return Facts(model.name, model.device, model.dtype, model.clip)
+        costs = self._engine.snapshot().costs
+        return Facts(model.name, model.device, model.dtype, model.clip, costs)
 
     def report(self) -> Report:
         """Return how it is now."""

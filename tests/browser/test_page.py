@@ -61,6 +61,24 @@ def test_from_a_sample_to_a_picture_and_back_after_a_reload(visitor: Visitor) ->
     assert visitor.asked_hosts == {"127.0.0.1"}
 
 
+def test_seconds_are_told_before_the_first_picture(
+    visitor: Visitor, real_server: ServerProcess
+) -> None:
+    costs = real_server.get("/api/about").json()["data"]["costs"]
+    small, large = costs[0], costs[-1]
+    assert (small["pixels"], large["pixels"]) == (320 * 320, 1536 * 1536)
+    seconds = """async ([costs, pixels, count]) => {
+        const { secondsOf } = await import(new URL("static/page/costs.js", document.baseURI));
+        return secondsOf(costs, pixels, count);
+    }"""
+    alone = 10 * small["evaluation"] + small["rest"]
+    told = visitor.page.evaluate(seconds, [costs, small["pixels"], 10])
+    assert told == pytest.approx(alone)
+    between = visitor.page.evaluate(seconds, [costs, 400 * 400, 10])
+    assert alone < between < 10 * costs[1]["evaluation"] + costs[1]["rest"]
+    assert "~" in str(visitor.page.locator("#cost").text_content())
+
+
 def test_ranges_and_defaults_are_the_servers(visitor: Visitor, real_server: ServerProcess) -> None:
     document = real_server.get("/openapi.json").json()
     body = document["paths"][GENERATE]["post"]["requestBody"]

@@ -236,6 +236,18 @@ def test_a_step_keeps_within_its_limits_and_never_costs_more_than_its_members_al
     assert work.seconds <= alone * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("costs", [LINEAR, GAINFUL])
+def test_what_is_told_of_a_size_is_what_a_request_of_it_takes_alone(costs: CostTable) -> None:
+    scheduler = Scheduler(costs)
+    told = costs.by_size()
+    assert [cost.pixels for cost in told] == sorted(cost.pixels for cost in told)
+    for cost in told:
+        side = math.isqrt(cost.pixels) // 8
+        task = RequestState(0, GroupKey(side, side, 77, False), rows=2, evaluations=7, arrived=0.0)
+        alone = scheduler.alone_seconds(task)
+        assert 7 * cost.evaluation + cost.rest == pytest.approx(alone, rel=1e-6)
+
+
 # Order
 
 

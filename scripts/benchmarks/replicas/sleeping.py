@@ -60,7 +60,8 @@ class SleepingEngine:
             waiting = len(self._scheduler.waiting())
             running = len(self._scheduler) - waiting
             backlog = self._scheduler.backlog_seconds()
-        return EngineSnapshot(running, waiting, backlog, self._statistics)
+            costs = self._scheduler.table.by_size()
+        return EngineSnapshot(running, waiting, backlog, self._statistics, costs=costs)
 
     def start(self) -> None:
         self._thread.start()

@@ -1,9 +1,5 @@
 /** Price and seconds of a picture before it is asked for. */
 
-import { local } from "./store.js";
-
-const KEY = "img2img.speed";
-
 /** Tenths of a credit, as server/accounts/pricing.py reckons them, with the server's figures. */
 export function price({ least, most, least_work, most_work }, width, height, steps) {
   const span = most_work - least_work;
@@ -19,36 +15,24 @@ export function evaluations(steps, strength, sampler) {
   return /DPM_2|HEUN|2S_/.test(sampler) ? 2 * run : run;
 }
 
-/** Seconds by what runs in this browser have taken, so nothing is said before the first one. */
-export class Speed {
-  constructor(model) {
-    this.of(model);
-  }
-
-  /** Go by this model's runs; it has no name until it is loaded. */
-  of(model) {
-    this.model = model ?? "";
-    const kept = local.get(KEY);
-    this.rate = kept?.model === this.model ? kept.rate : null;
-  }
-
-  learn(pixels, count, seconds) {
-    const rate = seconds / (pixels * (count + 2));
-    this.rate = this.rate === null ? rate : 0.5 * this.rate + 0.5 * rate;
-    local.set(KEY, { model: this.model, rate: this.rate });
-  }
-
-  seconds(pixels, count) {
-    return this.rate === null ? null : this.rate * pixels * (count + 2);
-  }
+/** Seconds of a picture alone on the server's device, by its predictions for some sizes: between them in
+ * proportion, beyond them as the nearest. Null where there are none. */
+export function secondsOf(costs, pixels, count) {
+  if (!costs?.length) return null;
+  const after = costs.findIndex((one) => one.pixels >= pixels);
+  const high = costs[after < 0 ? costs.length - 1 : after];
+  const low = after > 0 ? costs[after - 1] : high;
+  const total = (one) => count * one.evaluation + one.rest;
+  if (low === high) return (total(high) * pixels) / high.pixels;
+  const share = (pixels - low.pixels) / (high.pixels - low.pixels);
+  return total(low) + share * (total(high) - total(low));
 }
 
 /** What a click costs, in words. */
 export class Costs {
   /** @param about the server's description of itself @param account the Account */
-  constructor(about, speed, account) {
+  constructor(about, account) {
     this.about = about;
-    this.speed = speed;
     this.account = account;
   }
 
@@ -61,7 +45,7 @@ export class Costs {
       parts.push(`${creditsText(sum(({ steps }) => price(this.about.price, size.width, size.height, Number(steps))))} credits`);
     }
     const count = ({ steps, image_strength: strength, sampler }) => evaluations(Number(steps), Number(strength), sampler);
-    const seconds = sum((values) => this.speed.seconds(size.width * size.height, count(values)) ?? NaN);
+    const seconds = sum((values) => secondsOf(this.about.costs, size.width * size.height, count(values)) ?? NaN);
     if (!Number.isNaN(seconds)) parts.push(`~${duration(seconds)}`);
     return parts.join(" · ");
   }

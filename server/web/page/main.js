@@ -2,7 +2,7 @@
 
 import { ImageToImage } from "../../client.js";
 import { Account } from "./account.js";
-import { Costs, Speed } from "./costs.js";
+import { Costs } from "./costs.js";
 import { showDemo } from "./demo.js";
 import { $, announce, el, note } from "./dom.js";
 import { Draft } from "./draft.js";
@@ -37,10 +37,9 @@ class Page {
     this.sizes = new Sizes(this.form, about);
     this.account = new Account(this.client);
     this.view = new ResultView();
-    this.speed = new Speed(about.model);
-    this.costs = new Costs(about, this.speed, this.account);
+    this.costs = new Costs(about, this.account);
     this.runs = new KeptRuns(tabId);
-    this.runner = new Runner(this.client, this.view, this.speed, this.runs);
+    this.runner = new Runner(this.client, this.view, this.runs);
     this.results = new Results(pictures, (record) => this.shown.open(record));
     this.shown = new ShownResult(this);
     this.input = new Input(this.form, this.sizes, about, (values) => this.setValues(values));
@@ -80,7 +79,7 @@ class Page {
     const { about } = this;
     note($("model"), about.model ? `model: ${about.model}` : about.obstacle);
     if (about.model) {
-      this.speed.of(about.model);
+      this.showCosts();
       return;
     }
     await new Promise((resolve) => setTimeout(resolve, MODEL_PAUSE));

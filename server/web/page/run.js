@@ -2,7 +2,7 @@
 
 import { ImageToImageError } from "../../client.js";
 import { keyProblem } from "./account.js";
-import { duration, evaluations } from "./costs.js";
+import { duration } from "./costs.js";
 import { $, announce, el, sentence } from "./dom.js";
 
 const TITLE = "img2img";
@@ -11,12 +11,11 @@ const LOST_PAUSE = 5000;
 const LOST_PATIENCE = 300_000;
 
 export class Runner extends EventTarget {
-  /** @param client an ImageToImage @param view the ResultView @param speed a Speed @param runs the KeptRuns */
-  constructor(client, view, speed, runs) {
+  /** @param client an ImageToImage @param view the ResultView @param runs the KeptRuns */
+  constructor(client, view, runs) {
     super();
     this.client = client;
     this.view = view;
-    this.speed = speed;
     this.runs = runs;
     this.aborter = null;
     this.job = null;
@@ -75,7 +74,6 @@ export class Runner extends EventTarget {
     this.runs.add(job);
     this.view.begin(job.input, job.size, job.values.resize_mode);
     this.milestone = null;
-    const began = performance.now();
     let firstStep = null;
     try {
       const result = await this.#follow(job, aborter, (event) => {
@@ -85,7 +83,6 @@ export class Runner extends EventTarget {
       if (this.aborter !== aborter) {
         return (await job.cancelling) === "finished" ? { ...result, ...job, late: true } : null;
       }
-      this.#learn(job, began, firstStep);
       this.#ended("Done", "✓");
       return { ...result, ...job };
     } catch (error) {
@@ -124,18 +121,6 @@ export class Runner extends EventTarget {
       await connection(LOST_PAUSE, signal);
       events = this.client.watch(job.id, { signal });
     }
-  }
-
-  #learn(job, began, firstStep) {
-    if (job.found) return;
-    // What was queued tells nothing of the speed.
-    const from = firstStep ? firstStep.at : began;
-    const { steps, image_strength: strength, sampler } = job.values;
-    const count = evaluations(Number(steps), Number(strength), sampler);
-    const counted = firstStep ? count - firstStep.step : count;
-    if (counted < 1) return;
-    const seconds = (performance.now() - from) / 1000;
-    this.speed.learn(job.size.width * job.size.height, counted, seconds);
   }
 
   #progress({ step, steps, evaluation, evaluations, queuePosition, preview, state, stage, seconds_left: left }, first) {
