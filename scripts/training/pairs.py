@@ -44,7 +44,7 @@ CHUNK = 16
 """Pairs that a process draws before it hands them over; CAPACITY is a multiple."""
 REUSE = 10
 """Samples that are trained for each pair drawn."""
-FILL, CAPACITY = 96, 4096
+FILL, CAPACITY = 32, 4096
 """Pairs that are there before the first step, and the most of one size that are kept."""
 
 
