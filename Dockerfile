@@ -28,7 +28,12 @@ COPY pyproject.toml README.md LICENSE ./
 COPY server server
 COPY pipelines pipelines
 COPY models models
+# Of pyproject.toml's extras, with commas: `ray` for a cluster of Ray.
+ARG EXTRAS=""
+# pyproject.toml pins the extras.
+# hadolint ignore=DL3013
 RUN pip install --no-deps . \
+    && if [ -n "${EXTRAS}" ]; then pip install "img2img-server[${EXTRAS}]"; fi \
     && pip check \
     && img2img --version
 

@@ -100,6 +100,7 @@ class ModelBundle:
     ``scheduler_config`` is what the model says of the noise schedule it was trained with. ``clip``
     judges pictures, for CLIP guidance; None where there is none. ``embeddings`` are textual
     inversions: a name in a prompt to the rows of the text encoder's table that stand for it.
+    ``preview_vae`` is an AutoencoderTiny that draws previews, None where a linear map does.
     ``facts`` say in words where the parts came from. Pictures of more than ``vae_tile_above``
     pixels go through the VAE in tiles; None: none do.
     """
@@ -120,6 +121,7 @@ class ModelBundle:
     compiled: CompiledParts | None = None
     fast: FastForwards | None = None
     vae_tile_above: int | None = None
+    preview_vae: Any = None
 
     @property
     def latent_channels(self) -> int:

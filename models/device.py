@@ -13,13 +13,18 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """``auto`` takes CUDA where there is one, else the CPU. Raises ModelLoadError."""
+    """``auto`` takes CUDA where there is one, else the CPU. Raises ModelLoadError.
+
+    Others, such as Apple's MPS, are refused: nobody has tried whether their pictures are right.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise ModelLoadError(f"device {device!r} is not one that torch knows") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise ModelLoadError(f"device {device!r} is not one to run on here: use cpu or cuda")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ModelLoadError(f"device {device!r} was asked for, but torch sees no CUDA device")
     return chosen

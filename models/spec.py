@@ -32,8 +32,9 @@ class ModelSpec:
     original (LDM) layout, or a hub id, which ``revision`` pins. ``prediction`` ``auto`` believes
     the folder or the file's metadata, else epsilon. ``ema`` takes the averaged U-Net of a
     checkpoint that carries both. ``vae`` is a folder or a file that replaces the autoencoder,
-    ``loras`` are files with the weights at which they are fused, in this order, and
-    ``embeddings`` is a folder of textual inversions. ``quantize`` is the number format of linear
+    ``preview_vae`` one of an AutoencoderTiny that draws previews alone, ``loras`` are files with
+    the weights at which they are fused, in this order, and ``embeddings`` is a folder of textual
+    inversions. ``quantize`` is the number format of linear
     layers of the U-Net (see `models.acceleration.quantization`).
     """
 
@@ -42,6 +43,7 @@ class ModelSpec:
     prediction: Prediction = "auto"
     ema: bool = False
     vae: str | None = None
+    preview_vae: str | None = None
     loras: tuple[tuple[str, float], ...] = ()
     embeddings: str | None = None
     quantize: Quantization = "off"

@@ -53,9 +53,14 @@ class RequestTooLong(EngineRefused):
 
     def __init__(self, what: str, seconds: float, allowed: float) -> None:
         about = math.ceil(seconds)
+        self.what = what
         super().__init__(f"{what} takes about {about} s here, over the limit of {allowed:g} s")
         self.seconds = seconds
         self.allowed = allowed
+
+    def __reduce__(self) -> tuple[type[RequestTooLong], tuple[str, float, float]]:
+        """Let it travel between processes."""
+        return type(self), (self.what, self.seconds, self.allowed)
 
 
 class DeadlineExceeded(GenerationError):

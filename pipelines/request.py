@@ -197,7 +197,8 @@ class Progress:
     ``step`` of the ``steps`` that it asked for are done, or were skipped: at image_strength 0.35
     30 steps begin with 11 and end with 30. ``evaluation`` of the ``evaluations`` of the U-Net are
     done; some samplers have two a step. ``queue_position`` counts from 1 while it waits.
-    ``preview`` is the predicted picture, a pixel a latent, (h, w, 3) uint8, if it was asked for.
+    ``preview`` is the predicted picture, (h, w, 3) uint8, if it was asked for: a pixel a latent, or
+    a tiny VAE's of up to 256 to a side, the same object until there is a new one.
     ``seconds_left`` is what the cost model predicts until the picture is there, None if it was not
     asked.
     """

@@ -7,7 +7,7 @@ cd "$ROOT"
 
 setup() {
     local stamp
-    stamp="$VENV/.installed-$(cat "$@" pyproject.toml scripts/_setup.sh | sha256sum | cut -c1-16)"
+    stamp="$VENV/.installed-$(cat "$@" pyproject.toml scripts/_setup.sh | cksum | cut -d' ' -f1)"
     [ -e "$stamp" ] && return
     if [ ! -x "$VENV/bin/python" ]; then
         "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
@@ -17,7 +17,8 @@ setup() {
         echo "Making .venv ..." >&2
         "${PYTHON:-python3}" -m venv "$VENV"
     fi
-    echo "Installing the pinned dependencies (a few minutes the first time) ..." >&2
+    echo "Installing the pinned dependencies, once: 1.4 GB with torch's CPU build, several more with" \
+        "CUDA's libraries. Minutes, most of them torch's download:" >&2
     local torch locks=()
     torch=$(grep -o 'torch==[0-9.]*' pyproject.toml)
     for lock in "$@"; do locks+=(-r "$lock"); done
@@ -32,5 +33,7 @@ setup() {
 }
 
 pip_install() {
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+    # What is fetched, by name and size: silent for minutes it would look hung.
+    "$VENV/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@" |
+        { grep --line-buffered -oE '(Downloading|Using cached) .*\([0-9.]+ [kMG]?B\)' || true; } >&2
 }

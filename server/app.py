@@ -30,6 +30,7 @@ from server.api import (
     openai_errors,
     openai_files,
     page,
+    runs,
     stability,
     stability_errors,
 )
@@ -49,6 +50,7 @@ from server.images.workers.pool import DecoderPool
 from server.img2img.deny_list import DenyList
 from server.img2img.image_store import open_store
 from server.img2img.running import RunningBatches
+from server.img2img.runs import Runs
 from server.img2img.service import ImageToImage
 from server.observability.access_log import AccessLog
 from server.observability.metrics import Metrics
@@ -138,6 +140,7 @@ def create_app(
     app.state.hint = hints.hint
     app.state.shapes = _failure_shapes()
     app.state.image_store = open_store(settings.limits_url.get_secret_value())
+    app.state.runs = Runs(settings.run_grace, app.state.image_store)
     app.state.running = RunningBatches()
     app.state.service = ImageToImage(settings, decoders_in_use, deny_list)
     add_failure_handlers(app)
@@ -156,6 +159,7 @@ def _failure_shapes() -> FailureShapes:
 
 def _add_routes(app: FastAPI, settings: Settings) -> None:
     app.include_router(basic.router)
+    app.include_router(runs.router)
     app.include_router(openai.router)
     app.include_router(openai_files.router)
     app.include_router(stability.router)
@@ -163,6 +167,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
     app.include_router(a1111_lists.router)
     app.include_router(account.router)
     app.include_router(health.router)
+    app.include_router(health.ray_router)
     app.include_router(docs.router)
     if settings.metrics_on_api:
         app.include_router(metrics.router)
@@ -231,7 +236,7 @@ def _middleware(
             Middleware(
                 EnvelopedCors,
                 allow_origins=settings.cors_origins,
-                allow_methods=["GET", "POST"],
+                allow_methods=["GET", "POST", "DELETE"],
                 # Whatever a page's tools add, such as traces: a header by itself does nothing here.
                 allow_headers=["*"],
                 allow_private_network=True,

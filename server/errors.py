@@ -13,6 +13,7 @@ ImageWithheld                the safety check held the image back
 SafetyCheckHangs             the safety check does not answer
 DatabaseAway                 the database of accounts cannot be reached; later may help
 ImageStoreAway               images cannot be kept for their address now
+RunIdInUse                   a run with that id goes on
 LedgerError
 +-- InsufficientCredits      `available` tenths
 +-- TooManyAtOnce            the account's other requests still run
@@ -81,6 +82,10 @@ class ImageStoreAway(Exception):
 
 class DatabaseUnusable(ConfigurationError):
     """The URL is wrong, or the schema is newer than this server; the message says which."""
+
+
+class RunIdInUse(Exception):
+    """A run with that id goes on."""
 
 
 class LedgerError(Exception):

@@ -38,6 +38,7 @@ NEEDS = (
         f"{DISTRIBUTION}[tracing]",
         lambda s: bool(s.traces_endpoint),
     ),
+    Need("ray_address", "ray", f"{DISTRIBUTION}[ray]", lambda s: bool(s.ray_address)),
     # Both come with every full install, but not where somebody picked what to install.
     Need("database_url", "asyncpg", "asyncpg", lambda s: s.accounts_url.startswith("postgres")),
     Need(

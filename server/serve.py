@@ -18,10 +18,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from server.app import create_app
-from server.engine_service import EngineHost, ModelStarter, load_model
+from server.engine_service import EngineHost, LoadedModel, ModelStarter, load_model
 from server.http.listening import BACKLOG, CannotListen, close, listen, url_of
 from server.http.protocol import BoundedProtocol, Limits
 from server.observability.metrics_listener import MetricsListener
+from server.replicas.processes import start_on_devices
 from server.settings import Settings, renamed_variables, unknown_variables
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def serve(
         for server in stopping:
             server.should_exit = True
 
-    app = create_app(settings, starter=starter, on_start_failure=stop)
+    app = create_app(settings, starter=_starter(settings, starter), on_start_failure=stop)
     host: EngineHost = app.state.engine_host
     server = DrainingServer(_config(app, settings), host, settings.grace_period, announce)
     stopping.append(server)
@@ -129,6 +130,23 @@ def serve(
     if app.state.accounts is not None and app.state.accounts.failure is not None:
         reason = app.state.accounts.failure
     return None if reason is None else str(reason) or repr(reason)
+
+
+def _starter(settings: Settings, own: ModelStarter) -> ModelStarter:
+    """Return what makes the engine: ``own``, or what finds it on replicas."""
+    if own is not load_model or not settings.has_replicas:
+        return own
+
+    if settings.devices:
+        return start_on_devices
+
+    def start(settings: Settings) -> LoadedModel:
+        # Imported here, after `create_app` has found that the extra is there.
+        from server.ray.cluster import start_remotely
+
+        return start_remotely(settings)
+
+    return start
 
 
 @contextmanager

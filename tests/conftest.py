@@ -26,6 +26,7 @@ from tests.tiers import (  # noqa: F401  hooks
     pytest_addoption,
     pytest_collection_modifyitems,
     pytest_configure,
+    pytest_ignore_collect,
 )
 from tests.tiny_model import tiny_bundle, tiny_clip, write_tiny_clip, write_tiny_model
 from tests.workers import pytest_xdist_make_scheduler  # noqa: F401  a hook

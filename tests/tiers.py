@@ -9,17 +9,21 @@ Tests of hypothesis are in every tier; the group `properties` takes them with ma
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import is_hypothesis_test, settings
 
 SLOW_GROUPS = {
     "weights": "what makes and judges the embedded model's weights",
     "kill": "servers that are killed under load, on both databases",
+    "faults": "a server under load whose disk, database, memory or clients fail; a short soak",
     "checkpoints": "checkpoints of full size, the memory they take, every kernel for every card",
     "browser": "what of the page takes long to try: displays, storage, lost connections, axe-core",
     "release": "wheel, sdist and SBOM as a release has them, installed and run",
-    "operations": "what watches a server: a real run under Debian's Prometheus",
+    "operations": "a server that is full, told to stop, watched by Debian's Prometheus; commands",
     "benchmarks": "the benchmarks from end to end, and the fuzzers for a bounded time",
+    "ray": "a cluster of Ray on this machine, its nodes, replicas and fronts",
     "properties": "hypothesis at length, and the crowds of samplers and clients that are large",
 }
 _EXAMPLES = {"quick": 20, "long": 200}
@@ -49,6 +53,12 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.register_profile(name, max_examples=count, deadline=None)
     settings.load_profile("long" if _takes(config, "properties") else "quick")
     config.add_cleanup(lambda: settings.load_profile(before))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out of the fast tier what it only imports, as that takes seconds."""
+    fast = config.getoption("--fast") and not config.getoption("--only-slow")
+    return True if fast and collection_path.name in _WITH_PROCESSES else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -94,6 +94,9 @@ def load_model(
                 dtype=chosen_dtype,
                 configuration=configuration,
             )
+        if spec.preview_vae:
+            bundle.preview_vae = _preview_vae(spec.preview_vae, bundle)
+            bundle.facts["previews"] = f"AutoencoderTiny, {spec.preview_vae}"
         bundle.facts["dtype"] = dtype_in_words(dtype, chosen_device)
         if spec.prediction != "auto":
             bundle.scheduler_config["prediction_type"] = spec.prediction
@@ -244,6 +247,19 @@ def _other_vae(where: str, configuration: Path, device: torch.device, dtype: tor
         raise ModelLoadError(
             f"{where}: a latent of this VAE is {downscale(vae)} pixels wide, of the model {wanted}"
         )
+    return vae
+
+
+def _preview_vae(where: str, bundle: ModelBundle) -> Any:
+    """The tiny VAE that draws previews. Raises ModelLoadError."""
+    vae = load_autoencoder(where, SD15_FOLDER, device=bundle.device, dtype=bundle.dtype)
+    if type(vae).__name__ != "AutoencoderTiny":
+        raise ModelLoadError(
+            f"{where} is an {type(vae).__name__}, too slow for previews: name an AutoencoderTiny"
+        )
+    wanted, got = bundle.latent_channels, vae.config.latent_channels
+    if wanted != got:
+        raise ModelLoadError(f"{where} has latents of {got} channels, the model of {wanted}")
     return vae
 
 

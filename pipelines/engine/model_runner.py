@@ -6,6 +6,8 @@ Knows tensors and no clock, no queue and no deadline: those are the engine's and
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -30,7 +32,7 @@ from pipelines.vae.decode import Decoded, Decoding, decode_together
 from pipelines.vae.encode import Encoding, ImageEncoder, Moments
 from pipelines.vae.graphs import VaeGraphs
 from pipelines.vae.mask import composite
-from pipelines.vae.preview import LatentToRgb
+from pipelines.vae.preview import Previews
 from pipelines.vae.start import start_latents
 
 logger = logging.getLogger(__name__)
@@ -79,6 +81,7 @@ class _DeviceState:
     decoding: Decoding | None = None
     position: int | None = None
     preview: Pixels | None = None
+    previewed: float = -math.inf
     decoded: Decoded | None = None
 
     @property
@@ -131,7 +134,7 @@ class ModelRunner:
             sizes = {(key.height, key.width) for key in self.hot}
             self.vae_graphs = VaeGraphs(self.capturer, sizes)
         self.pictures = ImageEncoder(self.bundle, graphs=self.vae_graphs)
-        self._latent_to_rgb: LatentToRgb | None = None
+        self._previews = Previews(self.bundle)
         self.pools = LatentPools(self._make_pool, captures=self.capturer is not None, hot=self.hot)
         self._requests: dict[int, _DeviceState] = {}
 
@@ -290,11 +293,9 @@ class ModelRunner:
                 torch.cuda.empty_cache()
             raise error from None
         self.steps.count(step.rows, len(members))
-        fitted = self._latent_to_rgb
         for member in members:
-            member.preview = self._preview(step.predicted.get(member.place))
-        if self._latent_to_rgb is not fitted:
-            launched.ordinary = False
+            if (predicted := step.predicted.get(member.place)) is not None:
+                self._preview(member, predicted, launched)
 
     def _decode(self, members: Sequence[_DeviceState], parts: int, launched: Launched) -> None:
         """Run the next of ``parts`` parts of the decode of ``members``, who are of one key.
@@ -336,9 +337,9 @@ class ModelRunner:
             member.decoding = None
         return True
 
-    def _preview(self, predicted: torch.Tensor | None) -> Pixels | None:
-        if predicted is None:
-            return None
-        if self._latent_to_rgb is None:
-            self._latent_to_rgb = LatentToRgb.fit(self.bundle)
-        return self._latent_to_rgb.picture(predicted)
+    def _preview(self, member: _DeviceState, predicted: torch.Tensor, launched: Launched) -> None:
+        drawn = self._previews.draw(predicted, member.previewed)
+        if drawn is not None:
+            member.preview, member.previewed = drawn, time.monotonic()
+        if self._previews.worked:
+            launched.ordinary = False

@@ -11,18 +11,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import random
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +26,7 @@ from typing import Any
 import requests
 import sqlalchemy as sa
 
-from scripts.paths import ROOT
+from scripts.robustness.server_lives import Lives, Nursery
 from scripts.services.throwaway_postgres import throwaway_postgres
 from server.accounts.api_keys import KeyStore
 from server.accounts.audit import audit
@@ -152,75 +148,6 @@ class Load:
         return response.status_code == 402
 
 
-class Lives:
-    """A server that is started again after each death, on the same port and database."""
-
-    def __init__(self, folder: Path, database_url: str) -> None:
-        model = write_tiny_model(folder / "model")
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        settings = {
-            "MODEL": str(model),
-            "PORT": str(port),
-            "DATABASE_URL": database_url,
-            "THREADS": "1",
-            "LOG_LEVEL": "warning",
-        }
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("IMG2IMG_")}
-        self.log = folder / "server.log"
-        self.nursery = subprocess.Popen(
-            [sys.executable, "-m", "scripts.robustness.server_nursery"],
-            cwd=ROOT,
-            env=kept | {f"IMG2IMG_{name}": value for name, value in settings.items()},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log.open("wb"),
-            text=True,
-        )
-        self._expect("imported")
-        self.pid = 0
-
-    def start(self) -> None:
-        assert self.nursery.stdin is not None
-        self.nursery.stdin.write("\n")
-        self.nursery.stdin.flush()
-        self.pid = int(self._line())
-        give_up = time.monotonic() + 120
-        while time.monotonic() < give_up:
-            try:
-                if requests.get(self.url + "/health/ready", timeout=5).status_code == 200:
-                    return
-            except requests.RequestException:
-                pass
-            time.sleep(0.02)
-        raise RuntimeError(f"the server did not start:\n{self.log.read_text()[-3000:]}")
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-        self.pid = 0
-        self._expect("ended")
-
-    def close(self) -> None:
-        assert self.nursery.stdin is not None
-        self.nursery.stdin.close()
-        # The server of the last life is the nursery's child, not ours: it would outlive both.
-        if self.pid:
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-        self.nursery.kill()
-        self.nursery.wait()
-
-    def _line(self) -> str:
-        assert self.nursery.stdout is not None
-        return self.nursery.stdout.readline().strip()
-
-    def _expect(self, word: str) -> None:
-        if (line := self._line()) != word:
-            raise RuntimeError(f"the nursery said {line!r}:\n{self.log.read_text()[-3000:]}")
-
-
 def on_database(url: str, work: Callable[[Database], Any]) -> Any:
     async def main() -> Any:
         database = Database(url)
@@ -262,14 +189,15 @@ def killed_often(url: str, folder: Path, kills: int, clients: int, seed: int) ->
     chance = random.Random(seed)
     keys = make_keys(url)
     counts = {"open at a kill": 0, "open after a restart": 0, "problems found by the audit": 0}
-    lives = Lives(folder, url)
+    nursery = Nursery(folder)
+    lives = Lives(nursery, model=str(write_tiny_model(folder / "model")), database_url=url)
     lives.start()
     load = Load(lives.url, keys, clients, seed)
     try:
         for _ in range(kills):
             load.gate.set()
             time.sleep(chance.uniform(0.05, 1.5))
-            lives.kill()
+            lives.end()
             load.settle_down()
             counts["open at a kill"] += rows(url, OPEN)[0][0]
             lives.start()
@@ -281,6 +209,7 @@ def killed_often(url: str, folder: Path, kills: int, clients: int, seed: int) ->
     finally:
         load.end()
         lives.close()
+        nursery.close()
 
 
 def finish(load: Load) -> None:
@@ -291,7 +220,7 @@ def finish(load: Load) -> None:
             load.ask(session, asked)
 
 
-def judge(url: str, all_asked: list[Asked]) -> dict[str, int]:
+def judge(url: str, all_asked: Sequence[Asked]) -> dict[str, int]:
     columns = reservations.c
     charged: dict[str, int] = {}
     query = sa.select(columns.request_id, columns.amount).where(columns.state == "settled")

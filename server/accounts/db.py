@@ -61,6 +61,7 @@ class Database:
         self._reader = self._engine.execution_options(read_only=True)
         # SQLite has one writer; a queue here is fairer than its busy loop.
         self._turn = asyncio.Lock()
+        self._file: tuple[int, int] | None = None  # what SQLite has open: device and inode
         self._running: set[asyncio.Task[Any]] = set()
 
     @property
@@ -134,8 +135,10 @@ class Database:
     async def _transaction(self, engine: AsyncEngine, work: Work[T]) -> T:
         connected = False
         try:
+            self._check_file()
             async with engine.begin() as connection:
                 connected = True
+                self._note_file()
                 return await work(connection)
         except (TypeError, ValueError, OverflowError) as error:
             if connected:
@@ -148,6 +151,24 @@ class Database:
             cause = error.orig if isinstance(error, exc.DBAPIError) else error
             _log_away(cause)
             raise DatabaseAway from error
+
+    def _check_file(self) -> None:
+        """Raise OSError where the file that is open is not, or no longer, the one of that name.
+
+        SQLite would go on with it: what is charged there would be lost at the next start, and a
+        new connection would open another file. Opening that one here is no way out, since closing
+        the old connections removes side files by their name.
+        """
+        if self._file is None:
+            return
+        path = str(self.url.database)
+        if _file_identity(path) != self._file:
+            raise OSError(f"{path} was replaced while it was open: restart the server")
+
+    def _note_file(self) -> None:
+        if self.is_sqlite and self._file is None:
+            with contextlib.suppress(FileNotFoundError):  # Made by the first statement.
+                self._file = _file_identity(str(self.url.database))
 
     def _make_engine(self) -> AsyncEngine:
         # hide_parameters: an error's text must not hold digests or answers.
@@ -201,6 +222,11 @@ class Database:
                 if not busy or time.monotonic() > deadline:
                     raise
                 time.sleep(_SWITCH_RETRY_SECONDS)
+
+
+def _file_identity(path: str) -> tuple[int, int]:
+    found = Path(path).stat()
+    return found.st_dev, found.st_ino
 
 
 async def require_known(database: Database, data_dir: Path) -> bool:

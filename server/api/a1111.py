@@ -120,7 +120,9 @@ def _packed(
     made: list[FinishedImage],
 ) -> Answer:
     left_out = () if asked.include_init_images else ("init_images", "mask")
-    parameters = {name: value for name, value in body.fields.items() if name not in left_out}
+    # As A1111 does: what was sent, and the defaults of what was not.
+    parameters: dict[str, Any] = {**asked.model_dump(mode="json"), "save_images": False}
+    parameters |= {name: value for name, value in body.fields.items() if name not in left_out}
     files = [base64.b64encode(image.file).decode() for image in made] if asked.send_images else []
     answer = {
         "images": files,

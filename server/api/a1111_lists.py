@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -170,20 +170,17 @@ async def memory(caller: AnyCaller) -> Response:
     return json_response({"ram": {"error": "not told"}, "cuda": {"error": "not told"}})
 
 
-@router.get("/sdapi/v1/{name}")
-async def listed(name: str, caller: AnyCaller) -> Response:
-    """Return the lists that are empty here, or say that there is nothing of the name."""
-    if name not in _EMPTY:
-        raise NotFound(f"nothing is at /sdapi/v1/{name[:60]}")
-    return json_response(_EMPTY[name])
+def _always(content: Any) -> Callable[..., Awaitable[Response]]:
+    async def answer(caller: AnyCaller) -> Response:
+        return json_response(content)
+
+    return answer
 
 
-@router.post("/sdapi/v1/{name}")
-async def done(name: str, caller: AnyCaller) -> Response:
-    """Answer what asks to load or reload: it is loaded."""
-    if name not in _DONE:
-        raise NotFound(f"nothing is at /sdapi/v1/{name[:60]}")
-    return json_response(None)
+for _name, _content in _EMPTY.items():
+    router.get(f"/sdapi/v1/{_name}")(_always(_content))
+for _name in _DONE:  # what asks to load or reload: it is loaded
+    router.post(f"/sdapi/v1/{_name}")(_always(None))
 
 
 @router.get("/controlnet/{name}")

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from server.accounts.admission import FILTERED_HEADER, SEED_HEADER, Admitted, fingerprint
 from server.api.accept import accepted_image_format
 from server.api.flow import Flow, client_of, finished
+from server.api.runs import NamedRun, stream_run
 from server.api.values import parts_of
 from server.http.bytes_in_flight import release_upload
 from server.http.envelope import image_body, image_response, with_member
@@ -44,7 +45,7 @@ router = APIRouter(tags=["image to image"])
     responses=failure_responses(),
     openapi_extra={"requestBody": form_request_body()},
 )
-async def image_to_image(request: Request, admission: Admitted) -> Response:
+async def image_to_image(request: Request, admission: Admitted, run: NamedRun) -> Response:
     """Send a multipart form with `init_image` and `prompt`; all else may be left out.
 
     Answers `{"code": 0, "message": "success", "data": {"image": ..., "seed": ...}}`, or on failure
@@ -55,6 +56,9 @@ async def image_to_image(request: Request, admission: Admitted) -> Response:
     "queue_position": 0}`, then one `result` with the answer. `step` counts the form's `steps`,
     those included that `image_strength` skips; `evaluation` counts the U-Net's evaluations, of
     which some samplers have two a step.
+
+    Such a stream with an `X-Run-Id` goes on for a while if its connection is lost, and is found
+    again at `/api/runs/{id}`; any other request ends with its connection.
     """
     flow = Flow(request, admission)
     parts = await parts_of(request, flow.limit, texts=frozenset(TEXT_FIELDS), files=FILE_FIELDS)
@@ -69,6 +73,8 @@ async def image_to_image(request: Request, admission: Admitted) -> Response:
     format = accepted_image_format(request) or ImageFormat.PNG
 
     async def settled(outcomes: list[Outcome]) -> bytes:
+        if run is not None:
+            run.begin_charging()
         body = await flow.service.in_thread(lambda: _body(finished(outcomes)[0]))
         await admission.settle(body)
         return body
@@ -78,6 +84,8 @@ async def image_to_image(request: Request, admission: Admitted) -> Response:
         credits = admission.credits_told
         return body if credits is None else with_member(body, "credits", credits)
 
+    if run is not None:
+        return stream_run(request, run, batch, settled_response)
     if wants_events(request):
         return stream_response(batch.running[0].handle, settled_response, flow.limit)
     return _answer(request, await settled(await flow.finish(batch, format)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from server.engine_service import EngineHost
 from server.http.envelope import failure, success
@@ -11,6 +11,7 @@ from server.http.envelope import failure, success
 _RETRY = {"Retry-After": "5"}
 
 router = APIRouter(prefix="/health", tags=["health"])
+ray_router = APIRouter(include_in_schema=False)
 
 
 @router.head("/live", include_in_schema=False)
@@ -35,3 +36,12 @@ async def ready(request: Request) -> Response:
         data = {"model": model.name, "device": model.device, "dtype": model.dtype}
         return success({"status": "ready", **data})
     return failure(503, host.obstacle, _RETRY)
+
+
+@ray_router.get("/-/healthz")
+async def healthz(request: Request) -> Response:
+    """What KubeRay asks of every worker pod, whose proxy would answer it: `success`, or 503."""
+    host: EngineHost = request.app.state.engine_host
+    if host.serving_model is not None:
+        return PlainTextResponse("success")
+    return PlainTextResponse(host.obstacle, 503, _RETRY)

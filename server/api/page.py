@@ -95,6 +95,7 @@ async def about(request: Request) -> Response:
             "native_side": _NATIVE_SIDE.get(settings.model, _SD_SIDE),
             "max_upload_bytes": settings.max_upload_bytes,
             "request_timeout": settings.request_timeout,
+            "run_grace": settings.run_grace,
             # Tenths of a credit, and the work between which the price is linear (accounts/pricing).
             "price": {
                 "least": MIN_PRICE,

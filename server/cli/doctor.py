@@ -12,6 +12,7 @@ from models.embedded.vocabulary import demo_notice
 from server import __version__
 from server.cpus import set_tensor_threads, usable_cpus
 from server.extras import missing_extras, missing_requirements
+from server.http.listening import CannotListen, close, listen
 from server.img2img.deny_list import DenyList, DenyListError
 from server.memory_plan import memory_policy
 from server.settings import Settings, unknown_variables
@@ -48,7 +49,7 @@ def diagnose(settings: Settings) -> Diagnosis:
     facts["threads"] = _threads_in_words(settings)
     facts["pictures"] = ", ".join(FORMATS)
     facts["decoders"] = f"{settings.picture_places}, {limits_in_words()}"
-    facts["listens"] = f"{settings.host}:{settings.port}"
+    facts["listens"] = _address_in_words(settings)
     facts["keys"] = f"{len(settings.api_keys)}" + (", not asked for" if settings.no_auth else "")
     facts["accounts"] = _accounts_in_words(settings, diagnosis.problems)
     facts["model"] = settings.model
@@ -87,6 +88,16 @@ def diagnose(settings: Settings) -> Diagnosis:
     return diagnosis
 
 
+def _address_in_words(settings: Settings) -> str:
+    """Return where the server would listen, and whether it could now."""
+    address = f"{settings.host}:{settings.port}"
+    try:
+        close(listen(settings.host, settings.port))
+    except CannotListen as error:
+        return f"{address}, but not now: {error}, unless it is this server that runs there"
+    return address
+
+
 def _threads_in_words(settings: Settings) -> str:
     """Set torch's threads as the server would, and return them with what bounds them."""
     threads, usable = set_tensor_threads(settings.threads), usable_cpus()
@@ -105,7 +116,8 @@ def _sampler_problems(bundle: ModelBundle) -> list[str]:
         try:
             make_program(sampler, 30, 0.35, NoiseSchedule.from_config(bundle.scheduler_config))
         except Exception as error:  # of whatever library a scheduler needs
-            problems.append(f"sampler {sampler} fails: {error}")
+            advice = "install this project's requirements anew"
+            problems.append(f"sampler {sampler} fails: {error}; {advice}")
     return problems
 
 
@@ -130,7 +142,10 @@ def _accounts_in_words(settings: Settings, problems: list[str]) -> str:
         except ProgrammingError:
             return f"{database.name}, without tables: they are made at the first start"
         except DatabaseAway as error:
-            problems.append(f"the database cannot be reached: {first_line(error.__cause__)}")
+            problems.append(
+                f"the database cannot be reached: {first_line(error.__cause__)}; start it, or "
+                "change IMG2IMG_DATABASE_URL"
+            )
             return database.name
         finally:
             await database.close()

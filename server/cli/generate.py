@@ -150,7 +150,8 @@ def generate(
         bool,
         typer.Option(
             "--previews/--no-previews",
-            help="Draw the picture that forms, where the terminal has full colour.",
+            help="Draw the picture that forms, where the terminal can: kitty, iTerm2, sixel, or "
+            "any of full colour.",
         ),
     ] = True,
     width: Annotated[str | None, _field_option("width")] = None,

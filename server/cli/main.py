@@ -71,6 +71,10 @@ def serve(
     model_revision: RevisionOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(help="Engines on this machine: all (one a CUDA device), or their number."),
+    ] = None,
     root_path: Annotated[
         str | None, typer.Option(help="Path prefix that a reverse proxy serves this under.")
     ] = None,
@@ -87,6 +91,7 @@ def serve(
         model_revision=model_revision,
         device=device,
         dtype=dtype,
+        devices=devices,
         root_path=root_path,
         log_level=log_level,
     )
@@ -117,18 +122,24 @@ def doctor(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
 ) -> None:
-    """Say what is wrong, and what would run where. Exits with 1 if something is wrong."""
+    """Say what is wrong and what to do, then what would run where. Exits with 1 if something is
+    wrong."""
+    from rich.console import Console
+    from rich.text import Text
+
     from server.cli.doctor import diagnose
 
     settings = read_settings(model=model, model_revision=model_revision, device=device, dtype=dtype)
     diagnosis = diagnose(settings)
+    # In colour on a terminal, unless NO_COLOR is set.
+    console = Console(soft_wrap=True, highlight=False)
     for problem in diagnosis.problems:
-        typer.echo(f"problem    {problem}")
+        console.print(Text.assemble(("problem    ", "bold red"), problem))
     for name, value in diagnosis.facts.items():
-        typer.echo(f"{name:<10} {value}")
+        console.print(Text.assemble((f"{name:<10} ", "dim"), value))
     if diagnosis.problems:
         raise typer.Exit(FAILURE)
-    typer.echo("nothing is wrong")
+    console.print("nothing is wrong", style="bold green")
 
 
 @models_app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from rich.progress import (
 from rich.style import Style
 from rich.text import Text
 
+from server.cli.graphics import Inline, protocol_of, removal
+
 PREVIEW_COLUMNS = 40
 _REFRESHES = 8
 
@@ -28,15 +31,18 @@ _REFRESHES = 8
 class View:
     """Shows progress on standard error: bars on a terminal, a line a stage elsewhere.
 
-    ``pictures`` is how many there will be. A picture that forms is drawn in half blocks, which any
-    terminal of full colour can show, over ssh and in tmux too.
+    ``pictures`` is how many there will be. A picture that forms is drawn as a picture where the
+    terminal is known to show such (`graphics.py`), else in half blocks, which any terminal of full
+    colour can show, over ssh and in tmux too.
     """
 
     def __init__(self, pictures: int, *, previews: bool = True) -> None:
         self._console = Console(stderr=True)
         full_colour = self._console.color_system == "truecolor"
-        self.previews = previews and full_colour and self._console.is_terminal
-        self._preview: Text | None = None
+        self._protocol = protocol_of(os.environ) if self._console.is_terminal else None
+        drawable = self._console.is_terminal and (full_colour or self._protocol is not None)
+        self.previews = previews and drawable
+        self._preview: Text | Inline | None = None
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -51,7 +57,7 @@ class View:
             get_renderable=self._shown,
             console=self._console,
             transient=True,
-            refresh_per_second=_REFRESHES,
+            refresh_per_second=_REFRESHES if self._protocol is None else _REFRESHES // 2,
             # On the same terminal results go above the bars, into a file as they are.
             redirect_stdout=self._console.is_terminal and sys.stdout.isatty(),
             redirect_stderr=self._console.is_terminal,
@@ -64,6 +70,7 @@ class View:
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
+        self._forget_preview()
 
     @contextmanager
     def picture(self, name: str) -> Iterator[PictureView]:
@@ -74,7 +81,11 @@ class View:
         finally:
             self._bars.remove_task(task)
             self._bars.advance(self._all)
-            self._preview = None
+            self._forget_preview()
+
+    def refresh(self) -> None:
+        """Draw what there is now, without a wait for the next time."""
+        self._live.refresh()
 
     def say(self, line: str) -> None:
         """Write a line above the bars."""
@@ -96,7 +107,15 @@ class View:
 
     def show_preview(self, image: Image.Image) -> None:
         """Draw a picture that forms."""
-        self._preview = half_blocks(image, PREVIEW_COLUMNS)
+        if self._protocol is None:
+            self._preview = half_blocks(image, PREVIEW_COLUMNS)
+        else:
+            self._preview = Inline(image, self._protocol, PREVIEW_COLUMNS)
+
+    def _forget_preview(self) -> None:
+        if self._preview is not None and (erase := removal(self._protocol)):
+            self._console.file.write(erase)
+        self._preview = None
 
     def _index(self, task: TaskID) -> int:
         return self._bars.task_ids.index(task)

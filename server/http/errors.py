@@ -46,6 +46,7 @@ from server.errors import (
     InsufficientCredits,
     InvalidInput,
     ReservationLost,
+    RunIdInUse,
     SafetyCheckHangs,
     StillRunning,
     TooManyAtOnce,
@@ -175,6 +176,9 @@ API_ERRORS: Mapping[type[Exception], Callable[[Any, float], ApiError]] = {
     ),
     GenerationCancelled: lambda *_: Unavailable("the request was withdrawn", 5.0),
     GenerationFailed: lambda *_: InternalError(),
+    RunIdInUse: lambda *_: Conflict(
+        "X-Run-Id: a run with it goes on; find it at /api/runs/", {"Retry-After": "1"}
+    ),
     # The accounts
     InsufficientCredits: lambda error, _: PaymentRequired(str(error)),
     TooManyAtOnce: lambda error, _: TooManyRequests(str(error), 1.0),

@@ -80,13 +80,13 @@ class ErrorsAs200:
     Health checks are excepted, and the other APIs, whose clients read true statuses.
     """
 
-    def __init__(self, app: ASGIApp, exempt_prefix: str = "/health/") -> None:
+    def __init__(self, app: ASGIApp, exempt: tuple[str, ...] = ("/health/", "/-/")) -> None:
         self.app = app
-        self.exempt_prefix = exempt_prefix
+        self.exempt = exempt
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        if scope["type"] != "http" or path.startswith(self.exempt_prefix) or shape_at(scope):
+        if scope["type"] != "http" or path.startswith(self.exempt) or shape_at(scope):
             await self.app(scope, receive, send)
             return
 

@@ -20,24 +20,36 @@ COMPOSITE_MEDIA = (
 
 
 def text_chunks(
-    request: GenerationRequest, model_name: str, filtered: bool = False
+    request: GenerationRequest,
+    model_name: str,
+    filtered: bool = False,
+    size: tuple[int, int] | None = None,
 ) -> dict[str, str]:
-    """Every text chunk of an answer: that it was generated, by what, and with what settings."""
+    """Return every text chunk of an image: that it was generated, by what, with what settings.
+
+    ``size`` is the one that was asked for where the model makes another.
+    """
     software = f"img2img-server {__version__}"
     whole = request.strength <= 0 and request.mask is None
     source = TRAINED_MEDIA if whole else COMPOSITE_MEDIA
-    text = parameters_text(request, model_name, filtered)
+    text = parameters_text(request, model_name, filtered, size)
     return {KEY: text, SOFTWARE_KEY: software, SOURCE_KEY: source}
 
 
-def parameters_text(request: GenerationRequest, model_name: str, filtered: bool = False) -> str:
+def parameters_text(
+    request: GenerationRequest,
+    model_name: str,
+    filtered: bool = False,
+    size: tuple[int, int] | None = None,
+) -> str:
     """The prompt, the negative prompt if there is one, and a line of settings."""
+    width, height = size or (request.width, request.height)
     settings = {
         "Steps": str(request.steps),
         "Sampler": A1111_LABELS[request.sampler],
         "CFG scale": f"{request.cfg_scale:g}",
         "Seed": str(request.seed),
-        "Size": f"{request.width}x{request.height}",
+        "Size": f"{width}x{height}",
         "Model": model_name,
     }
     if not request.from_noise:

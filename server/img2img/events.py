@@ -13,11 +13,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
 import anyio
+import anyio.to_thread
 from fastapi import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from pipelines.request import Progress
+from pipelines.request import Pixels, Progress
 from server.engine_service import Handle
 from server.http.envelope import failure, json_bytes, with_member
 from server.http.errors import ANSWERED, logged_api_error
@@ -28,6 +29,9 @@ EVENT_STREAM = "text/event-stream"
 KEEP_ALIVE = b": keep-alive\n\n"
 KEEP_ALIVE_SECONDS = 10.0
 """Seconds without an event, after which a comment is sent: proxies cut what is silent for 30."""
+
+_SMALL = 3 * 128 * 128
+"""Bytes of a preview that is written in no time."""
 
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -48,8 +52,9 @@ def event(name: str, data: bytes) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (name.encode(), data)
 
 
-def progress_event(progress: Progress) -> bytes:
-    """A `progress` event; its `preview` is a base64 PNG, a pixel for every 8 x 8 of the picture."""
+def progress_event(progress: Progress, preview: Pixels | None = None) -> bytes:
+    """A `progress` event, with `preview` as a base64 PNG: a pixel for every 8 x 8 of the picture,
+    or as a tiny VAE draws it."""
     data: dict[str, object] = {
         "step": progress.step,
         "steps": progress.steps,
@@ -61,8 +66,8 @@ def progress_event(progress: Progress) -> bytes:
         data["stage"] = progress.stage
     if progress.seconds_left is not None:
         data["seconds_left"] = round(progress.seconds_left, 1)
-    if progress.preview is not None:
-        data["preview"] = base64.b64encode(encode_png(progress.preview, {})).decode()
+    if preview is not None:
+        data["preview"] = base64.b64encode(encode_png(preview, {})).decode()
     return event("progress", json_bytes(data))
 
 
@@ -98,19 +103,36 @@ def stream_response(
 
     async def events() -> AsyncGenerator[bytes]:
         try:
-            # The limit is on each wait: the time while an event is sent is the client's.
-            updates = handle.progress()
-            while (progress := await limit.apply(anext(updates, None))) is not None:
-                yield progress_event(progress)
+            async for told in progress_events(handle, limit):
+                yield told
             body = await answer()
         except ANSWERED as error:
-            refusal = logged_api_error(error, limit.seconds)
-            refused = bytes(failure(refusal.status, refusal.message).body)
-            # The response's own status was 200 when it began.
-            body = with_member(refused, "status", refusal.status)
+            body = failed_body(error, limit)
         yield event("result", body)
 
     return EventStream(handle, events())
+
+
+async def progress_events(handle: Handle, limit: TimeLimit) -> AsyncGenerator[bytes]:
+    """Yield `progress` events until the request has ended. Raises DeadlineExceeded."""
+    # The limit is on each wait: the time while an event is sent is the client's.
+    updates = handle.progress()
+    sent: Pixels | None = None
+    while (progress := await limit.apply(anext(updates, None))) is not None:
+        preview = None if progress.preview is sent else progress.preview
+        if preview is None or preview.size <= _SMALL:
+            yield progress_event(progress, preview)
+        else:
+            yield await anyio.to_thread.run_sync(progress_event, progress, preview)
+        sent = progress.preview
+
+
+def failed_body(error: Exception, limit: TimeLimit) -> bytes:
+    """Return the body of a `result` event for one of `ANSWERED`, and log it."""
+    refusal = logged_api_error(error, limit.seconds)
+    refused = bytes(failure(refusal.status, refusal.message).body)
+    # The response's own status was 200 when it began.
+    return with_member(refused, "status", refusal.status)
 
 
 async def kept_alive(events: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:

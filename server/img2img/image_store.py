@@ -1,4 +1,4 @@
-"""Finished images that are fetched once more by a short-lived address.
+"""Finished images that are fetched once more: by a short-lived address, or by their run's id.
 
 In this process, or in Redis where the limits are kept there and several servers share them.
 """
@@ -29,6 +29,9 @@ class ImageStore(Protocol):
     async def get(self, name: str) -> bytes | None:
         """Return a file, None if it is gone."""
 
+    async def drop(self, name: str) -> bool:
+        """Let go of a file; return whether it was there."""
+
     async def secret(self) -> bytes:
         """Return the key that signs addresses, the same for all who share the store."""
 
@@ -47,6 +50,7 @@ class MemoryStore:
         self._secret = secrets.token_bytes(32)
 
     async def put(self, name: str, file: bytes) -> None:
+        await self.drop(name)
         self._files[name] = (time.monotonic() + self._seconds, file)
         self._bytes += len(file)
         now = time.monotonic()
@@ -60,6 +64,11 @@ class MemoryStore:
     async def get(self, name: str) -> bytes | None:
         ends, file = self._files.get(name, (0.0, b""))
         return file if ends > time.monotonic() else None
+
+    async def drop(self, name: str) -> bool:
+        ends, file = self._files.pop(name, (0.0, b""))
+        self._bytes -= len(file)
+        return ends > time.monotonic()
 
     async def secret(self) -> bytes:
         return self._secret
@@ -88,6 +97,10 @@ class RedisStore:
         with self._reached():
             found = await self._redis.get(f"img2img:image:{name}")
         return found if isinstance(found, bytes) else None
+
+    async def drop(self, name: str) -> bool:
+        with self._reached():
+            return bool(await self._redis.delete(f"img2img:image:{name}"))
 
     async def secret(self) -> bytes:
         name = "img2img:image-secret"

@@ -366,6 +366,8 @@ def _finished(
     image = running.finishing.apply(result.image)
     if model.safety is not None:
         image, filtered = model.safety.review(image, running.generation.request_id)
-    text = parameters_text.text_chunks(running.generation, model.name, filtered)
+    text = parameters_text.text_chunks(
+        running.generation, model.name, filtered, running.finishing.size
+    )
     file = encode_image(image, text, format, quality)
     return FinishedImage(file, result.seed, filtered, text[parameters_text.KEY])

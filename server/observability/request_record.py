@@ -33,7 +33,7 @@ APIS: Mapping[str, str] = {
 """The API that a path belongs to, by how the path begins."""
 OTHER_API = "other"
 ALL_APIS = sorted({*APIS.values(), OTHER_API})
-PROBES = ("/health/live", "/health/ready", "/metrics")
+PROBES = ("/health/live", "/health/ready", "/-/healthz", "/metrics")
 
 OUTCOMES: Mapping[int, str] = {
     401: "unauthorized",

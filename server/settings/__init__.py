@@ -20,6 +20,7 @@ from server.settings.limits import LimitSettings
 from server.settings.model import ModelSettings
 from server.settings.observability import ObservabilitySettings
 from server.settings.renamed import OldNames, environment_name, old_names, renamed_variables
+from server.settings.replicas import ReplicaSettings
 from server.settings.server import ServerSettings
 from server.settings.values import is_loopback
 
@@ -37,6 +38,7 @@ __all__ = [
 class Settings(
     LimitSettings,
     EngineSettings,
+    ReplicaSettings,
     ModelSettings,
     AccountSettings,
     ObservabilitySettings,
@@ -103,5 +105,8 @@ def _is_unknown(name: str, known: Iterable[str]) -> bool:
 
 
 def _name_typo(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name.upper(), list(known), n=1)
-    return f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else "")
+    # Without what all have, which makes any two alike.
+    short = {setting.removeprefix(ENV_PREFIX): setting for setting in known}
+    near = difflib.get_close_matches(name.upper().removeprefix(ENV_PREFIX), list(short), n=1)
+    advice = f"did you mean {short[near[0]]}?" if near else "unset it, or see docs/settings.md"
+    return f"{name} is not a setting; {advice}"

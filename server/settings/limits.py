@@ -18,6 +18,14 @@ class LimitSettings(Subject):
         description="Seconds a request may take from its arrival, its upload included; then it is "
         "answered 504. One that would take longer alone is answered 400.",
     )
+    run_grace: float = Field(
+        60.0,
+        ge=0,
+        le=MOST_SECONDS,
+        description="Seconds that a run whose client gave it an id, as the page does, goes on "
+        "though nobody watches it; then it is withdrawn and not charged. 0: runs end with their "
+        "connection.",
+    )
     grace_period: float = Field(
         30.0,
         ge=0,

@@ -37,6 +37,11 @@ class ModelSettings(Subject):
         description="Another VAE, a folder or a `.safetensors` file: AutoencoderKL, or "
         "AutoencoderTiny for speed.",
     )
+    preview_vae: str | None = Field(
+        None,
+        description="A tiny VAE that draws the previews of unfinished pictures, a folder or a "
+        "`.safetensors` file of an AutoencoderTiny; blank: a linear map, which costs nothing.",
+    )
     loras: StringList = Field(
         (),
         description="LoRA files that are fused into the model, each with its weight behind a "
@@ -107,6 +112,7 @@ class ModelSettings(Subject):
             prediction=self.prediction,
             ema=self.ema,
             vae=self.vae,
+            preview_vae=self.preview_vae,
             loras=tuple(split_lora(text) for text in self.loras),
             embeddings=self.embeddings,
             quantize=self.quantize,

@@ -85,6 +85,8 @@ export interface ClientOptions {
 export interface RequestOptions {
   signal?: AbortSignal;
   idempotencyKey?: string;
+  /** A new id, such as newKey() makes, by which the run outlives its connection for a while. */
+  runId?: string;
 }
 
 export interface CallOptions extends RequestOptions {
@@ -107,6 +109,9 @@ export declare class ImageToImage {
   constructor(options?: ClientOptions);
   imageToImage(fields: Fields, options?: CallOptions): Promise<Result>;
   stream(fields: Fields, options?: RequestOptions): AsyncGenerator<Progress | Retry | Result>;
+  /** What happens to a run that was begun with this id; rejects with status 404 if it is gone. */
+  watch(runId: string, options?: { signal?: AbortSignal }): AsyncGenerator<Progress | Retry | Result>;
+  cancel(runId: string): Promise<"cancelled" | "finished" | "unknown">;
   account(options?: { signal?: AbortSignal }): Promise<Account>;
 }
 

@@ -12,6 +12,7 @@
  */
 
 const PATH = "api/generate/basic/imageToImage";
+const RUNS = "api/runs/";
 const EVENT_STREAM = "text/event-stream";
 const BUSY = new Set([409, 429, 502, 503]);
 
@@ -63,17 +64,48 @@ export class ImageToImage {
    * Make a picture and yield what happens: `progress` events, `retry` before a pause, at last one
    * `result`. Aborting `signal`, or leaving the loop, cancels the request. Tries that follow have
    * the Idempotency-Key of the first, so that no picture is paid for twice.
+   *
+   * With a `runId` (a `newKey()`) the run outlives its connection for the server's grace time: it
+   * is found again if that is lost, here and by `watch`. Aborting only ends the watching then;
+   * `cancel` is what ends the run.
    */
-  async *stream(fields, { signal, idempotencyKey = newKey() } = {}) {
+  async *stream(fields, { signal, idempotencyKey = newKey(), runId = "" } = {}) {
+    const headers = { "Idempotency-Key": idempotencyKey, ...(runId ? { "X-Run-Id": runId } : {}) };
+    yield* this.#events(signal, async (both, before) => {
+      const found = runId && before ? await this.#find(runId, both) : null;
+      if (found && aboutAnswer(found).status !== 404) return found;
+      return this.#ask(PATH, { method: "POST", headers, body: formOf(fields) }, both);
+    });
+  }
+
+  /** Yield what happens to a run that was begun with this id. Where it is gone: status 404. */
+  async *watch(runId, { signal } = {}) {
+    yield* this.#events(signal, (both) => this.#find(runId, both));
+  }
+
+  /** Withdraw a run: "cancelled" (it is not charged), "finished" (too late), or "unknown". */
+  async cancel(runId) {
+    const request = { method: "DELETE", keepalive: true };
+    return (await envelope(await this.#ask(RUNS + runId, request))).data.state;
+  }
+
+  #find(runId, signal) {
+    return this.#ask(RUNS + runId, { cache: "no-store" }, signal);
+  }
+
+  /** The events of what `open(signal, error before)` resolves to, opened anew as often as helps. */
+  async *#events(signal, open) {
     const ending = new AbortController();
     const both = signal ? AbortSignal.any([signal, ending.signal]) : ending.signal;
+    let before = null;
     try {
       for (let attempt = 0; ; attempt += 1) {
         try {
-          yield* this.#attempt(fields, idempotencyKey, both);
+          yield* this.#read(await open(both, before), both);
           return;
         } catch (error) {
           both.throwIfAborted();
+          before = error;
           const wait = error.retryAfter ?? 2 ** attempt;
           const again = error instanceof ImageToImageError && error.mayRetry;
           if (!again || attempt >= this.retries || wait > this.maxWait) throw error;
@@ -88,31 +120,18 @@ export class ImageToImage {
 
   /** The key's name, credits and limits. */
   async account({ signal } = {}) {
-    return (await this.#json("api/account", signal)).data;
+    return (await envelope(await this.#ask("api/account", { cache: "no-store" }, signal))).data;
   }
 
-  async #json(path, signal) {
-    const request = { headers: this.#headers(), signal, cache: "no-store" };
-    const response = await fetch(this.url + path, request).catch((error) => {
-      throw error.name === "AbortError" ? error : lostConnection("The server cannot be reached");
+  async #ask(path, { headers = {}, ...request }, signal = undefined) {
+    const all = { Accept: `${EVENT_STREAM}, application/json;q=0.9`, ...headers };
+    if (this.key) all.Authorization = this.key;
+    return fetch(this.url + path, { ...request, headers: all, signal }).catch((error) => {
+      throw signal?.aborted ? error : lostConnection("The server cannot be reached");
     });
-    return envelope(response);
   }
 
-  #headers() {
-    return this.key ? { Authorization: this.key } : {};
-  }
-
-  async *#attempt(fields, idempotencyKey, signal) {
-    const headers = {
-      ...this.#headers(),
-      Accept: `${EVENT_STREAM}, application/json;q=0.9`,
-      "Idempotency-Key": idempotencyKey,
-    };
-    const request = { method: "POST", headers, body: formOf(fields), signal };
-    const response = await fetch(this.url + PATH, request).catch((error) => {
-      throw signal.aborted ? error : lostConnection("The server cannot be reached");
-    });
+  async *#read(response, signal) {
     const said = aboutAnswer(response);
     if (!(response.headers.get("Content-Type") ?? "").startsWith(EVENT_STREAM)) {
       yield { ...finished(await envelope(response)), ...said };

@@ -34,13 +34,6 @@ def lan(server: ServerProcess) -> str:
     return server.url.replace("127.0.0.1", LAN_HOST)
 
 
-def enter_key(visitor: Visitor) -> None:
-    visitor.page.locator("#key-button").click()
-    visitor.page.locator("#key").fill(KEY)
-    visitor.page.locator("#key-form [type=submit]").click()
-    visitor.page.locator("#key-dialog").wait_for(state="hidden")
-
-
 @pytest.mark.parametrize("slash", ["", "/"], ids=["without a slash", "with a slash"])
 def test_a_picture_by_plain_http_under_a_prefix_with_a_key(
     visit: Visit, server: ServerProcess, slash: str
@@ -128,7 +121,7 @@ def test_axe_finds_nothing_serious(visit: Visit, server: ServerProcess, scheme: 
         pytest.skip(f"no axe-core at {AXE} (npm pack axe-core)")
     visitor = visit(server.url, color_scheme=scheme)
     page = visitor.page
-    enter_key(visitor)
+    visitor.enter_key(KEY)
     source = AXE.read_text(encoding="utf-8")
 
     def violations(where: str) -> list[str]:

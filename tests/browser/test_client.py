@@ -16,7 +16,7 @@ NODE = shutil.which("node")
 SCRIPT = """
 import { createServer } from "node:http";
 import { readFileSync, writeFileSync } from "node:fs";
-import { ImageToImage, ImageToImageError, imageToImage, serverEvents } from "./client.mjs";
+import { ImageToImage, ImageToImageError, imageToImage, newKey } from "./client.mjs";
 
 const [url] = process.argv.slice(2);
 const init_image = new Blob([readFileSync("in.png")]);
@@ -26,6 +26,15 @@ const result = await imageToImage(fields, { url, onProgress: (event) => seen.pus
 writeFileSync("out.png", Buffer.from(await result.picture.arrayBuffer()));
 
 const refused = await imageToImage({ ...fields, steps: 5, cfg_scale: 99 }, { url }).catch((e) => e);
+
+// A run that is left, found again, and let go of.
+const client = new ImageToImage({ url });
+const runId = newKey();
+for await (const { type } of client.stream(fields, { runId })) if (type === "progress") break;
+let found = null;
+for await (const event of client.watch(runId)) found = event;
+const states = [await client.cancel(runId), await client.cancel(runId)];
+const gone = await client.watch(newKey()).next().catch((error) => error.status);
 
 // A server that is busy once, then cuts its stream, then answers in pieces of one byte.
 const keys = [];
@@ -56,7 +65,7 @@ for await (const event of flaky.stream(fields)) events.push(event.type);
 server.close();
 
 const cancelled = new AbortController();
-const gone = imageToImage(fields, { url, signal: cancelled.signal }).catch((error) => error.name);
+const ended = imageToImage(fields, { url, signal: cancelled.signal }).catch((e) => e.name);
 cancelled.abort();
 
 console.log(JSON.stringify({
@@ -64,7 +73,8 @@ console.log(JSON.stringify({
   steps: seen.map(({ step, steps }) => [step, steps]),
   previews: seen.filter(({ preview }) => preview instanceof Blob).length,
   refused: [refused instanceof ImageToImageError, refused.status, refused.fields],
-  events, keys, cancelled: await gone,
+  found: [found.type, found.seed, found.model], states, gone,
+  events, keys, cancelled: await ended,
 }));
 """
 
@@ -92,6 +102,9 @@ def test_the_client_in_node(real_server: ServerProcess, tmp_path: Path) -> None:
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     fields = {"steps": "5 is not in 10..50", "cfg_scale": "99 is not in 0..35"}
     assert said["refused"] == [True, 400, fields]
+    assert said["found"] == ["result", 7, "embedded"]
+    assert said["states"] == ["finished", "unknown"]
+    assert said["gone"] == 404
     assert said["events"] == ["retry", "retry", "progress", "result"]
     assert len(said["keys"]) == 3
     assert len(set(said["keys"])) == 1

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,6 @@ Visit = Callable[..., Visitor]
 @pytest.fixture
 def visitor(visit: Visit, real_server: ServerProcess) -> Visitor:
     return visit(real_server.url)
-
-
-def downloaded(visitor: Visitor) -> bytes:
-    with visitor.page.expect_download() as coming:
-        visitor.page.locator("#download").click()
-    return Path(coming.value.path()).read_bytes()
 
 
 def test_from_a_sample_to_a_picture_and_back_after_a_reload(visitor: Visitor) -> None:
@@ -51,7 +44,7 @@ def test_from_a_sample_to_a_picture_and_back_after_a_reload(visitor: Visitor) ->
     visitor.screenshot("done")
     assert any("Step" in text and "of 10" in text for text in page.evaluate("seen"))
     seed = visitor.seed_shown()
-    file = downloaded(visitor)
+    file = visitor.downloaded()
     with Image.open(io.BytesIO(file)) as picture:
         assert picture.size == (320, 320)
         assert f"Seed: {seed}," in picture.info["parameters"]
@@ -65,7 +58,7 @@ def test_from_a_sample_to_a_picture_and_back_after_a_reload(visitor: Visitor) ->
     page.locator("#strip li button").first.click()
     visitor.result()
     assert visitor.seed_shown() == seed
-    assert downloaded(visitor) == file
+    assert visitor.downloaded() == file
     assert visitor.complaints == []
     assert visitor.asked_hosts == {"127.0.0.1"}
 
@@ -185,6 +178,8 @@ def test_cancel_is_seen_at_once_and_the_next_run_starts(visitor: Visitor) -> Non
     page.locator('input[name="size"][value="largest"]').check()
     visitor.generate()
     page.locator("#run-text", has_text="Step").wait_for()
+    withdrawn: list[str] = []
+    page.on("request", lambda one: "/api/runs/" in one.url and withdrawn.append(one.method))
     milliseconds = page.evaluate(
         """async () => {
             const began = performance.now();
@@ -195,7 +190,8 @@ def test_cancel_is_seen_at_once_and_the_next_run_starts(visitor: Visitor) -> Non
         }"""
     )
     assert milliseconds < 100
-    assert "Cancelled" in page.locator("#form-error").inner_text()
+    page.locator("#form-error", has_text="Cancelled; nothing was charged.").wait_for()
+    assert withdrawn == ["DELETE"]
     visitor.fill(**QUICK)
     page.locator('input[name="size"][value="native"]').check()
     visitor.generate()
@@ -203,20 +199,94 @@ def test_cancel_is_seen_at_once_and_the_next_run_starts(visitor: Visitor) -> Non
     assert page.locator("#strip li").count() == 1
 
 
-@pytest.mark.slow("browser")
-def test_a_reload_in_mid_run_offers_the_same_seed_again(visitor: Visitor) -> None:
-    page = visitor.page
+def begin_a_long_run(visitor: Visitor) -> str:
+    """Return the seed of a run that has begun and goes on for a while."""
     visitor.sample()
     visitor.fill(steps="50", image_strength="0.1")
     visitor.generate()
-    page.locator("#run-text", has_text="Step").wait_for()
-    seed = page.evaluate("JSON.parse(sessionStorage.getItem('img2img.running')).seed")
+    visitor.page.locator("#run-text", has_text="Step").wait_for()
+    first = "JSON.parse(sessionStorage.getItem('img2img.running'))[0]"
+    return str(visitor.page.evaluate(f"{first}.seed"))
+
+
+def test_a_run_is_found_again_after_a_reload(visitor: Visitor, real_server: ServerProcess) -> None:
+    page = visitor.page
+    seed = begin_a_long_run(visitor)
+    sent: list[str] = []
+    page.on("request", lambda one: sent.append(f"{one.method} {one.url}"))
     page.reload()
     visitor.ready()
-    assert "cut off" in page.locator("#form-error").inner_text()
+    page.locator("#run-text", has_text="Step").wait_for()
+    assert page.locator("#before").get_attribute("src")
+    visitor.result()
+    assert visitor.seed_shown() == seed
+    assert page.locator("#strip li").count() == 1
+    assert not [one for one in sent if GENERATE in one]
+    # In hand, it is not kept by the server any more.
+    page.wait_for_function("sessionStorage.getItem('img2img.running') === null")
+    (run,) = {one.rpartition("/")[2] for one in sent if "/api/runs/" in one}
+    give_up = time.monotonic() + 10
+    while real_server.get(f"/api/runs/{run}").status_code != 404:
+        assert time.monotonic() < give_up
+
+
+@pytest.mark.slow("browser")
+def test_a_run_that_is_gone_after_a_reload_is_offered_again(visitor: Visitor) -> None:
+    page = visitor.page
+    seed = begin_a_long_run(visitor)
+    # As if the server had been started anew meanwhile.
+    page.evaluate(
+        """() => {
+            const [run] = JSON.parse(sessionStorage.getItem("img2img.running"));
+            const other = {...run, id: "0".repeat(32)};
+            sessionStorage.setItem("img2img.running", JSON.stringify([other]));
+        }"""
+    )
+    page.reload()
+    visitor.ready()
+    page.locator("#form-error", has_text="The run was cut off; nothing was charged.").wait_for()
     page.get_by_role("button", name="Run again with the same seed").click()
     visitor.result()
-    assert visitor.seed_shown() == str(seed)
+    assert visitor.seed_shown() == seed
+
+
+@pytest.mark.slow("browser")
+def test_a_run_is_found_again_when_the_network_is_back(visitor: Visitor) -> None:
+    """As after a phone has slept: the stream is dead, and so is every request for a while."""
+    page = visitor.page
+    visitor.sample()
+    visitor.fill(**QUICK)
+    fulfil_once(visitor, lambda route: route.fulfill(headers=STREAM, body=CUT))
+    found = []
+
+    def find(route: Any) -> None:
+        found.append(route.request.url)
+        if len(found) <= 6:
+            route.abort("internetdisconnected")
+        else:
+            route.continue_()
+
+    page.route("**/api/runs/*", find)
+    visitor.generate()
+    page.locator("#run-text", has_text="The run is looked for as soon as it is back").wait_for()
+    page.evaluate("window.dispatchEvent(new Event('online'))")
+    page.locator("#form-error", has_text="cut off").wait_for()
+    assert len(set(found)) == 1
+
+
+@pytest.mark.slow("browser")
+def test_cells_of_a_grid_are_found_again_after_a_reload(visitor: Visitor) -> None:
+    page = visitor.page
+    visitor.sample()
+    visitor.fill(steps="50", image_strength="0.1")
+    page.locator("#show-grid").click()
+    page.locator("#grid-x").select_option("cfg_scale")
+    page.locator("#grid-x-values").fill("3, 7")
+    page.locator("#grid-go").click()
+    page.locator("#grid td", has_text="/ 50").first.wait_for()
+    page.reload()
+    visitor.ready()
+    page.locator("#strip-title", has_text="Results (2)").wait_for()
 
 
 @pytest.mark.slow("browser")
@@ -237,31 +307,6 @@ def test_use_a_result_as_the_input_and_its_settings(visitor: Visitor) -> None:
     page.locator("#undo-settings").click()
     assert page.locator("#prompt").input_value() == "something else"
     assert page.locator("#seed").input_value() == ""
-
-
-def code_of(visitor: Visitor, language: str) -> str:
-    visitor.page.locator("#code summary").click()
-    visitor.page.locator("#code").get_by_role("button", name=language).click()
-    return str(visitor.page.evaluate("navigator.clipboard.readText()"))
-
-
-def test_the_copied_code_makes_the_same_picture(
-    visit: Visit, real_server: ServerProcess, tmp_path: Path
-) -> None:
-    visitor = visit(real_server.url, permissions=["clipboard-read", "clipboard-write"])
-    visitor.sample("star")
-    prompt = """it's a "pink" heart, $HOME `x` \\ é"""
-    visitor.fill(prompt=prompt, negative_prompt="@file; a=b", **QUICK)
-    visitor.generate()
-    visitor.result()
-    made = downloaded(visitor)
-    sample = real_server.get("/static/pictures/star.png").content
-    (tmp_path / "star.png").write_bytes(sample)
-    for language, command in (("curl", ["bash", "-e"]), ("Python", [sys.executable, "-"])):
-        code = code_of(visitor, language)
-        (tmp_path / "result.png").unlink(missing_ok=True)
-        subprocess.run(command, input=code, cwd=tmp_path, check=True, encoding="utf-8", timeout=60)
-        assert (tmp_path / "result.png").read_bytes() == made, language
 
 
 @pytest.mark.slow("browser")
@@ -319,6 +364,13 @@ def test_full_storage_drops_the_oldest_and_says_so(
     assert seeds == ["11", "12", "13"]
 
 
+STREAM = {"Content-Type": "text/event-stream"}
+CUT = (
+    'event: progress\ndata: {"step":1,"steps":5,"evaluation":1,"evaluations":5,'
+    '"queue_position":0}\n\n'
+)
+
+
 def fulfil_once(visitor: Visitor, answer: Callable[[Any], None]) -> list[str]:
     """Answer the next request for a picture by `answer`; the list has all Idempotency-Keys."""
     keys: list[str] = []
@@ -365,10 +417,7 @@ def test_a_server_that_is_gone_and_comes_back(visitor: Visitor) -> None:
 
 
 def test_a_proxy_that_cuts_the_stream(visitor: Visitor) -> None:
-    progress = '{"step":1,"steps":5,"evaluation":1,"evaluations":5,"queue_position":0}'
-    cut = f"event: progress\ndata: {progress}\n\n"
-    headers = {"Content-Type": "text/event-stream"}
-    keys = fulfil_once(visitor, lambda route: route.fulfill(headers=headers, body=cut))
+    keys = fulfil_once(visitor, lambda route: route.fulfill(headers=STREAM, body=CUT))
     visitor.sample()
     visitor.fill(**QUICK)
     visitor.generate()

@@ -64,12 +64,24 @@ class Visitor:
             else:
                 field.fill(value)
 
+    def enter_key(self, key: str) -> None:
+        self.page.locator("#key-button").click()
+        self.page.locator("#key").fill(key)
+        self.page.locator("#key-form [type=submit]").click()
+        self.page.locator("#key-dialog").wait_for(state="hidden")
+
     def generate(self) -> None:
         self.page.locator("#generate").click()
 
     def result(self) -> None:
         """Wait for the result beside its input."""
         self.page.locator("#result-actions").wait_for()
+
+    def downloaded(self) -> bytes:
+        """Download the result that is shown."""
+        with self.page.expect_download() as coming:
+            self.page.locator("#download").click()
+        return Path(coming.value.path()).read_bytes()
 
     def seed_shown(self) -> str:
         return self.page.locator("#use-seed").inner_text().removeprefix("Seed ")

@@ -113,7 +113,7 @@ def test_a_mask_keeps_what_is_black(
         "mask": base64.b64encode(buffer.getvalue()).decode(),
         "mask_blur": 0,
         "inpaint_full_res": only_masked,
-        "denoising_strength": 0.9,
+        "denoising_strength": 0.4,
         "prompt": "a red circle",
     }
     (made,) = images_in(post(server, "img2img", body))

@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def done(folder: Path, small_picture: bytes) -> dict[str, Done]:
-    """The ends of commands by their names: a picture of each suffix, the doctor, the version."""
+    """The ends of commands by their names: a picture of each suffix, the doctor."""
     picture = folder / "in.png"
     picture.write_bytes(small_picture)
     strength = "--image-strength=1"  # the answer is then the fitted picture itself
@@ -68,10 +68,10 @@ def done(folder: Path, small_picture: bytes) -> dict[str, Done]:
         for suffix in SUFFIXES
     }  # fmt: skip
     commands["doctor"] = ["doctor", f"--model={contract_model()}"]
-    commands["version"] = ["--version"]
     return dict(zip(commands, run_each(*commands.values()), strict=True))
 
 
+@pytest.mark.slow("operations")
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_generate_writes_the_format_of_the_suffix(
     folder: Path, done: dict[str, Done], suffix: str
@@ -88,11 +88,12 @@ def test_generate_writes_the_format_of_the_suffix(
     assert comment[8:].decode("utf-16-be").startswith("a круг\nSteps: 30, Sampler: ")
 
 
+@pytest.mark.slow("operations")
 def test_doctor_finds_nothing_wrong(done: dict[str, Done]) -> None:
     assert done["doctor"].returncode == 0, done["doctor"].stdout + done["doctor"].stderr
     for word in (__version__, "torch", "threads", "device", "dtype", "model", "nothing is wrong"):
         assert word in done["doctor"].stdout
 
 
-def test_version(done: dict[str, Done]) -> None:
-    assert done["version"].stdout == f"img2img-server {__version__}\n"
+def test_version() -> None:
+    assert run("--version").stdout == f"img2img-server {__version__}\n"

@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.contract.conftest import QUICK, Client
 
-REQUESTS = 8
+REQUESTS = 5
 
 
 def scrape(client: Client) -> dict[str, float]:

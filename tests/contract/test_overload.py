@@ -46,6 +46,7 @@ def lora(file: Path) -> Path:
     return file
 
 
+@pytest.mark.slow("operations")
 def test_with_a_lora_busy_and_shutdown(
     client: Client, tmp_path: Path, small_picture: bytes
 ) -> None:

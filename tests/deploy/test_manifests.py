@@ -11,6 +11,7 @@ import pytest
 from tests.deploy.chart import KEYS, Manifest, manifests, merged
 
 OWN_SCHEMAS = {
+    "RayService": "rayservice.json",
     "ScaledObject": "scaledobject.json",
     "ServiceMonitor": "servicemonitor.json",
 }
@@ -57,6 +58,17 @@ CASES: dict[str, Manifest] = {
     "everything": ALL,
     "hpa": {"autoscaling": {"enabled": True, "kind": "hpa"}},
     "cpu": {"gpu": {"count": 0}, "model": {"name": "embedded"}},
+    "ray": {
+        "ray": {
+            "enabled": True,
+            "maxWorkers": 4,
+            "gcs": {"redisAddress": "redis:6379", "passwordSecret": {"name": "redis"}},
+        },
+        "podLabels": {"team": "images"},
+        "nodeSelector": {"card": "h100"},
+        "gpu": {"runtimeClassName": "nvidia"},
+        "imagePullSecrets": [{"name": "registry"}],
+    },
     "bare": {
         "metrics": {"enabled": False},
         "networkPolicy": {"enabled": False},
@@ -68,6 +80,17 @@ CASES: dict[str, Manifest] = {
 }
 
 
+def pods_of(manifest: Manifest) -> list[Manifest]:
+    """Return the pods that a RayService's templates make."""
+    if manifest["kind"] != "RayService":
+        return []
+    cluster = manifest["spec"]["rayClusterConfig"]
+    templates = [group["template"] for group in cluster["workerGroupSpecs"]]
+    templates.append(cluster["headGroupSpec"]["template"])
+    return [{"apiVersion": "v1", "kind": "Pod", **template} for template in templates]
+
+
+@pytest.mark.process
 @pytest.mark.parametrize("version", ["1.30", "1.37"])
 @pytest.mark.parametrize("case", CASES)
 def test_kubernetes_takes_it(case: str, version: str) -> None:
@@ -80,6 +103,8 @@ def test_kubernetes_takes_it(case: str, version: str) -> None:
         if manifest["kind"] in OWN_SCHEMAS:
             text = (Path(__file__).parent / "crds" / OWN_SCHEMAS[manifest["kind"]]).read_text()
             jsonschema.Draft7Validator(json.loads(text)).validate(manifest)
+            for pod in pods_of(manifest):
+                validator.validate(pod, version, strict=True)
         else:
             validator.validate(manifest, version, strict=True)
     assert len(found) >= 3
@@ -94,6 +119,7 @@ def test_the_cases_have_every_kind() -> None:
         "NetworkPolicy",
         "PersistentVolumeClaim",
         "PodDisruptionBudget",
+        "RayService",
         "ScaledObject",
         "Secret",
         "Service",

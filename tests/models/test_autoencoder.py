@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -17,7 +18,26 @@ from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Pixels
 from pipelines.vae.decode import decode_latents
 from pipelines.vae.encode import ImageEncoder, encode_image
-from pipelines.vae.preview import LatentToRgb
+from pipelines.vae.preview import LatentToRgb, TinyPreview
+
+
+def drawn_previews(bundle: ModelBundle, side: int) -> list[Pixels]:
+    """The previews of a picture of that size, each once, as an engine gives them out."""
+    engine = Engine(bundle, EngineConfig(warm_up=False))
+    engine.start()
+    try:
+        image = np.zeros((side, side, 3), np.uint8)
+        request = GenerationRequest(image=image, prompt="a", seed=1, steps=10, previews=True)
+        handle = engine.submit(request)
+
+        async def seen() -> list[Pixels]:
+            return [p.preview async for p in handle.progress() if p.preview is not None]
+
+        found = asyncio.run(seen())
+        handle.wait(60)
+    finally:
+        engine.drain(10.0)
+    return list({id(one): one for one in found}.values())
 
 
 def load(model: Path, vae: Path, configuration: Path | None = None) -> ModelBundle:
@@ -198,3 +218,47 @@ def test_what_does_not_fit_is_refused(
         load(tiny_folder, tmp_path / "flux")
     with pytest.raises(ModelLoadError, match="can run code"):
         load(tiny_folder, tmp_path / "vae.pt")
+
+
+def test_a_tiny_vae_draws_the_previews_and_not_the_pictures(
+    tiny_folder: Path, tiny_vae: AutoencoderTiny, tiny_vae_folder: Path
+) -> None:
+    spec = ModelSpec(str(tiny_folder), preview_vae=str(tiny_vae_folder))
+    bundle = load_model(spec, device="cpu", dtype="float32")
+    assert type(bundle.vae).__name__ == "AutoencoderKL"
+    assert bundle.facts["previews"] == f"AutoencoderTiny, {tiny_vae_folder}"
+    latents = torch.randn(4, 8, 8)
+    with torch.inference_mode():
+        preview = TinyPreview(bundle.preview_vae).picture(latents)
+        whole = tiny_vae.decode(latents[None]).sample[0].permute(1, 2, 0)
+    assert preview.shape == (64, 64, 3)
+    assert np.abs(preview - ((whole / 2 + 0.5).clamp(0, 1) * 255).numpy()).max() <= 0.51
+    previews = drawn_previews(bundle, 320)
+    assert previews
+    assert {one.shape for one in previews} == {(256, 256, 3)}
+
+
+@pytest.mark.parametrize(("height", "width"), [(192, 128), (64, 256), (1, 70)])
+def test_a_preview_of_a_large_picture_costs_no_more(
+    tiny_vae: AutoencoderTiny, height: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    decode = tiny_vae.decode
+    monkeypatch.setattr(tiny_vae, "decode", lambda x: (sizes.extend(x.shape[2:]), decode(x))[1])
+    with torch.inference_mode():
+        preview = TinyPreview(tiny_vae).picture(torch.full((4, height, width), torch.nan))
+    assert max(sizes) <= 64
+    assert max(preview.shape) == 256
+    assert not preview.any()  # What is not finite is not shown, and breaks nothing.
+
+
+def test_a_preview_vae_that_is_none(
+    tiny_folder: Path, other_vae: AutoencoderKL, tmp_path: Path
+) -> None:
+    other_vae.save_pretrained(tmp_path, safe_serialization=True)
+    spec = ModelSpec(str(tiny_folder), preview_vae=str(tmp_path))
+    with pytest.raises(ModelLoadError, match="is an AutoencoderKL, too slow for previews"):
+        load_model(spec, device="cpu", dtype="float32")
+    spec = ModelSpec(str(tiny_folder), preview_vae="/nowhere")
+    with pytest.raises(ModelLoadError, match="/nowhere is neither a folder nor a file"):
+        load_model(spec, device="cpu", dtype="float32")

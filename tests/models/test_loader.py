@@ -157,6 +157,12 @@ def test_device_and_dtype() -> None:
             loader.choose_dtype(dtype, loader.choose_device(device))
 
 
+@pytest.mark.parametrize("device", ["mps", "meta"])
+def test_a_device_that_nobody_has_tried(device: str) -> None:
+    with pytest.raises(ModelLoadError, match=f"device '{device}' is not one to run on here: use"):
+        loader.choose_device(device)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_asked_for_where_there_is_none() -> None:
     with pytest.raises(ModelLoadError, match="CUDA"):

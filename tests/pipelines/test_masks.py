@@ -29,6 +29,8 @@ from pipelines.vae.mask import composite, latent_mask
 from pipelines.vae.noise import RequestNoise
 from pipelines.vae.start import start_latents
 
+pytestmark = pytest.mark.process
+
 COUNT = len(CONTRACT_SAMPLERS)
 BUCKETS = (2, 4, 8, 16, 32, 64)
 KEY = GroupKey(8, 8, 77, False)

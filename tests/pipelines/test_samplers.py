@@ -135,6 +135,7 @@ def drive_diffusers(
     return sample.double().numpy(), start_noise.double().numpy(), draws
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("sampler", RIGHT_IN_DIFFUSERS)
 @pytest.mark.parametrize(
     "steps", [1, 2, 10, 23, 50, pytest.param(150, marks=pytest.mark.slow("properties"))]

@@ -7,14 +7,7 @@ import logging
 import pytest
 
 from pipelines.engine.watch import Patience, Watch
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.clock import Clock
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 
 from server.api.hints import hint
@@ -363,3 +364,23 @@ def test_failures_keep_their_status_beside_errors_as_200(make_client: MakeClient
     assert apis.img2img(steps=0).status_code == 400
     told = apis.client.post(PATH, data={"prompt": "a"})
     assert (told.status_code, told.json()["code"]) == (200, -1)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("POST", "/sdapi/v1/samplers", "GET"),
+        ("POST", "/sdapi/v1/loras", "GET"),
+        ("GET", "/sdapi/v1/img2img", "POST"),
+        ("GET", "/sdapi/v1/refresh-loras", "POST"),
+        ("POST", "/v1/models", "GET"),
+        ("GET", "/v1/images/edits", "POST"),
+        ("POST", "/v1/engines/list", "GET"),
+    ],
+)
+def test_another_method_is_told_the_right_one(
+    client: TestClient, method: str, path: str, allowed: str
+) -> None:
+    response = client.request(method, path)
+    assert (response.status_code, response.headers["Allow"]) == (405, allowed)
+    assert f"{method} is not allowed at {path}; allowed: {allowed}" in response.text

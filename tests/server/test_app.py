@@ -115,7 +115,7 @@ def test_cors_for_named_origins(make_client: MakeClient) -> None:
     refused = preflight(client, "https://other.example")
     assert_failure(refused, 400, "Disallowed CORS origin")
     assert "access-control-allow-origin" not in refused.headers
-    assert_failure(preflight(client, ORIGIN, "DELETE"), 400, "Disallowed CORS method")
+    assert_failure(preflight(client, ORIGIN, "PUT"), 400, "Disallowed CORS method")
 
 
 def test_cors_headers_are_on_failures_too(make_client: MakeClient, engine: StubEngine) -> None:
@@ -290,6 +290,16 @@ def test_health(client: TestClient, engine: StubEngine) -> None:
     assert_failure(client.get("/health/ready"), 503, "the engine has stopped")
 
 
+def test_ray_is_told_in_its_own_words(make_client: MakeClient, engine: StubEngine) -> None:
+    """KubeRay looks for this one word in the answer of every worker pod."""
+    client = make_client(errors_as_200=True)
+    answer = client.get("/-/healthz")
+    assert (answer.status_code, answer.text) == (200, "success")
+    engine.ready = False
+    answer = client.get("/-/healthz")
+    assert (answer.status_code, answer.text) == (503, "the engine has stopped")
+
+
 def test_live_but_not_ready_while_the_model_loads() -> None:
     import threading
 
@@ -384,7 +394,7 @@ def test_openapi_describes_the_form_and_the_answers(client: TestClient) -> None:
     failures = ["400", "401", "402", "408", "409", "413", "415", "429", "500", "503", "504"]
     assert set(operation["responses"]) == {"200", *failures}
     headers = [parameter["name"] for parameter in operation["parameters"]]
-    assert headers == ["Idempotency-Key"]
+    assert headers == ["Idempotency-Key", "X-Run-Id"]
     for status, answer in operation["responses"].items():
         if status != "200":
             example = answer["content"]["application/json"]["example"]

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +13,7 @@ from typer.testing import CliRunner
 from pipelines.errors import GenerationFailed
 from server import __version__
 from server.accounts.key_text import is_well_formed
+from server.cli.doctor import diagnose
 from server.cli.main import app
 from server.images.workers.process import Worker
 from server.img2img.form import ImageToImageForm
@@ -121,6 +125,35 @@ def test_doctor_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "Refusing to listen on 0.0.0.0" in problems[1]
     assert "IMG2IMG_PROT is not a setting; did you mean IMG2IMG_PORT?" in problems[2]
     assert "threads" in result.output
+    assert result.output.startswith("problem ")
+    assert "\x1b" not in result.output
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_doctor_is_in_colour_on_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_color: str
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", no_color)
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        with pytest.raises(SystemExit) as ended:
+            app(["doctor", "--model", str(tmp_path / "nothing")])
+    written = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert ended.value.code == 1
+    assert ("\x1b[1;31mproblem" in written) is not bool(no_color)
+    assert re.sub(r"\x1b\[[\d;]*m", "", written).startswith("problem ")
+
+
+def test_doctor_says_that_the_port_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        settings = Settings(port=port, model="/nothing")
+        said = diagnose(settings).facts["listens"]
+    assert said.startswith(f"127.0.0.1:{port}, but not now: port {port} on 127.0.0.1 is in use")
+    assert diagnose(settings).facts["listens"] == f"127.0.0.1:{port}"
 
 
 def test_doctor_counts_keys_and_changes_nothing(

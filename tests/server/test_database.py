@@ -159,6 +159,37 @@ def test_another_process_that_writes_is_waited_for_and_given_up_on(tmp_path: Pat
     asyncio.run(main())
 
 
+def test_a_file_that_is_removed_or_replaced_is_not_gone_on_with(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "accounts.db"
+    away = tmp_path / "away.db"
+
+    async def main() -> None:
+        database = Database(f"sqlite:///{file}")
+        await database.migrate()
+        store = KeyStore(database)
+        _, key = await store.create("alice")
+        file.rename(away)
+        with pytest.raises(DatabaseAway):
+            await store.create("bob")
+        with pytest.raises(DatabaseAway):
+            await store.find(key)
+        assert not file.exists()
+        file.touch()  # As a backup that is put in its place.
+        with pytest.raises(DatabaseAway):
+            await store.find(key)
+        told = caplog.records[-1].__dict__["fields"]["reason"]
+        assert told.endswith("replaced while it was open: restart the server")
+        away.rename(file)
+        account = await store.find(key)
+        assert account is not None
+        assert account.name == "alice"
+        await database.close()
+
+    asyncio.run(main())
+
+
 def test_a_new_file_that_another_process_sets_up_is_waited_for_and_given_up_on(
     tmp_path: Path,
 ) -> None:

@@ -88,6 +88,7 @@ def test_an_event_stream_ends_at_the_deadline_too(
     assert engine.handles[-1].cancelled
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("headers", [{}, EVENTS])
 def test_what_was_not_finished_is_not_charged(
     make_client: MakeClient,

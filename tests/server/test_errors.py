@@ -27,6 +27,7 @@ from server.errors import (
     InsufficientCredits,
     InvalidInput,
     ReservationLost,
+    RunIdInUse,
     SafetyCheckHangs,
     StillRunning,
     TooManyAtOnce,
@@ -52,6 +53,7 @@ ROWS: list[tuple[Exception, int, str, dict[str, str]]] = [
     (StillRunning(), 409, "Idempotency-Key: the first request", {"Retry-After": "1"}),
     (ReservationLost(), 503, "the credits held", {"Retry-After": "1"}),
     (DatabaseAway(), 503, "the accounts cannot be reached", {"Retry-After": "5"}),
+    (RunIdInUse(), 409, "X-Run-Id: a run with it goes on", {"Retry-After": "1"}),
     (ImageStoreAway(), 503, "images cannot be kept for an address", {"Retry-After": "5"}),
     (BadRequest("as it is"), 400, "as it is", {}),
 ]

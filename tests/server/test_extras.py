@@ -19,6 +19,7 @@ runner = CliRunner()
 ASKED = {
     "quantize": ("int8", "img2img-server[quantize]"),
     "traces_endpoint": ("http://127.0.0.1:4318/v1/traces", "img2img-server[tracing]"),
+    "ray_address": ("auto", "img2img-server[ray]"),
     "database_url": ("postgresql://u@127.0.0.1/x", "asyncpg"),
     "limits_url": ("redis://127.0.0.1:6379", "redis"),
 }

@@ -167,6 +167,7 @@ def test_a_window_ends(store: str) -> None:
     run(test, store, rate="1/second")
 
 
+@pytest.mark.process
 def test_what_comes_back_after_its_window_lets_in_no_more(store: str) -> None:
     async def test(servers: list[Access]) -> None:
         guesses = servers[0]._guesses

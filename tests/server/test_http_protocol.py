@@ -180,6 +180,7 @@ def test_an_answer_that_nobody_reads_is_cut_off(run: Callable[[Any], Any]) -> No
     run(scene())
 
 
+@pytest.mark.process
 def test_a_slow_reader_gets_all_of_it(run: Callable[[Any], Any]) -> None:
     """Its answer takes several times as long as none of it may be taken."""
 
@@ -283,6 +284,7 @@ def test_a_bad_request_behind_a_good_one_does_not_take_its_answer(
 GET = b"GET / HTTP/%s\r\nHost: a\r\n\r\n"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("version", [b"1.0", b"1.1"])
 @pytest.mark.parametrize("begins", ["nothing", "an answer", "a stream"])
 def test_who_ends_its_side_gets_what_has_begun_and_has_left_otherwise(

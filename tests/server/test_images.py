@@ -291,6 +291,7 @@ def test_extreme_shapes(size: tuple[int, int], mode: ResizeMode) -> None:
     assert tuple(pixels[(height - 1) // 2, (width - 1) // 2]) == (10, 200, 30)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
 def test_large_picture_keeps_its_aspect_ratio_and_content(file_format: str) -> None:
     exif = Image.Exif()

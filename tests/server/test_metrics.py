@@ -227,6 +227,7 @@ def test_a_distribution_counts_by_bounds_that_it_includes() -> None:
 # What a client cannot do
 
 
+@pytest.mark.process
 def test_a_thousand_odd_requests_make_no_series_of_their_own(
     make_client: MakeClient, picture_file: bytes
 ) -> None:

@@ -126,9 +126,11 @@ def test_strangers_are_only_let_in_when_that_is_said() -> None:
 
 
 def test_misspelt_variables_are_found() -> None:
-    environment = {"IMG2IMG_PORT": "1", "IMG2IMG_MODLE": "x", "OTHER": "y"}
+    environment = {"IMG2IMG_PORT": "1", "IMG2IMG_MODLE": "x", "IMG2IMG_XYZ": "", "OTHER": "y"}
     assert unknown_variables(environment) == [
-        "IMG2IMG_MODLE is not a setting; did you mean IMG2IMG_MODEL?"
+        "IMG2IMG_MODLE is not a setting; did you mean IMG2IMG_MODEL?",
+        # Nothing is near it but by what all settings begin with.
+        "IMG2IMG_XYZ is not a setting; unset it, or see docs/settings.md",
     ]
 
 
@@ -164,6 +166,7 @@ def test_the_model_that_settings_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMG2IMG_PREDICTION", "V_Prediction")
     monkeypatch.setenv("IMG2IMG_EMA", "true")
     monkeypatch.setenv("IMG2IMG_VAE", "/models/taesd")
+    monkeypatch.setenv("IMG2IMG_PREVIEW_VAE", "/models/taesd")
     monkeypatch.setenv("IMG2IMG_LORAS", "/l/a.safetensors:0.5, /l/b.safetensors")
     monkeypatch.setenv("IMG2IMG_EMBEDDINGS", "/models/embeddings")
     monkeypatch.setenv("IMG2IMG_QUANTIZE", "INT8")
@@ -172,6 +175,7 @@ def test_the_model_that_settings_name(monkeypatch: pytest.MonkeyPatch) -> None:
         prediction="v_prediction",
         ema=True,
         vae="/models/taesd",
+        preview_vae="/models/taesd",
         loras=(("/l/a.safetensors", 0.5), ("/l/b.safetensors", 1.0)),
         embeddings="/models/embeddings",
         quantize="int8",

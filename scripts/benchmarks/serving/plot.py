@@ -6,13 +6,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
-
 from scripts.benchmarks.serving.measures import COMPARED, SizeResult
 from scripts.benchmarks.serving.processes import BATCHING, OURS, PLAIN
+from scripts.plots import pyplot, save
 
 _COLOURS = {PLAIN: "tab:grey", BATCHING: "tab:orange", OURS: "tab:blue"}
 
@@ -45,7 +41,4 @@ def plot_latency(sizes: Sequence[SizeResult], file: Path) -> None:
         axis.set_xlim(left=0)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    figure.tight_layout()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
-    pyplot.close(figure)
+    save(figure, file)

@@ -6,6 +6,7 @@ import { $, announce, download, el } from "./dom.js";
 import { gridPicture } from "./grid_picture.js";
 
 const AT_ONCE = 4; // A browser opens six connections to a server; the server batches what it gets.
+const CANCEL_PATIENCE = 2000; // until the connections are closed, though the server was not told
 const FIRST = ["image_strength", "cfg_scale", "steps", "sampler", "style_preset", "seed"];
 
 export class Grid {
@@ -110,7 +111,7 @@ export class Grid {
     const waiting = this.plan.cells.filter(({ record }) => !record);
     const limit = this.page.account.concurrency ?? AT_ONCE;
     const work = async () => {
-      for (let cell = waiting.shift(); cell && !aborter.signal.aborted; cell = waiting.shift()) {
+      for (let cell = waiting.shift(); cell && this.aborter === aborter; cell = waiting.shift()) {
         await this.#make(cell, mask, aborter.signal);
       }
     };
@@ -121,10 +122,26 @@ export class Grid {
   }
 
   cancel() {
-    this.aborter?.abort();
+    const { aborter } = this;
     this.aborter = null;
+    const told = this.plan.cells.filter(({ run }) => run).map(({ run }) => this.page.client.cancel(run).catch(() => {}));
+    const patience = new Promise((resolve) => setTimeout(resolve, CANCEL_PATIENCE));
+    Promise.race([Promise.all(told), patience]).then(() => aborter?.abort());
     for (const cell of this.plan.cells) if (!cell.record) cell.place.replaceChildren("–");
     this.#state();
+  }
+
+  /** Find a cell's run that a reload cut off; its picture goes to the strip. */
+  async find(job) {
+    this.page.runs.add(job, true);
+    try {
+      for await (const event of this.page.client.watch(job.id)) {
+        if (event.type === "result") await this.page.keep(job, event, false);
+      }
+    } catch {
+      // It is gone: the grid makes it again.
+    }
+    this.page.letGo(job.id);
   }
 
   async #make(cell, mask, signal) {
@@ -133,20 +150,26 @@ export class Grid {
     say("Waiting");
     const job = this.page.job(cell.seed, mask, { ...this.page.form.values(), ...this.plan.values, ...cell.values, seed: String(cell.seed) });
     delete job.fields.previews;
+    cell.run = job.id;
+    this.page.runs.add(job, true);
+    const current = () => this.aborter?.signal === signal;
     try {
       const result = await this.page.client.imageToImage(job.fields, {
-        signal,
-        onProgress: ({ step, steps, evaluation }) => !signal.aborted && say(evaluation ? `${step} / ${steps}` : "Queued"),
-        onRetry: ({ reason }) => say(reason),
+        signal, runId: job.id, idempotencyKey: job.id,
+        onProgress: ({ step, steps, evaluation }) => current() && say(evaluation ? `${step} / ${steps}` : "Queued"),
+        onRetry: ({ reason }) => current() && say(reason),
       });
-      if (signal.aborted) return;
+      // Also one that was finished as it was cancelled: it is paid for.
       cell.record = await this.page.keep(job, result, false);
       const image = el("img", { alt: cell.label, src: URL.createObjectURL(cell.record.thumbnail) });
       place.replaceChildren(el("button", { type: "button", "aria-label": `Show ${cell.label}`, onclick: () => this.page.open(cell.record) }, image));
+      this.page.letGo(job.id);
     } catch (error) {
-      if (!signal.aborted) place.replaceChildren(el("span", { class: "problem" }, error.message));
+      this.page.runs.remove(job.id);
+      if (current()) place.replaceChildren(el("span", { class: "problem" }, error.message));
     }
-    if (!signal.aborted) this.#state();
+    cell.run = null;
+    this.#state();
   }
 
   /** An empty table with its labels, and the cells to fill. */

@@ -9,11 +9,12 @@ import { $, announce, copyText, delayed, el, note, showBlob } from "./dom.js";
 import { Form } from "./form.js";
 import { Grid } from "./grid.js";
 import { intake } from "./intake.js";
+import { KeptRuns } from "./kept_runs.js";
 import { MaskEditor } from "./mask_editor.js";
 import { offerSettings } from "./metadata/offer.js";
 import { NotTaken, readPicture, thumbnail } from "./picture.js";
 import { Results } from "./results.js";
-import { Runner, showError, takeCutOff } from "./run.js";
+import { Runner, showError } from "./run.js";
 import { readFields } from "./schema.js";
 import { addSeed } from "./seed.js";
 import { Sizes } from "./sizes.js";
@@ -40,7 +41,8 @@ class Page {
     this.account = new Account(this.client);
     this.view = new ResultView();
     this.speed = new Speed(about.model);
-    this.runner = new Runner(this.client, this.view, this.speed);
+    this.runs = new KeptRuns(tabId);
+    this.runner = new Runner(this.client, this.view, this.speed, this.runs);
     this.results = new Results(pictures, (record) => this.open(record));
     this.picture = null;
     this.grid = null;
@@ -62,10 +64,10 @@ class Page {
     this.#keys();
     this.grid = new Grid(this);
     await intake(this);
-    await this.#restore();
+    const draft = await this.#restore();
     await this.results.load();
     if (this.results.latest && !this.picture) await this.open(this.results.latest);
-    this.#offerCutOff(takeCutOff());
+    this.#findRuns(draft?.running ?? []);
     this.account.refresh();
     this.#costs();
     document.documentElement.dataset.ready = "true";
@@ -207,17 +209,49 @@ class Page {
     if (!this.ready()) return;
     if (this.runner.running) this.runner.cancel();
     const job = this.job(again?.seed ?? this.seed.take(), await this.masks.file());
-    this.last = { seed: job.seed, values: job.values };
+    // The same id is the same Idempotency-Key: what was paid for is not paid for again.
+    if (again?.id) job.id = again.id;
+    const error = await this.#follow(job);
+    // It was another picture or mask then.
+    if (again?.id && error?.status === 409 && error.retryAfter === null) this.run({ ...again, id: null });
+    else if (error) this.#failed(error);
+  }
+
+  /** Run a job, or watch one that goes on, and keep its picture. Resolves to what went wrong. */
+  async #follow(job) {
+    this.last = { id: job.id, seed: job.seed, values: job.values };
+    const running = this.runner.start(job);
     showView("result");
     this.results.mark(null);
+    this.#saveDraft(); // with the picture and the mask of the run
     try {
-      const result = await this.runner.start(job);
-      if (!result) return;
-      await this.keep(job, result);
+      const result = await running;
+      if (!result) return null;
+      if (result.late) $("form-error").textContent = "It was finished already, and is among the results.";
+      await this.keep(job, result, !this.runner.running);
+      this.letGo(job.id);
       this.account.refresh();
       this.#costs();
+      return null;
     } catch (error) {
-      this.#failed(error);
+      return error;
+    }
+  }
+
+  /** The picture of a run is in hand: nobody will come back for it. */
+  letGo(id) {
+    this.runs.remove(id);
+    if (this.about.run_grace) this.client.cancel(id).catch(() => {});
+  }
+
+  /** Find what a reload or a crash cut off. Cells of a grid go to the strip. */
+  async #findRuns(pictures) {
+    for (const run of this.runs.before) {
+      const kept = pictures.find(({ id }) => id === run.id) ?? { input: this.picture, maskKept: this.masks.kept };
+      const input = kept.input ?? { id: newKey(), kind: "noise", name: "the input, which is lost", blob: new Blob() };
+      const job = { ...run, input, maskKept: kept.maskKept, found: true };
+      if (run.cell) this.grid.find(job);
+      else this.#follow(job).then((error) => error && this.#failed(error));
     }
   }
 
@@ -237,7 +271,7 @@ class Page {
     const fields = { ...this.form.request(values), seed, previews: "true", init_image: this.picture.blob };
     if (mask) fields.mask = mask;
     const size = this.sizes.size ?? { width: this.picture.width ?? 512, height: this.picture.height ?? 512 };
-    return { fields, values, size, seed, input: this.picture, maskKept: this.masks.kept };
+    return { id: newKey(), fields, values, size, seed, input: this.picture, maskKept: this.masks.kept };
   }
 
   /** Keep a result in the strip, and show it. */
@@ -268,14 +302,6 @@ class Page {
     $("form-error").textContent = text;
     if (this.shown) this.open(this.shown, false);
     else showView("input");
-  }
-
-  #offerCutOff(run) {
-    if (!run) return;
-    $("form-error").replaceChildren(
-      "The run was cut off by leaving the page; nothing was charged. ",
-      el("button", { type: "button", onclick: () => this.run(run) }, "Run again with the same seed"),
-    );
   }
 
   // Results
@@ -339,7 +365,7 @@ class Page {
   }
 
   #saveDraft() {
-    this.pictures.saveDraft(this.tabId, { picture: this.picture, mask: this.masks.kept });
+    this.pictures.saveDraft(this.tabId, { picture: this.picture, mask: this.masks.kept, running: this.runs.pictures });
   }
 
   async #restore() {
@@ -351,6 +377,7 @@ class Page {
     }
     if (draft?.picture) this.setPicture(draft.picture, draft.mask);
     else this.sizes.setPicture(null);
+    return draft;
   }
 
   // Buttons and keys

@@ -1,27 +1,24 @@
 /** One run: from the click to the picture in hand, a cancel or an error. */
 
-import { $, announce, el } from "./dom.js";
+import { ImageToImageError } from "../../client.js";
 import { duration, evaluations } from "./costs.js";
-import { tab } from "./store.js";
+import { $, announce, el } from "./dom.js";
 
-const CUT_OFF = "img2img.running";
 const TITLE = "img2img";
-
-/** The run that a reload or a crash cut off in this tab, or null; asked for once. */
-export function takeCutOff() {
-  const run = tab.get(CUT_OFF);
-  tab.remove(CUT_OFF);
-  return run;
-}
+const CANCEL_PATIENCE = 2000; // A browser that has all its connections in use sends nothing.
+const LOST_PAUSE = 5000;
+const LOST_PATIENCE = 300_000;
 
 export class Runner extends EventTarget {
-  /** @param client an ImageToImage @param view the ResultView @param speed a Speed */
-  constructor(client, view, speed) {
+  /** @param client an ImageToImage @param view the ResultView @param speed a Speed @param runs the KeptRuns */
+  constructor(client, view, speed, runs) {
     super();
     this.client = client;
     this.view = view;
     this.speed = speed;
+    this.runs = runs;
     this.aborter = null;
+    this.job = null;
     window.addEventListener("beforeunload", (event) => {
       if (this.running) event.preventDefault();
     });
@@ -34,52 +31,102 @@ export class Runner extends EventTarget {
     return this.aborter !== null;
   }
 
-  /** Withdraw the run; its connection ends at once, and the server drops it. */
+  /** Withdraw the run: the server is told, and nothing is waited for. */
   cancel() {
     if (!this.running) return;
-    const { aborter } = this;
-    this.#ended("Cancelled; nothing was charged.");
+    const { aborter, job } = this;
+    job.cancelling = this.#withdraw(job, aborter);
+    this.#ended("Cancelling");
+    this.view.end();
+    this.dispatchEvent(new CustomEvent("cancelled", { detail: "Cancelling…" }));
+  }
+
+  /** Resolve to what the server says of the withdrawal, null where it cannot be asked. */
+  async #withdraw(job, aborter) {
+    const told = this.client.cancel(job.id).catch(() => null);
+    const patience = new Promise((resolve) => setTimeout(resolve, CANCEL_PATIENCE, null));
+    const state = await Promise.race([told, patience]);
+    if (state === "finished") return state;
     aborter.abort();
+    this.runs.remove(job.id);
+    const text = state === null
+      ? "Cancelled here, but the server does not answer: it ends the run by itself."
+      : "Cancelled; nothing was charged.";
+    if (!this.running) {
+      announce(text);
+      $("form-error").textContent = text;
+    }
+    return state;
   }
 
   /**
-   * Make the picture of `job`: `{fields, input, size, seed, values}`. Resolves to the result, or to
+   * Make the picture of `job`: `{id, fields, input, size, seed, values}`, or find that of a run that
+   * goes on (`found`). Resolves to the result, which is `late` if it was cancelled too late, or to
    * null where it was cancelled; rejects with what the client says.
    */
   async start(job) {
-    this.aborter?.abort(); // Two clicks in one moment are one run, the later one.
+    if (this.running) this.cancel(); // Two clicks in one moment are one run, the later one.
     const aborter = new AbortController();
     this.aborter = aborter;
+    this.job = job;
     $("generate").hidden = true;
     $("cancel").hidden = false;
-    tab.set(CUT_OFF, { seed: job.seed, values: job.values });
+    this.runs.add(job);
     this.view.begin(job.input, job.size, job.values.resize_mode);
     this.milestone = null;
     const began = performance.now();
     let firstStep = null;
     try {
-      const result = await this.client.imageToImage(job.fields, {
-        signal: aborter.signal,
-        onProgress: (event) => {
-          if (this.aborter !== aborter) return;
-          if (event.evaluation > 0) firstStep ??= { at: performance.now(), step: event.evaluation };
-          this.#progress(event, firstStep);
-        },
-        onRetry: (event) => this.#retry(event, aborter),
+      const result = await this.#follow(job, aborter, (event) => {
+        if (event.evaluation > 0) firstStep ??= { at: performance.now(), step: event.evaluation };
+        this.#progress(event, firstStep);
       });
-      if (this.aborter !== aborter) return null;
+      if (this.aborter !== aborter) {
+        return (await job.cancelling) === "finished" ? { ...result, ...job, late: true } : null;
+      }
       this.#learn(job, began, firstStep);
       this.#ended("Done", "✓");
       return { ...result, ...job };
     } catch (error) {
       if (this.aborter !== aborter) return null; // Cancelled: said already.
+      if (!error.lost) this.runs.remove(job.id); // else a reload looks for it
       this.view.end();
       this.#ended("Failed", "✕");
       throw error;
     }
   }
 
+  /** The result of a run, which is looked for again for minutes if the connection is lost. */
+  async #follow(job, aborter, onProgress) {
+    const { signal } = aborter;
+    const current = () => this.aborter === aborter;
+    let events = job.found ? this.client.watch(job.id, { signal })
+      : this.client.stream(job.fields, { signal, runId: job.id, idempotencyKey: job.id });
+    let heard = performance.now();
+    for (let sent = Boolean(job.found); ; ) {
+      try {
+        for await (const event of events) {
+          if (event.type !== "retry") {
+            heard = performance.now();
+            sent = true;
+          }
+          if (event.type === "result") return event;
+          if (!current()) continue;
+          if (event.type === "retry") this.#retry(event, aborter);
+          else onProgress(event);
+        }
+      } catch (error) {
+        if (error.status === 404 && sent) throw cutOff();
+        if (!error.lost || !sent || !current() || performance.now() - heard > LOST_PATIENCE) throw error;
+      }
+      this.#say(null, "No connection to the server. The run is looked for as soon as it is back.", "No connection to the server");
+      await connection(LOST_PAUSE, signal);
+      events = this.client.watch(job.id, { signal });
+    }
+  }
+
   #learn(job, began, firstStep) {
+    if (job.found) return;
     // What was queued tells nothing of the speed.
     const from = firstStep ? firstStep.at : began;
     const { steps, image_strength: strength, sampler } = job.values;
@@ -126,16 +173,34 @@ export class Runner extends EventTarget {
 
   #ended(text, mark = "") {
     this.aborter = null;
-    tab.remove(CUT_OFF);
     $("generate").hidden = false;
     $("cancel").hidden = true;
     document.title = mark && document.hidden ? `${mark} ${TITLE}` : TITLE;
     announce(text);
-    if (text.startsWith("Cancelled")) {
-      this.view.end();
-      this.dispatchEvent(new CustomEvent("cancelled", { detail: text }));
-    }
   }
+}
+
+/** Why a run that was begun is not there any more. */
+export function cutOff() {
+  const error = new ImageToImageError("The run was cut off; nothing was charged.");
+  error.cutOff = true;
+  return error;
+}
+
+/** Wait for a while, or until the network or the page is back. */
+function connection(milliseconds, signal) {
+  return new Promise((resolve) => {
+    const done = new AbortController();
+    const end = () => {
+      clearTimeout(timer);
+      done.abort();
+      resolve();
+    };
+    const timer = setTimeout(end, milliseconds);
+    window.addEventListener("online", end, { signal: done.signal });
+    document.addEventListener("visibilitychange", () => document.hidden || end(), { signal: done.signal });
+    signal.addEventListener("abort", end, { signal: done.signal });
+  });
 }
 
 const PHASES = { queued: "Queued", encoding: "Reading the picture", denoising: "Starting", decoding: "Finishing" };
@@ -163,6 +228,8 @@ export function showError(error, form, { onKey, onAgain, onInput }) {
   const again = el("button", { type: "button", onclick: onAgain }, "Run again with the same seed");
   if (error.status === 401) {
     place.replaceChildren(`${error.message} `, el("button", { type: "button", onclick: () => onKey(error.message) }, "Enter an API key"));
+  } else if (error.cutOff) {
+    place.replaceChildren(`${error.message} `, again);
   } else if (error.lost) {
     place.replaceChildren(`${error.message}; nothing is charged twice. `, again);
   } else if ([429, 500, 502, 503, 504].includes(error.status)) {

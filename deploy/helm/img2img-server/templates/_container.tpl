@@ -29,3 +29,90 @@ capabilities: {drop: [ALL]}
 - {name: cache, mountPath: /var/cache/img2img}
 - {name: tmp, mountPath: /tmp}
 {{- end }}
+
+{{/* All variables of a server. */}}
+{{- define "img2img.serverEnvironment" -}}
+{{- include "img2img.environment" . | nindent 0 }}
+{{- if include "img2img.pulls" . }}
+- {name: HF_HUB_OFFLINE, value: "1"}
+{{- end }}
+- {name: IMG2IMG_DEVICE, value: {{ ternary "cpu" "cuda" (eq (int .Values.gpu.count) 0) }}}
+- {name: IMG2IMG_HOST, value: 0.0.0.0}
+- {name: IMG2IMG_PORT, value: "8000"}
+{{- if .Values.metrics.enabled }}
+- {name: IMG2IMG_METRICS_PORT, value: {{ .Values.metrics.port | quote }}}
+{{- end }}
+- {name: IMG2IMG_REQUEST_TIMEOUT, value: {{ include "img2img.settingValue" .Values.requestTimeout | quote }}}
+- {name: IMG2IMG_GRACE_PERIOD, value: {{ ceil .Values.requestTimeout | int64 | quote }}}
+{{- if .Values.auth.disabled }}
+- {name: IMG2IMG_NO_AUTH, value: "true"}
+{{- end }}
+{{- with include "img2img.secretVariable" (list . "IMG2IMG_API_KEYS" .Values.auth "api-keys") | trim }}{{ . | nindent 0 }}{{ end }}
+{{- with include "img2img.secretVariable" (list . "IMG2IMG_DATABASE_URL" .Values.database "database-url") | trim }}{{ . | nindent 0 }}{{ end }}
+{{- with include "img2img.secretVariable" (list . "IMG2IMG_LIMITS_URL" .Values.redis "redis-url") | trim }}{{ . | nindent 0 }}{{ end }}
+{{- with .Values.extraEnv }}{{ toYaml . | nindent 0 }}{{ end }}
+{{- end }}
+
+{{/* The init container that pulls the weights. */}}
+{{- define "img2img.pull" -}}
+- name: pull
+  image: {{ include "img2img.image" . | quote }}
+  imagePullPolicy: {{ .Values.image.pullPolicy }}
+  args:
+    - models
+    - pull
+    - {{ .Values.model.name | quote }}
+    # This container has no card by which `auto` could choose.
+    - --dtype={{ if eq .Values.model.dtype "auto" }}{{ ternary "float32" "float16" (eq (int .Values.gpu.count) 0) }}{{ else }}{{ .Values.model.dtype }}{{ end }}
+  env:
+    {{- include "img2img.environment" . | nindent 4 }}
+    - {name: IMG2IMG_DEVICE, value: cpu}
+    {{- with .Values.model.tokenSecret }}{{ if .name }}
+    - name: HF_TOKEN
+      valueFrom: {secretKeyRef: {name: {{ .name }}, key: {{ .key }}}}
+    {{- end }}{{ end }}
+  resources:
+    requests: {cpu: 500m, memory: 1Gi}
+    limits: {memory: 2Gi}
+  securityContext: {{- include "img2img.containerSecurity" . | nindent 4 }}
+  volumeMounts: {{- include "img2img.mounts" . | nindent 4 }}
+{{- end }}
+
+{{- define "img2img.resources" -}}
+{{- $limits := deepCopy (default dict .Values.resources.limits) -}}
+{{- if .Values.gpu.count }}
+{{- $_ := set $limits .Values.gpu.resource (int .Values.gpu.count) }}
+{{- end }}
+{{- with .Values.resources.requests }}
+requests: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $limits }}
+limits: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "img2img.volumes" -}}
+- name: cache
+  {{- with include "img2img.claim" . }}
+  persistentVolumeClaim: {claimName: {{ . }}}
+  {{- else }}
+  emptyDir: {sizeLimit: {{ .Values.cache.size }}}
+  {{- end }}
+- name: tmp
+  emptyDir: {sizeLimit: 2Gi}
+{{- end }}
+
+{{- define "img2img.placement" -}}
+{{- with .Values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.topologySpreadConstraints }}
+topologySpreadConstraints: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}

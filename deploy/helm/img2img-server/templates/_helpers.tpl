@@ -17,6 +17,14 @@ app.kubernetes.io/name: {{ include "img2img.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{/* The pods that answer requests. */}}
+{{- define "img2img.serving" -}}
+{{ include "img2img.selector" . }}
+{{- if .Values.ray.enabled }}
+app.kubernetes.io/component: worker
+{{- end }}
+{{- end }}
+
 {{- define "img2img.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ include "img2img.selector" . }}
@@ -55,7 +63,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
 {{- define "img2img.mostReplicas" -}}
-{{- if .Values.autoscaling.enabled -}}{{ .Values.autoscaling.maxReplicas }}{{- else -}}{{ .Values.replicas }}{{- end -}}
+{{- if .Values.ray.enabled -}}{{ add1 (max (int .Values.ray.workers) (int .Values.ray.maxWorkers)) }}{{- else if .Values.autoscaling.enabled -}}{{ .Values.autoscaling.maxReplicas }}{{- else -}}{{ .Values.replicas }}{{- end -}}
 {{- end }}
 
 {{/* A variable from a secret: of another's making, or of this chart's. Nothing where there is none.
@@ -101,6 +109,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- if and .Values.autoscaling.enabled (eq .Values.autoscaling.kind "hpa") (lt (int .Values.autoscaling.minReplicas) 1) -}}
 {{- fail "autoscaling.minReplicas: 0 needs kind keda; an HPA keeps at least one pod" -}}
+{{- end -}}
+{{- if and .Values.ray.enabled .Values.autoscaling.enabled -}}
+{{- fail "autoscaling is of a Deployment's pods: with ray.enabled set ray.maxWorkers" -}}
+{{- end -}}
+{{- if and .Values.ray.enabled .Values.ray.maxWorkers (lt (int .Values.ray.maxWorkers) (int .Values.ray.workers)) -}}
+{{- fail "ray.maxWorkers is less than ray.workers" -}}
 {{- end -}}
 {{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
 {{- fail "ingress.enabled needs ingress.hosts" -}}

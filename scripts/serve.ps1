@@ -1,0 +1,37 @@
+# Serve on Windows: sets up .venv on the first run, then runs `img2img serve` with the given arguments.
+#   powershell -ExecutionPolicy Bypass -File scripts\serve.ps1 --port 8001
+# As scripts/serve does it, but it has not been tried on Windows: please tell what does not work.
+$ErrorActionPreference = "Stop"
+Set-Location (Split-Path -Parent $PSScriptRoot)
+$Python = ".venv\Scripts\python.exe"
+
+function Invoke-Checked {
+    & $args[0] $args[1..($args.Length - 1)]
+    if ($LASTEXITCODE -ne 0) { exit $LASTEXITCODE }
+}
+
+function Install-Packages {
+    Invoke-Checked $Python -m pip install --disable-pip-version-check @args
+}
+
+$Text = (Get-Content requirements.lock, pyproject.toml, scripts\serve.ps1 -Raw) -join ""
+$Bytes = [Text.Encoding]::UTF8.GetBytes($Text)
+$Hash = [BitConverter]::ToString([Security.Cryptography.SHA256]::Create().ComputeHash($Bytes))
+$Stamp = ".venv\.installed-" + $Hash.Replace("-", "").Substring(0, 16)
+
+if (-not (Test-Path $Stamp)) {
+    if (-not (Test-Path $Python)) {
+        Write-Host "Making .venv ..."
+        Invoke-Checked py -3 -c "import sys; sys.exit(sys.version_info < (3, 11))"
+        Invoke-Checked py -3 -m venv .venv
+    }
+    Write-Host "Installing the pinned dependencies, once: minutes, most of them torch's download ..."
+    $Torch = [regex]::Match((Get-Content pyproject.toml -Raw), "torch==[0-9.]+").Value
+    Install-Packages --no-deps $Torch
+    Install-Packages --no-deps --require-hashes -r requirements.lock
+    Install-Packages $Torch
+    Install-Packages --no-deps --editable .
+    New-Item -ItemType File $Stamp | Out-Null
+}
+& .venv\Scripts\img2img.exe serve @args
+exit $LASTEXITCODE

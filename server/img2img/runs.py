@@ -1,0 +1,192 @@
+"""Runs that outlive their connection: those that their client gave an id.
+
+Such a run stays the request that began it, which goes on without its client: its place, its
+reservation, its time limit and its record are that request's. Who has the key and the id may watch
+it and withdraw it. It is withdrawn, at no charge, once nobody has watched it for the grace time.
+Its answer is kept where finished images are (`image_store.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from hashlib import sha256
+from typing import Any
+
+from pipelines.errors import GenerationCancelled
+from server.engine_service import Handle
+from server.errors import RunIdInUse
+from server.http.waiting import TimeLimit
+from server.img2img.image_store import ImageStore
+from server.img2img.service import Batch
+
+_MOST_EARLY = 1000
+"""Withdrawals kept for requests that they have overtaken."""
+
+
+class Withdrawal(StrEnum):
+    """What a withdrawal met."""
+
+    CANCELLED = "cancelled"
+    FINISHED = "finished"
+    UNKNOWN = "unknown"
+
+
+class Run:
+    """One run. Used on the event loop alone."""
+
+    def __init__(self, name: str, limit: TimeLimit, grace: float) -> None:
+        self.name = name
+        self.limit = limit
+        self.headers: dict[str, str] = {}
+        self._grace = grace
+        self._batch: Batch | None = None
+        self._work: asyncio.Task[bytes] | None = None
+        self._watchers = 0
+        self._alone: asyncio.TimerHandle | None = None
+        self._withdrawn = False
+        self._charging = False
+
+    def start(self, batch: Batch, work: Coroutine[Any, Any, bytes]) -> None:
+        """Go on with what the engine has; ``work`` returns the answer's body, failures too."""
+        self._batch = batch
+        self._work = asyncio.create_task(work)
+        if self._withdrawn:
+            batch.cancel()
+
+    @property
+    def begun(self) -> bool:
+        return self._work is not None
+
+    @property
+    def handle(self) -> Handle:
+        """Return the engine's handle of its image."""
+        assert self._batch is not None
+        return self._batch.running[0].handle
+
+    async def answer(self) -> bytes:
+        """Wait for the answer's body, which goes on if the caller is cancelled."""
+        assert self._work is not None
+        return await asyncio.shield(self._work)
+
+    async def ended(self) -> None:
+        """Wait for its end, whatever that is."""
+        if self._work is not None:
+            await asyncio.wait((self._work,))
+
+    def watch(self) -> Watch:
+        """Count one more who watches."""
+        self._watchers += 1
+        if self._alone is not None:
+            self._alone.cancel()
+        return Watch(self)
+
+    def unwatch(self) -> None:
+        self._watchers -= 1
+        if self._watchers == 0 and self._work is not None and not self._work.done():
+            self._alone = asyncio.get_running_loop().call_later(self._grace, self.withdraw)
+
+    def withdraw(self) -> bool:
+        """Withdraw it and return True; it is never charged then. False: it is charged already."""
+        if self._charging:
+            return False
+        self._withdrawn = True
+        if self._batch is not None:
+            self._batch.cancel()
+        return True
+
+    def begin_charging(self) -> None:
+        """Note that it cannot be withdrawn any more. Raises GenerationCancelled if it was."""
+        if self._withdrawn:
+            raise GenerationCancelled("withdrawn")
+        self._charging = True
+
+    def close(self) -> None:
+        """End what still goes on."""
+        if self._alone is not None:
+            self._alone.cancel()
+        if self._work is not None and not self._work.done():
+            self.withdraw()
+            self._work.cancel()
+
+
+class Watch:
+    """One who watches a run, until `cancel`."""
+
+    def __init__(self, run: Run) -> None:
+        self._run: Run | None = run
+
+    def cancel(self) -> None:
+        """Watch no more; what nobody watches is withdrawn after the grace time."""
+        run, self._run = self._run, None
+        if run is not None:
+            run.unwatch()
+
+
+class Runs:
+    """The runs by the identity of their callers and their ids. Used on the event loop alone.
+
+    Those that go on are as many as the engine takes; their answers are in ``store``, within its
+    bounds. ``grace`` in seconds; 0 keeps none.
+    """
+
+    def __init__(self, grace: float, store: ImageStore) -> None:
+        self.grace = grace
+        self._store = store
+        self._running: dict[str, Run] = {}
+        self._early: OrderedDict[str, None] = OrderedDict()
+
+    @contextmanager
+    def open(self, identity: str, run_id: str, limit: TimeLimit) -> Iterator[Run]:
+        """List a run while the block runs.
+
+        Raises RunIdInUse, or GenerationCancelled for one whose withdrawal came first.
+        """
+        name = _name(identity, run_id)
+        if name in self._running:
+            raise RunIdInUse
+        if name in self._early:
+            del self._early[name]
+            raise GenerationCancelled("withdrawn")
+        run = self._running[name] = Run(name, limit, self.grace)
+        try:
+            yield run
+        finally:
+            run.close()
+            del self._running[name]
+
+    def find(self, identity: str, run_id: str) -> Run | None:
+        """Return a run that the engine has."""
+        run = self._running.get(_name(identity, run_id))
+        return run if run is not None and run.begun else None
+
+    async def keep(self, run: Run, answer: bytes) -> None:
+        """Keep the answer of a run. Raises ImageStoreAway."""
+        await self._store.put(run.name, answer)
+
+    async def kept(self, identity: str, run_id: str) -> bytes | None:
+        """Return the answer of a run that has ended, None if it is gone. Raises ImageStoreAway."""
+        return await self._store.get(_name(identity, run_id))
+
+    async def withdraw(self, identity: str, run_id: str) -> Withdrawal:
+        """Withdraw a run, or let go of the answer of one that has ended. Raises ImageStoreAway.
+
+        One that is not known may still be on its way: it is withdrawn as it comes.
+        """
+        name = _name(identity, run_id)
+        if (run := self._running.get(name)) is not None:
+            return Withdrawal.CANCELLED if run.withdraw() else Withdrawal.FINISHED
+        if await self._store.drop(name):
+            return Withdrawal.FINISHED
+        self._early[name] = None
+        if len(self._early) > _MOST_EARLY:
+            self._early.popitem(last=False)
+        return Withdrawal.UNKNOWN
+
+
+def _name(identity: str, run_id: str) -> str:
+    """Return the name of a run, from which neither key nor id is to be had."""
+    return "run-" + sha256(f"{identity}\0{run_id}".encode()).hexdigest()

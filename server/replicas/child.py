@@ -1,0 +1,213 @@
+"""An engine in a process of its own on this machine: what that process runs.
+
+It answers over a pipe until it is told to stop, or the pipe closes, which is when the server has
+gone in whatever way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing.connection import Connection
+from typing import Any
+
+from pipelines.request import Pixels
+from server.engine_service import ModelStarter, StartError
+from server.observability.logs import configure_logging
+from server.replicas.balance import Report
+from server.replicas.events import Call, Event, Facts
+from server.replicas.replica import EngineReplica
+from server.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+LOAD_MODEL = "server.engine_service:load_model"
+REPORT_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process is to run: the settings, what makes the engine, the card it sees."""
+
+    settings: dict[str, Any]
+    starter: str = LOAD_MODEL
+    card: str | None = None
+
+
+# From the server, beside calls
+
+
+@dataclass(frozen=True)
+class Withdraw:
+    """Make it no more."""
+
+    ident: str
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Send all progress of it."""
+
+    ident: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """Say what the safety checker finds in a picture."""
+
+    ident: str
+    picture: Pixels
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End."""
+
+
+# To the server
+
+
+@dataclass(frozen=True)
+class CannotStart:
+    """The engine cannot be started: the reason, for the operator."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Said:
+    """An event of a call; None is its end."""
+
+    ident: str
+    event: Event | None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The score, or why there is none."""
+
+    ident: str
+    score: float | Exception
+
+
+Answer = Facts | CannotStart | Report | Said | Scored
+
+
+def starter_of(name: str) -> ModelStarter:
+    """Return the function that ``module:function`` names."""
+    module, _, function = name.partition(":")
+    starter: ModelStarter = getattr(import_module(module), function)
+    return starter
+
+
+def main(pipe: Connection, job: Job) -> None:
+    """Run an engine until the pipe closes."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Whoever tells the group of processes to stop: the server lets what runs finish.
+        signal.signal(number, signal.SIG_IGN)
+    if job.card is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = job.card
+    settings = Settings(**job.settings)
+    configure_logging(settings.log_level, settings.log_format)
+    try:
+        model = starter_of(job.starter)(settings)
+        model.engine.start()
+    except Exception as error:
+        if not isinstance(error, StartError):
+            logger.exception("the engine could not be started")
+        with contextlib.suppress(OSError):
+            pipe.send(CannotStart(str(error) or repr(error)))
+        return
+    replica = EngineReplica(model, settings.capture_sizes_in_pixels)
+    asyncio.run(_Child(pipe, replica).run())
+    # What hangs in the device's library would keep the process.
+    logging.shutdown()
+    os._exit(0)
+
+
+class _Child:
+    """Carries messages between the pipe and the replica."""
+
+    def __init__(self, pipe: Connection, replica: EngineReplica) -> None:
+        self._pipe = pipe
+        self._replica = replica
+        self._outgoing: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self._calls: dict[str, asyncio.Task[None]] = {}
+        self._others: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        loop, closed = asyncio.get_running_loop(), asyncio.Event()
+
+        def take(message: object) -> None:
+            if isinstance(message, Stop):
+                end()
+            else:
+                loop.call_soon_threadsafe(self._take, message)
+
+        def end() -> None:
+            loop.call_soon_threadsafe(closed.set)
+
+        threading.Thread(target=_read, args=(self._pipe, take, end), daemon=True).start()
+        threading.Thread(target=self._write, args=(end,), daemon=True).start()
+        self._outgoing.put(self._replica.facts())
+        while not closed.is_set():
+            self._outgoing.put(self._replica.report())
+            self._replica.check()  # ends the process, and another takes its place
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(closed.wait(), REPORT_SECONDS)
+        for task in self._calls.values():
+            task.cancel()
+        await asyncio.to_thread(self._replica.close)
+
+    def _write(self, end: Callable[[], None]) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self._pipe.send(self._outgoing.get())
+        end()
+
+    def _take(self, message: object) -> None:
+        if isinstance(message, Call):
+            self._calls[message.ident] = asyncio.ensure_future(self._generate(message))
+        elif isinstance(message, Withdraw):
+            if (call := self._calls.get(message.ident)) is not None:
+                call.cancel()
+        elif isinstance(message, Watch):
+            self._replica.watch(message.ident)
+        elif isinstance(message, Score):
+            scoring = asyncio.ensure_future(self._score(message))
+            self._others.add(scoring)
+            scoring.add_done_callback(self._others.discard)
+
+    async def _generate(self, call: Call) -> None:
+        events = self._replica.generate(call)
+        try:
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    self._outgoing.put(Said(call.ident, event))
+        except Exception:
+            logger.exception("request %s broke off", call.request.request_id)
+        finally:
+            del self._calls[call.ident]
+            self._outgoing.put(Said(call.ident, None))
+
+    async def _score(self, asked: Score) -> None:
+        try:
+            score: float | Exception = await self._replica.score(asked.picture)
+        except Exception as error:
+            score = error
+        self._outgoing.put(Scored(asked.ident, score))
+
+
+def _read(pipe: Connection, take: Callable[[object], None], end: Callable[[], None]) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            take(pipe.recv())
+    end()

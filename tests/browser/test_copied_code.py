@@ -1,0 +1,92 @@
+"""What the page copies as code runs, and makes the picture that it was copied from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.browser.visitor import QUICK, Visitor
+from tests.server.server_process import ServerProcess, running_server
+from tests.services import skip_or_fail
+
+Visit = Callable[..., Visitor]
+KEY = "the-key-of-the-tests"
+CLIPBOARD = ["clipboard-read", "clipboard-write"]
+COMMANDS = {
+    "curl": ["bash", "-e"],
+    "Python": [sys.executable, "-"],
+    "JavaScript": ["node", "--input-type=module", "-"],
+    "PHP": ["php"],
+}
+"""What runs each language's code, which comes on standard input."""
+
+
+def code_of(visitor: Visitor, language: str) -> str:
+    visitor.page.locator("#code summary").click()
+    visitor.page.locator("#code").get_by_role("button", name=language).click()
+    return str(visitor.page.evaluate("navigator.clipboard.readText()"))
+
+
+def made_by_code(visitor: Visitor, language: str, folder: Path) -> bytes:
+    code = code_of(visitor, language)
+    assert KEY not in code
+    done = subprocess.run(
+        COMMANDS[language],
+        input=code,
+        cwd=folder,
+        env={**os.environ, "API_KEY": KEY},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+    )
+    assert done.returncode == 0, f"{code}\n{done.stdout}{done.stderr}"
+    file = folder / "result.png"
+    made = file.read_bytes()
+    file.unlink()
+    return made
+
+
+def check_all(visitor: Visitor, server: ServerProcess, folder: Path) -> None:
+    """Run every language's code in a folder that has the input, and compare."""
+    shown = visitor.downloaded()
+    sample = server.get("/static/pictures/star.png").content
+    (folder / "star.png").write_bytes(sample)
+    missing = [name for name, (program, *_) in COMMANDS.items() if not shutil.which(program)]
+    for language in COMMANDS:
+        if language not in missing:
+            assert made_by_code(visitor, language, folder) == shown, language
+    if missing:
+        skip_or_fail(f"{' and '.join(missing)} cannot be run here")
+
+
+def test_the_copied_code_makes_the_same_picture(
+    visit: Visit, real_server: ServerProcess, tmp_path: Path
+) -> None:
+    visitor = visit(real_server.url, permissions=CLIPBOARD)
+    visitor.sample("star")
+    prompt = """it's a "pink" heart, $HOME `x` \\ é"""
+    visitor.fill(prompt=prompt, negative_prompt="@file; a=b", **QUICK)
+    visitor.generate()
+    visitor.result()
+    check_all(visitor, real_server, tmp_path)
+
+
+@pytest.mark.slow("browser")
+def test_the_copied_code_takes_its_key_from_the_environment(visit: Visit, tmp_path: Path) -> None:
+    settings = {"root_path": "/images", "api_keys": KEY}
+    with running_server("tests.server.stub_server", tmp_path, **settings) as server:
+        server.url += "/images"
+        server.wait_for("/health/ready")
+        visitor = visit(server.url, permissions=CLIPBOARD)
+        visitor.enter_key(KEY)
+        visitor.sample("star")
+        visitor.fill(prompt="0")
+        visitor.generate()
+        visitor.result()
+        check_all(visitor, server, tmp_path)
