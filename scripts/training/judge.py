@@ -1,13 +1,14 @@
 """An independent judge of pictures: what thing, what colour, what background, what style.
 
-It shares nothing with the model it judges: a small convolutional network for kind, background and
-style, and for colour a classifier of pixel statistics (how much of which colour lies where).
-Both are trained on fresh drawings, roughened as an autoencoder roughens them, and their accuracy
-on drawings they never saw is measured with them.
+It shares nothing with the model it judges: a small convolutional network for kinds, another for
+backgrounds and styles, and for colours a classifier of pixel statistics (how much of which colour
+lies where). All are trained on fresh drawings, roughened as an autoencoder roughens them, and
+their accuracy on drawings they never saw is measured with them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,10 @@ from scripts.training.data import to_model
 from scripts.training.world.looks import draw
 from scripts.training.world.scene import BACKGROUNDS, COLOURS, OBJECTS, STYLES, Scene, sample_scene
 
-SIDE = 96
+SIDES = {"shapes": 64, "looks": 96}
+"""How large, in pixels, each body of the judge sees a picture."""
+READ_BY = {"kind": "shapes", "background": "looks", "style": "looks"}
+WIDTH = 112
 COLOUR_SIDE = 48
 GRID = 6
 DRAWN = 320
@@ -54,28 +58,37 @@ def colour_statistics(pictures: torch.Tensor) -> torch.Tensor:
     return F.adaptive_avg_pool2d(share, GRID).flatten(1)
 
 
+def _body() -> torch.nn.Sequential:
+    widths = (3, 24, 48, 80, WIDTH)
+    layers: list[torch.nn.Module] = []
+    for i, (a, b) in enumerate(pairwise(widths)):
+        layers += [
+            torch.nn.Conv2d(a, b, 5 if i == 0 else 3, stride=2, padding=2 if i == 0 else 1),
+            torch.nn.GroupNorm(8, b),
+            torch.nn.SiLU(),
+            torch.nn.Conv2d(b, b, 3, padding=1),
+            torch.nn.SiLU(),
+        ]
+    return torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
+
+
+def views(pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Pictures, (N, 3, H, W) in -1..1, as large as each body sees them."""
+    return {n: F.interpolate(pictures, (side, side), mode="area") for n, side in SIDES.items()}
+
+
 class Judge(torch.nn.Module):
-    """About 0.4 M parameters. ``forward`` gives logits of each attribute, (N, classes)."""
+    """About 0.7 M parameters. ``forward`` gives logits of each attribute, (N, classes).
+
+    What a thing is, is read at another size than its looks, by a body of its own: one body for
+    both read either the kinds or the styles badly.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        widths = (3, 24, 48, 80, 112)
-        layers: list[torch.nn.Module] = []
-        for i, (a, b) in enumerate(pairwise(widths)):
-            layers += [
-                torch.nn.Conv2d(a, b, 5 if i == 0 else 3, stride=2, padding=2 if i == 0 else 1),
-                torch.nn.GroupNorm(8, b),
-                torch.nn.SiLU(),
-                torch.nn.Conv2d(b, b, 3, padding=1),
-                torch.nn.SiLU(),
-            ]
-        self.body = torch.nn.Sequential(*layers)
+        self.bodies = torch.nn.ModuleDict({name: _body() for name in SIDES})
         self.heads = torch.nn.ModuleDict(
-            {
-                name: torch.nn.Linear(widths[-1] * 4, len(values))
-                for name, values in LABELS.items()
-                if name != "colour"
-            }
+            {name: torch.nn.Linear(WIDTH * 4, len(LABELS[name])) for name in READ_BY}
         )
         self.colour = torch.nn.Sequential(
             torch.nn.Linear(len(COLOURS) * GRID**2, 96),
@@ -84,10 +97,13 @@ class Judge(torch.nn.Module):
         )
 
     def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-        small = F.interpolate(pictures, (SIDE, SIDE), mode="area")
-        features = F.adaptive_avg_pool2d(self.body(small), 2).flatten(1)
-        logits = {name: head(features) for name, head in self.heads.items()}
-        logits["colour"] = self.colour(colour_statistics(pictures))
+        return self.read(views(pictures))
+
+    def read(self, seen: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The logits of pictures whose `views` are given."""
+        features = {name: body(seen[name]) for name, body in self.bodies.items()}
+        logits = {name: self.heads[name](features[body]) for name, body in READ_BY.items()}
+        logits["colour"] = self.colour(colour_statistics(seen["looks"]))
         return logits
 
     @torch.no_grad()
@@ -98,20 +114,22 @@ class Judge(torch.nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class _Drawings:
-    pictures: torch.Tensor
+    seen: dict[str, torch.Tensor]
     labels: dict[str, torch.Tensor]
 
 
 def _drawings(count: int, seed: int, styled: float) -> _Drawings:
     rng = np.random.default_rng(seed)
-    small, each = torch.empty(count, 3, SIDE, SIDE), []
+    seen = {name: torch.empty(count, 3, side, side) for name, side in SIDES.items()}
+    each = []
     for i in range(count):
         scene = sample_scene(rng, DRAWN, DRAWN, split="any", styled=styled, count=1)
         picture = torch.from_numpy(draw(scene)).permute(2, 0, 1)[None]
-        small[i] = F.interpolate(to_model(picture), (SIDE, SIDE), mode="area")[0]
+        for name, view in views(to_model(picture)).items():
+            seen[name][i] = view[0]
         each.append(labels_of(scene))
     labels = {name: torch.tensor([one[name] for one in each]) for name in LABELS}
-    return _Drawings(small, labels)
+    return _Drawings(seen, labels)
 
 
 def _roughened(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -124,8 +142,8 @@ def _roughened(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return (x * gain).roll(shift, dims=(2, 3))
 
 
-def train_judge(count: int = 6000, steps: int = 900, seed: int = 900) -> Judge:
-    """Train a judge on ``count`` fresh drawings; some ten minutes on two cores."""
+def train_judge(count: int = 6000, steps: int = 1500, seed: int = 900) -> Judge:
+    """Train a judge on ``count`` fresh drawings; some twenty minutes of one core."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     # A plain drawing is one look of 18, and a style counts twice: it is what is read worst.
@@ -137,7 +155,8 @@ def train_judge(count: int = 6000, steps: int = 900, seed: int = 900) -> Judge:
     for _ in range(steps):
         chosen = torch.randint(count, (64,), generator=generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            logits = judge(_roughened(data.pictures[chosen], generator))
+            rough = {n: _roughened(one[chosen], generator) for n, one in data.seen.items()}
+            logits = judge.read(rough)
         losses = {n: F.cross_entropy(logits[n].float(), data.labels[n][chosen]) for n in LABELS}
         optimiser.zero_grad()
         loss = torch.stack([*losses.values(), losses["style"]]).sum()
@@ -151,8 +170,9 @@ def own_accuracy(judge: Judge, count: int = 600, seed: int = 901) -> dict[str, f
     """The share of fresh drawings that the judge reads right, by attribute; style of those that
     have one."""
     data = _drawings(count, seed, 0.8)
-    verdicts = judge.verdicts(data.pictures)
-    right = {n: (verdicts[n] == data.labels[n]).float() for n in LABELS}
+    with torch.no_grad():
+        logits = judge.eval().read(data.seen)
+    right = {n: (logits[n].argmax(dim=1) == data.labels[n]).float() for n in LABELS}
     right["style"] = right["style"][data.labels["style"] > 0]
     return {name: float(one.mean()) for name, one in right.items()}
 
@@ -165,7 +185,7 @@ def load_judge(path: Path, train_if_missing: bool = True) -> Judge:
         if not train_if_missing:
             raise FileNotFoundError(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.half() for k, v in train_judge().state_dict().items()}, path)
+        save_file({k: v.half().contiguous() for k, v in train_judge().state_dict().items()}, path)
     judge = Judge()
     judge.load_state_dict({k: v.float() for k, v in load_file(path).items()})
     return judge.eval()

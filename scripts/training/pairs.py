@@ -33,7 +33,7 @@ from server.cpus import usable_cpus
 WORD_TIMES = {
     **dict.fromkeys(("anime", "pixel-art", "low-poly", "isometric"), 2.0),
     **dict.fromkeys(("modeling-compound", "enhance"), 2.0),
-    **dict.fromkeys(("fish", "circle", "cat", "star"), 2.0),
+    **dict.fromkeys(("fish", "circle", "cat", "star", "car", "moon"), 2.0),
     **dict.fromkeys(("blue", "white", "sky"), 1.6),
 }
 KIND_TIMES = 2.0
