@@ -31,10 +31,9 @@ from server.cpus import usable_cpus
 # How many times as often as others what fails more often is drawn (`scripts/measure_embedded`
 # prints what that is), and pairs whose kinds of thing differ, as few edits of four do.
 WORD_TIMES = {
-    **dict.fromkeys(("anime", "pixel-art", "low-poly", "isometric"), 2.0),
-    **dict.fromkeys(("modeling-compound", "enhance"), 2.0),
-    **dict.fromkeys(("fish", "circle", "cat", "star", "car", "moon"), 2.0),
-    **dict.fromkeys(("blue", "white", "sky"), 1.6),
+    **dict.fromkeys(("anime", "pixel-art", "neon-punk", "low-poly"), 2.0),
+    **dict.fromkeys(("fish", "moon", "circle", "star"), 2.0),
+    **dict.fromkeys(("pink", "white", "blue", "sky"), 1.6),
 }
 KIND_TIMES = 2.0
 MOST_TIMES = 10.0
