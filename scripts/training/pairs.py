@@ -31,9 +31,9 @@ from server.cpus import usable_cpus
 # How many times as often as others what fails more often is drawn (`scripts/measure_embedded`
 # prints what that is), and pairs whose kinds of thing differ, as few edits of four do.
 WORD_TIMES = {
-    **dict.fromkeys(("pixel-art", "enhance", "anime", "low-poly"), 3.0),
-    **dict.fromkeys(("neon-punk", "3d-model", "fantasy-art", "comic-book"), 2.0),
-    **dict.fromkeys(("white", "purple", "sky", "snow"), 1.6),
+    **dict.fromkeys(("anime", "pixel-art", "neon-punk", "low-poly"), 2.0),
+    **dict.fromkeys(("fish", "moon", "circle", "star"), 2.0),
+    **dict.fromkeys(("pink", "white", "blue", "sky"), 1.6),
 }
 KIND_TIMES = 2.0
 MOST_TIMES = 10.0
@@ -43,7 +43,7 @@ CHUNK = 16
 """Pairs that a process draws before it hands them over; CAPACITY is a multiple."""
 REUSE = 10
 """Samples that are trained for each pair drawn."""
-FILL, CAPACITY = 96, 4096
+FILL, CAPACITY = 32, 4096
 """Pairs that are there before the first step, and the most of one size that are kept."""
 
 
@@ -80,7 +80,8 @@ def times(pair: tuple[Scene, Scene]) -> float:
     """Return how many times as often as a plain pair this one is drawn, at most MOST_TIMES."""
     each = []
     for scene in pair:
-        words = [scene.background, scene.style, *(thing.colour for thing in scene.things)]
+        words = [scene.background, scene.style]
+        words += [word for thing in scene.things for word in (thing.colour, thing.kind)]
         each.append(np.prod([WORD_TIMES.get(word, 1.0) for word in words if word]))
     kinds = [[thing.kind for thing in scene.things] for scene in pair]
     often = float(np.mean(each)) * (KIND_TIMES if kinds[0] != kinds[1] else 1.0)

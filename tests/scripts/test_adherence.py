@@ -1,7 +1,7 @@
 """The embedded model does what its prompts say, measured on a small fixed set.
 
-`scripts/measure_embedded` measures the same on hundreds of pictures; the floors here are set well
-below what it prints, so that they tell a model that works from one that does not.
+`scripts/measure_embedded` measures the same on hundreds of pictures; the floors here are just under
+what these few have, so that weights that have become worse are noticed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from diffusers import UNet2DConditionModel
 from models.bundle import ModelBundle
 from models.loading.loader import load_bundle
 from pipelines.engine.engine import Engine, EngineConfig
-from scripts.training.judge import Judge, load_judge
+from scripts.training.judge import Judge, load_judge, own_accuracy
 from scripts.training.measures import edits, make, request_for, right, strength_ladder
 from scripts.training.world.looks import draw
 from scripts.training.world.scene import COLOURS, Scene, Thing
@@ -28,8 +28,10 @@ pytestmark = pytest.mark.slow("weights")
 
 JUDGE = Path(__file__).parents[1] / "data" / "judge.safetensors"
 EDITS = 24
-# Of 24 edits that each ask for one other colour, kind, background or style.
-FLOOR = 0.65
+# Of 24 edits that each ask for one other colour, kind, background or style; 23 are right.
+FLOOR = 0.87
+# Of 120 drawings that no judge was trained on.
+JUDGE_FLOORS = {"kind": 0.95, "colour": 0.86, "background": 0.90, "style": 0.93}
 REPAINTS = (
     ("red", "blue"),
     ("green", "red"),
@@ -122,7 +124,7 @@ def test_edits_follow_the_prompt(engine: Engine, judge: Judge) -> None:
 
 
 def test_random_weights_do_not_reach_the_floor(random_engine: Engine, judge: Judge) -> None:
-    assert share_right(random_engine, judge, 12) < FLOOR
+    assert share_right(random_engine, judge, 12) < 0.65
 
 
 def test_a_circle_takes_the_colour_asked_for_and_more_so_at_higher_cfg(
@@ -144,6 +146,5 @@ def test_a_higher_image_strength_keeps_more_of_the_picture(engine: Engine) -> No
 
 
 def test_the_judge_reads_fresh_drawings(judge: Judge) -> None:
-    from scripts.training.judge import own_accuracy
-
-    assert all(share > 0.8 for share in own_accuracy(judge, 120).values())
+    own = own_accuracy(judge, 120)
+    assert all(own[name] >= floor for name, floor in JUDGE_FLOORS.items()), own

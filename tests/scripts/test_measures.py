@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from scripts.paths import ROOT
-from scripts.training.judge import load_judge
+from scripts.training import judge as judges
+from scripts.training.judge import Judge, load_judge, train_judge
 from scripts.training.measure_embedded import class_table, row
 from scripts.training.measures import (
     EDITS,
@@ -77,6 +79,28 @@ def test_the_square_around_a_changed_thing_shows_it_among_others() -> None:
     for things in (1, 3):
         found = of_things(None, judge, things, 40)
         assert np.mean([one.right(name) for one in found for name in one.wanted]) > 0.6
+
+
+def test_kinds_are_read_by_a_body_of_their_own() -> None:
+    judge = Judge()
+    picture = torch.rand(1, 3, 320, 320) * 2 - 1
+    judge(picture)["kind"].sum().backward()
+    moved = {name for name, one in judge.named_parameters() if one.grad is not None}
+    assert {name.rsplit(".", 1)[0] for name in moved if "bodies" not in name} == {"heads.kind"}
+    assert {name.split(".")[1] for name in moved if "bodies" in name} == {"shapes"}
+
+
+@pytest.mark.process
+def test_a_missing_judge_is_trained_whole_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(900)
+    start = Judge().state_dict()
+    monkeypatch.setattr(judges, "train_judge", lambda: train_judge(12, 2))
+    path = tmp_path / "new" / "judge.safetensors"
+    made, kept = load_judge(path).state_dict(), load_judge(path, False).state_dict()
+    assert all(torch.equal(made[name], one) for name, one in kept.items())
+    assert not any(torch.allclose(made[name], one, atol=1e-4) for name, one in start.items())
 
 
 @pytest.mark.slow("weights")

@@ -214,15 +214,16 @@ def test_what_fails_more_often_is_drawn_more_often() -> None:
     square = Thing("square", "red", 0.5, 0.5, 0.5)
     plain = Scene((square,), "grass", None, 64, 64, 1)
     assert times((plain, replace(plain, background="ocean"))) == 1
-    assert times((plain, replace(plain, style="anime"))) == 2  # the mean of 1 and 3
-    assert times((plain, replace(plain, things=(replace(square, kind="circle"),)))) == KIND_TIMES
-    white = replace(plain, things=(replace(square, colour="white"),), background="snow")
+    assert times((plain, replace(plain, style="anime"))) == 1.5  # the mean of 1 and 2
+    assert times((plain, replace(plain, things=(replace(square, kind="heart"),)))) == KIND_TIMES
+    fish = replace(square, kind="fish", colour="white")
+    white = replace(plain, things=(fish,), background="sky")
     hard = replace(white, style="pixel-art", things=(white.things[0], white.things[0]))
-    assert times((hard, replace(hard, background="sky"))) == MOST_TIMES
+    assert times((hard, replace(hard, background="snow"))) == MOST_TIMES
     rng = np.random.default_rng(6)
     pairs = [sample_pair((64, 64), rng) for _ in range(1500)]
     styles = Counter(scene.style for pair in pairs for scene in pair)
-    assert styles["anime"] > 1.5 * styles["origami"]
+    assert styles["anime"] > 1.2 * styles["origami"]
     assert not any(
         is_held_out(thing.kind, thing.colour, scene.background)
         for pair in pairs
@@ -286,12 +287,12 @@ def test_one_command_trains_what_ships_on_and_may_be_ended_at_any_moment(tmp_pat
     command += ["--phase", "small", "--folder", str(tmp_path), "--learning-rate", "1e-4"]
     with subprocess.Popen([*command, "--minutes", "30"], stdout=subprocess.DEVNULL) as process:
         try:
-            for _ in range(1200):
+            for _ in range(2400):
                 if (tmp_path / "unet" / "log.csv").exists() or process.poll() is not None:
                     break
                 time.sleep(0.2)
             process.terminate()
-            assert process.wait(60) == 0
+            assert process.wait(240) == 0
         finally:
             process.kill()
     first = torch.load(checkpoint, weights_only=True)
