@@ -222,7 +222,8 @@ class EngineHost:
         began = time.perf_counter()
         try:
             model = self._starter(self._settings)
-            logger.info("warming up: steps and their costs on this device")
+            if not self._settings.has_replicas:  # whose processes have done it
+                logger.info("warming up: steps and their costs on this device")
             model.engine.start()
         except Exception as error:
             if not isinstance(error, StartError):

@@ -156,7 +156,7 @@ class Engine:
             waiting = len(self._scheduler.waiting())
             running = len(self._scheduler) - waiting
             backlog = self._scheduler.backlog_seconds()
-            costs = self._scheduler.table.by_size()
+            costs = self._scheduler.table.by_size(self._policy.limits.padded(2))
         return EngineSnapshot(
             running,
             waiting,

@@ -150,15 +150,18 @@ class CostTable:
     def decode_seconds(self, pixels: int) -> float:
         return self.decode.seconds(pixels)
 
-    def by_size(self) -> list[SizeCost]:
-        """Return what requests for squares of some sizes take alone, the smallest first."""
-        return [self._alone(side) for side in _SIDES]
+    def by_size(self, rows: int = 2) -> list[SizeCost]:
+        """Return what requests for squares of some sizes take alone, the smallest first.
 
-    def _alone(self, side: int) -> SizeCost:
+        ``rows`` are those of a step of one request, padding included.
+        """
+        return [self._alone(side, rows) for side in _SIDES]
+
+    def _alone(self, side: int, rows: int) -> SizeCost:
         pixels = (side // 8) ** 2
         rest = self.encode_seconds(pixels) + self.decode_seconds(pixels)
         rest += _PLAIN_CHUNKS * self.text.encode
-        return SizeCost(side * side, self.step_seconds(pixels, rows=2), rest)
+        return SizeCost(side * side, self.step_seconds(pixels, rows), rest)
 
     def _monotone(self) -> list[list[float]]:
         """The lattice, raised where a noisy measurement falls although rows or pixels grow."""

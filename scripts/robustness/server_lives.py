@@ -99,6 +99,6 @@ class Lives:
         return self._nursery.ended()
 
     def close(self) -> None:
-        """Kill what still runs. The server is the nursery's child: it would outlive both."""
+        """Kill what still runs: outside Linux the server would outlive the nursery, its parent."""
         if self.pid:
             self.end()

@@ -7,9 +7,9 @@ import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Request
+from fastapi import APIRouter, Depends, Header, Path, Request
 from starlette.responses import Response
 
 from pipelines.errors import DeadlineExceeded, GenerationCancelled, GenerationFailed
@@ -34,6 +34,11 @@ from server.img2img.runs import Run, Runs
 from server.img2img.service import Batch
 
 RUN_HEADER = "X-Run-Id"
+_ID_SCHEMA: dict[str, Any] = {
+    "minLength": 16,
+    "maxLength": 128,
+    "pattern": "^[A-Za-z0-9_-]+$",
+}
 _SANE_RUN_ID = re.compile(r"[A-Za-z0-9_-]{16,128}", re.ASCII)
 
 router = APIRouter(prefix="/api/runs", tags=["runs"])
@@ -50,11 +55,7 @@ async def named_run(
             description="A new random id of the client's for a stream of events: the run then "
             "outlives its connection for a while, and is found again at `/api/runs/{id}`. An "
             "addition to the hosted service's headers.",
-            json_schema_extra={
-                "minLength": 16,
-                "maxLength": 128,
-                "pattern": "^[A-Za-z0-9_-]+$",
-            },
+            json_schema_extra=_ID_SCHEMA,
         ),
     ] = None,
 ) -> AsyncIterator[Run | None]:
@@ -72,6 +73,7 @@ async def named_run(
         await run.ended()
 
 
+RunId = Annotated[str, Path(json_schema_extra=_ID_SCHEMA)]
 NamedRun = Annotated[Run | None, Depends(named_run)]
 
 
@@ -134,7 +136,7 @@ def _checked(run_id: str) -> str:
     summary="Find a run again",
     responses=failure_responses(400, 401, 404, 429, 503),
 )
-async def found(request: Request, caller: AnyCaller, run_id: str) -> Response:
+async def found(request: Request, caller: AnyCaller, run_id: RunId) -> Response:
     """Answer as the request that began the run, by its key alone: events, or the envelope.
 
     404 where there is no such run any more: one that was not finished was not charged.
@@ -171,8 +173,12 @@ def _plain(body: bytes) -> Response:
     summary="Withdraw a run",
     responses=failure_responses(400, 401, 429, 503),
 )
-async def withdraw(request: Request, caller: AnyCaller, run_id: str) -> Response:
-    """Answer at once with `state`: `cancelled` (it ends within a step and is not charged),
-    `finished` (too late: it is charged; an answer that was kept is let go of), or `unknown`."""
+async def withdraw(request: Request, caller: AnyCaller, run_id: RunId) -> Response:
+    """Answer at once with `state`.
+
+    `cancelled`: it ends within a step and is not charged. `finished`: too late, it has ended, and
+    is charged if it succeeded; an answer that was kept is let go of. `unknown`: not at this server.
+    A withdrawn id is answered 409 from then on.
+    """
     runs: Runs = request.app.state.runs
     return success({"state": await runs.withdraw(caller.identity, _checked(run_id))})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Annotated
 
@@ -20,6 +21,8 @@ from server.cli.shared import (
     read_settings,
     stop,
 )
+
+logger = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="img2img",
@@ -102,8 +105,10 @@ def serve(
 
     configure_logging(settings.log_level, settings.log_format)
     try:
-        # Logs go to standard error, so this can be read apart from them.
-        failure = run_server(settings, announce=typer.echo)
+        # Logs go to standard error, so this can be read apart from them. Who collects lines of
+        # JSON reads both, and can read no other.
+        announce = typer.echo if settings.log_format == "text" else logger.info
+        failure = run_server(settings, announce=announce)
     except ConfigurationError as error:
         raise stop(str(error), USAGE_ERROR) from None
     ended = None if failure is None else stop(failure, FAILURE)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -27,6 +28,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from pipelines.errors import (
     DeadlineExceeded,
@@ -57,6 +59,9 @@ from server.observability.logs import current_request_id
 from server.observability.request_record import current_record
 
 logger = logging.getLogger(__name__)
+
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 class ApiError(Exception):
@@ -237,15 +242,24 @@ async def _answer_api_error(request: Request, error: Exception) -> Response:
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = _plain_message(request, error)
-    return failure_at(request.scope, error.status_code, message, error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        # Routing stops at the first route with the path and names that one's methods.
+        headers["Allow"] = ", ".join(filter(partial(_is_allowed, request), _METHODS))
+    message = _plain_message(request, error, headers)
+    return failure_at(request.scope, error.status_code, message, headers)
 
 
-def _plain_message(request: Request, error: HTTPException) -> str:
+def _is_allowed(request: Request, method: str) -> bool:
+    scope = {**request.scope, "method": method}
+    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+
+def _plain_message(request: Request, error: HTTPException, headers: Mapping[str, str]) -> str:
     if error.status_code == 404:
         return f"nothing is at {request.url.path}"
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
+        allowed = headers["Allow"]
         return f"{request.method} is not allowed at {request.url.path}; allowed: {allowed}"
     if error.detail:
         return str(error.detail)

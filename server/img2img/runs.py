@@ -23,8 +23,9 @@ from server.http.waiting import TimeLimit
 from server.img2img.image_store import ImageStore
 from server.img2img.service import Batch
 
-_MOST_EARLY = 1000
-"""Withdrawals kept for requests that they have overtaken."""
+_MOST_CALLERS, MOST_IDS = 1000, 100
+"""Callers whose withdrawn ids are remembered, and ids of each, the last ones: nobody's push out
+another's."""
 
 
 class Withdrawal(StrEnum):
@@ -137,19 +138,19 @@ class Runs:
         self.grace = grace
         self._store = store
         self._running: dict[str, Run] = {}
-        self._early: OrderedDict[str, None] = OrderedDict()
+        self._withdrawn: OrderedDict[str, OrderedDict[str, None]] = OrderedDict()
 
     @contextmanager
     def open(self, identity: str, run_id: str, limit: TimeLimit) -> Iterator[Run]:
         """List a run while the block runs.
 
-        Raises RunIdInUse, or RunWithdrawn for one whose withdrawal came first.
+        Raises RunIdInUse, or RunWithdrawn for an id that was withdrawn, before or while it ran: a
+        client that asks again by itself is not to have it made after all.
         """
         name = _name(identity, run_id)
         if name in self._running:
             raise RunIdInUse
-        if name in self._early:
-            del self._early[name]
+        if name in self._withdrawn.get(identity, ()):
             raise RunWithdrawn
         run = self._running[name] = Run(name, limit, self.grace)
         try:
@@ -177,14 +178,29 @@ class Runs:
         One that is not known may still be on its way: it is withdrawn as it comes.
         """
         name = _name(identity, run_id)
-        if (run := self._running.get(name)) is not None:
-            return Withdrawal.CANCELLED if run.withdraw() else Withdrawal.FINISHED
-        if await self._store.drop(name):
+        state = self._withdraw_running(name)
+        if state is None and await self._store.drop(name):
             return Withdrawal.FINISHED
-        self._early[name] = None
-        if len(self._early) > _MOST_EARLY:
-            self._early.popitem(last=False)
-        return Withdrawal.UNKNOWN
+        # It may have come while the store was asked.
+        state = state or self._withdraw_running(name) or Withdrawal.UNKNOWN
+        if state is not Withdrawal.FINISHED:
+            self._remember(identity, name)
+        return state
+
+    def _withdraw_running(self, name: str) -> Withdrawal | None:
+        if (run := self._running.get(name)) is None:
+            return None
+        return Withdrawal.CANCELLED if run.withdraw() else Withdrawal.FINISHED
+
+    def _remember(self, identity: str, name: str) -> None:
+        ids = self._withdrawn.pop(identity, OrderedDict())
+        ids.pop(name, None)
+        ids[name] = None
+        self._withdrawn[identity] = ids
+        if len(ids) > MOST_IDS:
+            ids.popitem(last=False)
+        if len(self._withdrawn) > _MOST_CALLERS:
+            self._withdrawn.popitem(last=False)
 
 
 def _name(identity: str, run_id: str) -> str:

@@ -74,7 +74,18 @@ class RayReplicas:
         return facts
 
     def score(self, picture: Pixels) -> float:
-        """Return the safety checker's score. Blocks; raises TimeoutError where it hangs."""
+        """Return the safety checker's score, by another replica where one is lost.
+
+        Blocks; raises TimeoutError.
+        """
+        with suppress(RayError, RayServeException):
+            return self._score(picture)
+        try:
+            return self._score(picture)
+        except (RayError, RayServeException) as error:
+            raise TimeoutError(_first_line(error)) from error
+
+    def _score(self, picture: Pixels) -> float:
         answer = self._handle.score.remote(picture=picture, route=Route())
         score: float = answer.result(timeout_s=SCORE_SECONDS)
         return score

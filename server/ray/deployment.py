@@ -1,8 +1,8 @@
 """The engines as an application of Ray Serve: one replica a card, chosen by backlog.
 
 For `serve deploy` and RayService: `import_path: server.ray.deployment:application`, with the fields
-of `EngineOptions` as `args`. A change of `args` rolls over the replicas, the old ones first; a
-`max_surge_percent` in the deployment's own options starts new ones first, on spare cards.
+of `EngineOptions` as `args`. A change of `args` rolls over the replicas, the old ones first; with
+`surge_percent` new ones start first, on spare cards.
 """
 
 from __future__ import annotations

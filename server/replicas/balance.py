@@ -113,22 +113,32 @@ class Balance:
         """Return the replicas, the best one first, and count the call ``ident`` of about
         ``seconds`` as that one's. Those to ``avoid`` and those that are lost come last."""
         with self._lock:
-            names = [n for n in self._replicas if among is None or n in among]
-            owed = self._owed()
-            lost = self._lost()
-            worse = {n: n in avoid or n in lost for n in names}
-            usable = [owed[n] for n in names if not worse[n]]
-            least = min(usable or owed.values(), default=0.0)
-
-            def rank(name: str) -> tuple[bool, bool, bool, float, float]:
-                far = owed[name] > least + self.near_seconds
-                cold = size not in self._replicas[name].report.warm
-                return worse[name], far, cold, owed[name], self.chance()
-
-            names.sort(key=rank)
+            names = self._ranked(size, avoid, among)
             if names:
                 self._calls[ident] = _Call(names[0], seconds)
             return names
+
+    def idlest(self, avoid: Collection[str] = ()) -> str | None:
+        """Return the replica for what is no call, None where there is none."""
+        with self._lock:
+            return next(iter(self._ranked(None, avoid)), None)
+
+    def _ranked(
+        self, size: Size | None, avoid: Collection[str], among: Collection[str] | None = None
+    ) -> list[str]:
+        names = [n for n in self._replicas if among is None or n in among]
+        owed = self._owed()
+        lost = self._lost()
+        worse = {n: n in avoid or n in lost for n in names}
+        usable = [owed[n] for n in names if not worse[n]]
+        least = min(usable or owed.values(), default=0.0)
+
+        def rank(name: str) -> tuple[bool, bool, bool, float, float]:
+            far = owed[name] > least + self.near_seconds
+            cold = size not in self._replicas[name].report.warm
+            return worse[name], far, cold, owed[name], self.chance()
+
+        return sorted(names, key=rank)
 
     def moved(self, ident: str, replica: str) -> None:
         """Count the call as another replica's than the best one's."""

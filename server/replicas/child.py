@@ -15,6 +15,7 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
@@ -92,10 +93,10 @@ class Said:
 
 @dataclass(frozen=True)
 class Scored:
-    """The score, or why there is none."""
+    """The score, or in words why there is none."""
 
     ident: str
-    score: float | Exception
+    score: float | str
 
 
 Answer = Facts | CannotStart | Report | Said | Scored
@@ -168,17 +169,24 @@ class _Child:
         await asyncio.to_thread(self._replica.close)
 
     def _write(self, end: Callable[[], None]) -> None:
-        with contextlib.suppress(OSError):
+        try:
             while True:
                 self._pipe.send(self._outgoing.get())
+        except OSError:
+            pass
+        except Exception:
+            logger.exception("what was to be said cannot be sent")
         end()
 
     def _take(self, message: object) -> None:
         if isinstance(message, Call):
-            self._calls[message.ident] = asyncio.ensure_future(self._generate(message))
+            call = asyncio.ensure_future(self._generate(message))
+            self._calls[message.ident] = call
+            # Also of one that is cancelled before it begins.
+            call.add_done_callback(partial(self._ended, message.ident))
         elif isinstance(message, Withdraw):
-            if (call := self._calls.get(message.ident)) is not None:
-                call.cancel()
+            if (running := self._calls.get(message.ident)) is not None:
+                running.cancel()
         elif isinstance(message, Watch):
             self._replica.watch(message.ident)
         elif isinstance(message, Score):
@@ -194,15 +202,17 @@ class _Child:
                     self._outgoing.put(Said(call.ident, event))
         except Exception:
             logger.exception("request %s broke off", call.request.request_id)
-        finally:
-            del self._calls[call.ident]
-            self._outgoing.put(Said(call.ident, None))
+
+    def _ended(self, ident: str, _: asyncio.Task[None]) -> None:
+        del self._calls[ident]
+        self._outgoing.put(Said(ident, None))
 
     async def _score(self, asked: Score) -> None:
         try:
-            score: float | Exception = await self._replica.score(asked.picture)
+            score: float | str = await self._replica.score(asked.picture)
         except Exception as error:
-            score = error
+            logger.exception("the safety check failed")
+            score = f"{type(error).__name__}: {error}"
         self._outgoing.put(Scored(asked.ident, score))
 
 

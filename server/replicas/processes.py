@@ -56,7 +56,7 @@ class EngineProcess:
     def __init__(self, name: str, job: Job, loop: asyncio.AbstractEventLoop) -> None:
         self.name = name
         self.report: Report | None = None
-        self.heard = self.began = time.monotonic()
+        self.heard = time.monotonic()
         self.facts: asyncio.Future[Facts] = loop.create_future()
         self.ended = asyncio.Event()
         self.calls: dict[str, asyncio.Queue[Event | None]] = {}
@@ -85,10 +85,16 @@ class EngineProcess:
         self._outgoing.put(Stop())
 
     def _read(self) -> None:
-        with contextlib.suppress(EOFError, OSError):
+        try:
             while True:
                 message = self._pipe.recv()
                 self._loop.call_soon_threadsafe(self._take, message)
+        except (EOFError, OSError):
+            pass
+        except Exception:
+            # A message that cannot be read: what the process does is not known any more.
+            logger.exception("%s says what cannot be read", self.name)
+            self.process.kill()
         self.process.join(_END_SECONDS)
         self._pipe.close()
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -124,13 +130,13 @@ class EngineProcess:
         for events in self.calls.values():
             events.put_nowait(None)
         for waiting in self.scores.values():
-            _settle(waiting, TimeoutError(f"{self.name} has ended"))
+            _settle(waiting, f"{self.name} has ended")
         self._outgoing.put(Stop())  # so that its writer ends too
 
 
-def _settle(waiting: Future[float], score: float | Exception) -> None:
-    if isinstance(score, Exception):
-        waiting.set_exception(score)
+def _settle(waiting: Future[float], score: float | str) -> None:
+    if isinstance(score, str):
+        waiting.set_exception(TimeoutError(score))
     else:
         waiting.set_result(score)
 
@@ -144,11 +150,15 @@ class ProcessReplicas:
         self._balance = Balance(patience=patience)
         self._processes: dict[str, EngineProcess] = {}
         self._first: Future[Facts] = Future()
+        self._failed: set[str] = set()  # those whose start has failed at least once
         self._keeping: list[asyncio.Task[None]] = []
         self._thread = threading.Thread(target=self._run, name="img2img-replicas", daemon=True)
 
     def open(self) -> Facts:
-        """Start the processes; return once one can serve. Raises StartError where none can."""
+        """Start the processes; return once one can serve.
+
+        Raises StartError once the start of each has failed.
+        """
         self._thread.start()
         return self._first.result()
 
@@ -168,21 +178,30 @@ class ProcessReplicas:
             process.send(Watch(ident))
 
     def score(self, picture: Pixels) -> float:
-        """Return the safety checker's score by one of them. Raises TimeoutError."""
-        waiting: Future[float] = Future()
+        """Return the safety checker's score by one of them, by another where that one ends.
 
-        def ask() -> None:
-            self._hear()
-            names = self._balance.choose("", (0, 0), 0.0)
-            if not names:
-                waiting.set_exception(TimeoutError("no engine is running"))
-                return
-            ident = uuid.uuid4().hex
-            self._processes[names[0]].scores[ident] = waiting
-            self._processes[names[0]].send(Score(ident, picture))
+        Raises TimeoutError.
+        """
+        asked: list[str] = []
+        while True:
+            waiting: Future[float] = Future()
+            self.loop.call_soon_threadsafe(self._ask_for_score, picture, waiting, asked)
+            try:
+                return waiting.result(SCORE_SECONDS)
+            except TimeoutError:
+                if not waiting.done() or len(asked) != 1:
+                    raise
 
-        self.loop.call_soon_threadsafe(ask)
-        return waiting.result(SCORE_SECONDS)
+    def _ask_for_score(self, picture: Pixels, waiting: Future[float], asked: list[str]) -> None:
+        self._hear()
+        name = self._balance.idlest(asked)
+        if name is None:
+            waiting.set_exception(TimeoutError("no engine is running"))
+            return
+        asked.append(name)
+        ident = uuid.uuid4().hex
+        self._processes[name].scores[ident] = waiting
+        self._processes[name].send(Score(ident, picture))
 
     def close(self) -> None:
         """End the processes, then the loop."""
@@ -207,36 +226,33 @@ class ProcessReplicas:
         """Start a process, and a new one whenever it has ended."""
         failures = 0
         while True:
+            ready_at: float | None = None
             process = EngineProcess(name, job, self.loop)
             process.on_report = self._hear
             self._processes[name] = process
             try:
                 facts = await process.facts
             except StartError as error:
-                if not self._first.done() and not self._anyone_starts():
+                self._failed.add(name)
+                if not self._first.done() and len(self._failed) == len(self._jobs):
                     self._first.set_exception(error)
                 logger.error(
                     "engine not started", extra={"fields": {"engine": name, "reason": error}}
                 )
             else:
+                ready_at = time.monotonic()
                 fields = {"engine": name, "pid": process.process.pid}
                 logger.info("engine ready", extra={"fields": fields})
                 if not self._first.done():
                     self._first.set_result(facts)
                 await self._until_silent(process)
             self._hear()
-            lasted = time.monotonic() - process.began
-            failures = 0 if lasted > _LASTING_SECONDS else failures + 1
+            lasted = ready_at is not None and time.monotonic() - ready_at > _LASTING_SECONDS
+            failures = 0 if lasted else failures + 1
             wait = _RESTART_SECONDS[min(failures, len(_RESTART_SECONDS) - 1)]
             ended = {"engine": name, "status": process.process.exitcode, "again_in": wait}
             logger.error("engine ended", extra={"fields": ended})
             await asyncio.sleep(wait)
-
-    def _anyone_starts(self) -> bool:
-        """Return whether a process is being started, or serves."""
-        return any(
-            not p.facts.done() or p.facts.exception() is None for p in self._processes.values()
-        )
 
     async def _until_silent(self, process: EngineProcess) -> None:
         """Return when it has ended; end it when it has said nothing for long."""

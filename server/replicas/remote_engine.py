@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 4
 """Replicas that a request is given to, one after the other, before it fails."""
+RESTART_SECONDS = 60.0
+"""How long a request that was taken on waits for a replica where all are lost."""
 LOOK_SECONDS = 0.25
 """Between two looks at which replicas are lost."""
 _LATE_SECONDS = 5.0
@@ -284,6 +286,8 @@ class RemoteEngine:
         avoid: list[str] = []
         refusals: list[EngineRefused] = []
         for _ in range(ATTEMPTS):
+            if taken.done():
+                await self._until_usable(handle)
             handle.attempt = uuid.uuid4().hex
             handle.stopping = self.loop.create_future()
             if handle.cancelled:
@@ -297,7 +301,8 @@ class RemoteEngine:
             except (EngineBusy, EngineDraining, EngineDead, EngineStalled) as refusal:
                 refusals.append(refusal)
             except NoReplica as error:
-                refusals.append(EngineStalled(str(error), retry_after=5.0))
+                if not taken.done():
+                    refusals.append(EngineStalled(str(error), retry_after=5.0))
             finally:
                 replica = self._replicas.balance.replica_of(handle.attempt)
                 self._replicas.balance.ended(handle.attempt)
@@ -305,11 +310,20 @@ class RemoteEngine:
                 avoid.append(replica)
             if refusals and self._replicas.balance.owed().keys() <= set(avoid):
                 break  # nobody is left who has not been asked
-        if taken.done():
+        if taken.done() and not refusals:
             raise GenerationFailed("the replicas that made it were lost, one after the other")
         if not refusals:
             raise EngineStalled("no replica could take the request", retry_after=5.0)
         raise min(refusals, key=lambda refusal: refusal.retry_after)
+
+    async def _until_usable(self, handle: RemoteHandle) -> None:
+        """Wait for a replica, for as long as one takes to be started anew: what was taken on is not
+        to fail for that. Raises EngineStalled where none comes."""
+        give_up = time.monotonic() + RESTART_SECONDS
+        while not (self._replicas.balance.usable or handle.cancelled or handle.done):
+            if time.monotonic() > give_up:
+                raise EngineStalled("every replica was lost, and none came back", retry_after=5.0)
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _attempt(
         self,

@@ -224,15 +224,15 @@ def test_use_a_result_as_the_input_and_its_settings(visitor: Visitor) -> None:
     visitor.result()
     seed = visitor.seed_shown()
     page.locator("#use-as-input").click()
-    assert page.locator("#stage-note").inner_text() == f"result-{seed}.png · 320 × 320"
+    page.locator("#stage-note", has_text=f"result-{seed}.png · 320 × 320").wait_for()
     visitor.fill(prompt="something else")
     page.locator("#show-result").click()
     page.locator("#use-settings").click()
     assert page.locator("#prompt").input_value() == "a blue house on snow"
     assert page.locator("#seed").input_value() == seed
     # The input that made it is back too, and with it the size.
-    assert page.locator("#stage-note").inner_text() == "house.png · 384 × 384"
-    assert page.locator("#cost").inner_text().startswith("320 × 320")
+    page.locator("#stage-note", has_text="house.png · 384 × 384").wait_for()
+    page.locator("#cost", has_text="320 × 320").wait_for()
     page.locator("#undo-settings").click()
     assert page.locator("#prompt").input_value() == "something else"
     assert page.locator("#seed").input_value() == ""

@@ -46,10 +46,9 @@ def test_a_short_soak() -> None:
         text=True,
         timeout=SECONDS,
     )
-    problems = done.stdout.rpartition("\n\n")[2]
-    assert "memory grew" in problems or done.returncode == 0, done.stdout + done.stderr
-    assert " times " not in problems
-    assert "ledger:" not in problems
+    problems = done.stdout.rpartition("\n\n")[2].splitlines()
+    others = [line for line in problems if not line.startswith("memory grew")]
+    assert done.returncode == 0 or not others, done.stdout + done.stderr
 
 
 def soak_of(resident: list[int], descriptors: list[int]) -> Soak:

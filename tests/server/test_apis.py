@@ -376,6 +376,7 @@ def test_failures_keep_their_status_beside_errors_as_200(make_client: MakeClient
         ("POST", "/v1/models", "GET"),
         ("GET", "/v1/images/edits", "POST"),
         ("POST", "/v1/engines/list", "GET"),
+        ("PUT", "/api/runs/0123456789abcdef", "GET, DELETE"),
     ],
 )
 def test_another_method_is_told_the_right_one(

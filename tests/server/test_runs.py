@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,10 @@ from typing import Any
 import pytest
 import requests
 
+from server.errors import RunWithdrawn
+from server.http.waiting import TimeLimit
+from server.img2img.image_store import MemoryStore
+from server.img2img.runs import MOST_IDS, Runs
 from tests.server.conftest import PATH
 from tests.server.pictures import file_of, gradient
 from tests.server.server_process import ServerProcess, running_server
@@ -171,6 +177,10 @@ def test_a_withdrawn_run_ends_at_once_and_is_not_charged(runner: Runner) -> None
     assert runner.result()["status"] == 409
     runner.team.wait_for({"released": 1})
     assert runner.ask().status_code == 404
+    again = runner.begin()  # as a client does by itself, whose connection was lost meanwhile
+    assert again.status_code == 409
+    assert "Retry-After" not in again.headers
+    assert runner.team.states() == {"released": 1}
 
 
 def test_a_withdrawal_that_overtakes_its_request(runner: Runner) -> None:
@@ -179,9 +189,40 @@ def test_a_withdrawal_that_overtakes_its_request(runner: Runner) -> None:
     assert refused.status_code == 409
     assert "Retry-After" not in refused.headers  # or its client would make it all the same
     assert runner.team.states() == {}
-    runner.finish()
-    runner.begin()
-    assert runner.result()["code"] == 0  # It is withdrawn once, not for ever.
+    assert runner.begin().status_code == 409
+
+
+ID = "x" * 16
+LIMIT = TimeLimit(60.0, time.monotonic() + 60.0)
+
+
+def test_withdrawn_ids_are_bounded_for_each_caller_alone() -> None:
+    async def withdraw() -> Runs:
+        runs = Runs(60.0, MemoryStore())
+        await runs.withdraw("alice", ID)
+        for number in range(3 * MOST_IDS):
+            await runs.withdraw("bob", f"{number:016}")
+        return runs
+
+    runs = asyncio.run(withdraw())
+    with pytest.raises(RunWithdrawn), runs.open("alice", ID, LIMIT):
+        pass
+    with pytest.raises(RunWithdrawn), runs.open("bob", f"{3 * MOST_IDS - 1:016}", LIMIT):
+        pass
+    with runs.open("bob", f"{0:016}", LIMIT):
+        pass
+
+
+def test_a_run_that_comes_while_its_withdrawal_looks_for_it_is_withdrawn() -> None:
+    with ExitStack() as stack:
+
+        class SlowStore(MemoryStore):
+            async def drop(self, name: str) -> bool:
+                stack.enter_context(runs.open("alice", ID, LIMIT))
+                return False
+
+        runs = Runs(60.0, SlowStore())
+        assert asyncio.run(runs.withdraw("alice", ID)) == "cancelled"
 
 
 def test_a_run_is_its_keys_alone(runner: Runner) -> None:

@@ -15,11 +15,11 @@ from pipelines.errors import (
     EngineDraining,
     EngineStalled,
     GenerationCancelled,
-    GenerationFailed,
     RequestTooLong,
 )
 from pipelines.request import Progress
 from scripts.benchmarks.replicas.sleeping import drawn
+from server.replicas import remote_engine as remote_engine_module
 from server.replicas.remote_engine import RemoteEngine
 from tests.server.replicas.fakes import FakeReplica, picture, remote_engine
 
@@ -98,12 +98,35 @@ def test_with_all_replicas_silent_none_is_lost() -> None:
         assert len(first.seeds) + len(second.seeds) == 1
 
 
-def test_the_only_replica_is_lost() -> None:
+def test_a_request_waits_for_a_replica_where_all_were_lost() -> None:
+    first, second = FakeReplica(SLOW), FakeReplica()
+    with remote_engine(first) as (engine, replicas):
+        handle = engine.submit(picture(5))
+        engine.loop.call_soon_threadsafe(first.killed.set)
+        until(lambda: not engine.ready)
+        time.sleep(1.0)
+        replicas.replicas["b"] = second
+        assert np.array_equal(handle.wait(10).image, drawn(picture(5)))
+
+
+def test_a_request_that_waits_for_a_replica_can_be_withdrawn() -> None:
+    first = FakeReplica(SLOW)
+    with remote_engine(first) as (engine, _):
+        handle = engine.submit(picture(5))
+        engine.loop.call_soon_threadsafe(first.killed.set)
+        until(lambda: not engine.ready)
+        handle.cancel()
+        with pytest.raises(GenerationCancelled):
+            handle.wait(10)
+
+
+def test_the_only_replica_is_lost_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_engine_module, "RESTART_SECONDS", 0.5)
     first = FakeReplica(SLOW)
     with remote_engine(first) as (engine, _):
         handle = engine.submit(picture())
         engine.loop.call_soon_threadsafe(first.killed.set)
-        with pytest.raises(GenerationFailed, match="lost"):
+        with pytest.raises(EngineStalled, match="none came back"):
             handle.wait(10)
         until(lambda: not engine.ready)
         with pytest.raises(EngineStalled, match="no replica") as refused:
