@@ -134,7 +134,7 @@ def _checked(run_id: str) -> str:
 @router.get(
     "/{run_id}",
     summary="Find a run again",
-    responses=failure_responses(400, 401, 404, 429, 503),
+    responses=failure_responses(400, 401, 404, 409, 429, 500, 503, 504),
 )
 async def found(request: Request, caller: AnyCaller, run_id: RunId) -> Response:
     """Answer as the request that began the run, by its key alone: events, or the envelope.

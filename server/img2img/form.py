@@ -301,11 +301,13 @@ def form_request_body() -> dict[str, Any]:
 
 
 def failure_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return OpenAPI's failures of these statuses, with an example each; without any, all."""
+    """Return OpenAPI's failures of these statuses, with an example each; without any, all that a
+    request for an image may meet."""
     examples = {
         400: "cfg_scale: 40 is not in 0..35; init_image: is required",
         401: "no API key: send it in the Authentication or the Authorization header",
         402: "not enough credits: this picture costs 0.5, 0.3 are left",
+        404: "there is no such run, or not any more",
         408: "the upload is 15 s behind 4 KiB/s",
         409: "Idempotency-Key: was used for another request; take a new one",
         413: "init_image: the file is over 20 MiB",
@@ -324,5 +326,5 @@ def failure_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
             },
         }
         for status, message in examples.items()
-        if not statuses or status in statuses
+        if (status in statuses if statuses else status != 404)
     }
