@@ -37,6 +37,8 @@ export class ImageToImageError extends Error {
 }
 
 export class ImageToImage {
+  #streams = new Map(); // what ends each stream, and the run that it made
+
   /**
    * @param {object} [options] `url` of the server (by default the one this file came from), `key`,
    *   `retries` after the first try, `maxWait` in seconds for which a Retry-After is honoured,
@@ -77,7 +79,7 @@ export class ImageToImage {
       const found = runId && before && !before.ended ? await this.#find(runId, both) : null;
       if (found && aboutAnswer(found).status !== 404) return found;
       return this.#ask(PATH, { method: "POST", headers, body: formOf(fields) }, both);
-    });
+    }, { runId });
   }
 
   /** Yield what happens to a run that was begun with this id. Where it is gone: status 404. */
@@ -85,10 +87,20 @@ export class ImageToImage {
     yield* this.#events(signal, (both) => this.#find(runId, both), { begins: false });
   }
 
-  /** Withdraw a run: "cancelled" (it is not charged), "finished" (too late), or "unknown". */
+  /**
+   * Withdraw a run: "cancelled" (it is not charged), "finished" (too late), or "unknown". Unless it
+   * was finished, a `stream` of this client that makes it rejects with status 409.
+   */
   async cancel(runId) {
     const request = { method: "DELETE", keepalive: true };
-    return (await envelope(await this.#ask(RUNS + runId, request))).data.state;
+    const { state } = (await envelope(await this.#ask(RUNS + runId, request))).data;
+    for (const [ending, made] of this.#streams) {
+      if (made !== runId) continue;
+      // A finished picture is on its way: a second cancel, told "unknown", must not lose it.
+      if (state === "finished") this.#streams.delete(ending);
+      else ending.abort(new ImageToImageError("The run was withdrawn", { status: 409, ended: true }));
+    }
+    return state;
   }
 
   #find(runId, signal) {
@@ -97,8 +109,9 @@ export class ImageToImage {
 
   /** The events of what `open(signal, error before)` resolves to, opened anew as often as helps; of
    * what it only finds, not `begins`, an end is the end. */
-  async *#events(signal, open, { begins = true } = {}) {
+  async *#events(signal, open, { begins = true, runId = "" } = {}) {
     const ending = new AbortController();
+    if (runId) this.#streams.set(ending, runId);
     const both = signal ? AbortSignal.any([signal, ending.signal]) : ending.signal;
     let before = null;
     try {
@@ -117,6 +130,7 @@ export class ImageToImage {
         }
       }
     } finally {
+      this.#streams.delete(ending);
       ending.abort();
     }
   }
@@ -241,11 +255,10 @@ async function envelope(response) {
 
 function aboutAnswer(response) {
   const { headers } = response;
-  const retryAfter = Number.parseFloat(headers.get("Retry-After") ?? "");
   return {
     // A server may be set to answer failures with 200, for clients that read `code` alone.
     status: Number(headers.get("X-Status") ?? response.status),
-    retryAfter: Number.isFinite(retryAfter) ? retryAfter : null,
+    retryAfter: secondsOf(headers.get("Retry-After") ?? ""),
     requestId: headers.get("X-Request-ID") ?? "",
     model: headers.get("X-Model") ?? "",
     ignored: (headers.get("X-Ignored-Fields") ?? "").split(", ").filter(Boolean),
@@ -253,6 +266,12 @@ function aboutAnswer(response) {
     creditsCharged: headers.get("X-Credits-Charged"),
     creditsRemaining: headers.get("X-Credits-Remaining"),
   };
+}
+
+/** The seconds of a Retry-After, which may be a date too, or null. */
+function secondsOf(header) {
+  const seconds = / GMT$/.test(header) ? (Date.parse(header) - Date.now()) / 1000 : Number.parseFloat(header);
+  return Number.isFinite(seconds) ? Math.max(seconds, 0) : null;
 }
 
 function finished({ data }) {
@@ -294,6 +313,7 @@ function fieldsOf(message) {
 
 function pause(seconds, signal) {
   return new Promise((resolve, reject) => {
+    signal.throwIfAborted();
     const stop = () => {
       clearTimeout(timer);
       reject(signal.reason);

@@ -132,6 +132,83 @@ console.log(JSON.stringify({
 }));
 """
 
+ANSWERS = """
+import { createServer } from "node:http";
+import { ImageToImage } from "./client.mjs";
+
+const fields = { init_image: new Uint8Array([1]), prompt: "a house" };
+const runId = "a".repeat(32);
+const made = { code: 0, message: "success", data: { image: "aGk=", seed: 3 } };
+const json = (response, status, value, headers = {}) =>
+  response.writeHead(status, { "Content-Type": "application/json", ...headers })
+    .end(JSON.stringify(value));
+
+/** What `use(client)` resolves to where `answer(response, request)` answers, and what was asked. */
+async function served(answer, use) {
+  const asked = [];
+  const server = createServer((request, response) => {
+    asked.push(request.method);
+    request.resume().on("end", () => answer(response, request, asked));
+  });
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const client = new ImageToImage({ url: `http://127.0.0.1:${server.address().port}` });
+  const said = await use(client);
+  server.closeAllConnections();
+  server.close();
+  return { said, asked };
+}
+
+/** A client that is told `header` with a failure, and then makes the picture. */
+const told = (status, header) => served(
+  (response, request, asked) => asked.length > 1 ? json(response, 200, made)
+    : json(response, status, { code: -1, message: "busy", data: null }, { "Retry-After": header }),
+  async (client) => {
+    const waits = [];
+    const end = await client.imageToImage(fields, { onRetry: ({ seconds }) => waits.push(seconds) })
+      .then(({ seed }) => seed, ({ status, retryAfter }) => [status, retryAfter]);
+    return [waits, end];
+  },
+);
+const hour = 3600_000;
+const date = (milliseconds) => new Date(Date.now() + milliseconds).toUTCString();
+
+/** A run whose client cancels it on an event, where the server then says `states`. */
+const cancelled = (event, states, cut) => served(
+  (response, { method }) => {
+    if (method === "DELETE")
+      return json(response, 200, { code: 0, message: "", data: { state: states.shift() } });
+    if (method === "GET") return json(response, 404, { code: -1, message: "gone", data: null });
+    response.writeHead(200, { "Content-Type": "text/event-stream" });
+    response.write('event: progress\\ndata: {"step":1,"steps":2,"queue_position":0}\\n\\n');
+    if (cut) setTimeout(() => response.destroy(), 20);
+    else setTimeout(() => response.end(`event: result\\ndata: ${JSON.stringify(made)}\\n\\n`), 300);
+  },
+  async (client) => {
+    const told = [];
+    try {
+      for await (const { type, seed } of client.stream(fields, { runId })) {
+        if (type === event) while (states.length) told.push(await client.cancel(runId));
+        if (type === "result") told.push(seed);
+      }
+    } catch ({ name, status, mayRetry }) {
+      told.push(name, status, mayRetry);
+    }
+    return told;
+  },
+);
+
+console.log(JSON.stringify({
+  past: await told(409, date(-hour)),
+  soon: await told(503, date(1900)),
+  late: await told(429, date(hour)),
+  nonsense: await told(409, "later, GMT"),
+  pause: await cancelled("retry", ["cancelled"], true),
+  unknown: await cancelled("retry", ["unknown"], true),
+  running: await cancelled("progress", ["cancelled"], false),
+  finished: await cancelled("progress", ["finished", "unknown"], false),
+}));
+"""
+
 
 def in_node(script: str, url: str, folder: Path) -> dict[str, Any]:
     """Return what a script prints that has the client, and the address, beside it."""
@@ -166,6 +243,31 @@ def test_an_error_in_a_stream_has_its_own_status(tmp_path: Path) -> None:
     assert said["withdrawn"] == ended(409, post)
     # Who only watches is told the same however often they ask.
     assert said["watched"] == ended(503, get, may_retry=True)
+
+
+def test_a_retry_after_may_be_a_date(answers: dict[str, Any]) -> None:
+    assert answers["past"] == {"said": [[0], 3], "asked": ["POST", "POST"]}
+    (waits, seed) = answers["soon"]["said"]
+    assert seed == 3
+    assert 0 <= waits[0] <= 1.9
+    (waits, (status, seconds)) = answers["late"]["said"]
+    assert (waits, status) == ([], 429)
+    assert 3500 < seconds <= 3600
+    assert answers["nonsense"] == {"said": [[], [409, None]], "asked": ["POST"]}
+
+
+def test_a_cancel_ends_the_clients_own_stream(answers: dict[str, Any]) -> None:
+    """Also in the pause before another try: it would find no run, and make and pay a new one."""
+    error = ["ImageToImageError", 409, False]
+    for case, state in (("pause", "cancelled"), ("unknown", "unknown"), ("running", "cancelled")):
+        assert answers[case] == {"said": [state, *error], "asked": ["POST", "DELETE"]}, case
+    # One that was too late leaves the picture, and so does another cancel.
+    assert answers["finished"]["said"] == ["finished", "unknown", 3]
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return in_node(ANSWERS, "", tmp_path_factory.mktemp("answers"))
 
 
 @pytest.mark.slow("browser")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,10 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from tests.browser.test_client import in_node
 from tests.browser.visitor import QUICK, Visitor
 from tests.server.pictures import gradient
-from tests.server.server_process import ServerProcess
+from tests.server.server_process import ROOT, ServerProcess
 
 A1111 = """a red house, <lora:detail:0.8>
 on grass, é 雪
@@ -55,6 +59,17 @@ COMFYUI = """{"3": {"class_type": "KSampler", "inputs": {"seed": 99, "steps": 20
  "10": {"class_type": "LoraLoader", "inputs": {}},
  "__proto__": {"class_type": "x", "inputs": {}}}"""
 
+READ = """
+import { readFileSync } from "node:fs";
+import { textsOf } from "./texts.mjs";
+import { settingsIn } from "./writers.mjs";
+
+const said = {};
+for (const name of JSON.parse(readFileSync("names.json")))
+  said[name] = settingsIn(await textsOf(new Blob([readFileSync(`${name}.bin`)])));
+console.log(JSON.stringify(said));
+"""
+
 
 def png(texts: dict[str, str], international: bool = False, zipped: bool = False) -> bytes:
     info = PngInfo()
@@ -66,6 +81,34 @@ def png(texts: dict[str, str], international: bool = False, zipped: bool = False
     buffer = io.BytesIO()
     gradient(64, 48).save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    checksum = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + checksum
+
+
+def png_of(*chunks: bytes) -> bytes:
+    """Return a PNG with these chunks before its pixels."""
+    plain = png({})
+    return plain[:33] + b"".join(chunks) + plain[33:]
+
+
+def exif(entries: list[tuple[int, int, int]], more: bytes = b"") -> bytes:
+    """Return EXIF of one folder, of `(tag, length, value)`, and what follows it."""
+    folder = b"".join(struct.pack("<HHII", tag, 7, *rest) for tag, *rest in entries)
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + folder + more
+
+
+def read_in_node(files: dict[str, bytes], folder: Path) -> dict[str, Any]:
+    """Return the settings that the page's reader finds in files, by their names."""
+    for module in ("texts", "writers"):
+        source = ROOT / "server" / "web" / "page" / "metadata" / f"{module}.js"
+        shutil.copy(source, folder / f"{module}.mjs")
+    for name, content in files.items():
+        (folder / f"{name}.bin").write_bytes(content)
+    (folder / "names.json").write_text(json.dumps(list(files)))
+    return in_node(READ, "", folder)
 
 
 def with_comment(text: str, file_format: str, encoding: str = "utf-16be") -> bytes:
@@ -227,3 +270,44 @@ def test_a_hostile_text_stays_text(visitor: Visitor) -> None:
     visitor.page.locator("#stage-note", has_text="bomb.png").wait_for()
     assert visitor.page.evaluate("window.evil") is None
     assert visitor.complaints == []
+
+
+def test_what_would_take_the_square_of_its_length_does_not(tmp_path: Path) -> None:
+    """Each of these took minutes to hours; a process that is not done in two is killed."""
+    comment = b"ASCII\0\0\0a cat\nSteps: 20, Seed: 7, CFG scale: 6".ljust(1_000_000, b"\0")
+    entries = [(0x8769, 1, 8)] * 400 + [(0x9286, len(comment), 10 + 12 * 900)] * 500
+    zeros = b"a" + b"\0" * 3_000_000 + b"a"
+    files = {
+        "escaped": png_of(chunk(b"tEXt", b'parameters\0{"' + b'\\"' * 500_000)),
+        "quoted": png_of(chunk(b"tEXt", b"parameters\0{" + b'"\\' * 500_000)),
+        "zeros": png_of(chunk(b"eXIf", exif([(0x010F, len(zeros), 22)], zeros))),
+        "folders": png_of(chunk(b"eXIf", exif(entries, comment))),
+    }
+    said = read_in_node(files, tmp_path)
+    assert (said["folders"]["prompt"], said["folders"]["seed"]) == ("a cat", "7")
+    assert [said[name] for name in files if name != "folders"] == [None] * 3
+
+
+def test_a_damaged_part_is_left_alone(tmp_path: Path) -> None:
+    good = chunk(b"tEXt", b"parameters\0a cat\nSteps: 20, Seed: 7, CFG scale: 6")
+    comment = b"ASCII\0\0\0a cat\nSteps: 20, Seed: 7, CFG scale: 6"
+    lost = exif([(0x9286, len(comment), 34), (0x8769, 1, 1 << 30)], comment)
+    bad = {
+        "exif": chunk(b"eXIf", b"II*\0\x08\0\0\0\xff\xff"),
+        "deflated": chunk(b"zTXt", b"other\0\0no deflate at all"),
+        "cut": chunk(b"iTXt", b"other\0\1\0\0\0" + zlib.compress(b"text" * 99)[:9]),
+        "swollen": chunk(b"zTXt", b"other\0\0" + zlib.compress(b" " * 5_000_000)),
+        "same name": chunk(b"zTXt", b"parameters\0\0no deflate"),
+    }
+    files = {f"{name} before": png_of(each, good) for name, each in bad.items()}
+    files |= {f"{name} after": png_of(good, each) for name, each in bad.items()}
+    files["folder that is not there"] = png_of(chunk(b"eXIf", lost))
+    for name, settings in read_in_node(files, tmp_path).items():
+        assert settings is not None, name
+        assert (settings["prompt"], settings["seed"]) == ("a cat", "7"), name
+
+
+def test_a_graphs_link_to_no_node(tmp_path: Path) -> None:
+    graph = {"3": {"inputs": {"positive": [{"toString": 1}, 0], "steps": 20, "seed": [["3"], 0]}}}
+    settings = read_in_node({"graph": png({"prompt": json.dumps(graph)})}, tmp_path)["graph"]
+    assert settings == {"writer": "ComfyUI", "rest": {}, "steps": 20}

@@ -5,10 +5,11 @@
 const own = (object, key) => (object && typeof object === "object" && Object.hasOwn(object, key) ? object[key] : undefined);
 const plain = (value) => (["string", "number"].includes(typeof value) ? value : undefined);
 
-/** JSON as Python writes it, with NaN. */
+/** JSON as Python writes it, with NaN. A string that is not closed is one match too, to the text's end:
+ * else one is looked for from each of its quotes, which takes the square of its length. */
 function json(text) {
   try {
-    return JSON.parse(text.replace(/("(?:\\.|[^"\\])*")|-?\bInfinity\b|\bNaN\b/g, (found, string) => string ?? "null"));
+    return JSON.parse(text.replace(/"(?:\\.?|[^"\\]+)*"?|-?\bInfinity\b|\bNaN\b/gs, (found) => (found.startsWith('"') ? found : "null")));
   } catch {
     return null;
   }
@@ -120,7 +121,7 @@ const DEEPEST = 24;
 
 /** ComfyUI's graph of nodes: what its sampler was given. */
 function comfyui(graph) {
-  const node = (link) => (Array.isArray(link) ? own(graph, String(link[0])) : undefined);
+  const node = (link) => (Array.isArray(link) ? own(graph, plain(link[0])) : undefined);
   const inputs = (of) => own(of, "inputs") ?? {};
   const samplers = Object.keys(graph ?? {}).filter((id) => own(inputs(own(graph, id)), "positive") && own(inputs(own(graph, id)), "steps") !== undefined);
   if (!samplers.length) return null;
