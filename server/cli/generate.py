@@ -10,7 +10,15 @@ from typing import Annotated, Any
 import typer
 
 from server.cli.grid import labels_of, write_grid
-from server.cli.jobs import Job, JobsError, cannot_write, jobs_of, rows_of_inputs, rows_of_list
+from server.cli.jobs import (
+    Job,
+    JobsError,
+    cannot_write,
+    files_read,
+    jobs_of,
+    rows_of_inputs,
+    rows_of_list,
+)
 from server.cli.maker import NotMade
 from server.cli.run_jobs import run_jobs
 from server.cli.shared import (
@@ -61,6 +69,13 @@ def _field_option(name: str) -> Any:
     )
 
 
+def _not_blank(text: str) -> Path:
+    # As a path, blank text is the current folder.
+    if not text.strip():
+        raise typer.BadParameter("it is blank; name a file or a folder")
+    return Path(text)
+
+
 EXIT_CODES = (
     "Exits with 0 if all pictures are there, with 1 if one could not be made, with 2 if what was "
     "given is wrong (an option, a file, a key), with 130 when it was stopped."
@@ -89,6 +104,8 @@ def generate(
             "--output",
             help="File to write; its suffix (.png, .jpg, .webp) names the format. For several "
             "pictures a folder, made if need be. Default: out.png, for several out.",
+            parser=_not_blank,
+            metavar="PATH",
             show_default=False,
         ),
     ] = None,
@@ -197,7 +214,7 @@ def generate(
     todo: list[Job] = []
     try:
         wanted = _wanted(inputs or [], jobs, texts, mask, output, f".{format}")
-        if grid is not None and (problem := _grid_problem(grid)):
+        if grid is not None and (problem := _grid_problem(grid, wanted)):
             raise JobsError([f"--grid: {problem}"])
         todo = wanted
         if len(wanted) > 1 and not overwrite:
@@ -238,18 +255,22 @@ def _wanted(
     if list_file is not None:
         if inputs:
             raise JobsError(["give INPUT... or --jobs, not both"])
-        rows = rows_of_list(list_file, texts, mask)
+        rows, wrong = rows_of_list(list_file, texts, mask)
     elif not inputs:
         raise JobsError(["give INPUT... and PROMPT, or --jobs: img2img generate in.png 'a cat'"])
     else:
-        rows = rows_of_inputs(inputs, texts, mask)
-    return jobs_of(rows, output, suffix)
+        rows, wrong = rows_of_inputs(inputs, texts, mask)
+    return jobs_of(rows, wrong, output, suffix)
 
 
-def _grid_problem(grid: Path) -> str | None:
+def _grid_problem(grid: Path, wanted: Sequence[Job]) -> str | None:
     if grid.suffix.lower() != ".png":
         return f"{grid.name} has not the suffix .png"
-    return cannot_write(grid)
+    if problem := cannot_write(grid, files_read(wanted)):
+        return problem
+    if grid.resolve() in (job.output.resolve() for job in wanted):
+        return f"{grid} is a picture of its own; name another"
+    return None
 
 
 def _write_grid(grid: Path, jobs: Sequence[Job]) -> int:
@@ -259,7 +280,7 @@ def _write_grid(grid: Path, jobs: Sequence[Job]) -> int:
         return FAILURE
     try:
         write_grid(there, grid)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         typer.echo(f"{grid}: {error}", err=True)
         return FAILURE
     typer.echo(f"{grid} ({len(there)} of {len(jobs)} pictures)")

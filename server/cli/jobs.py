@@ -11,8 +11,9 @@ import glob
 import io
 import json
 import os
+import stat
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,24 @@ from server.img2img.form import TEXT_FIELDS, parse_form
 ROW_FIELDS = ("input", "output", "mask")
 """Of a row in a list of jobs, besides the form's."""
 
+_KNOWN = frozenset((*ROW_FIELDS, *TEXT_FIELDS))
+_MOST_LINES = 100
+
+_File = tuple[int, int]
+"""What a file is to the disk, whatever it is called: device and inode."""
+
 
 class JobsError(Exception):
     """What was given cannot be done; a line for each thing that is wrong."""
 
-    def __init__(self, lines: Sequence[str]) -> None:
-        super().__init__("\n".join(lines))
+    def __init__(self, lines: Iterable[str]) -> None:
+        once = [_printable(line) for line in dict.fromkeys(lines)]
+        more = [f"and {len(once) - _MOST_LINES} more"] if len(once) > _MOST_LINES else []
+        super().__init__("\n".join(once[:_MOST_LINES] + more))
+
+
+def _printable(line: str) -> str:
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
 
 
 @dataclass(frozen=True)
@@ -56,8 +69,9 @@ class Job:
         """Write the picture, whole or not at all: what is there counts as done in a later run."""
         if self.output.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        # Not by the output's own name, which may be as long as a name can be.
         with tempfile.NamedTemporaryFile(
-            prefix=f".{self.output.name}-", dir=self.output.parent, delete=False
+            prefix=".img2img-", dir=self.output.parent, delete=False
         ) as unfinished:
             try:
                 unfinished.write(file)
@@ -73,46 +87,55 @@ class Job:
 
 def rows_of_inputs(
     patterns: Sequence[str], texts: Mapping[str, str], mask: Path | None
-) -> list[Row]:
-    """Return a row for each input. Raises JobsError."""
-    rows, wrong = [], []
+) -> tuple[list[Row], list[str]]:
+    """Return a row for each input, and what is wrong."""
+    rows: list[Row] = []
+    wrong: list[str] = []
     for pattern in patterns:
         found = [pattern]
-        if not Path(pattern).exists():
+        if not os.path.exists(pattern):  # noqa: PTH110  no text is too long for it
             found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  takes absolute ones
         if not found:
             wrong.append(f"{pattern}: there is no such file")
         rows += [Row(name, Path(name), texts, mask) for name in found]
     if os.path.isfile(texts.get("prompt", "")):  # noqa: PTH113  no text is too long for it
         wrong.append(f"PROMPT: {texts['prompt']} is a file; the prompt comes last: 'a cat'")
-    _raise(wrong + _unreadable(rows))
-    return rows
+    wrong += [f"{row.input}: {said}" for row in rows if (said := _unreadable(row.input))]
+    if len(rows) > 1:
+        wrong += parse_form(texts)[1]
+    return rows, wrong
 
 
-def rows_of_list(list_file: Path, defaults: Mapping[str, str], mask: Path | None) -> list[Row]:
-    """Return a row for each line of a CSV or JSONL file; ``defaults`` are for what it leaves out.
+def rows_of_list(
+    list_file: Path, defaults: Mapping[str, str], mask: Path | None
+) -> tuple[list[Row], list[str]]:
+    """Return a row for each line of a CSV or JSONL file, and what is wrong.
 
-    Its paths are relative to its folder. Raises JobsError.
+    ``defaults`` are for what a line leaves out. Its paths are relative to the file's folder.
+    Raises JobsError where the file cannot be read.
     """
-    known = {*ROW_FIELDS, *TEXT_FIELDS}
-    rows, wrong = [], []
+    rows: list[Row] = []
+    wrong: list[str] = []
     for number, said in _lines(list_file):
         place = f"{list_file.name} line {number}"
         if isinstance(said, str):
             wrong.append(f"{place}: {said}")
             continue
-        wrong += [f"{place}: {name} is no field" for name in said if name not in known]
+        problems = [f"{name} is no field" for name in said if name not in _KNOWN]
         if not said.get("input"):
-            wrong.append(f"{place}: input: is required")
-            continue
+            problems.append("input: is required")
+        files = {
+            name: list_file.parent / said[name] for name in ("input", "mask") if said.get(name)
+        }
+        problems += [f"{path}: {why}" for path in files.values() if (why := _unreadable(path))]
         texts = {**defaults, **{name: said[name] for name in TEXT_FIELDS if said.get(name)}}
-        own_mask = list_file.parent / said["mask"] if said.get("mask") else mask
-        picture = list_file.parent / said["input"]
-        rows.append(Row(place, picture, texts, own_mask, said.get("output", "")))
+        problems += parse_form(texts)[1]
+        wrong += [f"{place}: {problem}" for problem in problems]
+        picture = files.get("input", list_file.parent)
+        rows.append(Row(place, picture, texts, files.get("mask", mask), said.get("output", "")))
     if not rows and not wrong:
         wrong.append(f"{list_file}: holds no job")
-    _raise(wrong + _unreadable(rows))
-    return rows
+    return rows, wrong
 
 
 def _lines(list_file: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
@@ -125,90 +148,125 @@ def _lines(list_file: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise JobsError([f"{list_file}: {error}"]) from None
     if list_file.suffix.lower() == ".csv":
-        yield from _csv_lines(text, list_file)
+        yield from _csv_lines(text)
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not by splitlines(), to which characters that JSON has in its strings end a line too.
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield number, _texts(line)
 
 
-def _csv_lines(text: str, list_file: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
-    more = ""  # The key of values beyond the head's.
-    reader = csv.DictReader(io.StringIO(text, newline=""), restkey=more, restval="", strict=True)
-    try:
-        for row in reader:
-            if more in row:
-                yield reader.line_num, "has more values than the head has names"
-            else:
-                yield reader.line_num, {name.strip(): value for name, value in row.items()}
-    except csv.Error as error:
-        raise JobsError([f"{list_file.name} line {reader.line_num}: {error}"]) from None
+def _csv_lines(text: str) -> Iterator[tuple[int, dict[str, str] | str]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    head: list[str] = []
+    while True:
+        number = reader.line_num + 1  # Where the row begins: a value in quotes may have lines.
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            yield number, _csv_problem(error)
+            row = [] if head else None  # Without a head no row can be judged.
+        if row is None:
+            return
+        if not head:
+            head = [name.strip() for name in row]
+            yield from ((number, problem) for problem in _head_problems(head))
+        elif len(row) > len(head):
+            yield number, "has more values than the head has names"
+        elif row:
+            said = zip(head, row, strict=False)  # What a short row leaves out is left out.
+            yield number, {name: value for name, value in said if name in _KNOWN}
+
+
+def _csv_problem(error: csv.Error) -> str:
+    return "a quote is not closed" if "unexpected end" in str(error) else f"is no CSV: {error}"
+
+
+def _head_problems(head: Sequence[str]) -> Iterator[str]:
+    for number, name in enumerate(head, 1):
+        if not name:
+            yield f"column {number} has no name"
+        elif name in head[: number - 1]:
+            yield f"{name}: more than one column has this name"
+        elif name not in _KNOWN:
+            yield f"{name} is no field"
 
 
 def _texts(line: str) -> dict[str, str] | str:
     try:
         said: Any = json.loads(line)
+        if not isinstance(said, dict):
+            return "is no JSON object"
+        given = {name: value for name, value in said.items() if value is not None}
+        return {name: v if isinstance(v, str) else json.dumps(v) for name, v in given.items()}
     except ValueError as error:
         return f"is no JSON: {error}"
-    if not isinstance(said, dict):
-        return "is no JSON object"
-    given = {name: value for name, value in said.items() if value is not None}
-    return {name: v if isinstance(v, str) else json.dumps(v) for name, v in given.items()}
+    except RecursionError:
+        return "is no JSON: nested too deeply"
 
 
-def _unreadable(rows: Sequence[Row]) -> list[str]:
-    files = [(row.place, path) for row in rows for path in (row.input, row.mask) if path]
-    said = {path: problem for _, path in files if (problem := _problem(path))}
-    return list(dict.fromkeys(
-        f"{path}: {said[path]}" if place == str(path) else f"{place}: {path}: {said[path]}"
-        for place, path in files if path in said
-    ))  # fmt: skip
-
-
-def _problem(path: Path) -> str | None:
-    if path.is_dir():
-        return f"is a folder; name its pictures: {path}/*"
-    if not path.exists():
+def _unreadable(path: Path) -> str | None:
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
         return "there is no such file"
+    except (OSError, ValueError) as error:
+        return reason_of(error)
+    if stat.S_ISDIR(mode):
+        return f"is a folder; name its pictures: {path}/*"
     return None if os.access(path, os.R_OK) else "cannot be read"
 
 
-def jobs_of(rows: Sequence[Row], output: Path | None, suffix: str) -> list[Job]:
-    """Return what is to be made, with the folders of the outputs made. Raises JobsError.
+def reason_of(error: OSError | ValueError) -> str:
+    """Return why a path cannot be used; ValueErrors are of characters that no path can have."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def jobs_of(
+    rows: Sequence[Row], wrong: Sequence[str], output: Path | None, suffix: str
+) -> list[Job]:
+    """Return what is to be made, with the folders of the outputs made.
 
     One row without an output of its own goes into the file ``output``. Else ``output`` is a folder:
     files in it have the inputs' names, numbered where several would be the same.
+    Raises JobsError, with what is ``wrong`` with the rows and their outputs.
     """
-    if len(rows) > 1:
-        bad = ((row.place, problem) for row in rows for problem in parse_form(row.texts)[1])
-        _raise([f"{place}: {problem}" for place, problem in bad])
-    outputs = _outputs(rows, output, suffix)
+    said = list(wrong)
+    sources = files_read(rows)
+    if wrong:
+        rows = [row for row in rows if row.output]  # The others' names depend on all rows.
     taken: dict[Path, str] = {}
-    jobs, wrong = [], []
+    jobs = []
+    try:
+        outputs = _outputs(rows, output, suffix)
+    except JobsError as error:
+        raise JobsError([*said, str(error)]) from None
     for row, path in zip(rows, outputs, strict=True):
+        field = f"{row.place}: output" if row.output else "--output"
         form = format_of(path)
-        if path in taken:
-            wrong.append(f"{row.place}: output: {path} is that of {taken[path]} too")
-        elif form is None:
-            wrong.append(f"--output: {path.name} has none of the suffixes {', '.join(SUFFIXES)}")
-        elif problem := cannot_write(path):
-            wrong.append(f"--output: {problem}")
+        if form is None:
+            said.append(f"{field}: {path.name} has none of the suffixes {', '.join(SUFFIXES)}")
+        elif problem := cannot_write(path, sources):
+            said.append(f"{field}: {problem}")
+        elif (place := path.resolve()) in taken:
+            said.append(f"{row.place}: output: {path} is that of {taken[place]} too")
         else:
+            taken[place] = row.place
             jobs.append(Job(row.input, row.texts, path, form, row.mask))
-        taken[path] = row.place
-    _raise(list(dict.fromkeys(wrong)))
+    if said:
+        raise JobsError(said)
     return jobs
 
 
 def _outputs(rows: Sequence[Row], output: Path | None, suffix: str) -> list[Path]:
     folder = output or Path("out")
     one = len(rows) == 1 and not rows[0].output
-    if one and output is not None and output.is_dir():
+    if one and output is not None and _is_folder(output):
         one = False
     if one:
         return [output or Path(f"out{suffix}")]
-    if folder.suffix.lower() in SUFFIXES and not folder.is_dir():
-        raise JobsError([f"--output: {folder}: name a folder for {len(rows)} pictures"])
+    if rows and folder.suffix.lower() in SUFFIXES and not _is_folder(folder):
+        raise JobsError([f"--output: {folder}: name a folder, for more than one picture"])
     paths: list[Path] = []
     own = {folder / row.output for row in rows if row.output}
     for row in rows:
@@ -221,19 +279,43 @@ def _outputs(rows: Sequence[Row], output: Path | None, suffix: str) -> list[Path
     return paths
 
 
-def cannot_write(path: Path) -> str | None:
-    """Make the folder of a file to write; return why it could not be written, or None."""
-    if path.is_dir():
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112  no path is too long for it
+
+
+def files_read(rows: Iterable[Row | Job]) -> dict[_File, str]:
+    """Return the files that are read, with what each of them is."""
+    read: dict[_File, str] = {}
+    for row in rows:
+        for path, words in ((row.mask, "a mask"), (row.input, "an input")):
+            if path is not None and not _unreadable(path):
+                read[_file(path.stat())] = words
+    return read
+
+
+def _file(found: os.stat_result) -> _File:
+    return found.st_dev, found.st_ino
+
+
+def cannot_write(path: Path, sources: Mapping[_File, str]) -> str | None:
+    """Make the folder of a file to write; return why it could not be written, or None.
+
+    ``sources`` are the files that are not to be written.
+    """
+    if _is_folder(path):
         return f"{path} is a folder; give the name of a file"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return f"the folder {path.parent} cannot be made: {error.strerror}"
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        return f"{path} cannot be written"
-    return None
-
-
-def _raise(lines: list[str]) -> None:
-    if lines:
-        raise JobsError(lines)
+    except (OSError, ValueError) as error:
+        return f"the folder {path.parent} cannot be made: {reason_of(error)}"
+    at = path
+    try:
+        found = _file(path.stat())
+    except FileNotFoundError:
+        at = path.parent
+    except (OSError, ValueError) as error:
+        return f"{path} cannot be written: {reason_of(error)}"
+    else:
+        if found in sources:
+            return f"{path} is {sources[found]}; name another"
+    return None if os.access(at, os.W_OK) else f"{path} cannot be written"

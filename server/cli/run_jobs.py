@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from server.cli.jobs import Job
+from server.cli.jobs import Job, reason_of
 from server.cli.maker import Maker, NotMade, by_server
 from server.cli.shared import FAILURE
 from server.cli.view import View
@@ -85,21 +85,28 @@ class _Run:
             raise NotMade(str(error), FAILURE) from None
         for remark in made.remarks:
             self._view.say(self._named(job, remark))
-        # Not by typer.echo, which looks behind what rich has put in the place of sys.stdout.
-        print(f"{job.output} (seed {made.seed})", flush=True)
+        _print(f"{job.output} (seed {made.seed})")
         self._statuses.append(0)
 
     def _named(self, job: Job, words: str) -> str:
         return f"{job.output.name}: {words}" if self._several else words
 
 
+def _print(line: str) -> None:
+    # Not by typer.echo, which looks behind what rich has put in the place of sys.stdout.
+    try:
+        print(line, flush=True)
+    except UnicodeEncodeError:  # The name of a file can be any bytes.
+        print(ascii(line)[1:-1], flush=True)
+
+
 def _write(job: Job, file: bytes) -> None:
     try:
         job.write(file)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         # Minutes of work are not thrown away for a disk that filled up meanwhile.
         kept = _keep_elsewhere(file, job.output.suffix)
-        message = f"{job.output}: {error.strerror}; the picture is in {kept}"
+        message = f"{job.output}: {reason_of(error)}; the picture is in {kept}"
         raise NotMade(message, FAILURE) from None
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from PIL import Image
 
@@ -102,7 +103,7 @@ def dropping(handler: BaseHTTPRequestHandler) -> None:
     handler.connection.close()
 
 
-def picture_event(seed: int) -> tuple[str, object]:
+def picture_event(seed: int) -> tuple[str, dict[str, Any]]:
     """The last event of a stream."""
     return "result", json.loads(_picture(seed))
 

@@ -207,6 +207,8 @@ def test_credits_are_told_and_charged_once(server: ServerProcess, image: bytes) 
         failing(503, "the server is busy", Retry_After="0"),
         failing(429, "too often", Retry_After="0"),
         failing(429, "too often", Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"),
+        failing(429, "too often", Retry_After="Sat, 99 Nov 99999 20:00:00 GMT"),
+        failing(429, "too often", Retry_After=f"Sat, 28 Nov {10**20} 20:00:00 GMT"),
         failing(409, "still running", Retry_After="0"),
         failing(200, "the server is busy", X_Status="503", Retry_After="0"),
         failing(502, "a proxy's"),
@@ -292,6 +294,30 @@ def test_what_is_no_answer_of_this_server_is_said(image: bytes) -> None:
         pytest.raises(ImageToImageError, match="none of an img2img-server's: HTTP 404"),
     ):
         client.image_to_image(image, "a")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        streaming(("result", {"code": 0})),
+        streaming(("result", {"code": 0, "data": {"image": "!!", "seed": 1}})),
+        streaming(("result", {"code": 0, "data": picture_event(1)[1]["data"] | {"seed": "x"}})),
+        streaming(("result", {"code": -1, "message": "busy", "status": "abc"})),
+        streaming(("result", [0])),
+        streaming(("progress", {"step": 1}), picture_event(1)),
+        streaming(("progress", {"step": 1, "steps": 2, "preview": "!!"}), picture_event(1)),
+        picturing(1, X_Credits_Charged="much"),
+    ],
+)
+def test_an_answer_with_anything_wrong_in_it_is_an_image_to_image_error(
+    answer: Answer, image: bytes, generate: Generate
+) -> None:
+    with (
+        fake_server(answer, picturing(1)) as server,
+        pytest.raises(ImageToImageError, match="none of an img2img-server's: HTTP 200"),
+    ):
+        generate(server.url, image, "a cat", progress=lambda _: None)
+    assert len(server.asked) == 1
 
 
 def test_threads_may_share_a_client(server: ServerProcess) -> None:

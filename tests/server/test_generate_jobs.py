@@ -26,6 +26,7 @@ from tests.server.pictures import file_of, gradient
 from tests.server.server_process import ROOT
 
 runner = CliRunner()
+LONG = "x" * 300 + ".png"
 
 
 @pytest.fixture
@@ -85,8 +86,8 @@ def test_one_input_is_made_anew_and_may_go_into_a_folder(folder: Path, made: lis
     Path("out.png").write_bytes(b"of before")
     assert runner.invoke(app, ["generate", "in/a.png", "a cat"]).exit_code == 0
     assert Path("out.png").read_bytes() == Path("in/a.png").read_bytes()
-    assert runner.invoke(app, ["generate", "in/a.png", "a cat", "-o", "in"]).exit_code == 0
-    assert made[1].output == Path("in/a.png")
+    assert runner.invoke(app, ["generate", "in/a.png", "a cat", "-o", "."]).exit_code == 0
+    assert made[1].output == Path("a.png")
 
 
 def test_a_failure_costs_no_other_picture(folder: Path, made: list[Job]) -> None:
@@ -96,6 +97,26 @@ def test_a_failure_costs_no_other_picture(folder: Path, made: list[Job]) -> None
     assert result.exit_code == 1
     assert "a-2.png: generation failed" in result.stderr
     assert result.stdout.splitlines() == ["out/a.png (seed 1)", "out/a-3.png (seed 3)"]
+
+
+def test_a_picture_that_cannot_be_written_costs_no_other(
+    folder: Path, made: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Job.write
+
+    def refuse(job: Job, file: bytes) -> None:
+        if job.output.name == "a.png":
+            raise ValueError("embedded null byte")
+        write(job, file)
+
+    monkeypatch.setattr(Job, "write", refuse)
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    result = runner.invoke(app, ["generate", "in/*.png", "a cat"])
+    assert result.exit_code == 1
+    assert "a.png: out/a.png: embedded null byte; the picture is in" in result.stderr
+    assert result.stdout.splitlines() == ["out/b.png (seed 2)"]
+    (kept,) = folder.glob("img2img-*.png")
+    assert kept.read_bytes() == Path("in/a.png").read_bytes()
 
 
 def test_a_csv_of_jobs_with_defaults_of_the_command_line(folder: Path, made: list[Job]) -> None:
@@ -129,19 +150,87 @@ def test_a_csv_of_jobs_with_defaults_of_the_command_line(folder: Path, made: lis
 def test_all_that_is_wrong_with_a_list_is_said_before_any_work(
     folder: Path, made: list[Job]
 ) -> None:
+    mask = {"mask": "in/a.png"}
+    rows = [
+        {"input": "in/b.png", "prompt": "a", **more}
+        for more in (
+            {"output": "x\0.png"},
+            {"output": LONG},
+            {"input": LONG},
+            {"output": str(folder / "in/b.png")},
+            {"output": "../in/a.png", **mask},
+        )
+    ]
     Path("bad.jsonl").write_text(
-        '{"input": "in/none.png", "prompt": "a"}\n\n{"prompt": "a", "size": 3}\nnope\n[1]\n'
+        '{"input": "in/none.png", "prompt": "a"}\n\n'
+        '{"prompt": "a", "size": 3, "steps": 5}\n'
+        "nope\n"
+        "[1]\n" + "[" * 100_000 + "\n" + "\n".join(map(json.dumps, rows))
     )
     result = runner.invoke(app, ["generate", "--jobs", "bad.jsonl"])
     assert result.exit_code == 2
     assert result.stderr.splitlines() == [
+        "bad.jsonl line 1: in/none.png: there is no such file",
         "bad.jsonl line 3: size is no field",
         "bad.jsonl line 3: input: is required",
+        "bad.jsonl line 3: steps: 5 is not in 10..50",
         "bad.jsonl line 4: is no JSON: Expecting value: line 1 column 1 (char 0)",
         "bad.jsonl line 5: is no JSON object",
-        "bad.jsonl line 1: in/none.png: there is no such file",
-    ]  # fmt: skip
+        "bad.jsonl line 6: is no JSON: nested too deeply",
+        f"bad.jsonl line 9: {LONG}: File name too long",
+        "bad.jsonl line 7: output: out/x\\x00.png cannot be written: embedded null byte",
+        f"bad.jsonl line 8: output: out/{LONG} cannot be written: File name too long",
+        f"bad.jsonl line 10: output: {folder}/in/b.png is an input; name another",
+        "bad.jsonl line 11: output: out/../in/a.png is a mask; name another",
+    ]
     assert not made
+
+
+def test_a_bad_csv_is_told_by_its_columns_and_the_lines_where_rows_begin(
+    folder: Path, made: list[Job]
+) -> None:
+    Path("bad.csv").write_text(
+        "input,prompt,,size,prompt\n"
+        "in/none.png,a\n"
+        'in/a.png,"a\ncat",,,,6\n'
+        'in/a.png,"a"b\n'
+        "\n"
+        'in/a.png,"never closed\n'
+        "in/b.png,a\n"
+    )
+    result = runner.invoke(app, ["generate", "--jobs", "bad.csv"])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        "bad.csv line 1: column 3 has no name",
+        "bad.csv line 1: size is no field",
+        "bad.csv line 1: prompt: more than one column has this name",
+        "bad.csv line 2: in/none.png: there is no such file",
+        "bad.csv line 3: has more values than the head has names",
+        "bad.csv line 5: is no CSV: ',' expected after '\"'",
+        "bad.csv line 7: a quote is not closed",
+    ]
+    Path("bad.csv").write_text("input,prompt\n" + "none.png,a\n" * 150)
+    lines = runner.invoke(app, ["generate", "--jobs", "bad.csv"]).stderr.splitlines()
+    assert (len(lines), lines[-1]) == (101, "and 50 more")
+    assert not made
+
+
+def test_a_list_may_have_any_character_in_a_prompt_and_any_bytes_in_a_name(
+    folder: Path, made: list[Job]
+) -> None:
+    name = os.fsdecode(b"\xe9" + b"x" * 250 + b".png")
+    Path("in/a.png").rename(folder / name)
+    lines = [json.dumps({"input": name, "prompt": "a"})]
+    lines += [json.dumps({"input": "in/b.png", "prompt": "a\u2028cat"}, ensure_ascii=False)]
+    Path("jobs.jsonl").write_text("\n".join(lines), "utf-8")
+    result = runner.invoke(app, ["generate", "--jobs", "jobs.jsonl"])
+    assert result.exit_code == 0, result.output
+    assert [job.texts["prompt"] for job in made] == ["a", "a\u2028cat"]
+    assert Path("out", name).exists()
+    assert result.stdout.splitlines() == [
+        f"out/\\udce9{'x' * 250}.png (seed 1)",
+        "out/b.png (seed 2)",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -150,8 +239,18 @@ def test_all_that_is_wrong_with_a_list_is_said_before_any_work(
         (["a.png"], "give INPUT... and PROMPT, or --jobs"),
         (["none*.png", "a"], "none*.png: there is no such file"),
         (["in", "a"], "in: is a folder; name its pictures: in/*"),
-        (["in/*.png", "a", "-o", "x.png"], "--output: x.png: name a folder for 2 pictures"),
-        (["in/*.png", "a", "--steps", "5"], "in/a.png: steps: 5 is not in 10..50"),
+        (["in/*.png", "a", "-o", "x.png"], "--output: x.png: name a folder, for more than one"),
+        (["in/*.png", "a", "--steps", "5"], "steps: 5 is not in 10..50"),
+        (["in/a.png", "a", "-o", "in"], "--output: in/a.png is an input; name another"),
+        (["in/*.png", "a", "-o", "in"], "--output: in/b.png is an input; name another"),
+        (["in/a.png", "a", "-o", "link.png"], "--output: link.png is an input; name another"),
+        (["in/b.png", "a", "--mask", "in/a.png", "-o", "in/a.png"], "in/a.png is a mask; name"),
+        (["in/a.png", "a", "--grid", "in/a.png"], "--grid: in/a.png is an input; name another"),
+        (["in/a.png", "a", "--grid", "out.png"], "--grid: out.png is a picture of its own"),
+        (["in/a.png", "a", "-o", " "], "it is blank; name a file or a folder"),
+        ([LONG, "a"], f"{LONG}: there is no such file"),
+        (["in/a.png", "a", "-o", LONG], f"{LONG} cannot be written: File name too long"),
+        (["in/*.png", "a", "-o", LONG[:300]], "cannot be made: File name too long"),
         (["in/a.png", "a", "--grid", "g.jpg"], "--grid: g.jpg has not the suffix .png"),
         (["in/a.png", "a", "--jobs", "in/a.png"], "give INPUT... or --jobs, not both"),
         (["--jobs", "empty.csv"], "empty.csv: holds no job"),
@@ -169,6 +268,7 @@ def test_what_cannot_be_done_exits_with_2(
 ) -> None:
     Path("empty.csv").write_text("input,prompt\n")
     Path("twice.csv").write_text("input,prompt,output\n" + "in/a.png,a,x.png\n" * 2)
+    Path("link.png").symlink_to("in/a.png")
     Path("long.csv").write_text("input,prompt\nin/a.png,a,x.png\n")
     result = runner.invoke(app, ["generate", *arguments])
     assert result.exit_code == 2, result.output

@@ -8,7 +8,8 @@ import io
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -108,38 +109,43 @@ class Account:
     concurrency: int | None
 
 
-def progress_of(data: str) -> Progress:
-    """Return what a `progress` event says; fields that are unknown here are passed over."""
-    said = json.loads(data)
-    known = {name: said[name] for name in Progress.__dataclass_fields__ if name in said}
-    if preview := known.get("preview"):
-        known["preview"] = _image(base64.b64decode(preview))
-    return Progress(**known)
+def progress_of(data: str, response: httpx2.Response) -> Progress:
+    """Return what a `progress` event says; fields that are unknown here are passed over.
+
+    Raises ImageToImageError.
+    """
+    with _understood(response):
+        said = json.loads(data)
+        known = {name: said[name] for name in Progress.__dataclass_fields__ if name in said}
+        if preview := known.get("preview"):
+            known["preview"] = _image(base64.b64decode(preview))
+        return Progress(**known)
 
 
 def result_of(body: str | bytes, response: httpx2.Response) -> Result:
     """Return the picture of an envelope. Raises ImageToImageError."""
-    answer = _envelope(body, response)
-    data, headers = answer["data"], response.headers
-    file = base64.b64decode(data["image"])
-    return Result(
-        image=_image(file),
-        file=file,
-        seed=data["seed"],
-        filtered=data.get("filtered", False),
-        ignored_fields=_names(headers.get("X-Ignored-Fields", "")),
-        credits=_credits(answer.get("credits"), headers),
-        model=unquote(headers.get("X-Model", "")),
-        replayed=headers.get("Idempotency-Replayed") == "true",
-    )
+    with _understood(response):
+        answer = _envelope(body, response)
+        data, headers = answer["data"], response.headers
+        file = base64.b64decode(data["image"])
+        return Result(
+            image=_image(file),
+            file=file,
+            seed=int(data["seed"]),
+            filtered=data.get("filtered", False),
+            ignored_fields=_names(headers.get("X-Ignored-Fields", "")),
+            credits=_credits(answer.get("credits"), headers),
+            model=unquote(headers.get("X-Model", "")),
+            replayed=headers.get("Idempotency-Replayed") == "true",
+        )
 
 
 def bare_result_of(response: httpx2.Response) -> Result:
-    """Return the picture of an answer that is the picture alone."""
+    """Return the picture of an answer that is the picture alone. Raises ImageToImageError."""
     headers = response.headers
     data: dict[str, Any] = {
         "image": base64.b64encode(response.content).decode(),
-        "seed": int(headers.get("Seed", 0)),
+        "seed": headers.get("Seed", 0),
         "filtered": headers.get("X-Filtered") == "true",
     }
     return result_of(json.dumps({"code": 0, "data": data}), response)
@@ -147,32 +153,50 @@ def bare_result_of(response: httpx2.Response) -> Result:
 
 def account_of(response: httpx2.Response) -> Account:
     """Return what the key has and may. Raises ImageToImageError."""
-    data = _envelope(response.content, response)["data"]
-    credits, limits = data["credits"] or {}, data["limits"]
-    return Account(
-        name=data["name"],
-        balance=Decimal(credits["balance"]) if credits else None,
-        reserved=Decimal(credits["reserved"]) if credits else None,
-        rate=limits["rate"],
-        concurrency=limits["concurrency"],
-    )
+    with _understood(response):
+        data = _envelope(response.content, response)["data"]
+        credits, limits = data["credits"] or {}, data["limits"]
+        return Account(
+            name=data["name"],
+            balance=Decimal(credits["balance"]) if credits else None,
+            reserved=Decimal(credits["reserved"]) if credits else None,
+            rate=limits["rate"],
+            concurrency=limits["concurrency"],
+        )
+
+
+@contextmanager
+def _understood(response: httpx2.Response) -> Iterator[None]:
+    """Raise ImageToImageError for whatever is wrong with what an answer says."""
+    try:
+        yield
+    except ImageToImageError:
+        raise
+    except Exception as error:  # Of pictures Pillow raises anything.
+        status = _status(response)
+        message = f"the answer is none of an img2img-server's: HTTP {status}"
+        raise _failure(message, status, response) from error
 
 
 def _envelope(body: str | bytes, response: httpx2.Response) -> dict[str, Any]:
-    # A server may be set to answer failures with 200, for clients that read `code` alone.
-    status = int(response.headers.get("X-Status", response.status_code))
-    retry_after = _retry_after(response.headers.get("Retry-After", ""))
-    request_id = response.headers.get("X-Request-Id", "")
-    try:
-        answer: dict[str, Any] = json.loads(body)
-        if answer["code"] == 0:
-            return answer
-        message = str(answer["message"])
-    except (ValueError, KeyError, TypeError):
-        message = f"the answer is none of an img2img-server's: HTTP {status}"
-        raise ImageToImageError(message, status, retry_after, request_id) from None
+    answer: dict[str, Any] = json.loads(body)
+    if answer["code"] == 0:
+        return answer
     # In a stream that began well the failure's own status is in its event.
-    raise ImageToImageError(message, int(answer.get("status", status)), retry_after, request_id)
+    status = int(answer.get("status", _status(response)))
+    raise _failure(str(answer["message"]), status, response)
+
+
+def _status(response: httpx2.Response) -> int:
+    # A server may be set to answer failures with 200, for clients that read `code` alone.
+    said = response.headers.get("X-Status", "")
+    return int(said) if re.fullmatch("[0-9]{3}", said) else response.status_code
+
+
+def _failure(message: str, status: int, response: httpx2.Response) -> ImageToImageError:
+    headers = response.headers
+    retry_after = _retry_after(headers.get("Retry-After", ""))
+    return ImageToImageError(message, status, retry_after, headers.get("X-Request-Id", ""))
 
 
 def _image(file: bytes) -> Image.Image:
@@ -200,7 +224,10 @@ def _retry_after(header: str) -> float | None:
         return max(0.0, float(header))
     except ValueError:
         date = email.utils.parsedate_tz(header)
+    try:
         return None if date is None else max(0.0, email.utils.mktime_tz(date) - time.time())
+    except (ValueError, OverflowError):  # No calendar has such a day.
+        return None
 
 
 def _fields_of(message: str) -> dict[str, str]:

@@ -132,7 +132,7 @@ class _Generation(_Tries):
         if event.event == "result":
             return result_of(event.data, response)
         if event.event == "progress" and self._progress is not None:
-            self._progress(progress_of(event.data))
+            self._progress(progress_of(event.data, response))
         return None
 
     @staticmethod
@@ -147,7 +147,7 @@ def _is_stream(response: httpx2.Response) -> bool:
     return response.headers.get("Content-Type", "").startswith(EVENT_STREAM)
 
 
-_AGAIN = (httpx2.TransportError, ImageToImageError)
+_AGAIN = (httpx2.RequestError, ImageToImageError)
 
 
 class Client(_Base):
