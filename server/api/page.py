@@ -16,6 +16,7 @@ from starlette.staticfiles import StaticFiles
 from models.embedded import vocabulary
 from models.spec import EMBEDDED, PRODUCTION_MODEL
 from pipelines.request import MAX_SIDE, MAX_STEPS, MIN_SIDE, MIN_STEPS
+from pipelines.scheduler import guidance_cost
 from server import __version__
 from server.accounts.pricing import MAX_PRICE, MIN_PRICE
 from server.engine_service import EngineHost
@@ -99,6 +100,8 @@ async def about(request: Request) -> Response:
             "run_grace": settings.run_grace,
             # What an image takes alone on this device, in predicted seconds, by its pixels.
             "costs": [] if model is None else [asdict(c) for c in model.engine.snapshot().costs],
+            # What CLIP guidance adds to a step, in steps, by preset.
+            "guidance": dict(guidance_cost.MEASURED),
             # Tenths of a credit, and the work between which the price is linear (accounts/pricing).
             "price": {
                 "least": MIN_PRICE,

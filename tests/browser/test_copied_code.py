@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -25,6 +29,18 @@ COMMANDS = {
     "PHP": ["php"],
 }
 """What runs each language's code, which comes on standard input."""
+FAILURES = {
+    "refused": "steps: 5",
+    "unreachable": "",
+    "busy": "the server is busy",
+}
+"""What goes wrong, and what is said of it on standard error."""
+NOBODY = "http://127.0.0.1:1/"
+CODE = """async ([language, base]) => {
+    const { codeFor } = await import(new URL("static/page/code.js", document.baseURI));
+    const fields = {prompt: "a", steps: "5"};
+    return codeFor(language, base, fields, {init_image: "star.png"}, false);
+}"""
 
 
 def code_of(visitor: Visitor, language: str) -> str:
@@ -76,6 +92,57 @@ def test_the_copied_code_makes_the_same_picture(
     visitor.generate()
     visitor.result()
     check_all(visitor, real_server, tmp_path)
+
+
+@contextmanager
+def busy_server() -> Iterator[str]:
+    """A server that answers 503 in the API's envelope."""
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = b'{"code":-1,"message":"the server is busy","data":null}'
+            self.send_response(503)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.mark.slow("browser")
+def test_the_copied_code_fails_where_the_request_does(
+    visit: Visit, real_server: ServerProcess, tmp_path: Path
+) -> None:
+    page = visit(real_server.url).page
+    (tmp_path / "star.png").write_bytes(real_server.get("/static/pictures/star.png").content)
+    earlier = tmp_path / "result.png"
+    earlier.write_bytes(b"an earlier result")
+    runs = [*COMMANDS.items(), ("curl", ["sh"])]
+    with busy_server() as busy:
+        bases = {"refused": f"{real_server.url}/", "unreachable": NOBODY, "busy": busy}
+        for (language, command), (failure, base) in itertools.product(runs, bases.items()):
+            if not shutil.which(command[0]):
+                continue
+            done = subprocess.run(
+                command,
+                input=page.evaluate(CODE, [language.lower(), base]),
+                cwd=tmp_path,
+                capture_output=True,
+                encoding="utf-8",
+                timeout=60,
+            )
+            told = f"{command} {failure}\n{done.stdout}{done.stderr}"
+            assert done.returncode != 0, told
+            assert done.stderr.strip(), told
+            assert FAILURES[failure] in done.stderr, told
+            assert earlier.read_bytes() == b"an earlier result", told
 
 
 @pytest.mark.slow("browser")

@@ -108,6 +108,61 @@ def test_a_cancelled_grid_keeps_what_is_made(visitor: Visitor) -> None:
     assert page.locator("#strip li").count() == 1
 
 
+@pytest.mark.slow("browser")
+def test_a_lost_cell_is_asked_for_under_its_key_again(visitor: Visitor) -> None:
+    """It may have been finished and paid for."""
+    page = visitor.page
+    page.locator("#grid-x-values").fill("0.6")
+    keys: list[tuple[str, str]] = []
+    away = True
+
+    def lose(route: Any) -> None:
+        headers = route.request.headers
+        if route.request.method == "POST":
+            keys.append((headers["idempotency-key"], headers["x-run-id"]))
+        if away:
+            route.abort("connectionrefused")
+        else:
+            route.continue_()
+
+    page.route(re.compile(f"{GENERATE}|/api/runs/"), lose)
+    page.locator("#grid-go").click()
+    page.locator("#grid td .problem", has_text="cannot be reached").wait_for()
+    assert page.evaluate("JSON.parse(sessionStorage['img2img.running'])[0].id") == keys[0][1]
+    away = False
+    page.locator("#grid-go").click()
+    page.locator("#grid-said", has_text="1 of 1 made").wait_for()
+    assert len(keys) > 1
+    assert len(set(keys)) == 1
+    page.wait_for_function("sessionStorage.getItem('img2img.running') === null")
+
+
+@pytest.mark.slow("browser")
+def test_a_cell_that_was_finished_as_it_was_cancelled_is_kept(visitor: Visitor) -> None:
+    page = visitor.page
+    visitor.fill(steps="30", image_strength="0.2")
+    page.locator("#grid-x-values").fill("0.2")
+    sent: list[str] = []
+
+    def finished(route: Any) -> None:
+        sent.append(route.request.method)
+        if route.request.method == "DELETE":
+            data = {"state": "finished"}
+            route.fulfill(json={"code": 0, "message": "success", "data": data})
+        else:
+            route.continue_()
+
+    page.route(re.compile(f"{GENERATE}|/api/runs/"), finished)
+    page.locator("#grid-go").click()
+    page.locator("#grid td", has_text="/ 30").wait_for()
+    page.locator("#grid-stop").click()
+    page.locator("#grid-go").click()  # It is waited for, and not made twice.
+    page.locator("#grid-said", has_text="1 of 1 made").wait_for()
+    page.locator("#grid-go").wait_for()
+    assert page.locator("#strip li").count() == 1
+    assert sent.count("POST") == 1
+
+
 def test_what_is_wrong_is_said_before_the_click(visitor: Visitor) -> None:
     page = visitor.page
     page.locator("#grid-x").select_option("steps")

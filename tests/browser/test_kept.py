@@ -65,7 +65,7 @@ def test_a_run_that_is_gone_after_a_reload_is_offered_again(visitor: Visitor) ->
     )
     page.reload()
     visitor.ready()
-    page.locator("#form-error", has_text="The run was cut off; nothing was charged.").wait_for()
+    page.locator("#form-error", has_text="The run was cut off. Unless it was finished").wait_for()
     page.get_by_role("button", name="Run again with the same seed").click()
     visitor.result()
     assert visitor.seed_shown() == seed
@@ -107,7 +107,35 @@ def test_cells_of_a_grid_are_found_again_after_a_reload(visitor: Visitor) -> Non
     page.locator("#grid td", has_text="/ 50").first.wait_for()
     page.reload()
     visitor.ready()
-    page.locator("#strip-title", has_text="Results (2)").wait_for()
+    page.locator("#strip-title", has_text="Results (2)").wait_for(timeout=120_000)
+
+
+@pytest.mark.slow("browser")
+def test_a_cell_is_not_let_go_while_the_server_cannot_tell(visitor: Visitor) -> None:
+    page = visitor.page
+    visitor.sample()
+    visitor.fill(steps="50", image_strength="0.1")
+    page.locator("#show-grid").click()
+    page.locator("#grid-x-values").fill("0.1")
+    page.locator("#grid-go").click()
+    page.locator("#grid td", has_text="/ 50").wait_for()
+    asked: list[str] = []
+
+    def busy(route: Any) -> None:
+        asked.append(route.request.method)
+        error = {"code": -1, "message": "busy", "data": None}
+        route.fulfill(status=503, headers={"Retry-After": "999"}, json=error)
+
+    page.route("**/api/runs/*", busy)
+    with page.expect_response("**/api/runs/*"):
+        page.reload()
+    visitor.ready()
+    page.wait_for_timeout(300)
+    assert asked == ["GET"]
+    page.unroute("**/api/runs/*")
+    page.reload()
+    visitor.ready()
+    page.locator("#strip-title", has_text="Results (1)").wait_for(timeout=120_000)
 
 
 @pytest.mark.slow("browser")

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pipelines.request import ClipGuidancePreset
+from pipelines.scheduler.guidance_cost import MEASURED
 from tests.browser.visitor import CUT, GENERATE, QUICK, STREAM, Visitor
 from tests.server.pictures import file_of, gradient
 from tests.server.server_process import ServerProcess
@@ -77,6 +79,17 @@ def test_seconds_are_told_before_the_first_picture(
     between = visitor.page.evaluate(seconds, [costs, 400 * 400, 10])
     assert alone < between < 10 * costs[1]["evaluation"] + costs[1]["rest"]
     assert "~" in str(visitor.page.locator("#cost").text_content())
+    guided = visitor.page.evaluate(
+        """async () => {
+            const { Costs } = await import(new URL("static/page/costs.js", document.baseURI));
+            const about = (await (await fetch(new URL("api/about", document.baseURI))).json()).data;
+            about.costs = [{pixels: 320 * 320, evaluation: 1, rest: 0}];
+            const values = {steps: "10", image_strength: "0", sampler: "DDIM"};
+            return ["NONE", "SLOW"].map((preset) => new Costs(about, {}).of(
+                [{...values, clip_guidance_preset: preset}], {width: 320, height: 320}));
+        }"""
+    )
+    assert guided == ["~10 s", f"~{10 * (1 + MEASURED[ClipGuidancePreset.SLOW]):.0f} s"]
 
 
 def test_ranges_and_defaults_are_the_servers(visitor: Visitor, real_server: ServerProcess) -> None:

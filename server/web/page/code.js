@@ -19,12 +19,15 @@ export function codeFor(language, base, fields, files, needsKey) {
 
 const WRITERS = {
   curl(url, fields, files, needsKey) {
-    const lines = [`# ${needed(files)}\ncurl --fail-with-body -sS ${shell(url)}`];
+    const lines = [`# ${needed(files)}\nanswer=$(curl -sS ${shell(url)}`];
     if (needsKey) lines.push('-H "Authorization: $API_KEY"');
     for (const [name, file] of files) lines.push(`-F ${shell(`${name}=@${file}`)}`);
     // Not -F, which reads a file where a value begins with @ or <.
     for (const [name, value] of fields) lines.push(`--form-string ${shell(`${name}=${value}`)}`);
-    return `${lines.join(" \\\n  ")} \\\n  | sed 's/.*"image":"\\([^"]*\\)".*/\\1/' | base64 -d > result.png\n`;
+    return `${lines.join(" \\\n  ")})
+image=$(printf %s "$answer" | sed -n 's/.*"image":"\\([^"]*\\)".*/\\1/p')
+if [ "$image" ]; then printf %s "$image" | base64 -d > result.png; else printf '%s\\n' "$answer" >&2; false; fi
+`;
   },
 
   python(url, fields, files, needsKey) {
@@ -77,9 +80,11 @@ curl_setopt_array($curl, [
     CURLOPT_POSTFIELDS => [
 ${files.map(([name, file]) => `        ${php(name)} => new CURLFile(${php(file)}),\n`).join("")}${fields.map(([name, value]) => `        ${php(name)} => ${php(value)},\n`).join("")}    ],
 ]);
-$answer = json_decode(curl_exec($curl), true);
-if ($answer['code'] !== 0) {
-    exit($answer['message'] . PHP_EOL);
+$body = (string) curl_exec($curl);
+$answer = json_decode($body, true);
+if (($answer['code'] ?? null) !== 0) {
+    file_put_contents('php://stderr', ($answer['message'] ?? curl_error($curl) ?: $body) . PHP_EOL);
+    exit(1);
 }
 file_put_contents('result.png', base64_decode($answer['data']['image']));
 echo 'seed ', $answer['data']['seed'], PHP_EOL;

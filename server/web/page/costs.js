@@ -44,7 +44,8 @@ export class Costs {
     if (this.account.credits) {
       parts.push(`${creditsText(sum(({ steps }) => price(this.about.price, size.width, size.height, Number(steps))))} credits`);
     }
-    const count = ({ steps, image_strength: strength, sampler }) => evaluations(Number(steps), Number(strength), sampler);
+    const count = ({ steps, image_strength: strength, sampler, clip_guidance_preset: preset }) =>
+      evaluations(Number(steps), Number(strength), sampler) * (1 + (this.about.guidance[preset] ?? 0));
     const seconds = sum((values) => secondsOf(this.about.costs, size.width * size.height, count(values)) ?? NaN);
     if (!Number.isNaN(seconds)) parts.push(`~${duration(seconds)}`);
     return parts.join(" · ");

@@ -5,9 +5,9 @@ import { keyProblem } from "./account.js";
 import { axisValues, exampleOf } from "./axis.js";
 import { $, announce, download, el } from "./dom.js";
 import { gridPicture } from "./grid_picture.js";
+import { withdraw } from "./run.js";
 
 const AT_ONCE = 4; // A browser opens six connections to a server; the server batches what it gets.
-const CANCEL_PATIENCE = 2000; // until the connections are closed, though the server was not told
 const FIRST = ["image_strength", "cfg_scale", "steps", "sampler", "style_preset", "seed"];
 
 export class Grid {
@@ -15,7 +15,7 @@ export class Grid {
   constructor(page) {
     this.page = page;
     this.plan = null;
-    this.aborter = null;
+    this.round = null; // one per click, until all is made or it is cancelled
     this.axes = [this.#axis("x", "Across", "image_strength"), this.#axis("y", "Down", "")];
     this.cost = el("p", { class: "quiet", id: "grid-cost" });
     this.go = el("button", { type: "button", id: "grid-go", class: "primary", onclick: () => this.run() });
@@ -35,7 +35,7 @@ export class Grid {
   }
 
   get running() {
-    return this.aborter !== null;
+    return this.round !== null;
   }
 
   #axis(id, label, standard) {
@@ -109,7 +109,7 @@ export class Grid {
     const axes = this.#read();
     if (!axes || this.running || !this.page.making.ready()) return;
     if (!this.#sameAs(axes) || this.plan.cells.every(({ record }) => record)) this.#draw(axes);
-    const aborter = (this.aborter = new AbortController());
+    const round = (this.round = {});
     this.#state();
     // All cells start from the same, whatever is done to the input meanwhile.
     const from = this.page.making.start();
@@ -117,23 +117,25 @@ export class Grid {
     const waiting = this.plan.cells.filter(({ record }) => !record);
     const limit = this.page.account.concurrency ?? AT_ONCE;
     const work = async () => {
-      for (let cell = waiting.shift(); cell && this.aborter === aborter; cell = waiting.shift()) {
-        await this.#make(cell, from, mask, aborter.signal);
+      for (let cell = waiting.shift(); cell; cell = waiting.shift()) {
+        await cell.making; // What was cancelled may turn out to be finished.
+        if (this.round !== round) return;
+        if (!cell.record) await (cell.making = this.#make(cell, from, mask, round));
       }
     };
     await Promise.all(Array.from({ length: Math.min(AT_ONCE, limit) }, work));
-    if (this.aborter === aborter) this.aborter = null;
+    if (this.round === round) this.round = null;
     this.#state();
     this.page.account.refresh();
+    this.page.renew();
   }
 
   cancel() {
-    const { aborter } = this;
-    this.aborter = null;
-    const told = this.plan.cells.filter(({ run }) => run).map(({ run }) => this.page.client.cancel(run).catch(() => {}));
-    const patience = new Promise((resolve) => setTimeout(resolve, CANCEL_PATIENCE));
-    Promise.race([Promise.all(told), patience]).then(() => aborter?.abort());
-    for (const cell of this.plan.cells) if (!cell.record) cell.place.replaceChildren("–");
+    this.round = null;
+    for (const { aborter, job, record, place } of this.plan.cells) {
+      if (aborter) withdraw(this.page.client, job.id, aborter);
+      if (!record) place.replaceChildren("–");
+    }
     this.#state();
   }
 
@@ -144,24 +146,27 @@ export class Grid {
       for await (const event of this.page.client.watch(job.id)) {
         if (event.type === "result") await this.page.making.keep(job, event, false);
       }
-    } catch {
-      // It is gone: the grid makes it again.
+    } catch (error) {
+      // Unless it is gone or failed, the server may have it: the next reload looks for it again.
+      if (error.status !== 404 && !error.ended) return;
     }
     this.page.making.letGo(job.id);
   }
 
-  async #make(cell, from, mask, signal) {
+  async #make(cell, from, mask, round) {
     const { place } = cell;
     const say = (text) => place.replaceChildren(text);
     say("Waiting");
-    const job = this.page.making.job(cell.seed, mask, { ...this.plan.values, ...cell.values, seed: String(cell.seed) }, from);
+    // One that was lost may be paid for: it is asked for under the same id and Idempotency-Key.
+    cell.job ??= this.page.making.job(cell.seed, mask, { ...this.plan.values, ...cell.values, seed: String(cell.seed) }, from);
+    const { job } = cell;
     delete job.fields.previews;
-    cell.run = job.id;
+    cell.aborter = new AbortController();
     this.page.runs.add(job, true);
-    const current = () => this.aborter?.signal === signal;
+    const current = () => this.round === round;
     try {
       const result = await this.page.client.imageToImage(job.fields, {
-        signal, runId: job.id, idempotencyKey: job.id,
+        signal: cell.aborter.signal, runId: job.id, idempotencyKey: job.id,
         onProgress: ({ step, steps, evaluation }) => current() && say(evaluation ? `${step} / ${steps}` : "Queued"),
         onRetry: ({ reason }) => current() && say(reason),
       });
@@ -171,14 +176,18 @@ export class Grid {
       place.replaceChildren(el("button", { type: "button", "aria-label": `Show ${cell.label}`, onclick: () => this.page.shown.open(cell.record) }, image));
       this.page.making.letGo(job.id);
     } catch (error) {
-      this.page.runs.remove(job.id);
+      cell.aborter = null;
+      if (!error.mayRetry) {
+        this.page.runs.remove(job.id);
+        cell.job = null;
+      }
       if (current()) place.replaceChildren(el("span", { class: "problem" }, error.message));
       if (current() && error.status === 401) {
         this.cancel(); // The others would meet the same.
         this.page.account.ask(keyProblem(Boolean(this.page.client.key)));
       }
     }
-    cell.run = null;
+    cell.aborter = null;
     this.#state();
   }
 

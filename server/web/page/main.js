@@ -83,8 +83,14 @@ class Page {
       return;
     }
     await new Promise((resolve) => setTimeout(resolve, MODEL_PAUSE));
-    Object.assign(about, await ask("api/about").catch(() => ({})));
+    await this.renew();
     this.#nameModel();
+  }
+
+  /** Ask anew what the server says of itself: what a picture takes is learned from each run. */
+  async renew() {
+    Object.assign(this.about, await ask("api/about").catch(() => ({})));
+    this.showCosts();
   }
 
   /** Say what a click costs, and what is not as it was at first. */

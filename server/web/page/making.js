@@ -51,7 +51,7 @@ export class Making {
       await this.keep(job, result, !page.runner.running);
       this.letGo(job.id);
       page.account.refresh();
-      page.showCosts();
+      page.renew();
       return null;
     } catch (error) {
       return error;

@@ -43,15 +43,14 @@ export class Runner extends EventTarget {
 
   /** Resolve to what the server says of the withdrawal, null where it cannot be asked. */
   async #withdraw(job, aborter) {
-    const told = this.client.cancel(job.id).catch(() => null);
-    const patience = new Promise((resolve) => setTimeout(resolve, CANCEL_PATIENCE, null));
-    const state = await Promise.race([told, patience]);
+    const state = await withdraw(this.client, job.id, aborter);
     if (state === "finished") return state;
-    aborter.abort();
     this.runs.remove(job.id);
-    const text = state === null
-      ? "Cancelled here, but the server does not answer: it ends the run by itself."
-      : "Cancelled; nothing was charged.";
+    const text = {
+      null: "Cancelled here, but the server does not answer: it ends the run by itself.",
+      cancelled: "Cancelled; nothing was charged.",
+      unknown: "Cancelled.", // It may be another server's, which had finished it.
+    }[state];
     if (!this.running) {
       announce(text);
       $("form-error").textContent = text;
@@ -166,9 +165,19 @@ export class Runner extends EventTarget {
   }
 }
 
-/** Why a run that was begun is not there any more. */
+/** Withdraw a run, and end its stream unless it is finished already. Resolves to what the server says
+ * of it, null where it cannot be asked. */
+export async function withdraw(client, id, aborter) {
+  const told = client.cancel(id).catch(() => null);
+  const patience = new Promise((resolve) => setTimeout(resolve, CANCEL_PATIENCE, null));
+  const state = await Promise.race([told, patience]);
+  if (state !== "finished") aborter.abort();
+  return state;
+}
+
+/** Why a run that was begun is not there any more: of one that was finished the answer may be gone. */
 export function cutOff() {
-  const error = new ImageToImageError("The run was cut off; nothing was charged.");
+  const error = new ImageToImageError("The run was cut off. Unless it was finished by then, nothing was charged.");
   error.cutOff = true;
   return error;
 }
