@@ -371,7 +371,12 @@ def test_ctrl_c_is_answered_at_once_and_says_what_there_is(
         raise AssertionError
 
     monkeypatch.setattr("server.cli.in_process._Own._make", make)
-    result = runner.invoke(app, ["generate", *arguments, "a"])
+    # Tests that a shell runs in the background have it ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        result = runner.invoke(app, ["generate", *arguments, "a"])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert result.exit_code == 130
     assert result.stderr.splitlines() == ["stopping ...", said]
 
