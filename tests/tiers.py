@@ -20,13 +20,14 @@ SLOW_GROUPS = {
     "faults": "a server under load whose disk, database, memory or clients fail; a short soak",
     "checkpoints": "checkpoints of full size, kernels for every card, a card's tests without it",
     "browser": "what of the page takes long to try: displays, storage, lost connections, axe-core",
-    "clients": "libraries that speak A1111's, OpenAI's and Stability's protocols, image by image",
+    "protocols": "libraries that speak A1111's, OpenAI's and Stability's protocols, image by image",
     "release": "wheel, sdist and SBOM as a release has them, installed and run",
     "operations": "a server that is full, told to stop, watched by Debian's Prometheus; commands",
     "benchmarks": "the benchmarks from end to end, and the fuzzers for a bounded time",
     "ray": "a cluster of Ray on this machine, its nodes, replicas and fronts",
     "properties": "hypothesis at length, and the crowds of samplers and clients that are large",
 }
+# No group has the name of a folder beside this one: pytest would take it for what to collect.
 _EXAMPLES = {"quick": 20, "long": 200}
 """Of a test of hypothesis, by profile: in the default tier, in the group `properties`."""
 _WITH_PROCESSES = {"browser", "clients", "contract", "gpu", "scripts", "shipped"}

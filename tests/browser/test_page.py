@@ -78,7 +78,7 @@ def test_seconds_are_told_before_the_first_picture(
     assert told == pytest.approx(alone)
     between = visitor.page.evaluate(seconds, [costs, 400 * 400, 10])
     assert alone < between < 10 * costs[1]["evaluation"] + costs[1]["rest"]
-    assert "~" in str(visitor.page.locator("#cost").text_content())
+    assert str(visitor.page.locator("#cost").text_content()).endswith(" s")
     guided = visitor.page.evaluate(
         """async () => {
             const { Costs } = await import(new URL("static/page/costs.js", document.baseURI));

@@ -52,7 +52,7 @@ def api(server: ServerProcess) -> webuiapi.WebUIApi:
     return webuiapi.WebUIApi(host=host, port=int(port), username="user", password=KEY)
 
 
-@pytest.mark.slow("clients")
+@pytest.mark.slow("protocols")
 def test_webuiapi_makes_images(api: webuiapi.WebUIApi, image: bytes) -> None:
     picture = Image.open(io.BytesIO(image))
     result = api.img2img(images=[picture], prompt="a cat", batch_size=2, **QUICK)
@@ -70,7 +70,7 @@ def test_webuiapi_reads_its_lists(api: webuiapi.WebUIApi) -> None:
     api.set_options({"sd_model_checkpoint": api.util_get_current_model()})
 
 
-@pytest.mark.slow("clients")
+@pytest.mark.slow("protocols")
 def test_thirty_steps_are_the_contracts_thirty(server: ServerProcess, image: bytes) -> None:
     fields = {"prompt": "a cat", "seed": "7", "steps": "30", "sampler": "K_EULER"}
     plain = requests.post(
@@ -103,7 +103,7 @@ def test_thirty_steps_are_the_contracts_thirty(server: ServerProcess, image: byt
     assert "init_images" not in response.json()["parameters"]
 
 
-@pytest.mark.slow("clients")
+@pytest.mark.slow("protocols")
 @pytest.mark.parametrize("only_masked", [False, True])
 def test_a_mask_keeps_what_is_black(
     server: ServerProcess, image: bytes, mask: bytes, only_masked: bool

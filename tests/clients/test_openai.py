@@ -64,7 +64,7 @@ def test_several_images_count_their_seeds_up(client: openai.OpenAI, image: bytes
     assert files[0] != files[1]
 
 
-@pytest.mark.slow("clients")
+@pytest.mark.slow("protocols")
 def test_a_mask_keeps_what_is_opaque(client: openai.OpenAI, image: bytes, mask: bytes) -> None:
     response = client.images.edit(
         image=("a.png", image),
@@ -77,7 +77,7 @@ def test_a_mask_keeps_what_is_opaque(client: openai.OpenAI, image: bytes, mask: 
     assert not np.array_equal(before[:, 160:], after[:, 160:])
 
 
-@pytest.mark.slow("clients")
+@pytest.mark.slow("protocols")
 def test_a_stream_has_partial_images_and_the_image(client: openai.OpenAI, image: bytes) -> None:
     stream = client.images.edit(
         image=("a.png", image),
@@ -95,7 +95,7 @@ def test_a_stream_has_partial_images_and_the_image(client: openai.OpenAI, image:
         assert pixels(base64.b64decode(event.b64_json)).shape == (320, 320, 3)
 
 
-@pytest.mark.slow("clients")
+@pytest.mark.slow("protocols")
 def test_generations_start_from_noise(client: openai.OpenAI) -> None:
     response = client.images.generate(
         prompt="a red circle on a grass background",

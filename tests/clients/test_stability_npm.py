@@ -46,7 +46,7 @@ def modules() -> Path:
     return folder / "node_modules"
 
 
-@pytest.mark.slow("clients")
+@pytest.mark.slow("protocols")
 def test_its_calls_work(
     server: ServerProcess, modules: Path, image: bytes, mask: bytes, tmp_path: Path
 ) -> None:

@@ -47,7 +47,7 @@ export class Costs {
     const count = ({ steps, image_strength: strength, sampler, clip_guidance_preset: preset }) =>
       evaluations(Number(steps), Number(strength), sampler) * (1 + (this.about.guidance[preset] ?? 0));
     const seconds = sum((values) => secondsOf(this.about.costs, size.width * size.height, count(values)) ?? NaN);
-    if (!Number.isNaN(seconds)) parts.push(`~${duration(seconds)}`);
+    if (!Number.isNaN(seconds)) parts.push(seconds < 1 ? duration(seconds) : `~${duration(seconds)}`);
     return parts.join(" · ");
   }
 }
