@@ -17,7 +17,7 @@ setup() {
         echo "Making .venv ..." >&2
         "${PYTHON:-python3}" -m venv "$VENV"
     fi
-    echo "Installing the pinned dependencies, once: 1.4 GB with torch's CPU build, several more with" \
+    echo "Installing the pinned dependencies, once: 1.3 GB with torch's CPU build, several more with" \
         "CUDA's libraries. Minutes, most of them torch's download:" >&2
     local torch locks=()
     torch=$(grep -o 'torch==[0-9.]*' pyproject.toml)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from models.embedded.vocabulary import demo_notice
 from pipelines.engine.statistics import EngineSnapshot
 from pipelines.request import GenerationRequest, GenerationResult, Progress
+from pipelines.scheduler.cost_model import SizeCost
 from pipelines.timeline import Timeline
 from server.cpus import set_tensor_threads
 from server.img2img.moderation import SafetyPolicy
@@ -61,6 +62,8 @@ class RunningEngine(Protocol):
     def obstacle(self) -> str | None: ...
 
     def snapshot(self) -> EngineSnapshot: ...
+
+    def costs_by_size(self) -> Sequence[SizeCost]: ...
 
     def start(self) -> None: ...
 

@@ -13,6 +13,7 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,7 @@ from pipelines.prompt.encoder import PromptChunks
 from pipelines.request import GenerationRequest, GenerationResult
 from pipelines.samplers.programs import evaluation_count
 from pipelines.scheduler.batching import GroupKey, guidance_rows
-from pipelines.scheduler.cost_model import CostTable
+from pipelines.scheduler.cost_model import CostTable, SizeCost
 from pipelines.scheduler.request_state import RequestState
 from pipelines.scheduler.scheduler import Scheduler
 from pipelines.scheduler.work import Decode, Encode, Step, Work
@@ -156,7 +157,6 @@ class Engine:
             waiting = len(self._scheduler.waiting())
             running = len(self._scheduler) - waiting
             backlog = self._scheduler.backlog_seconds()
-            costs = self._scheduler.table.by_size(self._policy.limits.padded(2))
         return EngineSnapshot(
             running,
             waiting,
@@ -165,8 +165,12 @@ class Engine:
             self._runner.cache_counts,
             self._runner.graph_counts,
             device_usage(self.bundle.device),
-            costs,
         )
+
+    def costs_by_size(self) -> Sequence[SizeCost]:
+        """Return what requests of some sizes take alone, the smallest first. From any thread."""
+        with self._lock:
+            return self._scheduler.table.by_size(self._policy.limits.padded(2))
 
     @property
     def costs(self) -> CostTable:

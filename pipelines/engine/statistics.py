@@ -6,7 +6,7 @@ The engine's thread counts, any thread reads (`pipelines.counts`). No torch here
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from models.device_usage import DeviceUsage
@@ -14,7 +14,6 @@ from pipelines.cache import CacheCounts
 from pipelines.counts import Distribution, GraphCounts
 from pipelines.errors import DeadlineExceeded, GenerationCancelled, GenerationError
 from pipelines.request import GenerationResult
-from pipelines.scheduler.cost_model import SizeCost
 from pipelines.scheduler.request_state import RequestState
 from pipelines.scheduler.work import Decode, Encode, Step, Work
 from pipelines.timeline import STAGES, Timeline
@@ -120,10 +119,7 @@ class EngineStatistics:
 
 @dataclass(frozen=True)
 class EngineSnapshot:
-    """The engine now: its load, its totals, its caches and graphs by name, its device.
-
-    ``costs`` is what requests of some sizes take alone, smallest first; empty if not known.
-    """
+    """The engine now: its load, its totals, its caches and graphs by name, its device."""
 
     running: int = 0
     waiting: int = 0
@@ -132,4 +128,3 @@ class EngineSnapshot:
     caches: Mapping[str, CacheCounts] = field(default_factory=dict)
     graphs: Mapping[str, GraphCounts] = field(default_factory=dict)
     device: DeviceUsage | None = None
-    costs: Sequence[SizeCost] = ()

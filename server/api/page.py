@@ -99,7 +99,7 @@ async def about(request: Request) -> Response:
             "request_timeout": settings.request_timeout,
             "run_grace": settings.run_grace,
             # What an image takes alone on this device, in predicted seconds, by its pixels.
-            "costs": [] if model is None else [asdict(c) for c in model.engine.snapshot().costs],
+            "costs": [] if model is None else [asdict(c) for c in model.engine.costs_by_size()],
             # What CLIP guidance adds to a step, in steps, by preset.
             "guidance": dict(guidance_cost.MEASURED),
             # Tenths of a credit, and the work between which the price is linear (accounts/pricing).

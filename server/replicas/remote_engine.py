@@ -164,13 +164,11 @@ class RemoteEngine:
     def snapshot(self) -> EngineSnapshot:
         """Return the load of all replicas, and what this front had done by them."""
         load = self._replicas.balance.load
-        return EngineSnapshot(
-            load.running,
-            load.waiting,
-            load.backlog_seconds,
-            self._statistics,
-            costs=self._costs,
-        )
+        return EngineSnapshot(load.running, load.waiting, load.backlog_seconds, self._statistics)
+
+    def costs_by_size(self) -> Sequence[SizeCost]:
+        """Return what images of some sizes took at a replica when this front began."""
+        return self._costs
 
     def submit(
         self,

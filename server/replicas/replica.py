@@ -55,7 +55,7 @@ class EngineReplica:
     def facts(self) -> Facts:
         """Return what it runs."""
         model = self._model
-        costs = self._engine.snapshot().costs
+        costs = self._engine.costs_by_size()
         return Facts(model.name, model.device, model.dtype, model.clip, costs)
 
     def report(self) -> Report:

@@ -95,16 +95,22 @@ def test_a_run_is_found_again_when_the_network_is_back(visitor: Visitor) -> None
     assert len(set(found)) == 1
 
 
+def begin_a_long_grid(visitor: Visitor, across: str, values: str) -> None:
+    """Make a grid, and return once a cell of it has begun."""
+    visitor.sample()
+    visitor.fill(steps="50", image_strength="0.1")
+    page = visitor.page
+    page.locator("#show-grid").click()
+    page.locator("#grid-x").select_option(across)
+    page.locator("#grid-x-values").fill(values)
+    page.locator("#grid-go").click()
+    page.locator("#grid td", has_text="/ 50").first.wait_for()
+
+
 @pytest.mark.slow("browser")
 def test_cells_of_a_grid_are_found_again_after_a_reload(visitor: Visitor) -> None:
     page = visitor.page
-    visitor.sample()
-    visitor.fill(steps="50", image_strength="0.1")
-    page.locator("#show-grid").click()
-    page.locator("#grid-x").select_option("cfg_scale")
-    page.locator("#grid-x-values").fill("3, 7")
-    page.locator("#grid-go").click()
-    page.locator("#grid td", has_text="/ 50").first.wait_for()
+    begin_a_long_grid(visitor, "cfg_scale", "3, 7")
     page.reload()
     visitor.ready()
     page.locator("#strip-title", has_text="Results (2)").wait_for(timeout=120_000)
@@ -113,12 +119,7 @@ def test_cells_of_a_grid_are_found_again_after_a_reload(visitor: Visitor) -> Non
 @pytest.mark.slow("browser")
 def test_a_cell_is_not_let_go_while_the_server_cannot_tell(visitor: Visitor) -> None:
     page = visitor.page
-    visitor.sample()
-    visitor.fill(steps="50", image_strength="0.1")
-    page.locator("#show-grid").click()
-    page.locator("#grid-x-values").fill("0.1")
-    page.locator("#grid-go").click()
-    page.locator("#grid td", has_text="/ 50").wait_for()
+    begin_a_long_grid(visitor, "image_strength", "0.1")
     asked: list[str] = []
 
     def busy(route: Any) -> None:

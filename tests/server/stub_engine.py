@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from pipelines.engine.statistics import EngineSnapshot
 from pipelines.errors import EngineDraining, GenerationCancelled, GenerationError
 from pipelines.request import GenerationRequest, GenerationResult, Progress
+from pipelines.scheduler.cost_model import SizeCost
 from pipelines.timeline import Timeline
 from server.engine_service import LoadedModel, ModelStarter
 from server.img2img.moderation import SafetyPolicy
@@ -65,6 +66,9 @@ class StubEngine:
 
     def snapshot(self) -> EngineSnapshot:
         return EngineSnapshot(running=sum(not handle.cancelled for handle in self.handles))
+
+    def costs_by_size(self) -> Sequence[SizeCost]:
+        return ()
 
     def start(self) -> None:
         self.ready = self.alive = True

@@ -10,6 +10,7 @@ import itertools
 import os
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +22,7 @@ from pipelines.handle import GenerationHandle
 from pipelines.request import GenerationRequest, GenerationResult, Pixels, Progress, Stage
 from pipelines.samplers.programs import evaluation_count
 from pipelines.scheduler.batching import GroupKey, guidance_rows
-from pipelines.scheduler.cost_model import CostTable, ImageCost
+from pipelines.scheduler.cost_model import CostTable, ImageCost, SizeCost
 from pipelines.scheduler.request_state import RequestState
 from pipelines.scheduler.scheduler import PolicyConfig, Scheduler
 from pipelines.scheduler.work import Step, Work
@@ -60,8 +61,10 @@ class SleepingEngine:
             waiting = len(self._scheduler.waiting())
             running = len(self._scheduler) - waiting
             backlog = self._scheduler.backlog_seconds()
-            costs = self._scheduler.table.by_size()
-        return EngineSnapshot(running, waiting, backlog, self._statistics, costs=costs)
+        return EngineSnapshot(running, waiting, backlog, self._statistics)
+
+    def costs_by_size(self) -> Sequence[SizeCost]:
+        return self._scheduler.table.by_size()
 
     def start(self) -> None:
         self._thread.start()

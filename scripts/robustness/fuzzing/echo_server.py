@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from pipelines.engine.statistics import EngineSnapshot
 from pipelines.request import GenerationRequest, GenerationResult, Progress
+from pipelines.scheduler.cost_model import SizeCost
 from pipelines.timeline import Timeline
 from server.engine_service import LoadedModel
 from server.observability.logs import configure_logging
@@ -42,6 +43,9 @@ class EchoEngine:
 
     def snapshot(self) -> EngineSnapshot:
         return EngineSnapshot()
+
+    def costs_by_size(self) -> Sequence[SizeCost]:
+        return ()
 
     def start(self) -> None:
         pass

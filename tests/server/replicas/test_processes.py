@@ -63,7 +63,7 @@ def test_two_processes_share_the_work_and_one_that_dies_or_freezes_is_done_witho
     with engines(2) as loaded, ThreadPoolExecutor(8) as pool:
         until(lambda: len(loaded.engine._replicas.balance.owed()) == 2)  # type: ignore[attr-defined]
         assert (loaded.name, loaded.device, loaded.clip) == (EACH_SLOWER, "sleeping", None)
-        assert [cost.pixels for cost in loaded.engine.snapshot().costs][:1] == [320 * 320]
+        assert [cost.pixels for cost in loaded.engine.costs_by_size()][:1] == [320 * 320]
 
         def used() -> set[int]:
             return processes_of(list(pool.map(partial(make, loaded), range(1, 9))))
