@@ -10,7 +10,7 @@ import pytest
 
 from server.accounts.pricing import credits_text, price
 from tests.browser.conftest import LAN_HOST
-from tests.browser.visitor import Visitor
+from tests.browser.visitor import Visitor, expect
 from tests.server.server_process import ServerProcess, running_server
 
 Visit = Callable[..., Visitor]
@@ -91,7 +91,7 @@ def test_a_phone_has_the_button_in_reach(visit: Visit, server: ServerProcess) ->
     )
     page = visitor.page
     visitor.sample()
-    assert page.locator("#generate").is_visible()
+    expect(page.locator("#generate")).to_be_visible()
     for position in (0, 600, 5000):  # the page is longer than the screen
         page.evaluate(f"scrollTo(0, {position})")
         box = page.locator("#generate").bounding_box()
@@ -111,7 +111,7 @@ def test_typing_an_ime_word_sends_nothing(visit: Visit, server: ServerProcess) -
         """() => document.getElementById("prompt").dispatchEvent(new KeyboardEvent(
             "keydown", {key: "Enter", ctrlKey: true, isComposing: true, bubbles: true}))"""
     )
-    assert visitor.page.locator("#form-error").inner_text() == ""
+    expect(visitor.page.locator("#form-error")).to_have_text("")
 
 
 @pytest.mark.slow("browser")

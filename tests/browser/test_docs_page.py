@@ -100,7 +100,7 @@ def test_the_form_is_shown_without_any_other_host(visit: Visit) -> None:
     for limit in ("minimum: 320", "maximum: 1536", "multiple of 64", "maximum: 35", "minimum: 10"):
         assert limit in text, limit
     # What may be left out is not filled with made-up values.
-    assert page.get_by_placeholder("width", exact=True).input_value() == ""
+    sync_api.expect(page.get_by_placeholder("width", exact=True)).to_have_value("")
     chosen = [select.input_value() for select in page.locator("table select").all()[:4]]
     assert chosen == ["NONE", "", "", "crop"]
     for answer in ("1050625087", "cfg_scale: 40 is not in 0..35", '"data": null'):

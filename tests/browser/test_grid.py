@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.browser.visitor import GENERATE, QUICK, Visitor
+from tests.browser.visitor import GENERATE, QUICK, Visitor, expect
 from tests.server.server_process import ServerProcess
 
 Visit = Callable[..., Visitor]
@@ -61,7 +61,7 @@ def test_a_grid_is_made_kept_and_saved(visitor: Visitor) -> None:
     page.locator("#grid-x-values").fill("0.6-0.8 [2]")
     page.locator("#grid-y").select_option("seed")
     page.locator("#grid-y-values").fill("5, 6")
-    assert page.locator("#grid-go").inner_text() == "Make 4 pictures"
+    expect(page.locator("#grid-go")).to_have_text("Make 4 pictures")
     # One of them fails, and only that one is made again.
     failed: list[str] = []
 
@@ -92,7 +92,7 @@ def test_a_grid_is_made_kept_and_saved(visitor: Visitor) -> None:
     page.locator("#use-seed", has_text="Seed 6").wait_for()
     page.reload()
     visitor.ready()
-    assert page.locator("#strip li").count() == 4
+    expect(page.locator("#strip li")).to_have_count(4)
 
 
 @pytest.mark.slow("browser")
@@ -105,7 +105,7 @@ def test_a_cancelled_grid_keeps_what_is_made(visitor: Visitor) -> None:
     page.locator("#grid-said", has_text="1 of 2 made").wait_for()
     page.locator("#grid-stop").click()
     page.get_by_role("button", name="Make the missing 1").wait_for()
-    assert page.locator("#strip li").count() == 1
+    expect(page.locator("#strip li")).to_have_count(1)
 
 
 @pytest.mark.slow("browser")
@@ -159,7 +159,7 @@ def test_a_cell_that_was_finished_as_it_was_cancelled_is_kept(visitor: Visitor) 
     page.locator("#grid-go").click()  # It is waited for, and not made twice.
     page.locator("#grid-said", has_text="1 of 1 made").wait_for()
     page.locator("#grid-go").wait_for()
-    assert page.locator("#strip li").count() == 1
+    expect(page.locator("#strip li")).to_have_count(1)
     assert sent.count("POST") == 1
 
 
@@ -167,8 +167,8 @@ def test_what_is_wrong_is_said_before_the_click(visitor: Visitor) -> None:
     page = visitor.page
     page.locator("#grid-x").select_option("steps")
     page.locator("#grid-x-values").fill("10-60 (+10)")
-    assert page.locator("#grid-x-problem").inner_text() == "60 is not from 10 to 50."
-    assert page.locator("#grid-go").is_disabled()
+    expect(page.locator("#grid-x-problem")).to_have_text("60 is not from 10 to 50.")
+    expect(page.locator("#grid-go")).to_be_disabled()
     page.locator("#grid-x-values").fill("10-50 (+10)")
     page.locator("#grid-y").select_option("steps")
-    assert page.locator("#grid-y-problem").inner_text() == "Both axes vary the same."
+    expect(page.locator("#grid-y-problem")).to_have_text("Both axes vary the same.")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.visitor import CUT, GENERATE, QUICK, STREAM, Visitor
+from tests.browser.visitor import CUT, GENERATE, QUICK, STREAM, Visitor, expect
 from tests.server.server_process import ServerProcess
 
 Visit = Callable[..., Visitor]
@@ -41,7 +41,7 @@ def test_a_run_is_found_again_after_a_reload(visitor: Visitor, real_server: Serv
     assert page.locator("#before").get_attribute("src")
     visitor.result()
     assert visitor.seed_shown() == seed
-    assert page.locator("#strip li").count() == 1
+    expect(page.locator("#strip li")).to_have_count(1)
     assert not [one for one in sent if GENERATE in one]
     # In hand, it is not kept by the server any more.
     page.wait_for_function("sessionStorage.getItem('img2img.running') === null")
@@ -145,7 +145,7 @@ def test_two_tabs_do_not_touch_each_other(visitor: Visitor) -> None:
     visitor.fill(prompt="one")
     visitor.page.wait_for_timeout(500)
     other = visitor.new_tab()
-    assert other.locator("#prompt").input_value() == "one"  # as the last visit left it
+    expect(other.locator("#prompt")).to_have_value("one")  # as the last visit left it
     other.locator("#remove-picture").click()
     visitor.sample("star", other)
     other.locator("#prompt").fill("two")
@@ -153,8 +153,8 @@ def test_two_tabs_do_not_touch_each_other(visitor: Visitor) -> None:
     for page, prompt, picture in ((visitor.page, "one", "house"), (other, "two", "star")):
         page.reload()
         visitor.ready(page)
-        assert page.locator("#prompt").input_value() == prompt
-        assert page.locator("#stage-note").inner_text().startswith(f"{picture}.png")
+        expect(page.locator("#prompt")).to_have_value(prompt)
+        expect(page.locator("#stage-note")).to_contain_text(f"{picture}.png")
 
 
 FULL_AFTER_TWO = """
@@ -188,7 +188,7 @@ def test_full_storage_drops_the_oldest_and_says_so(
         visitor.result()
         seeds.append(visitor.seed_shown())
     visitor.page.locator("#storage-note", has_text="the oldest result was dropped").wait_for()
-    assert visitor.page.locator("#strip li").count() == 2
+    expect(visitor.page.locator("#strip li")).to_have_count(2)
     newest = visitor.page.locator("#strip li button").first.get_attribute("aria-label")
     assert newest.endswith("seed 13")
     assert seeds == ["11", "12", "13"]
@@ -218,7 +218,7 @@ def test_a_storage_that_breaks_costs_no_result(visit: Visit, real_server: Server
         visitor.generate()
         page.locator("#strip li").nth(1 if script else 0).wait_for()
     page.locator("#storage-note", has_text="This browser keeps no pictures").wait_for()
-    assert page.locator("#strip li").count() == 2
+    expect(page.locator("#strip li")).to_have_count(2)
 
 
 def test_what_a_slip_removes_is_brought_back(visitor: Visitor) -> None:
@@ -232,10 +232,10 @@ def test_what_a_slip_removes_is_brought_back(visitor: Visitor) -> None:
     page.locator("#remove-picture").click()
     page.locator("#drop").wait_for()
     visitor.sample("car")  # of another shape, so that the mask goes too
-    assert page.locator("#mask-open").inner_text() == "Mask"
+    expect(page.locator("#mask-open")).to_have_text("Mask")
     page.get_by_role("button", name="Back to house.png").click()
     page.locator("#stage-note", has_text="house.png").wait_for()
-    assert page.locator("#mask-open").inner_text() == "Mask ●"
+    expect(page.locator("#mask-open")).to_have_text("Mask ●")
     page.get_by_role("button", name="Back to car.png").wait_for()
 
     # A result, and what made it.
@@ -245,7 +245,7 @@ def test_what_a_slip_removes_is_brought_back(visitor: Visitor) -> None:
     seed = visitor.seed_shown()
     page.locator("#strip li").hover()
     page.get_by_role("button", name="Delete result").click()
-    assert page.locator("#strip li").count() == 0
+    expect(page.locator("#strip li")).to_have_count(0)
     page.locator("#undo-delete").click()
     page.locator("#strip li").wait_for()
     page.locator("#undo-delete").wait_for(state="hidden")

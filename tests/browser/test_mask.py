@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from tests.browser.visitor import GENERATE, Visitor
+from tests.browser.visitor import GENERATE, Visitor, expect
 from tests.server.pictures import file_of, gradient
 from tests.server.server_process import ServerProcess
 
@@ -97,7 +97,7 @@ def test_an_upright_mask_for_a_picture_that_lies_on_its_side(
     exif = Image.Exif()
     exif[0x0112] = 6
     open_editor(visitor, gradient(640, 400), exif=exif)
-    assert visitor.page.locator("#stage-note").inner_text() == "in.jpg · 400 × 640"
+    expect(visitor.page.locator("#stage-note")).to_have_text("in.jpg · 400 × 640")
     visitor.page.mouse.click(*at(visitor, 0.3, 0.9))
     mask = saved(visitor)
     assert mask.shape == (640, 400)
@@ -143,10 +143,10 @@ def test_the_editors_keys_and_buttons(visit: Visit, real_server: ServerProcess) 
     # Typed into the prompt they are letters.
     page.locator("#prompt").fill("")
     page.locator("#prompt").press_sequentially("be]")
-    assert page.locator("#prompt").input_value() == "be]"
+    expect(page.locator("#prompt")).to_have_value("be]")
     page.locator("#input-picture").focus()
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.id") != "input-picture"
+    expect(page.locator("#input-picture")).not_to_be_focused()
 
 
 @pytest.mark.slow("browser")
@@ -158,8 +158,9 @@ def test_zoomed_strokes_and_the_wheel(visit: Visit, real_server: ServerProcess) 
     page.keyboard.down("Alt")
     page.mouse.wheel(0, -400)
     page.keyboard.up("Alt")
-    page.wait_for_timeout(100)
-    assert page.locator("#input-image").bounding_box()["width"] > 1000
+    page.wait_for_function(
+        "document.querySelector('#input-image').getBoundingClientRect().width > 1000"
+    )
     page.mouse.click(*at(visitor, 0.3, 0.22))
     assert middle(saved(visitor)) == pytest.approx((0.3, 0.22), abs=0.004)
     before = page.locator("#mask-size-text").inner_text()
@@ -168,7 +169,7 @@ def test_zoomed_strokes_and_the_wheel(visit: Visit, real_server: ServerProcess) 
     page.keyboard.down("Control")
     page.mouse.wheel(0, -100)
     page.keyboard.up("Control")
-    assert page.locator("#mask-size-text").inner_text() != before
+    expect(page.locator("#mask-size-text")).not_to_have_text(before)
     assert page.evaluate("visualViewport.scale") == 1
 
 
@@ -206,7 +207,7 @@ def test_what_is_painted_is_sent_and_kept(visit: Visit, real_server: ServerProce
     page.wait_for_timeout(900)
     page.reload()
     visitor.ready()
-    assert page.locator("#mask-open").inner_text() == "Mask ●"
+    expect(page.locator("#mask-open")).to_have_text("Mask ●")
     bodies: list[bytes] = []
 
     def answer(route: Any) -> None:
@@ -232,10 +233,10 @@ def test_a_picture_of_another_shape_clears_the_mask(
     visitor = visit(real_server.url)
     open_editor(visitor, gradient(600, 600))
     visitor.page.mouse.click(*at(visitor, 0.7, 0.3))
-    assert visitor.page.locator("#mask-open").inner_text() == "Mask ●"
+    expect(visitor.page.locator("#mask-open")).to_have_text("Mask ●")
     for picture, shown in ((gradient(300, 300), "Mask ●"), (gradient(300, 200), "Mask")):
         file = {"name": "b.png", "mimeType": "image/png", "buffer": file_of(picture)}
         visitor.page.locator("#file").set_input_files(file)
         size = f"b.png · {picture.width} × {picture.height}"
         visitor.page.locator("#stage-note", has_text=size).wait_for()
-        assert visitor.page.locator("#mask-open").inner_text() == shown
+        expect(visitor.page.locator("#mask-open")).to_have_text(shown)

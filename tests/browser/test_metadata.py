@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from tests.browser.test_client import in_node
-from tests.browser.visitor import QUICK, Visitor
+from tests.browser.visitor import QUICK, Visitor, expect
 from tests.server.pictures import gradient
 from tests.server.server_process import ROOT, ServerProcess
 
@@ -190,8 +190,8 @@ def test_a1111(visitor: Visitor, content: bytes) -> None:
     ):
         assert part in text, part
     visitor.page.locator("#undo-settings").click()
-    assert visitor.page.locator("#prompt").input_value() == "before"
-    assert visitor.page.locator("#steps").input_value() == "30"
+    expect(visitor.page.locator("#prompt")).to_have_value("before")
+    expect(visitor.page.locator("#steps")).to_have_value("30")
 
 
 @pytest.mark.slow("browser")
@@ -224,7 +224,7 @@ def test_other_programs(visitor: Visitor, content: bytes, expected: tuple[str | 
     for name, value in zip((*names, "height", "image_strength"), expected, strict=True):
         assert value is None or values[name] == value, name
     if b"LoraLoader" in content:
-        assert "Not taken: LoraLoader" in said.inner_text()
+        expect(said).to_contain_text("Not taken: LoraLoader")
 
 
 def test_our_own_picture_comes_back_exactly(visitor: Visitor) -> None:
@@ -254,8 +254,8 @@ def test_a_hostile_text_stays_text(visitor: Visitor) -> None:
     values = use(visitor, "All")
     assert values["prompt"] == evil
     assert (values["steps"], values["sampler"], values["seed"]) == ("30", "", "")
-    assert said.locator("img, script").count() == 0
-    assert "Sampler constructor is none" in said.inner_text()
+    expect(said.locator("img, script")).to_have_count(0)
+    expect(said).to_contain_text("Sampler constructor is none")
     broken = png({"parameters": A1111})[:200] + b"\xff" * 40
     assert not drop(visitor, png({"prompt": '{"a": [' * 3000}), "deep.png").is_visible()
     visitor.page.locator("#file").set_input_files(

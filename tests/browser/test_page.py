@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from pipelines.request import ClipGuidancePreset
 from pipelines.scheduler.guidance_cost import MEASURED
-from tests.browser.visitor import CUT, GENERATE, QUICK, STREAM, Visitor
+from tests.browser.visitor import CUT, GENERATE, QUICK, STREAM, Visitor, expect
 from tests.server.pictures import file_of, gradient
 from tests.server.server_process import ServerProcess
 
@@ -27,7 +28,7 @@ def test_from_a_sample_to_a_picture_and_back_after_a_reload(visitor: Visitor) ->
     page = visitor.page
     visitor.screenshot("empty")
     visitor.sample()
-    assert page.locator("#prompt").input_value() == "a blue house on snow"
+    expect(page.locator("#prompt")).to_have_value("a blue house on snow")
     visitor.fill(**QUICK)
     page.evaluate(
         """() => {
@@ -48,13 +49,13 @@ def test_from_a_sample_to_a_picture_and_back_after_a_reload(visitor: Visitor) ->
     with Image.open(io.BytesIO(file)) as picture:
         assert picture.size == (320, 320)
         assert f"Seed: {seed}," in picture.info["parameters"]
-    assert page.locator("#strip li").count() == 1
+    expect(page.locator("#strip li")).to_have_count(1)
 
     page.reload()
     visitor.ready()
-    assert page.locator("#prompt").input_value() == "a blue house on snow"
-    assert page.locator("#steps").input_value() == "10"
-    assert page.locator("#stage-note").inner_text() == "house.png · 384 × 384"
+    expect(page.locator("#prompt")).to_have_value("a blue house on snow")
+    expect(page.locator("#steps")).to_have_value("10")
+    expect(page.locator("#stage-note")).to_have_text("house.png · 384 × 384")
     page.locator("#strip li button").first.click()
     visitor.result()
     assert visitor.seed_shown() == seed
@@ -78,7 +79,7 @@ def test_seconds_are_told_before_the_first_picture(
     assert told == pytest.approx(alone)
     between = visitor.page.evaluate(seconds, [costs, 400 * 400, 10])
     assert alone < between < 10 * costs[1]["evaluation"] + costs[1]["rest"]
-    assert str(visitor.page.locator("#cost").text_content()).endswith(" s")
+    expect(visitor.page.locator("#cost")).to_have_text(re.compile(r" s$"))
     guided = visitor.page.evaluate(
         """async () => {
             const { Costs } = await import(new URL("static/page/costs.js", document.baseURI));
@@ -127,11 +128,11 @@ def test_the_slider_is_for_keys_and_screen_readers(visitor: Visitor) -> None:
     slider = visitor.page.get_by_role("slider", name="Before and after")
     slider.focus()
     slider.press("ArrowLeft")
-    assert slider.get_attribute("aria-valuetext") == "51 % result"
+    expect(slider).to_have_attribute("aria-valuetext", "51 % result")
     slider.press("PageDown")
-    assert slider.get_attribute("aria-valuetext") == "61 % result"
+    expect(slider).to_have_attribute("aria-valuetext", "61 % result")
     slider.press("Home")
-    assert slider.get_attribute("aria-valuetext") == "100 % result"
+    expect(slider).to_have_attribute("aria-valuetext", "100 % result")
     box = visitor.page.locator("#result-box").bounding_box()
     visitor.page.mouse.click(box["x"] + 0.25 * box["width"], box["y"] + 40)
     assert abs(int(slider.input_value()) - 25) <= 1
@@ -140,20 +141,20 @@ def test_the_slider_is_for_keys_and_screen_readers(visitor: Visitor) -> None:
 def test_bad_input_is_said_at_its_field(visitor: Visitor) -> None:
     page = visitor.page
     visitor.generate()
-    assert page.locator("#prompt-problem").inner_text() == "Prompt is required"
-    assert page.evaluate("document.activeElement.id") == "prompt"
-    assert "A picture is needed" in page.locator("#picture-note").inner_text()
+    expect(page.locator("#prompt-problem")).to_have_text("Prompt is required")
+    expect(page.locator("#prompt")).to_be_focused()
+    expect(page.locator("#picture-note")).to_contain_text("A picture is needed")
     visitor.sample()
     visitor.fill(steps="5")
     visitor.generate()
-    assert page.locator("#steps-problem").inner_text() == "5 is not from 10 to 50"
+    expect(page.locator("#steps-problem")).to_have_text("5 is not from 10 to 50")
     visitor.screenshot("error")
     # What only the server knows.
     visitor.fill(steps="10", prompt="a " + "BREAK " * 17)
     visitor.generate()
     page.locator("#prompt-problem").filter(has_text="has BREAK 17 times").wait_for()
-    assert page.locator("#prompt").get_attribute("aria-invalid") == "true"
-    assert page.evaluate("document.activeElement.id") == "prompt"
+    expect(page.locator("#prompt")).to_have_attribute("aria-invalid", "true")
+    expect(page.locator("#prompt")).to_be_focused()
 
 
 @pytest.mark.slow("browser")
@@ -173,17 +174,17 @@ def test_a_file_is_refused_by_its_head(
     file.write_bytes(content)
     visitor.page.locator("#file").set_input_files(file)
     visitor.page.locator("#picture-note", has_text=complaint).wait_for()
-    assert visitor.page.locator("#drop").is_visible()
+    expect(visitor.page.locator("#drop")).to_be_visible()
 
 
 def test_an_upload_meets_the_demo_models_line(visitor: Visitor) -> None:
     file = {"name": "photo.png", "mimeType": "image/png", "buffer": file_of(gradient(90, 60))}
     visitor.page.locator("#file").set_input_files(file)
     note = visitor.page.locator("#picture-note", has_text="will not understand this picture")
-    assert "img2img serve --model" in note.inner_text()
+    expect(note).to_contain_text("img2img serve --model")
     # The size has the picture's shape, near the model's own 320 x 320.
-    assert visitor.page.locator("#cost").inner_text().startswith("448 × 320")
-    assert "14 things" in visitor.page.locator("#demo").inner_text()
+    expect(visitor.page.locator("#cost")).to_contain_text("448 × 320")
+    expect(visitor.page.locator("#demo")).to_contain_text("14 things")
 
 
 def test_the_demo_models_words_write_the_prompt(visitor: Visitor) -> None:
@@ -197,7 +198,7 @@ def test_the_demo_models_words_write_the_prompt(visitor: Visitor) -> None:
         ("blue", "a blue cat at night"),
     ):
         page.get_by_role("button", name=word, exact=True).click()
-        assert prompt.input_value() == after
+        expect(prompt).to_have_value(after)
 
 
 def test_cancel_is_seen_at_once_and_the_next_run_starts(visitor: Visitor) -> None:
@@ -225,7 +226,7 @@ def test_cancel_is_seen_at_once_and_the_next_run_starts(visitor: Visitor) -> Non
     page.locator('input[name="size"][value="native"]').check()
     visitor.generate()
     visitor.result()
-    assert page.locator("#strip li").count() == 1
+    expect(page.locator("#strip li")).to_have_count(1)
 
 
 @pytest.mark.slow("browser")
@@ -241,16 +242,16 @@ def test_use_a_result_as_the_input_and_its_settings(visitor: Visitor) -> None:
     visitor.fill(prompt="something else")
     page.locator("#show-result").click()
     page.locator("#use-settings").click()
-    assert page.locator("#prompt").input_value() == "a blue house on snow"
-    assert page.locator("#seed").input_value() == seed
+    expect(page.locator("#prompt")).to_have_value("a blue house on snow")
+    expect(page.locator("#seed")).to_have_value(seed)
     # The input that made it is back too, and with it the size.
-    page.locator("#stage-note", has_text="house.png · 384 × 384").wait_for()
-    page.locator("#cost", has_text="320 × 320").wait_for()
+    expect(page.locator("#stage-note")).to_have_text("house.png · 384 × 384")
+    expect(page.locator("#cost")).to_contain_text("320 × 320")
     page.locator("#undo-settings").click()
-    assert page.locator("#prompt").input_value() == "something else"
-    assert page.locator("#seed").input_value() == ""
+    expect(page.locator("#prompt")).to_have_value("something else")
+    expect(page.locator("#seed")).to_have_value("")
     page.get_by_role("button", name="Redo settings").click()
-    assert page.locator("#seed").input_value() == seed
+    expect(page.locator("#seed")).to_have_value(seed)
 
 
 @pytest.mark.slow("browser")
@@ -302,4 +303,4 @@ def test_a_proxy_that_holds_the_stream_until_its_end(visitor: Visitor) -> None:
     visitor.fill(**QUICK)
     visitor.generate()
     visitor.result()
-    assert visitor.page.locator("#strip li").count() == 1
+    expect(visitor.page.locator("#strip li")).to_have_count(1)

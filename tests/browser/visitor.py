@@ -8,6 +8,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
+
+expect = pytest.importorskip("playwright.sync_api").expect
+"""Waits for what the page shows, where `assert` would look once, maybe too early."""
+expect.set_options(timeout=30_000)
+
 GENERATE = "/api/generate/basic/imageToImage"
 QUICK = {"steps": "10", "image_strength": "0.5"}
 STREAM = {"Content-Type": "text/event-stream"}
