@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.contract.conftest import QUICK, Client
@@ -23,6 +24,7 @@ def scrape(client: Client) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow("operations")
 def test_a_scrape_is_answered_in_the_middle_of_saturation(
     client: Client, small_picture: bytes
 ) -> None:

@@ -312,7 +312,7 @@ def test_align_your_steps_are_the_published_sigmas() -> None:
     assert make_schedule(Sampler.K_EULER, 1, 0.0, None, SigmaSchedule.AYS).sigmas[0] > 14
 
 
-@pytest.mark.process
+@pytest.mark.slow("properties")
 @pytest.mark.parametrize("schedule", list(SigmaSchedule))
 @pytest.mark.parametrize("sampler", list(Sampler))
 def test_every_count_of_steps_from_every_start(sampler: Sampler, schedule: SigmaSchedule) -> None:

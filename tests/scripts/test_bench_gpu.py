@@ -35,6 +35,7 @@ def parameters(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+@pytest.mark.slow("benchmarks")
 def test_the_full_model_has_the_size_of_stable_diffusion_1_5() -> None:
     with torch.device("meta"):
         parts = make_parts(narrow=False)
@@ -43,6 +44,7 @@ def test_the_full_model_has_the_size_of_stable_diffusion_1_5() -> None:
     assert parameters(parts["text_encoder"]) == 123_060_480
 
 
+@pytest.mark.slow("benchmarks")
 def test_the_arithmetic_of_the_full_model_is_what_was_counted_on_a_card() -> None:
     assert unet_flops(False, FULL) == pytest.approx(0.803e12, rel=0.01)
     counted = vae_flops(False, FULL)
@@ -64,7 +66,9 @@ def test_checked_requests_are_different_ones() -> None:
     assert len({r.sampler for r in requests}) == len({r.prompt for r in requests}) == 4
 
 
-@pytest.mark.parametrize("mode", ["off", "graphs"])
+@pytest.mark.parametrize(
+    "mode", [pytest.param("off", marks=pytest.mark.slow("benchmarks")), "graphs"]
+)
 def test_a_mode_reaches_the_engine(tiny_folder: Path, mode: str) -> None:
     # A bundle of its own: a mode changes it.
     bundle = tiny_bundle(tiny_folder)
@@ -316,6 +320,7 @@ def run_script(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=900)
 
 
+@pytest.mark.slow("benchmarks")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="only where there is no CUDA")
 def test_without_cuda_the_full_benchmark_is_refused() -> None:
     done = run_script()

@@ -129,6 +129,7 @@ def test_p95_slowdown_and_mean_latency_are_no_worse_than_one_at_a_time(
     assert latencies[0] <= 1.02 * latencies[1]
 
 
+@pytest.mark.slow("benchmarks")
 @pytest.mark.parametrize("name", list(tables.TABLES))
 def test_times_that_jitter_do_not_mislead_the_policy(name: str) -> None:
     """It learns from them: p95 stays near that of a device whose times are what they should be."""
@@ -174,6 +175,7 @@ def test_a_fleet_serves_everyone_at_a_rate_it_can_bear() -> None:
     assert result.slowdown < 3.0
 
 
+@pytest.mark.slow("benchmarks")
 def test_a_router_that_looks_needs_fewer_cards_than_one_that_does_not() -> None:
     trace = traces.make_trace(traces.MIXES["default"], "poisson", 400, seed=4)
     table, config = tables.load_table("h200"), PolicyConfig()

@@ -14,6 +14,7 @@ pytest_plugins = ["pytester"]
 
 PLAIN, PROCESS, CONTRACT, KILL, WEIGHTS = "plain", "process", "contract", "kill", "weights"
 NUMBERS = "numbers"
+LONG = pytest.mark.slow("release")  # each collects a suite of its own
 
 
 @pytest.fixture
@@ -51,10 +52,12 @@ def suite(pytester: pytest.Pytester) -> pytest.Pytester:
     [
         ([], {PLAIN, NUMBERS, PROCESS, CONTRACT}),
         (["--fast"], {PLAIN, NUMBERS}),
-        (["--slow", "kill"], {PLAIN, NUMBERS, PROCESS, CONTRACT, KILL}),
-        (["--only-slow", "weights"], {WEIGHTS}),
-        (["--only-slow", "properties"], {NUMBERS}),
-        (["--slow", "all"], {PLAIN, NUMBERS, PROCESS, CONTRACT, KILL, WEIGHTS}),
+        pytest.param(["--slow", "kill"], {PLAIN, NUMBERS, PROCESS, CONTRACT, KILL}, marks=LONG),
+        pytest.param(["--only-slow", "weights"], {WEIGHTS}, marks=LONG),
+        pytest.param(["--only-slow", "properties"], {NUMBERS}, marks=LONG),
+        pytest.param(
+            ["--slow", "all"], {PLAIN, NUMBERS, PROCESS, CONTRACT, KILL, WEIGHTS}, marks=LONG
+        ),
     ],
 )
 def test_a_tier_takes_its_own(suite: pytest.Pytester, options: list[str], chosen: set[str]) -> None:

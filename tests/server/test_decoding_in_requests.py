@@ -62,6 +62,7 @@ def busy_decoders(server: ServerProcess) -> list[psutil.Process]:
     ]
 
 
+@pytest.mark.slow("operations")
 def test_the_time_limit_of_a_request_ends_its_decoding(server: ServerProcess) -> None:
     answer = post(server, SLOW)
     assert answer.status_code == 504

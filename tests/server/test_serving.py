@@ -80,6 +80,7 @@ def test_shutdown_finishes_what_runs_and_refuses_what_comes(
         assert server.exit_status() == 0, server.log
 
 
+@pytest.mark.slow("operations")
 def test_shutdown_fails_what_outlasts_the_grace_period(tmp_path: Path, picture_file: bytes) -> None:
     with stub_server(tmp_path, grace_period="0.3") as server, ThreadPoolExecutor() as pool:
         server.wait_for("/health/ready")
@@ -89,6 +90,7 @@ def test_shutdown_fails_what_outlasts_the_grace_period(tmp_path: Path, picture_f
         assert server.exit_status() == 0, server.log
 
 
+@pytest.mark.slow("operations")
 def test_a_second_signal_ends_it_at_once(tmp_path: Path, picture_file: bytes) -> None:
     with stub_server(tmp_path, grace_period="300") as server, ThreadPoolExecutor() as pool:
         server.wait_for("/health/ready")
@@ -138,6 +140,7 @@ cli.app(["serve"])
 """
 
 
+@pytest.mark.slow("operations")
 def test_a_server_that_failed_ends_too_if_a_thread_of_it_hangs() -> None:
     ended = subprocess.run(
         [sys.executable, "-c", FAILED_AND_HUNG],

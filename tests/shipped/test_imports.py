@@ -77,6 +77,7 @@ def test_all_of_it_can_be_imported_and_used_as_it_is_shipped(reached: Reached) -
     assert reached["failures"] == []
 
 
+@pytest.mark.slow("release")
 def test_what_libraries_ask_for_is_shipped_or_known_not_to_be_needed(reached: Reached) -> None:
     files = [Path(file) for file in reached["files"]]
     assert any(file.name == "scheduling_lms_discrete.py" for file in files)
