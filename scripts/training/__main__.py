@@ -7,9 +7,11 @@
     scripts/train_embedded export                             writes models/embedded/
 
 Each stage goes on from its checkpoint under .training/ if there is one, and logs a table and
-sample sheets. Where there is none at all, `unet` goes on from what ships: one command trains on,
+sample sheets. Where there is none at all, `unet` and `sharpen`, which trains the decoder alone, go
+on from what ships: one command trains on,
 
     scripts/train_embedded unet --minutes 60 --learning-rate 2e-4
+    scripts/train_embedded sharpen --minutes 30 --photographs FOLDER
 
 may be ended at any moment (Ctrl-C, SIGTERM), and goes on when it is given again. The learning rate
 falls to zero over the minutes. Export takes the mean of what was reached and of the start, or other
@@ -39,6 +41,7 @@ def main() -> None:
     parser.add_argument("--phase", choices=list(PHASES), default="served", help="of the U-Net")
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights")
+    parser.add_argument("--photographs", type=Path, help="a folder of some, for `sharpen`")
     parser.add_argument(
         "--start-share", type=float, default=0.5, help="of the start's weights in an export"
     )

@@ -8,13 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from scripts.training.world.looks import draw
 from scripts.training.world.scene import Scene, Split, sample_scene
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
+PHOTOGRAPHS = (".jpg", ".jpeg", ".png")
+PHOTOGRAPH_SIZES = (256, 640)
+"""Least and most pixels that a photograph's shorter side is made for its crops, as uploads are."""
+PHOTOGRAPH_SCALES = 12
+"""Sizes that crops of one photograph are taken from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +52,30 @@ def crops(count: int, side: int, seed: int, sizes: Sequence[int], each: int = 4)
         for j in range(i, min(i + each, count)):
             y, x = rng.integers(0, size - side + 1, 2)
             found[j] = picture[:, y : y + side, x : x + side]
+    return torch.from_numpy(found)
+
+
+def photograph_crops(folder: Path, count: int, side: int, seed: int) -> torch.Tensor:
+    """``count`` square crops (N, 3, side, side) uint8 of the photographs under ``folder``, of each
+    as many, at widths of its shorter side from PHOTOGRAPH_SIZES."""
+    files = sorted(one for one in folder.rglob("*") if one.suffix.lower() in PHOTOGRAPHS)
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no photographs ({', '.join(PHOTOGRAPHS)})")
+    rng = np.random.default_rng(seed)
+    found = np.empty((count, 3, side, side), dtype=np.uint8)
+    which = np.sort(np.arange(count) % len(files))
+    for number, file in enumerate(files):
+        with Image.open(file) as opened:
+            photograph = ImageOps.exif_transpose(opened).convert("RGB")
+        at = np.flatnonzero(which == number)
+        for part in np.array_split(at, PHOTOGRAPH_SCALES):
+            short = int(rng.integers(*PHOTOGRAPH_SIZES))
+            scale = max(short, side) / min(photograph.size)
+            size = [max(round(scale * length), side) for length in photograph.size]
+            picture = np.asarray(photograph.resize(size, Image.Resampling.LANCZOS))
+            for i in part:
+                y, x = (int(rng.integers(0, n - side + 1)) for n in picture.shape[:2])
+                found[i] = picture[y : y + side, x : x + side].transpose(2, 0, 1)
     return torch.from_numpy(found)
 
 

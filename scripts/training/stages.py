@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 
@@ -30,14 +31,15 @@ def run_stage(stage: str, options: argparse.Namespace) -> None:
     if stage == "vae":
         train_vae(folder / "vae", options.steps or 4500, minutes, device)
     elif stage == "sharpen":
-        rate = options.learning_rate or 3e-4
+        _start(folder, options.output)
         train_vae(
             folder / "vae",
-            options.steps or 9000,
+            options.steps,
             minutes,
             device,
             decoder_only=True,
-            learning_rate=rate,
+            learning_rate=options.learning_rate or 3e-4,
+            photographs=options.photographs,
         )
     elif stage == "clip":
         drawn = draw_scenes(9000, (96, 96), 4, styled=0.5)
@@ -53,10 +55,15 @@ def run_stage(stage: str, options: argparse.Namespace) -> None:
             _unet(phase, options, device)
 
 
+def _start(folder: Path, shipped: Path) -> None:
+    """Begin with what ships, where no stage has a checkpoint."""
+    if not any((folder / part / "checkpoint.pt").exists() for part in ("vae", "clip", "unet")):
+        unpack(shipped, folder)
+
+
 def _unet(phase: str, options: argparse.Namespace, device: torch.device) -> None:
     folder = options.folder
-    if not any((folder / part / "checkpoint.pt").exists() for part in ("vae", "clip", "unet")):
-        unpack(options.output, folder)  # goes on from what ships
+    _start(folder, options.output)
     vae = finished_vae(folder / "vae", device)
     tokenizer = make_tokenizer(folder / "tokenizer")
     text_encoder = text_tower(finished_clip(folder / "clip", tokenizer))

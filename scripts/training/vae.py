@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from scripts.training.data import crops, draw_scenes, sheet, to_model
+from scripts.training.data import crops, draw_scenes, photograph_crops, sheet, to_model
 from scripts.training.trainer import Plan, Run
 
 CROPS = ((64, 8, 20000), (128, 2, 5000))
@@ -139,15 +139,17 @@ def psnr(x: torch.Tensor, y: torch.Tensor) -> float:
 
 def train_vae(
     folder: Path,
-    steps: int,
+    steps: int | None,
     minutes: float,
     device: torch.device,
     *,
     crop_share: float = 1.0,
     decoder_only: bool = False,
     learning_rate: float = 1e-3,
+    photographs: Path | None = None,
 ) -> None:
-    """Train, or with ``decoder_only`` sharpen the decoder on latents that stay as they are."""
+    """Train, or with ``decoder_only`` sharpen the decoder on latents that stay as they are; every
+    second step on crops of ``photographs``, where a folder of some is given."""
     vae = make_vae().to(device, memory_format=torch.channels_last)
     run = Run(folder, vae, Plan(steps, learning_rate, minutes=minutes))
     if decoder_only:
@@ -157,6 +159,11 @@ def train_vae(
         (batch, crops(int(count * crop_share), side, 1 + run.step, [s for s in SIZES if s >= side]))
         for side, batch, count in CROPS
     ]
+    if photographs is not None:
+        sets += [
+            (batch, photograph_crops(photographs, int(count * crop_share), side, 2 + run.step))
+            for side, batch, count in CROPS
+        ]
     held_out = to_model(draw_scenes(8, (320, 320), 99, split="held_out").pictures).to(device)
     features = FixedFeatures().to(device)
     generator = torch.Generator().manual_seed(run.step)

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from scripts.training.clip import (
     make_clip,
     make_tokenizer,
 )
-from scripts.training.data import draw_scenes, to_model
+from scripts.training.data import draw_scenes, photograph_crops, to_model
 from scripts.training.export import export, unpack
 from scripts.training.pairs import (
     CAPTIONS,
@@ -152,12 +153,24 @@ def test_the_scaling_factor_gives_latents_of_unit_variance(training_folder: Path
     assert float((posterior.std / posterior.mean.std()).max()) < 0.2
 
 
+def test_crops_are_of_every_photograph_and_as_many(tmp_path: Path) -> None:
+    for shade, size in ((10, (300, 500)), (240, (700, 400))):
+        (tmp_path / str(shade)).mkdir()
+        Image.new("RGB", size, (shade,) * 3).save(tmp_path / str(shade) / "a.png")
+    found = photograph_crops(tmp_path, 25, 64, seed=1)
+    assert found.shape == (25, 3, 64, 64)
+    assert sorted(one.unique().tolist() for one in found) == [[10]] * 13 + [[240]] * 12
+    with pytest.raises(FileNotFoundError, match="holds no photographs"):
+        photograph_crops(tmp_path / "none", 1, 64, seed=1)
+
+
 @pytest.mark.slow("weights")
 def test_sharpening_leaves_the_latents_as_they_were(tmp_path: Path) -> None:
     torch.manual_seed(0)
     train_vae(tmp_path, 2, 10, CPU, crop_share=0.001)
     first = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["model"]
-    train_vae(tmp_path, 4, 10, CPU, crop_share=0.001, decoder_only=True)
+    options: Any = {"crop_share": 0.001, "decoder_only": True}
+    train_vae(tmp_path, 6, 10, CPU, **options, photographs=ROOT / "server" / "web" / "pictures")
     second = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["model"]
     latents = [k for k in first if k.startswith(("encoder.", "quant_conv."))]
     assert latents
