@@ -255,3 +255,46 @@ def test_what_a_slip_removes_is_brought_back(visitor: Visitor) -> None:
     visitor.result()
     assert visitor.seed_shown() == seed
     assert visitor.complaints == []
+
+
+ADD_RESULTS = """async (seeds) => {
+    const { Pictures } = await import(new URL("static/page/store.js", document.baseURI));
+    const pictures = await new Pictures(() => {}).open();
+    const canvas = new OffscreenCanvas(8, 8);
+    canvas.getContext("2d").fillRect(0, 0, 8, 8);
+    const blob = await canvas.convertToBlob();
+    for (const seed of seeds) {
+        const values = {prompt: "", resize_mode: ""};
+        const input = {id: `input${seed}`, name: "in.png", kind: "file", width: 8, height: 8, blob};
+        await pictures.addResult(
+            {id: `r${seed}`, at: seed, picture: blob, thumbnail: blob, seed, values,
+             width: 8, height: 8, input: input.id}, input);
+    }
+}"""
+KEPT_RESULTS = """async () => {
+    const { Pictures } = await import(new URL("static/page/store.js", document.baseURI));
+    const pictures = await new Pictures(() => {}).open();
+    const kept = [];
+    for (const {seed, input} of await pictures.results()) {
+        kept.push([seed, (await pictures.input(input))?.id]);
+    }
+    return kept;
+}"""
+
+
+def test_clear_all_leaves_what_another_tab_made(visitor: Visitor) -> None:
+    page = visitor.page
+    page.evaluate(ADD_RESULTS, [1, 2, 3])
+    page.reload()
+    visitor.ready()
+    expect(page.locator("#strip-title")).to_have_text("Results (3)")
+    other = visitor.new_tab()
+    other.evaluate(ADD_RESULTS, [4, 5])
+    page.locator("#clear-results").click()
+    expect(page.locator("#strip li")).to_have_count(0)
+    page.wait_for_function(f"({KEPT_RESULTS})().then((kept) => kept.length === 2)")
+    assert page.evaluate(KEPT_RESULTS) == [[4, "input4"], [5, "input5"]]
+    page.locator("#undo-delete").click()
+    expect(page.locator("#strip li")).to_have_count(3)
+    page.wait_for_function(f"({KEPT_RESULTS})().then((kept) => kept.length === 5)")
+    assert page.evaluate(KEPT_RESULTS) == [[seed, f"input{seed}"] for seed in range(1, 6)]
