@@ -164,3 +164,60 @@ def test_a_run_is_not_let_go_while_the_server_cannot_tell(visitor: Visitor) -> N
     visitor.result()
     expect(page.locator("#strip li")).to_have_count(1)
     page.wait_for_function(f"{KEPT}.length === 0")
+
+
+CLICK_AS_IT_ENDS = """() => {
+    const button = document.getElementById("generate");
+    new MutationObserver(() => {
+        if (button.hidden) return;
+        const click = {bubbles: true, cancelable: true, detail: 1};
+        button.dispatchEvent(new MouseEvent("click", click));
+        window.clicked = true;
+    }).observe(button, {attributes: true});
+}"""
+
+
+@pytest.mark.slow("browser")
+def test_a_click_on_the_button_before_is_not_one_on_its_successor(visitor: Visitor) -> None:
+    page = visitor.page
+    sent: list[str] = []
+    page.on("request", lambda one: sent.append(f"{one.method} {one.url}"))
+    visitor.sample()
+    visitor.fill(**QUICK)
+    page.evaluate(CLICK_AS_IT_ENDS)
+    page.locator("#generate").dblclick()  # Its second click is on Cancel.
+    visitor.result()
+    page.wait_for_function("window.clicked")
+    page.wait_for_timeout(300)
+    expect(page.locator("#generate")).to_be_visible()
+    expect(page.locator("#strip li")).to_have_count(1)
+    assert sum(GENERATE in one for one in sent) == 1
+    # What comes later is meant.
+    visitor.fill(steps="50", image_strength="0.1")
+    page.wait_for_timeout(400)
+    page.locator("#generate").click()
+    page.locator("#run-text", has_text="Step").wait_for()
+    page.wait_for_timeout(400)
+    page.locator("#cancel").click()
+    page.locator("#form-error", has_text="Cancelled; nothing was charged.").wait_for()
+
+
+@pytest.mark.slow("browser")
+@pytest.mark.parametrize(("field", "keys"), [("#prompt", ["Control"]), ("#steps", [])])
+def test_a_key_that_is_held_makes_one_picture(
+    visitor: Visitor, field: str, keys: list[str]
+) -> None:
+    page = visitor.page
+    sent: list[str] = []
+    page.on("request", lambda one: sent.append(one.url))
+    visitor.sample()
+    visitor.fill(**QUICK)
+    page.locator(field).focus()
+    for key in keys:
+        page.keyboard.down(key)
+    for _ in range(4):
+        page.keyboard.down("Enter")
+    for key in ["Enter", *keys]:
+        page.keyboard.up(key)
+    visitor.result()
+    assert sum(GENERATE in url for url in sent) == 1

@@ -84,7 +84,9 @@ class Visitor:
         self.page.locator("#key-dialog").wait_for(state="hidden")
 
     def generate(self) -> None:
-        self.page.locator("#generate").click()
+        """Press Generate, by a key: right after a run a click is taken for one on Cancel."""
+        self.page.locator("#generate").wait_for()
+        self.page.locator("#generate").press("Enter")
 
     def result(self) -> None:
         """Wait for the result beside its input."""

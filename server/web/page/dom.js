@@ -32,6 +32,22 @@ export function announce(text) {
   $("status").textContent = text;
 }
 
+const SWAP_PAUSE = 400;
+const swapped = new WeakMap();
+
+/** Show a button in the place of another one. */
+export function swap(gone, shown) {
+  if (shown.hidden) swapped.set(shown, performance.now());
+  gone.hidden = true;
+  shown.hidden = false;
+}
+
+/** Whether a click is meant for its button: a hand that was on its way to the one that was in its
+ * place, or clicks twice, means that one. Keys are always meant. */
+export function meant({ detail, currentTarget }) {
+  return detail === 0 || !(performance.now() - swapped.get(currentTarget) < SWAP_PAUSE);
+}
+
 /** Call `work` a while after the last of many calls; `.now()` does it at once if one waits. */
 export function delayed(work, milliseconds) {
   let timer = null;

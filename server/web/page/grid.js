@@ -3,7 +3,7 @@
 import { randomSeed } from "../../client.js";
 import { keyProblem } from "./account.js";
 import { axisValues, exampleOf } from "./axis.js";
-import { $, announce, download, el } from "./dom.js";
+import { $, announce, download, el, meant, swap } from "./dom.js";
 import { gridPicture } from "./grid_picture.js";
 import { settle, withdraw } from "./withdrawal.js";
 
@@ -18,8 +18,8 @@ export class Grid {
     this.round = null; // one per click, until all is made or it is cancelled
     this.axes = [this.#axis("x", "Across", "image_strength"), this.#axis("y", "Down", "")];
     this.cost = el("p", { class: "quiet", id: "grid-cost" });
-    this.go = el("button", { type: "button", id: "grid-go", class: "primary", onclick: () => this.run() });
-    this.stop = el("button", { type: "button", id: "grid-stop", hidden: true, onclick: () => this.cancel() }, "Cancel");
+    this.go = el("button", { type: "button", id: "grid-go", class: "primary", onclick: (event) => meant(event) && this.run() });
+    this.stop = el("button", { type: "button", id: "grid-stop", hidden: true, onclick: (event) => meant(event) && this.cancel() }, "Cancel");
     this.save = el("button", { type: "button", id: "grid-save", hidden: true, onclick: () => this.#save() }, "Download the grid");
     this.said = el("p", { class: "quiet", id: "grid-said", role: "status" });
     this.table = el("table", { id: "grid", hidden: true });
@@ -245,8 +245,8 @@ export class Grid {
   #state() {
     const cells = this.plan?.cells ?? [];
     const made = cells.filter(({ record }) => record).length;
-    this.stop.hidden = !this.running;
-    this.go.hidden = this.running;
+    if (this.running) swap(this.go, this.stop);
+    else swap(this.stop, this.go);
     this.save.hidden = made === 0 || this.running;
     this.said.textContent = cells.length ? `${made} of ${cells.length} made` : "";
     if (!this.running) announce(this.said.textContent);

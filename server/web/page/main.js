@@ -4,7 +4,7 @@ import { ImageToImage } from "../../client.js";
 import { Account } from "./account.js";
 import { Costs } from "./costs.js";
 import { showDemo } from "./demo.js";
-import { $, announce, el, note } from "./dom.js";
+import { $, announce, el, meant, note } from "./dom.js";
 import { Draft } from "./draft.js";
 import { Form } from "./form.js";
 import { Grid } from "./grid.js";
@@ -124,7 +124,8 @@ class Page {
       event.preventDefault();
       this.making.run();
     });
-    $("cancel").addEventListener("click", () => this.runner.cancel());
+    $("generate").addEventListener("click", (event) => meant(event) || event.preventDefault());
+    $("cancel").addEventListener("click", (event) => meant(event) && this.runner.cancel());
     $("reset").addEventListener("click", () => {
       this.setValues(this.form.values());
       this.form.reset();
@@ -138,7 +139,11 @@ class Page {
 
   #key(event) {
     if (event.isComposing || event.defaultPrevented || document.querySelector("dialog[open]")) return;
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    const generates = event.key === "Enter" && (event.ctrlKey || event.metaKey);
+    if (event.repeat) {
+      // A key that is held is one click; Enter in a field submits the form too.
+      if (generates || (event.key === "Enter" && event.target.matches?.("input"))) event.preventDefault();
+    } else if (generates) {
       event.preventDefault();
       if (event.target.closest?.("#view-grid")) this.grid.run();
       else this.making.run();

@@ -2,7 +2,7 @@
 
 import { keyProblem } from "./account.js";
 import { duration } from "./costs.js";
-import { $, announce, el, sentence } from "./dom.js";
+import { $, announce, el, sentence, swap } from "./dom.js";
 import { connection, cutOff, LOST_PATIENCE, LOST_PAUSE, settle, withdraw } from "./withdrawal.js";
 
 const TITLE = "img2img";
@@ -74,8 +74,7 @@ export class Runner extends EventTarget {
     const aborter = new AbortController();
     this.aborter = aborter;
     this.job = job;
-    $("generate").hidden = true;
-    $("cancel").hidden = false;
+    swap($("generate"), $("cancel"));
     this.runs.add(job);
     this.view.begin(job.input, job.size, job.values.resize_mode);
     this.milestone = null;
@@ -162,8 +161,7 @@ export class Runner extends EventTarget {
 
   #ended(text, mark = "") {
     this.aborter = null;
-    $("generate").hidden = false;
-    $("cancel").hidden = true;
+    swap($("cancel"), $("generate"));
     document.title = mark && document.hidden ? `${mark} ${TITLE}` : TITLE;
     announce(text);
   }
