@@ -18,30 +18,45 @@ export class Input extends EventTarget {
     this.picture = null;
     this.masks = new MaskEditor();
     this.before = null;
+    this.after = null; // what is waited for before a picture is taken
+    this.choice = null; // the last one: whatever was chosen before it comes too late
     this.masks.addEventListener("change", () => this.#changed());
     form.addEventListener("change", ({ detail }) => this.#follow(detail));
     $("remove-picture").addEventListener("click", () => this.replace(null));
     $("undo-picture").addEventListener("click", () => this.undo());
   }
 
-  /** Take a file as the input. */
-  async take(blob, name, kind) {
+  /** Choose what comes next; returns what `take` is to be told of it. */
+  choose() {
+    this.choice = {};
+    return this.choice;
+  }
+
+  /** Take a file as the input, unless another picture was chosen later than it (`choice`). Resolves
+   * to whether it was taken. */
+  async take(blob, name, kind, choice = this.choose()) {
     this.complain(null);
     try {
+      await this.after;
       const picture = await readPicture(blob, name, kind, this.about.max_upload_bytes);
+      if (choice !== this.choice) return false;
       this.replace(picture);
       showView("input");
       // Anyone may have written them: where they are not as they should be, the picture is taken alone.
-      if (kind === "file") await offerSettings(picture.blob, this.form, this.onSettings).catch(console.warn);
+      if (kind === "file") await offerSettings(picture.blob, this.form, this.onSettings, () => picture === this.picture).catch(console.warn);
+      return picture === this.picture;
     } catch (error) {
       if (!(error instanceof NotTaken)) throw error;
+      if (choice !== this.choice) return false;
       showView("input");
       this.complain(error.message);
+      return false;
     }
   }
 
   /** Put a picture, or none, in the place of the one that is there, which can be brought back. */
   replace(picture, mask = null) {
+    this.choose();
     if (this.picture) this.before = { picture: this.picture, mask: this.masks.kept };
     this.set(picture, mask);
     const other = this.before && this.before.picture.id !== picture?.id;

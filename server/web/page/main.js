@@ -61,17 +61,27 @@ class Page {
       this.showCosts();
       this.draft.saveInput();
     });
+    const shownSamples = samples(this.input);
+    intake(this.input);
+    const restored = this.#restore();
+    this.input.after = restored; // What is chosen meanwhile is taken then.
+    $("form").addEventListener("submit", (event) => event.preventDefault());
+    const pictures = await restored;
     this.#buttons();
     document.addEventListener("keydown", (event) => this.#key(event));
-    intake(this.input);
-    await samples(this.input);
-    const pictures = await this.draft.restore();
-    await this.results.load();
-    if (this.results.latest && !this.input.picture) await this.shown.open(this.results.latest);
     this.making.findAgain(pictures);
     this.account.refresh();
     this.showCosts();
+    await shownSamples;
     document.documentElement.dataset.ready = "true";
+  }
+
+  /** Bring back what was here before; resolves to the pictures of the runs that were cut off. */
+  async #restore() {
+    const pictures = await this.draft.restore();
+    await this.results.load();
+    if (this.results.latest && !this.input.picture) await this.shown.open(this.results.latest);
+    return pictures;
   }
 
   /** Name the model; while it loads, say so and ask again. */
