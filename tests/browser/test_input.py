@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.visitor import Visitor, expect
+from tests.browser.visitor import GENERATE, QUICK, Visitor, expect
 from tests.server.pictures import file_of, gradient
 from tests.server.server_process import ServerProcess
 
@@ -75,3 +75,75 @@ def test_the_picture_chosen_last_wins(visitor: Visitor) -> None:
     file = {"name": "b.png", "mimeType": "image/png", "buffer": file_of(gradient(60, 40))}
     page.locator("#file").set_input_files(file)
     expect(page.locator("#stage-note")).to_have_text("b.png · 60 × 40")
+
+
+def paint(visitor: Visitor, x: float, y: float) -> None:
+    """Paint a dot on the input, with the mask's tools out."""
+    tools = visitor.page.locator("#mask-tools")
+    visitor.page.locator("#show-input").click()
+    if not tools.is_visible():
+        visitor.page.locator("#mask-open").click()
+        tools.wait_for()
+    box = visitor.page.locator("#mask").bounding_box()
+    visitor.page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
+    expect(visitor.page.locator("#mask-open")).to_have_text("Mask ●")
+
+
+@pytest.mark.slow("browser")
+def test_what_had_no_mask_comes_back_without_one(visitor: Visitor) -> None:
+    page = visitor.page
+    mask = page.locator("#mask-open")
+    visitor.sample("star")
+    visitor.fill(**QUICK)
+    visitor.generate()
+    visitor.result()
+    # "Use its settings" on the same picture; it can be undone.
+    paint(visitor, 0.5, 0.5)
+    page.locator("#show-result").click()
+    page.locator("#use-settings").click()
+    expect(mask).to_have_text("Mask")
+    page.locator("#show-input").click()
+    page.locator("#mask-undo").click()
+    expect(mask).to_have_text("Mask ●")
+    # On another one of the same shape, which a file keeps the mask for.
+    buffer = file_of(gradient(384, 384))
+    page.locator("#file").set_input_files(
+        {"name": "b.png", "mimeType": "image/png", "buffer": buffer}
+    )
+    expect(page.locator("#stage-note")).to_contain_text("b.png")
+    expect(mask).to_have_text("Mask ●")
+    page.locator("#show-result").click()
+    page.locator("#use-settings").click()
+    expect(page.locator("#stage-note")).to_contain_text("star.png")
+    expect(mask).to_have_text("Mask")
+    # "Back to ...", to the one with the mask and from it.
+    page.locator("#show-input").click()
+    page.locator("#undo-picture", has_text="b.png").click()
+    expect(mask).to_have_text("Mask ●")
+    page.locator("#undo-picture", has_text="star.png").click()
+    expect(page.locator("#stage-note")).to_contain_text("star.png")
+    expect(mask).to_have_text("Mask")
+
+
+@pytest.mark.slow("browser")
+def test_run_again_has_the_mask_of_its_run(visitor: Visitor) -> None:
+    page = visitor.page
+    bodies: list[bytes] = []
+
+    def busy(route: Any) -> None:
+        bodies.append(route.request.post_data_buffer)
+        error = {"code": -1, "message": "the server is busy", "data": None}
+        route.fulfill(status=503, headers={"Retry-After": "999"}, json=error)
+
+    page.route(f"**{GENERATE}", busy)
+    visitor.sample("star")
+    visitor.generate()
+    again = page.get_by_role("button", name="Run again with the same seed")
+    again.wait_for()
+    paint(visitor, 0.5, 0.5)
+    again.click()
+    expect(page.locator("#mask-open")).to_have_text("Mask")
+    again.wait_for()
+    page.wait_for_function("document.getElementById('cancel').hidden")
+    assert len(bodies) == 2
+    assert [b'name="mask"' in body for body in bodies] == [False, False]

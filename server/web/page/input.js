@@ -54,8 +54,9 @@ export class Input extends EventTarget {
     }
   }
 
-  /** Put a picture, or none, in the place of the one that is there, which can be brought back. */
-  replace(picture, mask = null) {
+  /** Put a picture, or none, in the place of the one that is there, which can be brought back.
+   * `mask` is what MaskEditor.kept gave of it; without it the mask stays where it fits. */
+  replace(picture, mask) {
     this.choose();
     if (this.picture) this.before = { picture: this.picture, mask: this.masks.kept };
     this.set(picture, mask);
@@ -64,14 +65,20 @@ export class Input extends EventTarget {
     $("undo-picture").textContent = other ? `Back to ${this.before.picture.name}` : "";
   }
 
+  /** Start from what a run had: its picture, and exactly its mask or none. */
+  restore(picture, mask = null) {
+    if (picture.id !== this.picture?.id) this.replace(picture, mask);
+    else this.masks.restore(mask);
+  }
+
   /** Bring back the picture and the mask that were replaced or removed; once more brings on again. */
   undo() {
     if (this.before) this.replace(this.before.picture, this.before.mask);
     showView("input");
   }
 
-  /** Start from this picture, or from none; `mask` is what MaskEditor.kept gave. */
-  set(picture, mask = null) {
+  /** Start from this picture, or from none; `mask` as for `replace`. */
+  set(picture, mask) {
     const noiseBefore = this.picture?.kind === "noise";
     this.picture = picture;
     if (picture?.kind === "noise") this.form.set("image_strength", 0);

@@ -18,8 +18,7 @@ export class Making {
     const { page } = this;
     $("form-error").replaceChildren();
     if (again) {
-      const lost = again.input.blob.size === 0;
-      if (!lost && again.input.id !== page.input.picture?.id) page.input.replace(again.input, again.maskKept);
+      if (again.input.blob.size > 0) page.input.restore(again.input, again.maskKept); // else it is lost
       page.form.setAll(again.values);
       page.sizes.match();
     }

@@ -55,9 +55,8 @@ export class ShownResult {
   /** All that made it: input, mask, settings and seed. */
   #useSettings() {
     const { values, seed, maskKept } = this.record;
-    const { picture } = this.page.input;
     // The input first: sizes go by its shape.
-    if (this.input && (this.input.id !== picture?.id || maskKept)) this.page.input.replace(this.input, maskKept);
+    if (this.input) this.page.input.restore(this.input, maskKept);
     this.page.setValues({ ...values, seed });
   }
 
