@@ -147,3 +147,40 @@ def test_run_again_has_the_mask_of_its_run(visitor: Visitor) -> None:
     page.wait_for_function("document.getElementById('cancel').hidden")
     assert len(bodies) == 2
     assert [b'name="mask"' in body for body in bodies] == [False, False]
+
+
+def refuse(visitor: Visitor, message: str) -> None:
+    error = {"code": -1, "message": message, "data": None}
+    visitor.page.route(f"**{GENERATE}", lambda route: route.fulfill(status=400, json=error))
+
+
+@pytest.mark.slow("browser")
+@pytest.mark.parametrize(("field", "name"), [("init_image", "picture"), ("mask", "mask")])
+def test_a_complaint_about_the_input_is_seen_beside_an_earlier_result(
+    visitor: Visitor, field: str, name: str
+) -> None:
+    page = visitor.page
+    visitor.sample()
+    visitor.fill(**QUICK)
+    visitor.generate()
+    visitor.result()
+    refuse(visitor, f"{field}: is no picture")
+    visitor.generate()
+    note = page.locator("#picture-note", has_text=f"The {name} is no picture")
+    expect(note).to_be_visible()
+    page.wait_for_timeout(500)
+    expect(note).to_be_visible()
+    # Another complaint leaves the earlier result in its place.
+    page.unroute(f"**{GENERATE}")
+    refuse(visitor, "steps: is too much")
+    visitor.generate()
+    expect(page.locator("#steps-problem")).to_have_text("is too much")
+    expect(page.locator("#result-actions")).to_be_visible()
+
+
+def test_a_picture_that_is_damaged_is_not_called_readable(visitor: Visitor) -> None:
+    buffer = file_of(gradient(60, 40))
+    file = {"name": "cut.png", "mimeType": "image/png", "buffer": buffer[:30]}
+    visitor.page.locator("#file").set_input_files(file)
+    note = visitor.page.locator("#picture-note", has_text="It is sent all the same.")
+    expect(note).to_contain_text("cannot show this picture: it may be damaged")

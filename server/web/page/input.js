@@ -6,6 +6,8 @@ import { offerSettings } from "./metadata/offer.js";
 import { NotTaken, readPicture } from "./picture.js";
 import { showFrame, showInput, showView } from "./stage.js";
 
+const SERVERS = new Set(["TIFF", "AVIF", "HEIC"]); // what the server reads and a browser may not
+
 export class Input extends EventTarget {
   /** @param about the server's description of itself @param onSettings called with values found in
    *   a picture that are to be used */
@@ -102,7 +104,10 @@ export class Input extends EventTarget {
     const { picture } = this;
     const says = [];
     if (picture?.kind === "noise") says.push("Starts from noise: nothing of a picture stays, so image strength is 0.");
-    if (picture && picture.width === null) says.push(`This browser cannot show ${picture.type} pictures. It is sent all the same; the server can read it.`);
+    if (picture && picture.width === null) {
+      const why = SERVERS.has(picture.type) ? `${picture.type} pictures, but the server can read them.` : "this picture: it may be damaged.";
+      says.push(`This browser cannot show ${why} It is sent all the same.`);
+    }
     if (picture?.alpha) says.push("Where it is transparent it counts as white.");
     if (picture?.kind === "file" && this.about.demo) {
       says.push(`The demo model has seen drawings like the samples only, and will not understand this picture. For real pictures: ${this.about.demo.command}`);

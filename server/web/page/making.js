@@ -125,7 +125,7 @@ export class Making {
   #failed(error, job) {
     const { page } = this;
     const later = page.runner.running; // Then it is of the run before, which was cancelled.
-    if (page.shown.record && !later) page.shown.open(page.shown.record);
+    if (page.shown.record && !later) page.shown.open(page.shown.record, false);
     else if (!later) showView("input");
     showError(error, page.form, {
       hasKey: Boolean(page.client.key),
