@@ -298,3 +298,30 @@ def test_clear_all_leaves_what_another_tab_made(visitor: Visitor) -> None:
     expect(page.locator("#strip li")).to_have_count(3)
     page.wait_for_function(f"({KEPT_RESULTS})().then((kept) => kept.length === 5)")
     assert page.evaluate(KEPT_RESULTS) == [[seed, f"input{seed}"] for seed in range(1, 6)]
+
+
+def test_of_two_results_the_one_opened_last_is_shown(visitor: Visitor) -> None:
+    page = visitor.page
+    page.evaluate(ADD_RESULTS, [1, 2])
+    page.reload()
+    visitor.ready()
+    page.evaluate(
+        """() => {
+            const decode = HTMLImageElement.prototype.decode;
+            let slow = 400;
+            HTMLImageElement.prototype.decode = async function () {
+                const wait = slow;
+                slow = 0;
+                await new Promise((resolve) => setTimeout(resolve, wait));
+                return decode.call(this);
+            };
+            const [second, first] = document.querySelectorAll("#strip li button:first-child");
+            first.click();
+            setTimeout(() => second.click(), 100);
+        }"""
+    )
+    expect(page.locator("#use-seed")).to_have_text("Seed 2")
+    page.wait_for_timeout(700)
+    expect(page.locator("#use-seed")).to_have_text("Seed 2")
+    expect(page.locator("#download")).to_have_attribute("download", "img2img-2.png")
+    expect(page.locator("#after")).to_have_attribute("alt", "Result, seed 2")
