@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -184,3 +185,58 @@ def test_a_picture_that_is_damaged_is_not_called_readable(visitor: Visitor) -> N
     visitor.page.locator("#file").set_input_files(file)
     note = visitor.page.locator("#picture-note", has_text="It is sent all the same.")
     expect(note).to_contain_text("cannot show this picture: it may be damaged")
+
+
+def take_tiff(visitor: Visitor, name: str) -> None:
+    buffer = file_of(gradient(600, 300), "TIFF")
+    file = {"name": name, "mimeType": "image/tiff", "buffer": buffer}
+    visitor.page.locator("#file").set_input_files(file)
+    expect(visitor.page.locator("#stage-note")).to_have_text(name)
+
+
+@pytest.mark.slow("browser")
+def test_a_picture_of_unknown_shape_keeps_it(visitor: Visitor) -> None:
+    page = visitor.page
+    take_tiff(visitor, "a.tiff")
+    expect(page.locator("#picture-note")).to_contain_text("TIFF pictures, but the server can")
+    chip = page.locator("#sizes label", has_text="as the picture").locator("input")
+    expect(chip).to_be_checked()
+    expect(page.locator("#cost")).to_be_empty()
+    bodies: list[bytes] = []
+
+    def note(route: Any) -> None:
+        bodies.append(route.request.post_data_buffer)
+        route.continue_()
+
+    page.route(f"**{GENERATE}", note)
+    visitor.fill(prompt="a red house", **QUICK)
+    visitor.generate()
+    visitor.result()
+    assert not re.search(rb'name="(width|height)"', bodies[0])
+    expect(page.locator("#after")).to_have_js_property("naturalWidth", 640)
+    expect(page.locator("#after")).to_have_js_property("naturalHeight", 320)
+    box = page.locator("#result-box").bounding_box()
+    assert box["width"] / box["height"] == pytest.approx(2, abs=0.02)
+    page.wait_for_timeout(500)
+    page.reload()
+    visitor.ready()
+    expect(chip).to_be_checked()
+    # Sizes that are chosen stay, over a reload and with another picture.
+    page.locator('input[name="size"][value="larger"]').check()
+    chosen = page.locator("#cost").inner_text()
+    page.wait_for_timeout(500)
+    page.reload()
+    visitor.ready()
+    take_tiff(visitor, "b.tiff")
+    expect(page.locator('input[name="size"][value="larger"]')).to_be_checked()
+    expect(page.locator("#cost")).to_have_text(chosen)
+    page.locator('input[name="size"][value="custom"]').check()
+    visitor.fill(width="640", height="384")
+    take_tiff(visitor, "c.tiff")
+    expect(page.locator("#cost")).to_contain_text("640 × 384")
+    # A picture that is shown has chips of its own again.
+    page.locator('input[name="size"][value="server"]').check()
+    page.locator("#remove-picture").click()
+    visitor.sample("star")
+    expect(page.locator('input[name="size"][value="native"]')).to_be_checked()
+    expect(page.locator("#cost")).to_contain_text("320 × 320")

@@ -61,6 +61,7 @@ export class Input extends EventTarget {
   replace(picture, mask) {
     this.choose();
     if (this.picture) this.before = { picture: this.picture, mask: this.masks.kept };
+    this.sizes.expect(picture);
     this.set(picture, mask);
     const other = this.before && this.before.picture.id !== picture?.id;
     $("undo-picture").hidden = !other;
@@ -89,8 +90,7 @@ export class Input extends EventTarget {
     $("found-settings").hidden = true;
     this.masks.setPicture(picture?.kind === "noise" ? null : picture, mask);
     $("mask-open").disabled = !this.masks.mask;
-    if (picture && picture.width === null) this.sizes.setUnknown();
-    else this.sizes.setPicture(picture);
+    this.sizes.setPicture(picture);
     this.#note();
     this.#frame();
     this.#changed();

@@ -2,7 +2,7 @@
 
 import { newKey } from "../../client.js";
 import { $ } from "./dom.js";
-import { thumbnail } from "./picture.js";
+import { shownSize, thumbnail } from "./picture.js";
 import { showError } from "./run.js";
 import { seeStage, showView } from "./stage.js";
 
@@ -115,7 +115,7 @@ export class Making {
   async keep({ seed, size, values, input, maskKept }, { picture, filtered, ignored }, show = true) {
     const record = {
       id: newKey(), at: Date.now(), picture, thumbnail: await thumbnail(picture),
-      seed, ...size, values, input: input.id, maskKept, fit: values.resize_mode, filtered, ignored,
+      seed, ...size, ...(await shownSize(picture)), values, input: input.id, maskKept, fit: values.resize_mode, filtered, ignored,
     };
     await this.page.results.add(record, input, show);
     if (show) await this.page.shown.show(record, input);
