@@ -21,6 +21,12 @@ export function note(element, text) {
   element.hidden = !text;
 }
 
+/** Mark a control whose value is `wrong`, for the eye and for screen readers. */
+export function markWrong(control, wrong) {
+  if (wrong) control.setAttribute("aria-invalid", "true");
+  else control.removeAttribute("aria-invalid");
+}
+
 /** A text as a sentence, with its capital and its stop. */
 export function sentence(text) {
   const whole = text.trim().replace(/^\p{Ll}/u, (first) => first.toUpperCase());

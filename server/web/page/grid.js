@@ -3,7 +3,7 @@
 import { randomSeed } from "../../client.js";
 import { keyProblem } from "./account.js";
 import { axisValues, exampleOf } from "./axis.js";
-import { $, announce, download, el, meant, swap } from "./dom.js";
+import { $, announce, download, el, markWrong, meant, swap } from "./dom.js";
 import { gridPicture } from "./grid_picture.js";
 import { settle, withdraw } from "./withdrawal.js";
 
@@ -42,7 +42,7 @@ export class Grid {
     const fields = [...this.page.form.fields.values()].filter(({ name, kind }) =>
       ["integer", "number", "choice"].includes(kind) && !["width", "height"].includes(name));
     fields.sort((a, b) => (FIRST.indexOf(a.name) + 99) % 99 - (FIRST.indexOf(b.name) + 99) % 99);
-    const select = el("select", { id: `grid-${id}`, autocomplete: "off", onchange: () => pick() },
+    const select = el("select", { id: `grid-${id}`, autocomplete: "off", "aria-describedby": `grid-${id}-problem`, onchange: () => pick() },
       id === "y" ? el("option", { value: "" }, "nothing") : null,
       ...fields.map((field) => el("option", { value: field.name }, field.label)));
     const input = el("input", { id: `grid-${id}-values`, autocomplete: "off", "aria-label": `Values ${label.toLowerCase()}`, "aria-describedby": `grid-${id}-problem`, oninput: () => this.show() });
@@ -67,12 +67,14 @@ export class Grid {
       const field = this.page.form.fields.get(select.value);
       const found = field ? axisValues(field, input.value) : { values: [""] };
       problem.textContent = found.problem ? `${found.problem}.` : "";
-      input.toggleAttribute("aria-invalid", Boolean(found.problem));
+      markWrong(input, found.problem);
+      markWrong(select, false);
       sound &&= !found.problem;
       axes.push({ field, values: found.values });
     }
     if (sound && axes[0].field === axes[1].field) {
       this.axes[1].problem.textContent = "Both axes vary the same.";
+      markWrong(this.axes[1].select, true);
       sound = false;
     }
     return sound ? axes : null;
@@ -197,7 +199,8 @@ export class Grid {
   /** Show the picture of a cell, and keep it. */
   async #put(cell, result) {
     cell.record = await this.page.making.keep(cell.job, result, false);
-    const image = el("img", { alt: cell.label, src: URL.createObjectURL(cell.record.thumbnail) });
+    const src = URL.createObjectURL(cell.record.thumbnail);
+    const image = el("img", { alt: cell.label, src, onload: () => URL.revokeObjectURL(src) });
     cell.place.replaceChildren(el("button", { type: "button", "aria-label": `Show ${cell.label}`, onclick: () => this.page.shown.open(cell.record) }, image));
     this.page.making.letGo(cell.job.id);
   }
