@@ -70,6 +70,7 @@ export class Input extends EventTarget {
 
   /** Start from what a run had: its picture, and exactly its mask or none. */
   restore(picture, mask = null) {
+    this.choose();
     if (picture.id !== this.picture?.id) this.replace(picture, mask);
     else this.masks.restore(mask);
   }
