@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -62,14 +63,16 @@ async def img2img(request: Request, admission: Admitted) -> Response:
     if len(images) > 1:
         name_ignored(request, ["init_images"])
     most = flow.request.app.state.settings.max_upload_bytes
+    uploads = await anyio.to_thread.run_sync(_uploads, images[0], body.fields.get("mask"), most)
+    answering = _respond(request, flow, body, *uploads)
+    del body, images, uploads
+    return await answering
 
-    def decode() -> tuple[bytes, bytes | None]:
-        mask = body.fields.get("mask")
-        upload = decode_image_text("init_images", images[0], most)
-        return upload, decode_image_text("mask", mask, most) if mask else None
 
-    upload, mask = await anyio.to_thread.run_sync(decode)
-    return await _respond(request, flow, body, upload, mask)
+def _uploads(image: Any, mask: Any, most: int) -> tuple[bytes, bytes | None]:
+    """Return the image's and the mask's file. Raises InvalidInput. Blocking."""
+    upload = decode_image_text("init_images", image, most)
+    return upload, decode_image_text("mask", mask, most) if mask else None
 
 
 @router.post("/txt2img")
@@ -96,11 +99,20 @@ async def _respond(
     ignored = [*without_effect(fields, handled), *(["styles"] if unknown else [])]
     ignored += check_override(fields.get("override_settings"), flow.model.name)
     name_ignored(request, ignored)
-    images = asked.asked(styles, upload, mask)
-    begun = await flow.begin(images, body.fingerprint)
+    left_out = () if asked.include_init_images else ("init_images", "mask")
+    shown_fields = {name: value for name, value in fields.items() if name not in left_out}
+    beginning = flow.begin(
+        asked.asked(styles, upload, mask),
+        body.fingerprint,
+        keeps_upload=asked.include_init_images,
+    )
+    del body, fields, upload, mask
+    begun = await beginning
     if isinstance(begun, Answer):
         return begun.response()
-    outcomes = await flow.finish(begun)
+    running: RunningBatches = request.app.state.running
+    with running.hold(flow.admission.identity, begun):
+        outcomes = await flow.finish(begun)
     of_images = [
         generation
         for generation, outcome in zip(begun.plan.generations, outcomes, strict=True)
@@ -108,21 +120,19 @@ async def _respond(
     ]
     # Interrupted before any image was finished, there is none, and nothing is charged.
     shown = of_images or [begun.plan.first]
-    pack = partial(_packed, asked, body, shown, flow.model.name)
+    pack = partial(_packed, asked, shown_fields, shown, flow.model.name)
     return (await flow.settle(begun, outcomes, pack)).response()
 
 
 def _packed(
     asked: A1111Form,
-    body: JsonBody,
+    fields: Mapping[str, Any],
     shown: list[GenerationRequest],
     model: str,
     made: list[FinishedImage],
 ) -> Answer:
-    left_out = () if asked.include_init_images else ("init_images", "mask")
     # As A1111 does: what was sent, and the defaults of what was not.
-    parameters: dict[str, Any] = {**asked.model_dump(mode="json"), "save_images": False}
-    parameters |= {name: value for name, value in body.fields.items() if name not in left_out}
+    parameters: dict[str, Any] = {**asked.model_dump(mode="json"), "save_images": False, **fields}
     files = [base64.b64encode(image.file).decode() for image in made] if asked.send_images else []
     answer = {
         "images": files,

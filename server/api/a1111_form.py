@@ -159,16 +159,12 @@ def seed_of(seed: int) -> int:
 
 
 def styles_of(value: object) -> tuple[tuple[str, ...], list[str]]:
-    """Return the styles that are known, by any case, and the names that are not."""
-    names = value if isinstance(value, list) else [value] if value else []
+    """Return the styles that are known, by any case and each once, and the names that are not."""
+    sent = value if isinstance(value, list) else [value] if value else []
     known = {name.lower(): name for name in STYLES}
-    found: list[str] = []
-    unknown: list[str] = []
-    for name in map(str, names):
-        if name.strip().lower() in ("", "none"):
-            continue
-        (found if name.lower() in known else unknown).append(known.get(name.lower(), name))
-    return tuple(found), unknown
+    names = [name for name in map(str, sent) if name.strip().lower() not in ("", "none")]
+    found = dict.fromkeys(known[name.lower()] for name in names if name.lower() in known)
+    return tuple(found), [name for name in names if name.lower() not in known]
 
 
 def without_effect(fields: Mapping[str, Any], handled: Iterable[str]) -> list[str]:

@@ -24,7 +24,6 @@ from server.http.response_headers import response_headers
 from server.http.waiting import TimeLimit, within
 from server.images.encode import QUALITY, ImageFormat
 from server.img2img.images_request import ImagesRequest, Plan
-from server.img2img.running import RunningBatches
 from server.img2img.service import (
     Batch,
     FinishedImage,
@@ -72,10 +71,14 @@ class Flow:
         self.model = model_in_service(request)
         self.limit = TimeLimit.of(request.scope, request.app.state.settings.request_timeout)
         self.service: ImageToImage = request.app.state.service
-        self._running: RunningBatches = request.app.state.running
 
-    async def begin(self, asked: ImagesRequest, fingerprint: str) -> Batch | Answer:
+    async def begin(
+        self, asked: ImagesRequest, fingerprint: str, *, keeps_upload: bool = False
+    ) -> Batch | Answer:
         """Check what is asked, reserve its price and hand it to the engine.
+
+        The upload is let go of once it is decoded: a caller that awaits this holds it no more,
+        unless it ``keeps_upload``.
 
         Returns the kept answer if the same request was answered before; ``fingerprint`` tells
         requests apart under one Idempotency-Key. Raises what `server.http.errors` has failures for,
@@ -83,7 +86,8 @@ class Flow:
         """
         beginning = self._begin(asked, fingerprint)
         begun = await within(self.request, self.limit, beginning, withdraw)
-        release_upload(self.request.scope)
+        if not keeps_upload:
+            release_upload(self.request.scope)
         if isinstance(begun, Batch):
             return begun
         # It costs its sender nothing, so it is not made for one more who may not read it.
@@ -113,9 +117,8 @@ class Flow:
         Raises the first failure where no image came, but for a batch that was interrupted.
         """
         try:
-            with self._running.hold(self.admission.identity, batch):
-                work = self.service.finish(batch, format, quality)
-                outcomes = await within(self.request, self.limit, work)
+            work = self.service.finish(batch, format, quality)
+            outcomes = await within(self.request, self.limit, work)
         except BaseException:
             batch.cancel()
             raise
@@ -125,8 +128,7 @@ class Flow:
         self, batch: Batch, format: ImageFormat = ImageFormat.PNG, quality: int = QUALITY
     ) -> list[Outcome]:
         """As `finish`, in a response that has begun: its end is what withdraws the batch."""
-        with self._running.hold(self.admission.identity, batch):
-            outcomes = await self.limit.apply(self.service.finish(batch, format, quality))
+        outcomes = await self.limit.apply(self.service.finish(batch, format, quality))
         return checked(batch, outcomes)
 
     async def settle(

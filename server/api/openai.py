@@ -77,7 +77,9 @@ async def edits(request: Request, admission: Admitted) -> Response:
         mask=None if mask is None else MaskOptions(mask, MaskReads.TRANSPARENT),
         image_strength=strength if asked.image_strength is None else asked.image_strength,
     )
-    return await _respond(request, flow, asked, images, form.fingerprint, "image_edit")
+    answering = _respond(request, flow, asked, images, form.fingerprint, "image_edit")
+    del form, image, mask, images
+    return await answering
 
 
 @router.post(GENERATIONS)
@@ -220,7 +222,9 @@ async def _respond(
             body["size"] = f"{asked.size[0]}x{asked.size[1]}"
         return Answer(json_bytes(body))
 
-    begun = await flow.begin(images, fingerprint)
+    beginning = flow.begin(images, fingerprint)
+    del images
+    begun = await beginning
     if asked.stream:
         if isinstance(begun, Answer):
             return await anyio.to_thread.run_sync(stream_kept, begun, asked, event, usage)
@@ -246,10 +250,10 @@ def usage_of(asked: OpenAIForm, images: ImagesRequest) -> Any:
     64 x 64 pixels.
     """
     words = len(re.findall(r"\w+|[^\w\s]", f"{asked.prompt} {asked.negative_prompt}"))
+    tiles = (images.width or 512) * (images.height or 512) // 64**2
+    seen = tiles if images.upload is not None else 0
 
     def usage(count: int) -> dict[str, Any]:
-        tiles = (images.width or 512) * (images.height or 512) // 64**2
-        seen = tiles if images.upload is not None else 0
         return {
             "input_tokens": words + seen,
             "input_tokens_details": {"text_tokens": words, "image_tokens": seen},

@@ -12,13 +12,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Path, Request
 from starlette.responses import Response
 
-from pipelines.errors import DeadlineExceeded, GenerationCancelled, GenerationFailed
+from pipelines.errors import DeadlineExceeded, GenerationCancelled
 from server.accounts.admission import MODEL_HEADER, Admitted
 from server.accounts.auth import AnyCaller
 from server.api.flow import Answer
 from server.errors import ImageStoreAway, RunWithdrawn
 from server.http.envelope import success
-from server.http.errors import ANSWERED, BadRequest, NotFound
+from server.http.errors import BadRequest, NotFound
 from server.http.response_headers import response_headers
 from server.http.waiting import TimeLimit, within
 from server.img2img.events import (
@@ -93,8 +93,7 @@ def stream_run(
         except GenerationCancelled:
             return failed_body(RunWithdrawn(), run.limit)
         except Exception as error:
-            known = isinstance(error, ANSWERED)
-            body = failed_body(error if known else _unforeseen(error), run.limit)
+            body = failed_body(error, run.limit)
         finally:
             batch.cancel()
         try:
@@ -105,12 +104,6 @@ def stream_run(
 
     run.start(batch, work())
     return _stream(run)
-
-
-def _unforeseen(error: Exception) -> GenerationFailed:
-    failed = GenerationFailed(str(error))
-    failed.__cause__ = error
-    return failed
 
 
 def _stream(run: Run) -> EventStream:

@@ -68,7 +68,7 @@ async def image_to_image(request: Request, admission: Admitted, engine: str) -> 
     asked = parsed(ImageToImageForm, texts)
     unused = "image_strength" if asked.init_image_mode == "STEP_SCHEDULE" else "step_schedule_start"
     name_ignored(request, [unused] if unused in texts else [])
-    return await _respond(
+    answering = _respond(
         request,
         flow,
         asked.samples,
@@ -81,6 +81,8 @@ async def image_to_image(request: Request, admission: Admitted, engine: str) -> 
         ),
         form.fingerprint,
     )
+    del form
+    return await answering
 
 
 @router.post("/generation/{engine}/image-to-image/masking")
@@ -100,7 +102,7 @@ async def masking(request: Request, admission: Admitted, engine: str) -> Respons
         _READS[asked.mask_source],
         field="init_image" if by_alpha else "mask_image",
     )
-    return await _respond(
+    answering = _respond(
         request,
         flow,
         asked.samples,
@@ -114,6 +116,8 @@ async def masking(request: Request, admission: Admitted, engine: str) -> Respons
         ),
         form.fingerprint,
     )
+    del form, upload, mask
+    return await answering
 
 
 @router.post("/generation/{engine}/text-to-image")
@@ -203,7 +207,9 @@ async def _respond(
     png = _wants_png(request)
     if png and samples > 1:
         raise BadRequest(f"samples: {samples} is not 1, which is what image/png can hold")
-    begun = await flow.begin(images, f"{fingerprint} {png}")
+    beginning = flow.begin(images, f"{fingerprint} {png}")
+    del images
+    begun = await beginning
     if isinstance(begun, Answer):
         return begun.response()
     outcomes = await flow.finish(begun)

@@ -121,6 +121,7 @@ def prompts_of_json(value: object) -> list[tuple[str, str]]:
         return []
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise InvalidInput(["text_prompts: is no list of objects with text and weight"])
+    _check_count(len(value))
     pairs = []
     problems: list[str] = []
     for index, item in enumerate(value):
@@ -138,6 +139,11 @@ def prompts_of_json(value: object) -> list[tuple[str, str]]:
     return pairs
 
 
+def _check_count(count: int) -> None:
+    if count > MAX_PROMPTS:
+        raise InvalidInput([f"text_prompts: {count} are over the {MAX_PROMPTS} there may be"])
+
+
 def combined(pairs: list[tuple[str, str]]) -> tuple[str, str]:
     """Return the prompt and the negative prompt of weighted texts.
 
@@ -146,8 +152,7 @@ def combined(pairs: list[tuple[str, str]]) -> tuple[str, str]:
     """
     if not pairs:
         raise InvalidInput(["text_prompts: at least one is required"])
-    if len(pairs) > MAX_PROMPTS:
-        raise InvalidInput([f"text_prompts: {len(pairs)} are over the {MAX_PROMPTS} there may be"])
+    _check_count(len(pairs))
     problems: list[str] = []
     wanted: list[str] = []
     avoided: list[str] = []

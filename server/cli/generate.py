@@ -33,6 +33,7 @@ from server.cli.shared import (
     stop,
 )
 from server.img2img.form import ImageToImageForm
+from server.settings import Settings
 
 _FIELDS: dict[str, dict[str, Any]] = ImageToImageForm.model_json_schema()["properties"]
 
@@ -206,11 +207,14 @@ def generate(
         "resize_mode": resize_mode,
     }
     texts = {name: text for name, text in fields.items() if text is not None}
-    settings = None
+    own = {"model": model, "model_revision": model_revision, "device": device, "dtype": dtype}
+    where: str | Settings
     if url is None:
-        settings = read_settings(
-            model=model, model_revision=model_revision, device=device, dtype=dtype
-        )
+        where = read_settings(**own)
+    else:
+        where = url
+        if given := [f"--{name.replace('_', '-')}" for name, value in own.items() if value]:
+            raise stop(f"{', '.join(given)}: the server of --url has its own", USAGE_ERROR)
     todo: list[Job] = []
     try:
         wanted = _wanted(inputs or [], jobs, texts, mask, output, f".{format}")
@@ -222,7 +226,7 @@ def generate(
         if skipped := len(wanted) - len(todo):
             remark = f"{skipped} of {len(wanted)} are there already; --overwrite makes them anew"
             typer.echo(remark, err=True)
-        statuses = run_jobs(todo, url or settings, parallel=parallel, previews=previews)
+        statuses = run_jobs(todo, where, parallel=parallel, previews=previews)
     except JobsError as error:
         raise stop(str(error), USAGE_ERROR) from None
     except NotMade as error:

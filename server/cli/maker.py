@@ -68,6 +68,7 @@ def by_server(url: str) -> AbstractAsyncContextManager[Maker]:
     """
     try:
         from img2img_client import AsyncClient
+        from img2img_client.client import KEY_VARIABLE
     except ModuleNotFoundError:
         message = (
             "--url needs the Python client, img2img_client: clients/python, or the release's wheel"
@@ -76,7 +77,9 @@ def by_server(url: str) -> AbstractAsyncContextManager[Maker]:
     try:
         client = AsyncClient(url)
     except ValueError as error:
-        raise NotMade(f"--{error}", USAGE_ERROR) from None
+        name, _, why = str(error).partition(": ")
+        told = {"url": "--url", "key": KEY_VARIABLE}[name]
+        raise NotMade(f"{told}: {why}", USAGE_ERROR) from None
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[Maker]:

@@ -15,7 +15,7 @@ from server.settings import Settings
 
 
 def run_jobs(
-    jobs: Sequence[Job], where: str | Settings | None, *, parallel: int, previews: bool
+    jobs: Sequence[Job], where: str | Settings, *, parallel: int, previews: bool
 ) -> list[int]:
     """Make and write the pictures; return the exit status of each, 0 where it is written.
 
@@ -28,10 +28,9 @@ def run_jobs(
         return asyncio.run(_Run(jobs, view).all(_maker(where), parallel))
 
 
-def _maker(where: str | Settings | None) -> AbstractAsyncContextManager[Maker]:
+def _maker(where: str | Settings) -> AbstractAsyncContextManager[Maker]:
     if isinstance(where, str):
         return by_server(where)
-    assert where is not None
     # Imported here: this needs the engine's request and so numpy, and --help should not.
     from server.cli.in_process import in_this_process
 

@@ -219,7 +219,14 @@ def api_error(error: Exception, seconds: float = 0.0) -> ApiError:
 
 
 def logged_api_error(error: Exception, seconds: float) -> ApiError:
-    """Return the failure as `api_error`, and log what the client is not told."""
+    """Return the failure as `api_error`, and log what the client is not told.
+
+    An exception that has no place in `API_ERRORS` is a fault of ours.
+    """
+    if not isinstance(error, ANSWERED):
+        unforeseen = GenerationFailed(str(error))
+        unforeseen.__cause__ = error
+        error = unforeseen
     answer = api_error(error, seconds)
     current_record().status = answer.status  # which a stream of events has no other place for
     if isinstance(answer, InternalError):

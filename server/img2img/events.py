@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from pipelines.request import Pixels, Progress
 from server.engine_service import Handle
 from server.http.envelope import failure, json_bytes, with_member
-from server.http.errors import ANSWERED, logged_api_error
+from server.http.errors import logged_api_error
 from server.http.waiting import TimeLimit
 from server.images.decode import encode_png
 
@@ -97,7 +97,7 @@ def stream_response(
 ) -> EventStream:
     """Stream a request's progress and its answer.
 
-    `answer` awaits the success's body, or raises what `api_error` has a failure for. A client that
+    `answer` awaits the success's body; what it raises is the `result` too. A client that
     leaves withdraws the request, and so does the end of its time.
     """
 
@@ -106,7 +106,7 @@ def stream_response(
             async for told in progress_events(handle, limit):
                 yield told
             body = await answer()
-        except ANSWERED as error:
+        except Exception as error:
             body = failed_body(error, limit)
         yield event("result", body)
 
@@ -128,7 +128,7 @@ async def progress_events(handle: Handle, limit: TimeLimit) -> AsyncGenerator[by
 
 
 def failed_body(error: Exception, limit: TimeLimit) -> bytes:
-    """Return the body of a `result` event for one of `ANSWERED`, and log it."""
+    """Return the body of a `result` event for a failure, and log it."""
     refusal = logged_api_error(error, limit.seconds)
     refused = bytes(failure(refusal.status, refusal.message).body)
     # The response's own status was 200 when it began.

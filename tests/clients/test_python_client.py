@@ -277,7 +277,7 @@ def test_where_nothing_listens_the_address_is_named(image: bytes) -> None:
         client.image_to_image(image, "a")
     assert told.value.status == 0
     assert server.url in told.value.message
-    with pytest.raises(ValueError, match="url: localhost does not start with http"):
+    with pytest.raises(ValueError, match="url: 'localhost' does not start with http"):
         Client("localhost")
 
 

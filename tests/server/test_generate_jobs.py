@@ -259,7 +259,16 @@ def test_a_list_may_have_any_character_in_a_prompt_and_any_bytes_in_a_name(
             "twice.csv line 3: output: out/x.png is that of",
         ),
         (["--jobs", "long.csv"], "long.csv line 2: has more values than the head has names"),
-        (["in/a.png", "a", "--url", "localhost"], "--url: localhost does not start with http"),
+        (["in/a.png", "a", "--url", "localhost"], "--url: 'localhost' does not start with http"),
+        (["in/a.png", "a", "--url", ""], "--url: '' does not start with http"),
+        (["in/a.png", "a", "--url", "http://localhost:port"], "--url: 'http://localhost:port': "),
+        (["in/a.png", "a", "--url", "http://localhost:99999"], "port is not from 1 to 65535"),
+        (["in/a.png", "a", "--url", "http://"], "--url: 'http://' names no host"),
+        (["in/a.png", "a", "--url", "http://localhost/?a=b"], "goes on after the path"),
+        (
+            ["in/a.png", "a", "--url", "http://localhost", "--model", "m", "--dtype", "float32"],
+            "--model, --dtype: the server of --url has its own",
+        ),
         (["in/a.png", "in/b.png"], "PROMPT: in/b.png is a file; the prompt comes last"),
     ],
 )
@@ -274,6 +283,18 @@ def test_what_cannot_be_done_exits_with_2(
     assert result.exit_code == 2, result.output
     assert said in result.stderr
     assert not made
+
+
+@pytest.mark.parametrize("key", ["ключ", "a\nb"])
+def test_a_key_that_no_header_can_carry_is_said_to_be_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("IMG2IMG_API_KEY", key)
+    result = runner.invoke(app, ["generate", "in/a.png", "a", "--url", "http://localhost:1"])
+    assert result.exit_code == 2, result.output
+    assert result.stderr.strip() == (
+        "IMG2IMG_API_KEY: it has characters that are not printable ASCII"
+    )
 
 
 def test_a_grid_has_every_picture_and_what_differs(folder: Path, made: list[Job]) -> None:

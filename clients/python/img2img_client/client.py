@@ -54,12 +54,12 @@ class _Base:
         max_wait: float = 120.0,
         silence: float = 60.0,
     ) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"url: {url} does not start with http:// or https://")
-        self.url = url.rstrip("/") + "/"
+        self.url = _checked_url(url)
         self.retries = retries
         self.max_wait = max_wait
         key = os.environ.get(KEY_VARIABLE, "") if key is None else key
+        if not (key.isascii() and key.isprintable()):
+            raise ValueError("key: it has characters that are not printable ASCII")
         headers = {"Authorization": key} if key else {}
         timeout = httpx2.Timeout(silence, pool=None)
         self._open({"base_url": self.url, "headers": headers, "timeout": timeout})
@@ -67,6 +67,23 @@ class _Base:
     def _open(self, options: dict[str, Any]) -> None:
         """Make the HTTP client."""
         raise NotImplementedError
+
+
+def _checked_url(url: str) -> str:
+    """Return a server's ``url`` with a slash at its end. Raises ValueError where it is none."""
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"url: {url!r} does not start with http:// or https://")
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise ValueError(f"url: {url!r}: {error}") from None
+    if not parsed.host:
+        raise ValueError(f"url: {url!r} names no host")
+    if parsed.port is not None and not 0 < parsed.port < 2**16:
+        raise ValueError(f"url: {url!r}: the port is not from 1 to 65535")
+    if "?" in url or "#" in url:
+        raise ValueError(f"url: {url!r} goes on after the path")
+    return url.rstrip("/") + "/"
 
 
 class _Tries:
