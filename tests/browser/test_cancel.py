@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.visitor import CUT, GENERATE, QUICK, STREAM, Visitor, expect
+from tests.browser.visitor import CUT, GENERATE, QUICK, STREAM, Visitor, expect, wait_until
 from tests.server.server_process import ServerProcess
 
 Visit = Callable[..., Visitor]
@@ -68,7 +68,7 @@ def test_what_was_finished_is_among_the_results(
         online(visitor)
     visitor.page.locator("#form-error", has_text="finished already").wait_for()
     expect(visitor.page.locator("#strip li")).to_have_count(1)
-    visitor.page.wait_for_function(f"{KEPT}.length === 0")
+    wait_until(visitor.page, f"{KEPT}.length === 0")
 
 
 @pytest.mark.slow("browser")
@@ -138,7 +138,7 @@ def test_a_cell_that_was_cancelled_unheard_is_asked_for_under_its_key(visitor: V
     page.locator("#grid-said", has_text="1 of 1 made").wait_for(timeout=60_000)
     assert len(set(sent)) == 1
     expect(page.locator("#strip li")).to_have_count(1)
-    page.wait_for_function(f"{KEPT}.length === 0")
+    wait_until(page, f"{KEPT}.length === 0")
 
 
 @pytest.mark.slow("browser")
@@ -163,7 +163,7 @@ def test_a_run_is_not_let_go_while_the_server_cannot_tell(visitor: Visitor) -> N
     visitor.ready()
     visitor.result()
     expect(page.locator("#strip li")).to_have_count(1)
-    page.wait_for_function(f"{KEPT}.length === 0")
+    wait_until(page, f"{KEPT}.length === 0")
 
 
 CLICK_AS_IT_ENDS = """() => {
@@ -187,7 +187,7 @@ def test_a_click_on_the_button_before_is_not_one_on_its_successor(visitor: Visit
     page.evaluate(CLICK_AS_IT_ENDS)
     page.locator("#generate").dblclick()  # Its second click is on Cancel.
     visitor.result()
-    page.wait_for_function("window.clicked")
+    wait_until(page, "window.clicked")
     page.wait_for_timeout(300)
     expect(page.locator("#generate")).to_be_visible()
     expect(page.locator("#strip li")).to_have_count(1)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.browser.visitor import GENERATE, QUICK, Visitor, expect
+from tests.browser.visitor import GENERATE, QUICK, Visitor, expect, wait_until
 from tests.server.server_process import ServerProcess
 
 Visit = Callable[..., Visitor]
@@ -100,7 +100,7 @@ def test_a_grid_is_made_kept_and_saved(visitor: Visitor) -> None:
     page.locator("#grid-said", has_text="4 of 4 made").wait_for()
     visitor.screenshot("grid")
     # The strip's own are left, those of the cells are given back.
-    page.wait_for_function("urls.size === 4")
+    wait_until(page, "urls.size === 4")
     with page.expect_download() as coming:
         page.locator("#grid-save").click()
     with Image.open(coming.value.path()) as picture:
@@ -152,7 +152,7 @@ def test_a_lost_cell_is_asked_for_under_its_key_again(visitor: Visitor) -> None:
     page.locator("#grid-said", has_text="1 of 1 made").wait_for()
     assert len(keys) > 1
     assert len(set(keys)) == 1
-    page.wait_for_function("sessionStorage.getItem('img2img.running') === null")
+    wait_until(page, "sessionStorage.getItem('img2img.running') === null")
 
 
 @pytest.mark.slow("browser")

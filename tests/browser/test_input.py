@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.visitor import GENERATE, QUICK, Visitor, expect
+from tests.browser.visitor import GENERATE, QUICK, Visitor, expect, wait_until
 from tests.server.pictures import file_of, gradient
 from tests.server.server_process import ServerProcess
 
@@ -145,7 +145,7 @@ def test_run_again_has_the_mask_of_its_run(visitor: Visitor) -> None:
     again.click()
     expect(page.locator("#mask-open")).to_have_text("Mask")
     again.wait_for()
-    page.wait_for_function("document.getElementById('cancel').hidden")
+    wait_until(page, "document.getElementById('cancel').hidden")
     assert len(bodies) == 2
     assert [b'name="mask"' in body for body in bodies] == [False, False]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.visitor import CUT, GENERATE, QUICK, STREAM, Visitor, expect
+from tests.browser.visitor import CUT, GENERATE, QUICK, STREAM, Visitor, expect, wait_until
 from tests.server.server_process import ServerProcess
 
 Visit = Callable[..., Visitor]
@@ -44,7 +44,7 @@ def test_a_run_is_found_again_after_a_reload(visitor: Visitor, real_server: Serv
     expect(page.locator("#strip li")).to_have_count(1)
     assert not [one for one in sent if GENERATE in one]
     # In hand, it is not kept by the server any more.
-    page.wait_for_function("sessionStorage.getItem('img2img.running') === null")
+    wait_until(page, "sessionStorage.getItem('img2img.running') === null")
     (run,) = {one.rpartition("/")[2] for one in sent if "/api/runs/" in one}
     give_up = time.monotonic() + 10
     while real_server.get(f"/api/runs/{run}").status_code != 404:
@@ -292,11 +292,11 @@ def test_clear_all_leaves_what_another_tab_made(visitor: Visitor) -> None:
     other.evaluate(ADD_RESULTS, [4, 5])
     page.locator("#clear-results").click()
     expect(page.locator("#strip li")).to_have_count(0)
-    page.wait_for_function(f"({KEPT_RESULTS})().then((kept) => kept.length === 2)")
+    wait_until(page, f"({KEPT_RESULTS})().then((kept) => kept.length === 2)")
     assert page.evaluate(KEPT_RESULTS) == [[4, "input4"], [5, "input5"]]
     page.locator("#undo-delete").click()
     expect(page.locator("#strip li")).to_have_count(3)
-    page.wait_for_function(f"({KEPT_RESULTS})().then((kept) => kept.length === 5)")
+    wait_until(page, f"({KEPT_RESULTS})().then((kept) => kept.length === 5)")
     assert page.evaluate(KEPT_RESULTS) == [[seed, f"input{seed}"] for seed in range(1, 6)]
 
 
