@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.browser.visitor import GENERATE, QUICK, Visitor, expect
+from tests.browser.visitor import GENERATE, QUICK, Visitor, expect, wait_until
 from tests.server.server_process import ServerProcess
 
 Visit = Callable[..., Visitor]
@@ -55,8 +55,24 @@ def test_values_have_a1111s_syntax(visitor: Visitor) -> None:
             assert expected in found["problem"], text
 
 
+COUNT_URLS = """() => {
+    window.urls = new Set();
+    const {createObjectURL, revokeObjectURL} = URL;
+    URL.createObjectURL = (blob) => {
+        const url = createObjectURL.call(URL, blob);
+        urls.add(url);
+        return url;
+    };
+    URL.revokeObjectURL = (url) => {
+        urls.delete(url);
+        revokeObjectURL.call(URL, url);
+    };
+}"""
+
+
 def test_a_grid_is_made_kept_and_saved(visitor: Visitor) -> None:
     page = visitor.page
+    page.evaluate(COUNT_URLS)
     page.locator("#grid-x").select_option("image_strength")
     page.locator("#grid-x-values").fill("0.6-0.8 [2]")
     page.locator("#grid-y").select_option("seed")
@@ -80,9 +96,11 @@ def test_a_grid_is_made_kept_and_saved(visitor: Visitor) -> None:
     page.locator("#grid-go").click()
     page.locator("#grid-said", has_text="3 of 4 made").wait_for()
     page.locator("#grid td .problem", has_text="no luck").wait_for()
-    page.get_by_role("button", name="Make the missing 1").click()
+    page.get_by_role("button", name="Make the missing 1").press("Enter")
     page.locator("#grid-said", has_text="4 of 4 made").wait_for()
     visitor.screenshot("grid")
+    # The strip's own are left, those of the cells are given back.
+    wait_until(page, "urls.size === 4")
     with page.expect_download() as coming:
         page.locator("#grid-save").click()
     with Image.open(coming.value.path()) as picture:
@@ -103,7 +121,7 @@ def test_a_cancelled_grid_keeps_what_is_made(visitor: Visitor) -> None:
     visitor.fill(image_strength="0")
     page.locator("#grid-go").click()
     page.locator("#grid-said", has_text="1 of 2 made").wait_for()
-    page.locator("#grid-stop").click()
+    page.locator("#grid-stop").press("Enter")
     page.get_by_role("button", name="Make the missing 1").wait_for()
     expect(page.locator("#strip li")).to_have_count(1)
 
@@ -130,11 +148,11 @@ def test_a_lost_cell_is_asked_for_under_its_key_again(visitor: Visitor) -> None:
     page.locator("#grid td .problem", has_text="cannot be reached").wait_for()
     assert page.evaluate("JSON.parse(sessionStorage['img2img.running'])[0].id") == keys[0][1]
     away = False
-    page.locator("#grid-go").click()
+    page.locator("#grid-go").press("Enter")
     page.locator("#grid-said", has_text="1 of 1 made").wait_for()
     assert len(keys) > 1
     assert len(set(keys)) == 1
-    page.wait_for_function("sessionStorage.getItem('img2img.running') === null")
+    wait_until(page, "sessionStorage.getItem('img2img.running') === null")
 
 
 @pytest.mark.slow("browser")
@@ -155,8 +173,8 @@ def test_a_cell_that_was_finished_as_it_was_cancelled_is_kept(visitor: Visitor) 
     page.route(re.compile(f"{GENERATE}|/api/runs/"), finished)
     page.locator("#grid-go").click()
     page.locator("#grid td", has_text="/ 30").wait_for()
-    page.locator("#grid-stop").click()
-    page.locator("#grid-go").click()  # It is waited for, and not made twice.
+    page.locator("#grid-stop").press("Enter")
+    page.locator("#grid-go").press("Enter")  # It is waited for, and not made twice.
     page.locator("#grid-said", has_text="1 of 1 made").wait_for()
     page.locator("#grid-go").wait_for()
     expect(page.locator("#strip li")).to_have_count(1)
@@ -168,7 +186,12 @@ def test_what_is_wrong_is_said_before_the_click(visitor: Visitor) -> None:
     page.locator("#grid-x").select_option("steps")
     page.locator("#grid-x-values").fill("10-60 (+10)")
     expect(page.locator("#grid-x-problem")).to_have_text("60 is not from 10 to 50.")
+    expect(page.locator("#grid-x-values")).to_have_attribute("aria-invalid", "true")
     expect(page.locator("#grid-go")).to_be_disabled()
     page.locator("#grid-x-values").fill("10-50 (+10)")
+    expect(page.locator("#grid-x-values")).not_to_have_attribute("aria-invalid", "true")
     page.locator("#grid-y").select_option("steps")
     expect(page.locator("#grid-y-problem")).to_have_text("Both axes vary the same.")
+    expect(page.locator("#grid-y")).to_have_attribute("aria-invalid", "true")
+    page.locator("#grid-y").select_option("seed")
+    expect(page.locator("#grid-y")).not_to_have_attribute("aria-invalid", "true")

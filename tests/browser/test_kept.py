@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.visitor import CUT, GENERATE, QUICK, STREAM, Visitor, expect
+from tests.browser.visitor import CUT, GENERATE, QUICK, STREAM, Visitor, expect, wait_until
 from tests.server.server_process import ServerProcess
 
 Visit = Callable[..., Visitor]
@@ -44,7 +44,7 @@ def test_a_run_is_found_again_after_a_reload(visitor: Visitor, real_server: Serv
     expect(page.locator("#strip li")).to_have_count(1)
     assert not [one for one in sent if GENERATE in one]
     # In hand, it is not kept by the server any more.
-    page.wait_for_function("sessionStorage.getItem('img2img.running') === null")
+    wait_until(page, "sessionStorage.getItem('img2img.running') === null")
     (run,) = {one.rpartition("/")[2] for one in sent if "/api/runs/" in one}
     give_up = time.monotonic() + 10
     while real_server.get(f"/api/runs/{run}").status_code != 404:
@@ -255,3 +255,73 @@ def test_what_a_slip_removes_is_brought_back(visitor: Visitor) -> None:
     visitor.result()
     assert visitor.seed_shown() == seed
     assert visitor.complaints == []
+
+
+ADD_RESULTS = """async (seeds) => {
+    const { Pictures } = await import(new URL("static/page/store.js", document.baseURI));
+    const pictures = await new Pictures(() => {}).open();
+    const canvas = new OffscreenCanvas(8, 8);
+    canvas.getContext("2d").fillRect(0, 0, 8, 8);
+    const blob = await canvas.convertToBlob();
+    for (const seed of seeds) {
+        const values = {prompt: "", resize_mode: ""};
+        const input = {id: `input${seed}`, name: "in.png", kind: "file", width: 8, height: 8, blob};
+        await pictures.addResult(
+            {id: `r${seed}`, at: seed, picture: blob, thumbnail: blob, seed, values,
+             width: 8, height: 8, input: input.id}, input);
+    }
+}"""
+KEPT_RESULTS = """async () => {
+    const { Pictures } = await import(new URL("static/page/store.js", document.baseURI));
+    const pictures = await new Pictures(() => {}).open();
+    const kept = [];
+    for (const {seed, input} of await pictures.results()) {
+        kept.push([seed, (await pictures.input(input))?.id]);
+    }
+    return kept;
+}"""
+
+
+def test_clear_all_leaves_what_another_tab_made(visitor: Visitor) -> None:
+    page = visitor.page
+    page.evaluate(ADD_RESULTS, [1, 2, 3])
+    page.reload()
+    visitor.ready()
+    expect(page.locator("#strip-title")).to_have_text("Results (3)")
+    other = visitor.new_tab()
+    other.evaluate(ADD_RESULTS, [4, 5])
+    page.locator("#clear-results").click()
+    expect(page.locator("#strip li")).to_have_count(0)
+    wait_until(page, f"({KEPT_RESULTS})().then((kept) => kept.length === 2)")
+    assert page.evaluate(KEPT_RESULTS) == [[4, "input4"], [5, "input5"]]
+    page.locator("#undo-delete").click()
+    expect(page.locator("#strip li")).to_have_count(3)
+    wait_until(page, f"({KEPT_RESULTS})().then((kept) => kept.length === 5)")
+    assert page.evaluate(KEPT_RESULTS) == [[seed, f"input{seed}"] for seed in range(1, 6)]
+
+
+def test_of_two_results_the_one_opened_last_is_shown(visitor: Visitor) -> None:
+    page = visitor.page
+    page.evaluate(ADD_RESULTS, [1, 2])
+    page.reload()
+    visitor.ready()
+    page.evaluate(
+        """() => {
+            const decode = HTMLImageElement.prototype.decode;
+            let slow = 400;
+            HTMLImageElement.prototype.decode = async function () {
+                const wait = slow;
+                slow = 0;
+                await new Promise((resolve) => setTimeout(resolve, wait));
+                return decode.call(this);
+            };
+            const [second, first] = document.querySelectorAll("#strip li button:first-child");
+            first.click();
+            setTimeout(() => second.click(), 100);
+        }"""
+    )
+    expect(page.locator("#use-seed")).to_have_text("Seed 2")
+    page.wait_for_timeout(700)
+    expect(page.locator("#use-seed")).to_have_text("Seed 2")
+    expect(page.locator("#download")).to_have_attribute("download", "img2img-2.png")
+    expect(page.locator("#after")).to_have_attribute("alt", "Result, seed 2")

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from tests.browser.visitor import GENERATE, Visitor, expect
+from tests.browser.visitor import GENERATE, Visitor, expect, wait_until
 from tests.server.pictures import file_of, gradient
 from tests.server.server_process import ServerProcess
 
@@ -158,9 +158,7 @@ def test_zoomed_strokes_and_the_wheel(visit: Visit, real_server: ServerProcess) 
     page.keyboard.down("Alt")
     page.mouse.wheel(0, -400)
     page.keyboard.up("Alt")
-    page.wait_for_function(
-        "document.querySelector('#input-image').getBoundingClientRect().width > 1000"
-    )
+    wait_until(page, "document.querySelector('#input-image').getBoundingClientRect().width > 1000")
     page.mouse.click(*at(visitor, 0.3, 0.22))
     assert middle(saved(visitor)) == pytest.approx((0.3, 0.22), abs=0.004)
     before = page.locator("#mask-size-text").inner_text()

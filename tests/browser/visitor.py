@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,17 @@ CUT = (
     '"queue_position":0}\n\n'
 )
 """A stream that ends before its result."""
+
+
+def wait_until(page: Any, holds: str) -> None:
+    """Wait until a JavaScript expression holds.
+
+    Playwright's own `wait_for_function` evaluates in the page, whose policy forbids that.
+    """
+    give_up = time.monotonic() + 30
+    while not page.evaluate(holds):
+        assert time.monotonic() < give_up, holds
+        page.wait_for_timeout(50)
 
 
 class Visitor:
@@ -84,7 +96,9 @@ class Visitor:
         self.page.locator("#key-dialog").wait_for(state="hidden")
 
     def generate(self) -> None:
-        self.page.locator("#generate").click()
+        """Press Generate, by a key: right after a run a click is taken for one on Cancel."""
+        self.page.locator("#generate").wait_for()
+        self.page.locator("#generate").press("Enter")
 
     def result(self) -> None:
         """Wait for the result beside its input."""

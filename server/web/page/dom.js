@@ -21,6 +21,12 @@ export function note(element, text) {
   element.hidden = !text;
 }
 
+/** Mark a control whose value is `wrong`, for the eye and for screen readers. */
+export function markWrong(control, wrong) {
+  if (wrong) control.setAttribute("aria-invalid", "true");
+  else control.removeAttribute("aria-invalid");
+}
+
 /** A text as a sentence, with its capital and its stop. */
 export function sentence(text) {
   const whole = text.trim().replace(/^\p{Ll}/u, (first) => first.toUpperCase());
@@ -30,6 +36,22 @@ export function sentence(text) {
 /** Tell a screen reader, politely. */
 export function announce(text) {
   $("status").textContent = text;
+}
+
+const SWAP_PAUSE = 400;
+const swapped = new WeakMap();
+
+/** Show a button in the place of another one. */
+export function swap(gone, shown) {
+  if (shown.hidden) swapped.set(shown, performance.now());
+  gone.hidden = true;
+  shown.hidden = false;
+}
+
+/** Whether a click is meant for its button: a hand that was on its way to the one that was in its
+ * place, or clicks twice, means that one. Keys are always meant. */
+export function meant({ detail, currentTarget }) {
+  return detail === 0 || !(performance.now() - swapped.get(currentTarget) < SWAP_PAUSE);
 }
 
 /** Call `work` a while after the last of many calls; `.now()` does it at once if one waits. */

@@ -46,11 +46,12 @@ export class Draft {
   async restore() {
     const { form, sizes, input, pictures } = this.page;
     const kept = tab.get(FORM) ?? local.get(FORM);
-    const draft = await pictures.draft(this.tabId);
     if (kept?.version === FORM_VERSION) {
       form.setAll(kept.values);
       sizes.mode = kept.mode;
     }
+    // From here on what is typed is not overwritten.
+    const draft = await pictures.draft(this.tabId);
     if (draft?.picture) input.set(draft.picture, draft.mask);
     else sizes.setPicture(null);
     return draft?.running ?? [];

@@ -1,6 +1,6 @@
 /** The form: a control for each field of the API, their values as texts, errors at the control. */
 
-import { $, el } from "./dom.js";
+import { $, el, markWrong } from "./dom.js";
 import { problemOf } from "./schema.js";
 
 const PLACES = { prompt: "field-prompt", negative_prompt: "field-negative", image_strength: "field-strength" };
@@ -93,8 +93,7 @@ export class Form extends EventTarget {
     if (!control) return false;
     control.problem.textContent = problem ?? "";
     control.problem.hidden = !problem;
-    control.element.toggleAttribute("aria-invalid", Boolean(problem));
-    if (problem) control.element.setAttribute("aria-invalid", "true");
+    markWrong(control.element, problem);
     return true;
   }
 

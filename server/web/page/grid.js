@@ -3,9 +3,9 @@
 import { randomSeed } from "../../client.js";
 import { keyProblem } from "./account.js";
 import { axisValues, exampleOf } from "./axis.js";
-import { $, announce, download, el } from "./dom.js";
+import { $, announce, download, el, markWrong, meant, swap } from "./dom.js";
 import { gridPicture } from "./grid_picture.js";
-import { withdraw } from "./run.js";
+import { settle, withdraw } from "./withdrawal.js";
 
 const AT_ONCE = 4; // A browser opens six connections to a server; the server batches what it gets.
 const FIRST = ["image_strength", "cfg_scale", "steps", "sampler", "style_preset", "seed"];
@@ -18,8 +18,8 @@ export class Grid {
     this.round = null; // one per click, until all is made or it is cancelled
     this.axes = [this.#axis("x", "Across", "image_strength"), this.#axis("y", "Down", "")];
     this.cost = el("p", { class: "quiet", id: "grid-cost" });
-    this.go = el("button", { type: "button", id: "grid-go", class: "primary", onclick: () => this.run() });
-    this.stop = el("button", { type: "button", id: "grid-stop", hidden: true, onclick: () => this.cancel() }, "Cancel");
+    this.go = el("button", { type: "button", id: "grid-go", class: "primary", onclick: (event) => meant(event) && this.run() });
+    this.stop = el("button", { type: "button", id: "grid-stop", hidden: true, onclick: (event) => meant(event) && this.cancel() }, "Cancel");
     this.save = el("button", { type: "button", id: "grid-save", hidden: true, onclick: () => this.#save() }, "Download the grid");
     this.said = el("p", { class: "quiet", id: "grid-said", role: "status" });
     this.table = el("table", { id: "grid", hidden: true });
@@ -42,7 +42,7 @@ export class Grid {
     const fields = [...this.page.form.fields.values()].filter(({ name, kind }) =>
       ["integer", "number", "choice"].includes(kind) && !["width", "height"].includes(name));
     fields.sort((a, b) => (FIRST.indexOf(a.name) + 99) % 99 - (FIRST.indexOf(b.name) + 99) % 99);
-    const select = el("select", { id: `grid-${id}`, autocomplete: "off", onchange: () => pick() },
+    const select = el("select", { id: `grid-${id}`, autocomplete: "off", "aria-describedby": `grid-${id}-problem`, onchange: () => pick() },
       id === "y" ? el("option", { value: "" }, "nothing") : null,
       ...fields.map((field) => el("option", { value: field.name }, field.label)));
     const input = el("input", { id: `grid-${id}-values`, autocomplete: "off", "aria-label": `Values ${label.toLowerCase()}`, "aria-describedby": `grid-${id}-problem`, oninput: () => this.show() });
@@ -67,12 +67,14 @@ export class Grid {
       const field = this.page.form.fields.get(select.value);
       const found = field ? axisValues(field, input.value) : { values: [""] };
       problem.textContent = found.problem ? `${found.problem}.` : "";
-      input.toggleAttribute("aria-invalid", Boolean(found.problem));
+      markWrong(input, found.problem);
+      markWrong(select, false);
       sound &&= !found.problem;
       axes.push({ field, values: found.values });
     }
     if (sound && axes[0].field === axes[1].field) {
       this.axes[1].problem.textContent = "Both axes vary the same.";
+      markWrong(this.axes[1].select, true);
       sound = false;
     }
     return sound ? axes : null;
@@ -115,6 +117,7 @@ export class Grid {
     const from = this.page.making.start();
     const mask = await this.page.input.masks.file();
     const waiting = this.plan.cells.filter(({ record }) => !record);
+    for (const { looking } of waiting) looking?.abort(); // It is asked for again.
     const limit = this.page.account.concurrency ?? AT_ONCE;
     const work = async () => {
       for (let cell = waiting.shift(); cell; cell = waiting.shift()) {
@@ -132,8 +135,13 @@ export class Grid {
 
   cancel() {
     this.round = null;
-    for (const { aborter, job, record, place } of this.plan.cells) {
-      if (aborter) withdraw(this.page.client, job.id, aborter);
+    for (const cell of this.plan.cells) {
+      const { aborter, job, record, place } = cell;
+      if (aborter && !cell.looking) {
+        this.page.runs.withdraw(job.id);
+        cell.looking = new AbortController();
+        cell.cancelling = withdraw(this.page.client, job.id, aborter);
+      }
       if (!record) place.replaceChildren("–");
     }
     this.#state();
@@ -158,6 +166,7 @@ export class Grid {
     const say = (text) => place.replaceChildren(text);
     say("Waiting");
     // One that was lost may be paid for: it is asked for under the same id and Idempotency-Key.
+    const again = Boolean(cell.job);
     cell.job ??= this.page.making.job(cell.seed, mask, { ...this.plan.values, ...cell.values, seed: String(cell.seed) }, from);
     const { job } = cell;
     delete job.fields.previews;
@@ -171,24 +180,47 @@ export class Grid {
         onRetry: ({ reason }) => current() && say(reason),
       });
       // Also one that was finished as it was cancelled: it is paid for.
-      cell.record = await this.page.making.keep(job, result, false);
-      const image = el("img", { alt: cell.label, src: URL.createObjectURL(cell.record.thumbnail) });
-      place.replaceChildren(el("button", { type: "button", "aria-label": `Show ${cell.label}`, onclick: () => this.page.shown.open(cell.record) }, image));
-      this.page.making.letGo(job.id);
+      await this.#put(cell, result);
     } catch (error) {
       cell.aborter = null;
-      if (!error.mayRetry) {
-        this.page.runs.remove(job.id);
-        cell.job = null;
-      }
+      if (cell.looking) await this.#settle(cell);
+      else if (!error.mayRetry) this.#forget(cell);
+      if (again && error.status === 409 && !error.mayRetry && current()) return this.#make(cell, from, mask, round); // It was withdrawn.
       if (current()) place.replaceChildren(el("span", { class: "problem" }, error.message));
       if (current() && error.status === 401) {
         this.cancel(); // The others would meet the same.
         this.page.account.ask(keyProblem(Boolean(this.page.client.key)));
       }
     }
-    cell.aborter = null;
+    cell.aborter = cell.looking = null;
     this.#state();
+  }
+
+  /** Show the picture of a cell, and keep it. */
+  async #put(cell, result) {
+    cell.record = await this.page.making.keep(cell.job, result, false);
+    const src = URL.createObjectURL(cell.record.thumbnail);
+    const image = el("img", { alt: cell.label, src, onload: () => URL.revokeObjectURL(src) });
+    cell.place.replaceChildren(el("button", { type: "button", "aria-label": `Show ${cell.label}`, onclick: () => this.page.shown.open(cell.record) }, image));
+    this.page.making.letGo(cell.job.id);
+  }
+
+  /** Find out what became of a cell that was cancelled, until it is asked for again: then its id, and
+   * with that its Idempotency-Key, is the same unless the server has said that it was not charged. */
+  async #settle(cell) {
+    try {
+      const { state, result } = await settle(this.page.client, cell.job.id, await cell.cancelling, cell.looking.signal);
+      if (result) await this.#put(cell, result);
+      else if (state) this.#forget(cell);
+    } catch (error) {
+      if (!error.cutOff) throw error;
+      this.page.runs.remove(cell.job.id);
+    }
+  }
+
+  #forget(cell) {
+    this.page.runs.remove(cell.job.id);
+    cell.job = null;
   }
 
   /** An empty table with its labels, and the cells to fill. */
@@ -216,8 +248,8 @@ export class Grid {
   #state() {
     const cells = this.plan?.cells ?? [];
     const made = cells.filter(({ record }) => record).length;
-    this.stop.hidden = !this.running;
-    this.go.hidden = this.running;
+    if (this.running) swap(this.go, this.stop);
+    else swap(this.stop, this.go);
     this.save.hidden = made === 0 || this.running;
     this.said.textContent = cells.length ? `${made} of ${cells.length} made` : "";
     if (!this.running) announce(this.said.textContent);

@@ -6,6 +6,8 @@ import { offerSettings } from "./metadata/offer.js";
 import { NotTaken, readPicture } from "./picture.js";
 import { showFrame, showInput, showView } from "./stage.js";
 
+const SERVERS = new Set(["TIFF", "AVIF", "HEIC"]); // what the server reads and a browser may not
+
 export class Input extends EventTarget {
   /** @param about the server's description of itself @param onSettings called with values found in
    *   a picture that are to be used */
@@ -18,35 +20,59 @@ export class Input extends EventTarget {
     this.picture = null;
     this.masks = new MaskEditor();
     this.before = null;
+    this.after = null; // what is waited for before a picture is taken
+    this.choice = null; // the last one: whatever was chosen before it comes too late
     this.masks.addEventListener("change", () => this.#changed());
     form.addEventListener("change", ({ detail }) => this.#follow(detail));
     $("remove-picture").addEventListener("click", () => this.replace(null));
     $("undo-picture").addEventListener("click", () => this.undo());
   }
 
-  /** Take a file as the input. */
-  async take(blob, name, kind) {
+  /** Choose what comes next; returns what `take` is to be told of it. */
+  choose() {
+    this.choice = {};
+    return this.choice;
+  }
+
+  /** Take a file as the input, unless another picture was chosen later than it (`choice`). Resolves
+   * to whether it was taken. */
+  async take(blob, name, kind, choice = this.choose()) {
     this.complain(null);
     try {
+      await this.after;
       const picture = await readPicture(blob, name, kind, this.about.max_upload_bytes);
+      if (choice !== this.choice) return false;
       this.replace(picture);
       showView("input");
       // Anyone may have written them: where they are not as they should be, the picture is taken alone.
-      if (kind === "file") await offerSettings(picture.blob, this.form, this.onSettings).catch(console.warn);
+      if (kind === "file") await offerSettings(picture.blob, this.form, this.onSettings, () => picture === this.picture).catch(console.warn);
+      return picture === this.picture;
     } catch (error) {
       if (!(error instanceof NotTaken)) throw error;
+      if (choice !== this.choice) return false;
       showView("input");
       this.complain(error.message);
+      return false;
     }
   }
 
-  /** Put a picture, or none, in the place of the one that is there, which can be brought back. */
-  replace(picture, mask = null) {
+  /** Put a picture, or none, in the place of the one that is there, which can be brought back.
+   * `mask` is what MaskEditor.kept gave of it; without it the mask stays where it fits. */
+  replace(picture, mask) {
+    this.choose();
     if (this.picture) this.before = { picture: this.picture, mask: this.masks.kept };
+    this.sizes.expect(picture);
     this.set(picture, mask);
     const other = this.before && this.before.picture.id !== picture?.id;
     $("undo-picture").hidden = !other;
     $("undo-picture").textContent = other ? `Back to ${this.before.picture.name}` : "";
+  }
+
+  /** Start from what a run had: its picture, and exactly its mask or none. */
+  restore(picture, mask = null) {
+    this.choose();
+    if (picture.id !== this.picture?.id) this.replace(picture, mask);
+    else this.masks.restore(mask);
   }
 
   /** Bring back the picture and the mask that were replaced or removed; once more brings on again. */
@@ -55,8 +81,8 @@ export class Input extends EventTarget {
     showView("input");
   }
 
-  /** Start from this picture, or from none; `mask` is what MaskEditor.kept gave. */
-  set(picture, mask = null) {
+  /** Start from this picture, or from none; `mask` as for `replace`. */
+  set(picture, mask) {
     const noiseBefore = this.picture?.kind === "noise";
     this.picture = picture;
     if (picture?.kind === "noise") this.form.set("image_strength", 0);
@@ -65,8 +91,7 @@ export class Input extends EventTarget {
     $("found-settings").hidden = true;
     this.masks.setPicture(picture?.kind === "noise" ? null : picture, mask);
     $("mask-open").disabled = !this.masks.mask;
-    if (picture && picture.width === null) this.sizes.setUnknown();
-    else this.sizes.setPicture(picture);
+    this.sizes.setPicture(picture);
     this.#note();
     this.#frame();
     this.#changed();
@@ -80,7 +105,10 @@ export class Input extends EventTarget {
     const { picture } = this;
     const says = [];
     if (picture?.kind === "noise") says.push("Starts from noise: nothing of a picture stays, so image strength is 0.");
-    if (picture && picture.width === null) says.push(`This browser cannot show ${picture.type} pictures. It is sent all the same; the server can read it.`);
+    if (picture && picture.width === null) {
+      const why = SERVERS.has(picture.type) ? `${picture.type} pictures, but the server can read them.` : "this picture: it may be damaged.";
+      says.push(`This browser cannot show ${why} It is sent all the same.`);
+    }
     if (picture?.alpha) says.push("Where it is transparent it counts as white.");
     if (picture?.kind === "file" && this.about.demo) {
       says.push(`The demo model has seen drawings like the samples only, and will not understand this picture. For real pictures: ${this.about.demo.command}`);

@@ -49,18 +49,20 @@ function dropping(input) {
 async function takeFirst(input, files) {
   if (!files.length) return;
   const [first, ...others] = files;
-  await input.take(first, first.name || "pasted.png", "file");
-  if (others.length) input.addNote(`Not taken: ${others.map(({ name }) => name).join(", ")}.`);
+  const taken = await input.take(first, first.name || "pasted.png", "file");
+  if (taken && others.length) input.addNote(`Not taken: ${others.map(({ name }) => name).join(", ")}.`);
 }
 
 const shipped = (file) => fetch(new URL(`static/pictures/${file}`, document.baseURI));
 
-/** Take a picture that the server ships; return whether it came. */
+/** Take a picture that the server ships; return whether it was taken. */
 async function fromServer(input, file, kind) {
+  const choice = input.choose();
   const response = await shipped(file).catch(() => null);
-  if (response?.ok) await input.take(await response.blob(), file, kind);
-  else input.complain(`${file} did not come: the server cannot be reached.`);
-  return Boolean(response?.ok);
+  const blob = response?.ok ? await response.blob().catch(() => null) : null;
+  if (blob) return input.take(blob, file, kind, choice);
+  if (choice === input.choice) input.complain(`${file} did not come: the server cannot be reached.`);
+  return false;
 }
 
 /** Show the samples; without them the page is none the worse. */
@@ -68,8 +70,8 @@ export async function samples(input) {
   const list = await shipped("samples.json").then((response) => response.json()).catch(() => []);
   for (const { file, shows, prompt, width, height } of list) {
     const take = async () => {
-      const empty = input.form.get("prompt").trim() === "";
-      if (await fromServer(input, file, "sample") && empty) input.form.set("prompt", prompt);
+      const taken = await fromServer(input, file, "sample");
+      if (taken && input.form.get("prompt").trim() === "") input.form.set("prompt", prompt);
     };
     $("samples").append(
       el("li", {}, el("button", { type: "button", onclick: take, title: shows },

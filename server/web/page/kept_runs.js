@@ -5,7 +5,8 @@ import { tab } from "./store.js";
 const KEY = "img2img.running";
 
 export class KeptRuns {
-  /** `before` has the runs that a reload or a crash cut off: `{id, seed, values, size, cell}`. */
+  /** `before` has the runs that a reload or a crash cut off: `{id, seed, values, size, cell,
+   * withdrawn}`. */
   constructor(tabId) {
     this.tabId = tabId;
     // A tab that was duplicated has the other one's list, whose runs are the other one's.
@@ -15,7 +16,14 @@ export class KeptRuns {
 
   /** Keep a job that is to be run; `cell` says that it is one of a grid. */
   add(job, cell = false) {
-    this.jobs.set(job.id, { ...job, cell });
+    this.jobs.set(job.id, { ...job, cell, withdrawn: false });
+    this.#save();
+  }
+
+  /** A run is to end, but the server has not said yet whether it does. */
+  withdraw(id) {
+    const job = this.jobs.get(id);
+    if (job) this.jobs.set(id, { ...job, withdrawn: true });
     this.#save();
   }
 
@@ -31,7 +39,8 @@ export class KeptRuns {
   }
 
   #save() {
-    const runs = [...this.jobs.values()].map(({ id, seed, values, size, cell }) => ({ id, tab: this.tabId, seed, values, size, cell }));
+    const runs = [...this.jobs.values()].map(({ id, seed, values, size, cell, withdrawn }) =>
+      ({ id, tab: this.tabId, seed, values, size, cell, withdrawn }));
     if (runs.length) tab.set(KEY, runs);
     else tab.remove(KEY);
   }

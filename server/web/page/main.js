@@ -4,7 +4,7 @@ import { ImageToImage } from "../../client.js";
 import { Account } from "./account.js";
 import { Costs } from "./costs.js";
 import { showDemo } from "./demo.js";
-import { $, announce, el, note } from "./dom.js";
+import { $, announce, el, meant, note } from "./dom.js";
 import { Draft } from "./draft.js";
 import { Form } from "./form.js";
 import { Grid } from "./grid.js";
@@ -61,17 +61,27 @@ class Page {
       this.showCosts();
       this.draft.saveInput();
     });
+    const shownSamples = samples(this.input);
+    intake(this.input);
+    const restored = this.#restore();
+    this.input.after = restored; // What is chosen meanwhile is taken then.
+    $("form").addEventListener("submit", (event) => event.preventDefault());
+    const pictures = await restored;
     this.#buttons();
     document.addEventListener("keydown", (event) => this.#key(event));
-    intake(this.input);
-    await samples(this.input);
-    const pictures = await this.draft.restore();
-    await this.results.load();
-    if (this.results.latest && !this.input.picture) await this.shown.open(this.results.latest);
     this.making.findAgain(pictures);
     this.account.refresh();
     this.showCosts();
+    await shownSamples;
     document.documentElement.dataset.ready = "true";
+  }
+
+  /** Bring back what was here before; resolves to the pictures of the runs that were cut off. */
+  async #restore() {
+    const pictures = await this.draft.restore();
+    await this.results.load();
+    if (this.results.latest && !this.input.picture) await this.shown.open(this.results.latest);
+    return pictures;
   }
 
   /** Name the model; while it loads, say so and ask again. */
@@ -124,7 +134,8 @@ class Page {
       event.preventDefault();
       this.making.run();
     });
-    $("cancel").addEventListener("click", () => this.runner.cancel());
+    $("generate").addEventListener("click", (event) => meant(event) || event.preventDefault());
+    $("cancel").addEventListener("click", (event) => meant(event) && this.runner.cancel());
     $("reset").addEventListener("click", () => {
       this.setValues(this.form.values());
       this.form.reset();
@@ -138,7 +149,11 @@ class Page {
 
   #key(event) {
     if (event.isComposing || event.defaultPrevented || document.querySelector("dialog[open]")) return;
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    const generates = event.key === "Enter" && (event.ctrlKey || event.metaKey);
+    if (event.repeat) {
+      // A key that is held is one click; Enter in a field submits the form too.
+      if (generates || (event.key === "Enter" && event.target.matches?.("input"))) event.preventDefault();
+    } else if (generates) {
       event.preventDefault();
       if (event.target.closest?.("#view-grid")) this.grid.run();
       else this.making.run();

@@ -2,7 +2,7 @@
 
 import { newKey } from "../../client.js";
 import { $ } from "./dom.js";
-import { thumbnail } from "./picture.js";
+import { shownSize, thumbnail } from "./picture.js";
 import { showError } from "./run.js";
 import { seeStage, showView } from "./stage.js";
 
@@ -10,7 +10,6 @@ export class Making {
   /** @param page what has the form, the input, the seed, the runner, the runs and the results */
   constructor(page) {
     this.page = page;
-    this.last = null;
     page.runner.addEventListener("cancelled", ({ detail }) => this.#cancelled(detail));
   }
 
@@ -19,8 +18,7 @@ export class Making {
     const { page } = this;
     $("form-error").replaceChildren();
     if (again) {
-      const lost = again.input.blob.size === 0;
-      if (!lost && again.input.id !== page.input.picture?.id) page.input.replace(again.input, again.maskKept);
+      if (again.input.blob.size > 0) page.input.restore(again.input, again.maskKept); // else it is lost
       page.form.setAll(again.values);
       page.sizes.match();
     }
@@ -33,22 +31,27 @@ export class Making {
     const error = await this.#follow(job);
     // It was another picture or mask then.
     if (again?.id && error?.status === 409 && error.retryAfter === null) this.run({ ...again, id: null });
-    else if (error) this.#failed(error);
+    else if (error) this.#failed(error, job);
   }
 
   /** Run a job, or watch one that goes on, and keep its picture. Resolves to what went wrong. */
-  async #follow(job) {
+  #follow(job) {
     const { page } = this;
-    this.last = job;
     const running = page.runner.start(job);
     showView("result");
     page.results.mark(null);
     page.draft.save(); // with the picture and the mask of the run
+    return this.#take(job, running);
+  }
+
+  /** Keep what `running` resolves to, if that is a picture. Resolves to what went wrong. */
+  async #take(job, running) {
+    const { page } = this;
     try {
       const result = await running;
       if (!result) return null;
       if (result.late) $("form-error").textContent = "It was finished already, and is among the results.";
-      await this.keep(job, result, !page.runner.running);
+      await this.keep(job, result, !page.runner.running && !job.cell);
       this.letGo(job.id);
       page.account.refresh();
       page.renew();
@@ -66,13 +69,18 @@ export class Making {
 
   /** Find what a reload or a crash cut off. Cells of a grid go to the strip. */
   async findAgain(pictures) {
-    const { input, runs, grid } = this.page;
+    const { input, runs, runner, grid } = this.page;
     for (const run of runs.before) {
       const kept = pictures.find(({ id }) => id === run.id) ?? { input: input.picture, maskKept: input.masks.kept };
       const from = kept.input ?? { id: newKey(), kind: "noise", name: "the input, which is lost", blob: new Blob() };
       const job = { ...run, input: from, maskKept: kept.maskKept, found: true };
-      if (run.cell) grid.find(job);
-      else this.#follow(job).then((error) => error && this.#failed(error));
+      const failed = (error) => error && !run.cell && this.#failed(error, job);
+      if (run.withdrawn) {
+        runs.add(job, run.cell);
+        runs.withdraw(job.id);
+        this.#take(job, runner.late(job)).then(failed);
+      } else if (run.cell) grid.find(job);
+      else this.#follow(job).then(failed);
     }
   }
 
@@ -107,21 +115,22 @@ export class Making {
   async keep({ seed, size, values, input, maskKept }, { picture, filtered, ignored }, show = true) {
     const record = {
       id: newKey(), at: Date.now(), picture, thumbnail: await thumbnail(picture),
-      seed, ...size, values, input: input.id, maskKept, fit: values.resize_mode, filtered, ignored,
+      seed, ...size, ...(await shownSize(picture)), values, input: input.id, maskKept, fit: values.resize_mode, filtered, ignored,
     };
     await this.page.results.add(record, input, show);
     if (show) await this.page.shown.show(record, input);
     return record;
   }
 
-  #failed(error) {
+  #failed(error, job) {
     const { page } = this;
-    if (page.shown.record) page.shown.open(page.shown.record);
-    else showView("input");
+    const later = page.runner.running; // Then it is of the run before, which was cancelled.
+    if (page.shown.record && !later) page.shown.open(page.shown.record, false);
+    else if (!later) showView("input");
     showError(error, page.form, {
       hasKey: Boolean(page.client.key),
       onKey: (reason) => page.account.ask(reason),
-      onAgain: () => this.run(this.last),
+      onAgain: () => this.run(job),
       onInput: (problem) => {
         showView("input");
         page.input.complain(problem);

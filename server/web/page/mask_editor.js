@@ -48,8 +48,9 @@ export class MaskEditor extends EventTarget {
     }
   }
 
-  /** A new picture: its mask is kept where the shape is the same, else it is gone. */
-  setPicture(picture, kept = null) {
+  /** A new picture with the mask that was `kept` of it, or with none (null). Where nothing is said of
+   * a mask (undefined), the one that is there stays if the shape is the same. */
+  setPicture(picture, kept) {
     const before = this.mask;
     this.mask = picture?.width ? new Mask(picture.width, picture.height) : null;
     this.fit();
@@ -59,7 +60,7 @@ export class MaskEditor extends EventTarget {
       const shape = ({ width, height }) => width / height;
       const same = before && Math.abs(shape(before.picture) / shape(picture) - 1) < 0.01;
       if (kept && kept.picture.width === picture.width && kept.picture.height === picture.height) this.mask = Mask.of(kept);
-      else if (same && !before.empty) this.mask.take(before);
+      else if (kept === undefined && same && !before.empty) this.mask.take(before);
       this.canvas.width = this.mask.width;
       this.canvas.height = this.mask.height;
       this.#paint();
@@ -83,6 +84,14 @@ export class MaskEditor extends EventTarget {
 
   get kept() {
     return this.painted ? this.mask.kept() : null;
+  }
+
+  /** Exactly the mask that was `kept` of this picture, or none; it can be undone. */
+  restore(kept) {
+    const bits = this.kept?.bits ?? [];
+    const wanted = kept?.bits ?? [];
+    if (bits.length === wanted.length && bits.every((byte, at) => byte === wanted[at])) return;
+    this.#change((mask) => (kept ? mask.take(Mask.of(kept)) : mask.clear()));
   }
 
   // Tools

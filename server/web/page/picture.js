@@ -33,7 +33,7 @@ export async function readPicture(blob, name, kind, maxBytes) {
 }
 
 /** Upright width and height as the browser shows them (EXIF applied), or null. */
-async function shownSize(blob) {
+export async function shownSize(blob) {
   const url = URL.createObjectURL(blob);
   try {
     const image = new Image();

@@ -79,13 +79,11 @@ export class Results {
   /** Delete a result; the last deletion can be undone. */
   async delete(id) {
     await this.#take([this.records.get(id)]);
-    await this.pictures.deleteResult(id);
   }
 
   async clear() {
     if (!window.confirm(`Delete all ${this.records.size} results?`)) return;
     await this.#take([...this.records.values()]);
-    await this.pictures.clearResults();
   }
 
   async #take(records) {
@@ -94,6 +92,7 @@ export class Results {
     this.gone = records.map((record) => ({ record, input: inputs.get(record.input) }));
     for (const { id } of records) this.#remove(id);
     this.#count();
+    await this.pictures.deleteResults(records.map(({ id }) => id));
   }
 
   /** Bring back what was deleted last. */

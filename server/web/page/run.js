@@ -1,14 +1,11 @@
 /** One run: from the click to the picture in hand, a cancel or an error. */
 
-import { ImageToImageError } from "../../client.js";
 import { keyProblem } from "./account.js";
 import { duration } from "./costs.js";
-import { $, announce, el, sentence } from "./dom.js";
+import { $, announce, el, sentence, swap } from "./dom.js";
+import { connection, cutOff, LOST_PATIENCE, LOST_PAUSE, settle, withdraw } from "./withdrawal.js";
 
 const TITLE = "img2img";
-const CANCEL_PATIENCE = 2000; // A browser that has all its connections in use sends nothing.
-const LOST_PAUSE = 5000;
-const LOST_PATIENCE = 300_000;
 
 export class Runner extends EventTarget {
   /** @param client an ImageToImage @param view the ResultView @param runs the KeptRuns */
@@ -35,27 +32,36 @@ export class Runner extends EventTarget {
   cancel() {
     if (!this.running) return;
     const { aborter, job } = this;
-    job.cancelling = this.#withdraw(job, aborter);
+    this.runs.withdraw(job.id);
+    job.cancelling = withdraw(this.client, job.id, aborter);
     this.#ended("Cancelling");
     this.view.end();
     this.dispatchEvent(new CustomEvent("cancelled", { detail: "Cancelling…" }));
   }
 
-  /** Resolve to what the server says of the withdrawal, null where it cannot be asked. */
-  async #withdraw(job, aborter) {
-    const state = await withdraw(this.client, job.id, aborter);
-    if (state === "finished") return state;
-    this.runs.remove(job.id);
-    const text = {
-      null: "Cancelled here, but the server does not answer: it ends the run by itself.",
-      cancelled: "Cancelled; nothing was charged.",
-      unknown: "Cancelled.", // It may be another server's, which had finished it.
-    }[state];
-    if (!this.running) {
-      announce(text);
-      $("form-error").textContent = text;
+  /** Resolve to the result of a run that was cancelled too late, else to null. Its id is kept until
+   * the server has said which; rejects where it may have been finished and is not there. */
+  async late(job) {
+    const heard = await job.cancelling;
+    if (heard === null) this.#tell("Cancelled here, but the server does not answer. Unless the run finishes first, it is withdrawn.");
+    try {
+      const { state, result } = await settle(this.client, job.id, heard ?? null);
+      if (result) return { ...result, ...job, late: true };
+      if (state === null) return null; // The next reload asks again.
+      this.runs.remove(job.id);
+      // What is unknown may be another server's, which had finished it.
+      this.#tell(state === "cancelled" ? "Cancelled; nothing was charged." : "Cancelled.");
+      return null;
+    } catch (error) {
+      this.runs.remove(job.id);
+      throw error;
     }
-    return state;
+  }
+
+  #tell(text) {
+    if (this.running) return;
+    announce(text);
+    $("form-error").textContent = text;
   }
 
   /**
@@ -68,8 +74,7 @@ export class Runner extends EventTarget {
     const aborter = new AbortController();
     this.aborter = aborter;
     this.job = job;
-    $("generate").hidden = true;
-    $("cancel").hidden = false;
+    swap($("generate"), $("cancel"));
     this.runs.add(job);
     this.view.begin(job.input, job.size, job.values.resize_mode);
     this.milestone = null;
@@ -79,14 +84,12 @@ export class Runner extends EventTarget {
         if (event.evaluation > 0) firstStep ??= { at: performance.now(), step: event.evaluation };
         this.#progress(event, firstStep);
       });
-      if (this.aborter !== aborter) {
-        return (await job.cancelling) === "finished" ? { ...result, ...job, late: true } : null;
-      }
+      if (this.aborter !== aborter) return { ...result, ...job, late: true };
       this.#ended("Done", "✓");
       return { ...result, ...job };
     } catch (error) {
-      if (this.aborter !== aborter) return null; // Cancelled: said already.
-      if (!error.lost) this.runs.remove(job.id); // else a reload looks for it
+      if (this.aborter !== aborter) return this.late(job);
+      if (isOver(job, error)) this.runs.remove(job.id); // else a reload looks for it
       this.view.end();
       this.#ended("Failed", "✕");
       throw error;
@@ -100,12 +103,12 @@ export class Runner extends EventTarget {
     let events = job.found ? this.client.watch(job.id, { signal })
       : this.client.stream(job.fields, { signal, runId: job.id, idempotencyKey: job.id });
     let heard = performance.now();
-    for (let sent = Boolean(job.found); ; ) {
+    for (job.sent = Boolean(job.found); ; ) {
       try {
         for await (const event of events) {
           if (event.type !== "retry") {
             heard = performance.now();
-            sent = true;
+            job.sent = true;
           }
           if (event.type === "result") return event;
           if (!current()) continue;
@@ -113,8 +116,8 @@ export class Runner extends EventTarget {
           else onProgress(event);
         }
       } catch (error) {
-        if (error.status === 404 && sent) throw cutOff();
-        if (!error.lost || !sent || !current() || performance.now() - heard > LOST_PATIENCE) throw error;
+        if (error.status === 404 && job.sent) throw cutOff();
+        if (!error.lost || !job.sent || !current() || performance.now() - heard > LOST_PATIENCE) throw error;
       }
       this.#say(null, "No connection to the server. The run is looked for as soon as it is back.", "No connection to the server");
       await connection(LOST_PAUSE, signal);
@@ -158,44 +161,16 @@ export class Runner extends EventTarget {
 
   #ended(text, mark = "") {
     this.aborter = null;
-    $("generate").hidden = false;
-    $("cancel").hidden = true;
+    swap($("cancel"), $("generate"));
     document.title = mark && document.hidden ? `${mark} ${TITLE}` : TITLE;
     announce(text);
   }
 }
 
-/** Withdraw a run, and end its stream unless it is finished already. Resolves to what the server says
- * of it, null where it cannot be asked. */
-export async function withdraw(client, id, aborter) {
-  const told = client.cancel(id).catch(() => null);
-  const patience = new Promise((resolve) => setTimeout(resolve, CANCEL_PATIENCE, null));
-  const state = await Promise.race([told, patience]);
-  if (state !== "finished") aborter.abort();
-  return state;
-}
-
-/** Why a run that was begun is not there any more: of one that was finished the answer may be gone. */
-export function cutOff() {
-  const error = new ImageToImageError("The run was cut off. Unless it was finished by then, nothing was charged.");
-  error.cutOff = true;
-  return error;
-}
-
-/** Wait for a while, or until the network or the page is back. */
-function connection(milliseconds, signal) {
-  return new Promise((resolve) => {
-    const done = new AbortController();
-    const end = () => {
-      clearTimeout(timer);
-      done.abort();
-      resolve();
-    };
-    const timer = setTimeout(end, milliseconds);
-    window.addEventListener("online", end, { signal: done.signal });
-    document.addEventListener("visibilitychange", () => document.hidden || end(), { signal: done.signal });
-    signal.addEventListener("abort", end, { signal: done.signal });
-  });
+/** Whether there is nothing to be found any more of a run that met `error`. */
+function isOver(job, error) {
+  if (!job.sent) return !error.lost;
+  return Boolean(error.cutOff || error.ended) || (error.status === 409 && !error.mayRetry);
 }
 
 const PHASES = { queued: "Queued", encoding: "Reading the picture", denoising: "Starting", decoding: "Finishing" };

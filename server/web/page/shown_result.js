@@ -12,6 +12,7 @@ export class ShownResult {
     this.page = page;
     this.record = null;
     this.input = null;
+    this.wanted = null; // what was chosen last, which is shown once its input is here
     $("use-as-input").addEventListener("click", () => this.#useAsInput());
     $("use-settings").addEventListener("click", () => this.#useSettings());
     $("use-seed").addEventListener("click", () => page.form.set("seed", this.record.seed));
@@ -20,20 +21,22 @@ export class ShownResult {
 
   /** Show a result of the strip, unless a run is shown. */
   async open(record, change = true) {
+    this.wanted = record;
     // One that was deleted is shown until another is.
     const here = record === this.record ? this.input : null;
     const input = (await this.page.pictures.input(record.input)) ?? here;
-    if (this.page.runner.running) return;
+    if (this.page.runner.running || this.wanted !== record) return;
     await this.show(record, input);
     if (change) showView("result");
   }
 
   /** Show a result beside the input that it was made of, if that is known. */
   async show(record, input) {
-    this.record = record;
+    this.record = this.wanted = record;
     this.input = input;
     this.page.results.mark(record.id);
     await this.page.view.finish(record, input);
+    if (this.record !== record) return; // Another was opened meanwhile.
     const download = $("download");
     download.download = `img2img-${record.seed}.png`;
     if (this.url) URL.revokeObjectURL(this.url);
@@ -55,9 +58,8 @@ export class ShownResult {
   /** All that made it: input, mask, settings and seed. */
   #useSettings() {
     const { values, seed, maskKept } = this.record;
-    const { picture } = this.page.input;
     // The input first: sizes go by its shape.
-    if (this.input && (this.input.id !== picture?.id || maskKept)) this.page.input.replace(this.input, maskKept);
+    if (this.input) this.page.input.restore(this.input, maskKept);
     this.page.setValues({ ...values, seed });
   }
 

@@ -7,13 +7,15 @@ const SCALES = [
   ["larger", 1.5, "Larger"],
   ["largest", 2, "Largest"],
 ];
+const BLANK = ["", ""]; // The server takes the picture's own size.
 
 export class Sizes {
   /** @param form the Form @param about the server's description of itself */
   constructor(form, about) {
     this.form = form;
     this.about = about;
-    this.picture = null;
+    this.picture = null; // its shape, where that is known
+    this.unknown = false; // a picture of a shape that this browser cannot tell
     const { minimum, maximum, step } = form.fields.get("width");
     this.sides = { minimum, maximum, step };
     this.chips = el("div", { class: "chips" });
@@ -87,6 +89,7 @@ export class Sizes {
     const side = this.about.native_side;
     const offered = SCALES.map(([mode, scale, title]) => [mode, title, this.#near(ratio, side * scale)]);
     if (this.picture) offered.push(["picture", "The picture's own size, the API's default", this.#pictures(this.picture)]);
+    if (this.unknown) offered.unshift(["server", "The picture's own size, which the server knows", BLANK]);
     const seen = new Set();
     this.offered = offered.filter(([, , size]) => !seen.has(size.join()) && seen.add(size.join()));
     const chip = (mode, title, text) => {
@@ -95,7 +98,7 @@ export class Sizes {
     };
     this.chips.replaceChildren(
       ...this.offered.map(([mode, title, [width, height]]) =>
-        chip(mode, title, [`${width} × ${height}`, el("small", { "data-size": `${width}x${height}` })])),
+        chip(mode, title, width === "" ? ["as the picture"] : [`${width} × ${height}`, el("small", { "data-size": `${width}x${height}` })])),
       chip("custom", "Another size", ["Other"]),
     );
     this.#follow();
@@ -103,16 +106,16 @@ export class Sizes {
 
   /** Use the picture's ratio, or a square without one; sizes chosen by hand stay. */
   setPicture(picture) {
-    this.picture = picture;
+    this.unknown = picture?.width === null;
+    this.picture = this.unknown ? null : picture;
     this.#drawChips();
     if (this.mode !== "custom") this.choose(this.mode);
   }
 
-  /** A picture whose shape this browser cannot tell: the server goes by it. */
-  setUnknown() {
-    this.setPicture(null);
-    this.form.set("width", "");
-    this.form.set("height", "");
+  /** A picture is newly taken: where its shape is unknown the server goes by it, unless a size was
+   * chosen. */
+  expect(picture) {
+    if (picture?.width === null && this.mode === "native") this.mode = "server";
   }
 
   /** Take a mode's size. */
@@ -144,7 +147,7 @@ export class Sizes {
 
   /** Sides set from elsewhere: the chip that has them, else "Other". */
   match() {
-    const size = [this.width.value, this.height.value].map(Number).join();
+    const size = [this.width.value, this.height.value].map((side) => (side === "" ? side : Number(side))).join();
     this.mode = this.offered.find(([, , offered]) => offered.join() === size)?.[0] ?? "custom";
     this.#follow();
   }

@@ -61,6 +61,12 @@ function done(request) {
   });
 }
 
+/** Those of the inputs' ids that none of the results has. */
+function unwanted(ids, results) {
+  const wanted = new Set([...results].map(({ input }) => input));
+  return [...ids].filter((id) => !wanted.has(id));
+}
+
 /** Pictures, by IndexedDB. `onTrouble(text)` is told once what is not kept. */
 export class Pictures {
   constructor(onTrouble) {
@@ -107,13 +113,13 @@ export class Pictures {
     return done((await this.#transaction(store, "readonly")).objectStore(store).getAll());
   }
 
-  async #write(store, change) {
-    const transaction = await this.#transaction(store, "readwrite");
+  async #write(stores, change) {
+    const transaction = await this.#transaction(stores, "readwrite");
     const ended = new Promise((resolve, reject) => {
       transaction.oncomplete = resolve;
       transaction.onabort = () => reject(transaction.error ?? new DOMException("", "AbortError"));
     });
-    change(transaction.objectStore(store));
+    change(...stores.map((store) => transaction.objectStore(store)));
     await ended;
   }
 
@@ -122,12 +128,25 @@ export class Pictures {
       this.memory[store].set(record.id, record);
       return;
     }
-    await this.#write(store, (records) => records.put(record));
+    await this.#write([store], (records) => records.put(record));
+  }
+
+  /** Both at once, or another tab that deletes takes the input for one that nothing has. */
+  async #putResult(record, input) {
+    if (!this.database) {
+      if (input) this.memory[INPUTS].set(input.id, input);
+      this.memory[RESULTS].set(record.id, record);
+      return;
+    }
+    await this.#write([RESULTS, INPUTS], (results, inputs) => {
+      results.put(record);
+      if (input) inputs.put(input);
+    });
   }
 
   async #delete(store, id) {
     if (!this.database) this.memory[store].delete(id);
-    else await this.#write(store, (records) => records.delete(id));
+    else await this.#write([store], (records) => records.delete(id));
   }
 
   /** Results, oldest first. */
@@ -153,14 +172,13 @@ export class Pictures {
     const kept = await this.results();
     const drop = async () => {
       const oldest = kept.shift();
-      await this.deleteResult(oldest.id);
+      await this.deleteResults([oldest.id]);
       dropped.push(oldest.id);
     };
     while (kept.length >= MOST_RESULTS) await drop();
     for (;;) {
       try {
-        if (input) await this.#put(INPUTS, input);
-        await this.#put(RESULTS, record);
+        await this.#putResult(record, input);
         return { dropped, full };
       } catch (error) {
         full = isFull(error);
@@ -170,20 +188,21 @@ export class Pictures {
     }
   }
 
-  /** Forget a result, and its input if no other result has it. */
-  async deleteResult(id) {
-    await this.#delete(RESULTS, id).catch(() => {});
-    const wanted = new Set((await this.results()).map(({ input }) => input));
-    for (const input of await this.#all(INPUTS).catch(() => [])) {
-      if (!wanted.has(input.id)) await this.#delete(INPUTS, input.id).catch(() => {});
+  /** Forget these results, and the inputs that no result has any more. Those of other tabs stay. */
+  async deleteResults(ids) {
+    if (!this.database) {
+      const { [RESULTS]: results, [INPUTS]: inputs } = this.memory;
+      for (const id of ids) results.delete(id);
+      for (const id of unwanted(inputs.keys(), results.values())) inputs.delete(id);
+      return;
     }
-  }
-
-  async clearResults() {
-    for (const store of [RESULTS, INPUTS]) {
-      this.memory[store].clear();
-      if (this.database) await this.#write(store, (records) => records.clear()).catch(() => {});
-    }
+    await this.#write([RESULTS, INPUTS], (results, inputs) => {
+      for (const id of ids) results.delete(id);
+      const [left, kept] = [results.getAll(), inputs.getAllKeys()];
+      kept.onsuccess = () => {
+        for (const id of unwanted(kept.result, left.result)) inputs.delete(id);
+      };
+    }).catch(() => {});
   }
 
   /** The picture and mask of a tab, or of the latest one for a tab that is new. */
@@ -205,7 +224,7 @@ export class Pictures {
         this.#lost();
         return;
       }
-      await this.deleteResult(oldest.id);
+      await this.deleteResults([oldest.id]);
       this.onTrouble("Storage is full: the oldest result was dropped.");
       await this.saveDraft(id, draft);
     }

@@ -5,12 +5,13 @@ import { textsOf } from "./texts.js";
 import { translated } from "./translate.js";
 import { settingsIn } from "./writers.js";
 
-/** Look into a picture and offer what is there; `take(values)` sets the form. */
-export async function offerSettings(blob, form, take) {
+/** Look into a picture and offer what is there, if it is `wanted()` still; `take(values)` sets the
+ * form. */
+export async function offerSettings(blob, form, take, wanted) {
   const place = $("found-settings");
   place.hidden = true;
   const settings = settingsIn(await textsOf(blob));
-  if (!settings) return;
+  if (!settings || !wanted()) return;
   const { values, notes } = translated(settings, form.fields);
   if (values.prompt === undefined && values.seed === undefined && values.steps === undefined) return;
   const { prompt, seed, ...others } = values;

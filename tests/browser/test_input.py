@@ -1,0 +1,242 @@
+"""What becomes the input: the last choice wins, and nothing that was typed or chosen is lost."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.browser.visitor import GENERATE, QUICK, Visitor, expect, wait_until
+from tests.server.pictures import file_of, gradient
+from tests.server.server_process import ServerProcess
+
+Visit = Callable[..., Visitor]
+
+
+@pytest.fixture
+def visitor(visit: Visit, real_server: ServerProcess) -> Visitor:
+    return visit(real_server.url)
+
+
+EARLY = """
+    const drop = async () => {
+        const canvas = new OffscreenCanvas(40, 30);
+        canvas.getContext("2d").fillRect(0, 0, 40, 30);
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([await canvas.convertToBlob()], "early.png"));
+        const event = {dataTransfer: transfer, bubbles: true, cancelable: true};
+        document.body.dispatchEvent(new DragEvent("drop", event));
+    };
+    new MutationObserver((_, observer) => {
+        const prompt = document.getElementById("prompt");
+        if (!prompt || !sessionStorage.getItem("early")) return;
+        observer.disconnect();
+        prompt.value = "typed early";
+        prompt.dispatchEvent(new Event("input", {bubbles: true}));
+        drop();
+    }).observe(document, {childList: true, subtree: true});
+"""
+
+
+def test_what_is_typed_and_dropped_just_after_opening_stays(
+    visit: Visit, real_server: ServerProcess
+) -> None:
+    visitor = visit(real_server.url, script=EARLY)
+    page = visitor.page
+    visitor.sample()
+    visitor.fill(prompt="before", steps="20")
+    page.wait_for_timeout(500)
+    page.evaluate("sessionStorage.setItem('early', 'yes')")
+    page.reload()
+    visitor.ready()
+    expect(page.locator("#stage-note")).to_have_text("early.png · 40 × 30")
+    expect(page.locator("#prompt")).to_have_value("typed early")
+    expect(page.locator("#steps")).to_have_value("20")
+    page.get_by_role("button", name="Back to house.png").click()
+    expect(page.locator("#stage-note")).to_have_text("house.png · 384 × 384")
+
+
+def test_the_picture_chosen_last_wins(visitor: Visitor) -> None:
+    page = visitor.page
+    page.locator('#samples img[src$="house.png"]').wait_for()
+    held: list[Any] = []
+    page.route("**/pictures/house.png", lambda route: held.append(route))
+    house, star = (page.locator(f'#samples img[src$="{name}.png"]') for name in ("house", "star"))
+    house.click()
+    star.click()
+    expect(page.locator("#stage-note")).to_contain_text("star.png")
+    with page.expect_response("**/pictures/house.png"):
+        held[0].continue_()
+    page.wait_for_timeout(300)
+    expect(page.locator("#stage-note")).to_contain_text("star.png")
+    expect(page.locator("#prompt")).to_have_value("a pink heart")
+    # A file after it, which is there at once.
+    file = {"name": "b.png", "mimeType": "image/png", "buffer": file_of(gradient(60, 40))}
+    page.locator("#file").set_input_files(file)
+    expect(page.locator("#stage-note")).to_have_text("b.png · 60 × 40")
+
+
+def paint(visitor: Visitor, x: float, y: float) -> None:
+    """Paint a dot on the input, with the mask's tools out."""
+    tools = visitor.page.locator("#mask-tools")
+    visitor.page.locator("#show-input").click()
+    if not tools.is_visible():
+        visitor.page.locator("#mask-open").click()
+        tools.wait_for()
+    box = visitor.page.locator("#mask").bounding_box()
+    visitor.page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
+    expect(visitor.page.locator("#mask-open")).to_have_text("Mask ●")
+
+
+@pytest.mark.slow("browser")
+def test_what_had_no_mask_comes_back_without_one(visitor: Visitor) -> None:
+    page = visitor.page
+    mask = page.locator("#mask-open")
+    visitor.sample("star")
+    visitor.fill(**QUICK)
+    visitor.generate()
+    visitor.result()
+    # "Use its settings" on the same picture; it can be undone.
+    paint(visitor, 0.5, 0.5)
+    page.locator("#show-result").click()
+    page.locator("#use-settings").click()
+    expect(mask).to_have_text("Mask")
+    page.locator("#show-input").click()
+    page.locator("#mask-undo").click()
+    expect(mask).to_have_text("Mask ●")
+    # On another one of the same shape, which a file keeps the mask for.
+    buffer = file_of(gradient(384, 384))
+    page.locator("#file").set_input_files(
+        {"name": "b.png", "mimeType": "image/png", "buffer": buffer}
+    )
+    expect(page.locator("#stage-note")).to_contain_text("b.png")
+    expect(mask).to_have_text("Mask ●")
+    page.locator("#show-result").click()
+    page.locator("#use-settings").click()
+    expect(page.locator("#stage-note")).to_contain_text("star.png")
+    expect(mask).to_have_text("Mask")
+    # "Back to ...", to the one with the mask and from it.
+    page.locator("#show-input").click()
+    page.locator("#undo-picture", has_text="b.png").click()
+    expect(mask).to_have_text("Mask ●")
+    page.locator("#undo-picture", has_text="star.png").click()
+    expect(page.locator("#stage-note")).to_contain_text("star.png")
+    expect(mask).to_have_text("Mask")
+
+
+@pytest.mark.slow("browser")
+def test_run_again_has_the_mask_of_its_run(visitor: Visitor) -> None:
+    page = visitor.page
+    bodies: list[bytes] = []
+
+    def busy(route: Any) -> None:
+        bodies.append(route.request.post_data_buffer)
+        error = {"code": -1, "message": "the server is busy", "data": None}
+        route.fulfill(status=503, headers={"Retry-After": "999"}, json=error)
+
+    page.route(f"**{GENERATE}", busy)
+    visitor.sample("star")
+    visitor.generate()
+    again = page.get_by_role("button", name="Run again with the same seed")
+    again.wait_for()
+    paint(visitor, 0.5, 0.5)
+    again.click()
+    expect(page.locator("#mask-open")).to_have_text("Mask")
+    again.wait_for()
+    wait_until(page, "document.getElementById('cancel').hidden")
+    assert len(bodies) == 2
+    assert [b'name="mask"' in body for body in bodies] == [False, False]
+
+
+def refuse(visitor: Visitor, message: str) -> None:
+    error = {"code": -1, "message": message, "data": None}
+    visitor.page.route(f"**{GENERATE}", lambda route: route.fulfill(status=400, json=error))
+
+
+@pytest.mark.slow("browser")
+@pytest.mark.parametrize(("field", "name"), [("init_image", "picture"), ("mask", "mask")])
+def test_a_complaint_about_the_input_is_seen_beside_an_earlier_result(
+    visitor: Visitor, field: str, name: str
+) -> None:
+    page = visitor.page
+    visitor.sample()
+    visitor.fill(**QUICK)
+    visitor.generate()
+    visitor.result()
+    refuse(visitor, f"{field}: is no picture")
+    visitor.generate()
+    note = page.locator("#picture-note", has_text=f"The {name} is no picture")
+    expect(note).to_be_visible()
+    page.wait_for_timeout(500)
+    expect(note).to_be_visible()
+    # Another complaint leaves the earlier result in its place.
+    page.unroute(f"**{GENERATE}")
+    refuse(visitor, "steps: is too much")
+    visitor.generate()
+    expect(page.locator("#steps-problem")).to_have_text("is too much")
+    expect(page.locator("#result-actions")).to_be_visible()
+
+
+def test_a_picture_that_is_damaged_is_not_called_readable(visitor: Visitor) -> None:
+    buffer = file_of(gradient(60, 40))
+    file = {"name": "cut.png", "mimeType": "image/png", "buffer": buffer[:30]}
+    visitor.page.locator("#file").set_input_files(file)
+    note = visitor.page.locator("#picture-note", has_text="It is sent all the same.")
+    expect(note).to_contain_text("cannot show this picture: it may be damaged")
+
+
+def take_tiff(visitor: Visitor, name: str) -> None:
+    buffer = file_of(gradient(600, 300), "TIFF")
+    file = {"name": name, "mimeType": "image/tiff", "buffer": buffer}
+    visitor.page.locator("#file").set_input_files(file)
+    expect(visitor.page.locator("#stage-note")).to_have_text(name)
+
+
+@pytest.mark.slow("browser")
+def test_a_picture_of_unknown_shape_keeps_it(visitor: Visitor) -> None:
+    page = visitor.page
+    take_tiff(visitor, "a.tiff")
+    expect(page.locator("#picture-note")).to_contain_text("TIFF pictures, but the server can")
+    chip = page.locator("#sizes label", has_text="as the picture").locator("input")
+    expect(chip).to_be_checked()
+    expect(page.locator("#cost")).to_be_empty()
+    bodies: list[bytes] = []
+
+    def note(route: Any) -> None:
+        bodies.append(route.request.post_data_buffer)
+        route.continue_()
+
+    page.route(f"**{GENERATE}", note)
+    visitor.fill(prompt="a red house", **QUICK)
+    visitor.generate()
+    visitor.result()
+    assert not re.search(rb'name="(width|height)"', bodies[0])
+    expect(page.locator("#after")).to_have_js_property("naturalWidth", 640)
+    expect(page.locator("#after")).to_have_js_property("naturalHeight", 320)
+    box = page.locator("#result-box").bounding_box()
+    assert box["width"] / box["height"] == pytest.approx(2, abs=0.02)
+    page.wait_for_timeout(500)
+    page.reload()
+    visitor.ready()
+    expect(chip).to_be_checked()
+    # Sizes that are chosen stay, over a reload and with another picture.
+    page.locator('input[name="size"][value="larger"]').check()
+    chosen = page.locator("#cost").inner_text()
+    page.wait_for_timeout(500)
+    page.reload()
+    visitor.ready()
+    take_tiff(visitor, "b.tiff")
+    expect(page.locator('input[name="size"][value="larger"]')).to_be_checked()
+    expect(page.locator("#cost")).to_have_text(chosen)
+    page.locator('input[name="size"][value="custom"]').check()
+    visitor.fill(width="640", height="384")
+    take_tiff(visitor, "c.tiff")
+    expect(page.locator("#cost")).to_contain_text("640 × 384")
+    # A picture that is shown has chips of its own again.
+    page.locator('input[name="size"][value="server"]').check()
+    page.locator("#remove-picture").click()
+    visitor.sample("star")
+    expect(page.locator('input[name="size"][value="native"]')).to_be_checked()
+    expect(page.locator("#cost")).to_contain_text("320 × 320")
