@@ -79,8 +79,7 @@ def _uploads(image: Any, mask: Any, most: int) -> tuple[bytes, bytes | None]:
 async def txt2img(request: Request, admission: Admitted) -> Response:
     """Make images from noise."""
     flow = Flow(request, admission)
-    body = await json_of(request, flow.limit)
-    return await _respond(request, flow, body)
+    return await _respond(request, flow, await json_of(request, flow.limit))
 
 
 async def _respond(
@@ -104,7 +103,7 @@ async def _respond(
     beginning = flow.begin(
         asked.asked(styles, upload, mask),
         body.fingerprint,
-        keeps_upload=asked.include_init_images,
+        keeps_upload=_has_images(shown_fields),
     )
     del body, fields, upload, mask
     begun = await beginning
@@ -140,6 +139,13 @@ def _packed(
         "info": json.dumps(_info(asked, shown, model, made)),
     }
     return Answer(json_bytes(answer))
+
+
+def _has_images(value: Any) -> bool:
+    """Return whether a value of the request has a long text, which is an image, in it."""
+    if isinstance(value, dict):
+        return any(map(_has_images, value.values()))
+    return any(map(_has_images, value)) if isinstance(value, list) else isinstance(value, LongText)
 
 
 def _plain(value: Any) -> Any:

@@ -93,7 +93,9 @@ async def generations(request: Request, admission: Admitted) -> Response:
     name_ignored(request, ignored)
     asked = _form(request, flow, form)
     images = _images_request(asked)
-    return await _respond(request, flow, asked, images, form.fingerprint, "image_generation")
+    answering = _respond(request, flow, asked, images, form.fingerprint, "image_generation")
+    del body, form
+    return await answering
 
 
 @router.get("/v1/models")

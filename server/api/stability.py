@@ -131,7 +131,9 @@ async def text_to_image(request: Request, admission: Admitted, engine: str) -> R
     asked = parsed(TextToImageForm, texts_of(body.fields, names))
     prompts = combined(prompts_of_json(body.fields.get("text_prompts")))
     images = asked.asked(prompts, width=asked.width, height=asked.height)
-    return await _respond(request, flow, asked.samples, images, body.fingerprint)
+    answering = _respond(request, flow, asked.samples, images, body.fingerprint)
+    del body
+    return await answering
 
 
 @router.get("/engines/list")

@@ -77,8 +77,9 @@ def by_server(url: str) -> AbstractAsyncContextManager[Maker]:
     try:
         client = AsyncClient(url)
     except ValueError as error:
+        # Others are the environment's, of a proxy's address.
         name, _, why = str(error).partition(": ")
-        told = {"url": "--url", "key": KEY_VARIABLE}[name]
+        told = {"url": "--url", "key": KEY_VARIABLE}.get(name, name)
         raise NotMade(f"{told}: {why}", USAGE_ERROR) from None
 
     @asynccontextmanager

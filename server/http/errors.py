@@ -223,11 +223,7 @@ def logged_api_error(error: Exception, seconds: float) -> ApiError:
 
     An exception that has no place in `API_ERRORS` is a fault of ours.
     """
-    if not isinstance(error, ANSWERED):
-        unforeseen = GenerationFailed(str(error))
-        unforeseen.__cause__ = error
-        error = unforeseen
-    answer = api_error(error, seconds)
+    answer = api_error(error, seconds) if isinstance(error, ANSWERED) else InternalError()
     current_record().status = answer.status  # which a stream of events has no other place for
     if isinstance(answer, InternalError):
         logger.error("the generation failed", exc_info=error)

@@ -56,6 +56,13 @@ def asking(apis: Apis, api: str, image: bytes, **headers: str) -> Callable[[], A
             return lambda: apis.stability(
                 path="/image-to-image/masking", files=files, mask_source="MASK_IMAGE_WHITE"
             )
+        case "a1111 from noise":
+            return lambda: apis.json("/sdapi/v1/txt2img", {"prompt": "a", "init_images": [text]})
+        case "openai from noise":
+            return lambda: apis.json(GENERATIONS, {"prompt": "a", "image": text})
+        case "stability from noise":
+            body = {"text_prompts": [{"text": "a"}], "odd": text}
+            return lambda: apis.json(f"{STABILITY}/text-to-image", body)
         case _:
             return lambda: apis.img2img(init_images=[text], mask=text)
 
@@ -95,7 +102,11 @@ def test_an_interruption_is_of_its_own_api(
 
 
 @pytest.mark.parametrize(
-    "api", ["contract", "openai", "openai json", "stability", "masking", "a1111"]
+    "api",
+    [
+        *("contract", "openai", "openai json", "openai from noise", "a1111", "a1111 from noise"),
+        *("stability", "masking", "stability from noise"),
+    ],
 )
 def test_an_upload_is_not_held_while_it_is_worked_on(
     apis: Apis, engine: StubEngine, api: str
@@ -120,6 +131,16 @@ def test_an_upload_is_not_held_while_it_is_worked_on(
     engine.holding = False
     assert asked.answer().status_code == 200
     assert sum(found.size for found in held) < len(image) / 10
+
+
+def test_images_that_an_answer_gives_back_are_counted_until_then(
+    apis: Apis, engine: StubEngine
+) -> None:
+    scripts = {"controlnet": {"args": [{"image": "A" * 50_000}]}}
+    asked = Asked(engine, lambda: apis.img2img(alwayson_scripts=scripts))
+    assert apis.client.app.state.byte_budget.held > 50_000  # type: ignore[attr-defined]
+    engine.holding = False
+    assert asked.answer().status_code == 200
 
 
 def test_a_style_counts_once(apis: Apis, engine: StubEngine) -> None:

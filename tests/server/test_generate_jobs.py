@@ -297,6 +297,15 @@ def test_a_key_that_no_header_can_carry_is_said_to_be_so(
     )
 
 
+def test_a_proxy_that_is_none_is_said_to_be_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "odd://nowhere")
+    result = runner.invoke(app, ["generate", "in/a.png", "a", "--url", "http://localhost:1"])
+    assert result.exit_code == 2, result.output
+    assert "proxy" in result.stderr
+
+
 def test_a_grid_has_every_picture_and_what_differs(folder: Path, made: list[Job]) -> None:
     Path("jobs.csv").write_text(
         "input,prompt,steps\nin/a.png,a cat,10\nin/a.png,a cat,20\nin/a.png,fail,20\n"
