@@ -32,10 +32,11 @@ from server.cpus import usable_cpus
 # prints what that is), and pairs whose kinds of thing differ, as few edits of four do.
 WORD_TIMES = {
     **dict.fromkeys(("anime", "pixel-art", "neon-punk", "low-poly"), 2.0),
-    **dict.fromkeys(("fish", "moon", "circle", "star"), 2.0),
+    **dict.fromkeys(("fish", "moon", "circle"), 3.0),
+    "star": 2.0,
     **dict.fromkeys(("pink", "white", "blue", "sky"), 1.6),
 }
-KIND_TIMES = 2.0
+KIND_TIMES = 3.0
 MOST_TIMES = 10.0
 CAPTIONS = 4
 """Wordings of each picture that are kept."""

@@ -46,9 +46,11 @@ from scripts.training.trainer import Plan, Run
 from scripts.training.unet import (
     EDIT_TIMESTEP,
     GAMMA,
+    SHAPES,
     alphas_cumprod,
     kept_share,
     make_unet,
+    spread_timesteps,
     with_ghosts,
 )
 from scripts.training.vae import finished_vae, make_vae, psnr, train_vae
@@ -221,6 +223,15 @@ def test_a_ghost_is_what_an_image_to_image_start_holds_of_the_old_picture() -> N
     # Without a prompt there is always one.
     ghosts = with_ghosts(no_noise, new, old, t, ~none, generator)
     assert bool((ghosts.flatten(1).abs().amax(dim=1) > 0).all())
+
+
+def test_half_of_the_timesteps_lie_where_an_edit_decides_shapes() -> None:
+    parts = (torch.arange(1000) + 0.5) / 1000
+    t = spread_timesteps(parts)
+    assert (int(t.min()), int(t.max())) == (1, 999)
+    first, last = SHAPES
+    share = float(((t >= first) & (t < last)).float().mean())
+    assert share == pytest.approx(0.5 + 0.5 * (last - first) / 1000, abs=0.01)
 
 
 def test_what_fails_more_often_is_drawn_more_often() -> None:
