@@ -2,7 +2,7 @@
 # The server without a GPU: to try it, for tests, and where no card is.
 #
 #   docker build --build-arg TORCH_INDEX=URL -t img2img-server:cpu .
-#   docker run -p 127.0.0.1:8000:8000 -v img2img:/var/cache/img2img \
+#   docker run --stop-timeout 45 -p 127.0.0.1:8000:8000 -v img2img:/var/cache/img2img \
 #       -e IMG2IMG_API_KEYS=... img2img-server:cpu
 #
 # TORCH_INDEX is PyTorch's CPU index, which PyTorch's installation page names. Left out, torch comes

@@ -2,8 +2,10 @@
 #   powershell -ExecutionPolicy Bypass -File scripts\serve.ps1 --port 8001
 # As scripts/serve does it, but it has not been tried on Windows: please tell what does not work.
 $ErrorActionPreference = "Stop"
+$CalledFrom = Get-Location
 Set-Location (Split-Path -Parent $PSScriptRoot)
 $Python = ".venv\Scripts\python.exe"
+$Command = Join-Path (Get-Location) ".venv\Scripts\img2img.exe"
 
 function Invoke-Checked {
     & $args[0] $args[1..($args.Length - 1)]
@@ -20,11 +22,13 @@ $Hash = [BitConverter]::ToString([Security.Cryptography.SHA256]::Create().Comput
 $Stamp = ".venv\.installed-" + $Hash.Replace("-", "").Substring(0, 16)
 
 if (-not (Test-Path $Stamp)) {
-    if (-not (Test-Path $Python)) {
+    # pip too: what was cut off while .venv was made is made anew.
+    if (-not (Test-Path .venv\Scripts\pip.exe)) {
         Write-Host "Making .venv ..."
-        Invoke-Checked py -3 -c "import sys; sys.exit(sys.version_info < (3, 11))"
-        Invoke-Checked py -3 -m venv .venv
+        Invoke-Checked py -3 -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))"
+        Invoke-Checked py -3 -m venv --clear .venv
     }
+    Remove-Item .venv\.installed-*
     Write-Host "Installing the pinned dependencies, once: minutes, most of them torch's download ..."
     $Torch = [regex]::Match((Get-Content pyproject.toml -Raw), "torch==[0-9.]+").Value
     Install-Packages --no-deps $Torch
@@ -33,5 +37,6 @@ if (-not (Test-Path $Stamp)) {
     Install-Packages --no-deps --editable .
     New-Item -ItemType File $Stamp | Out-Null
 }
-& .venv\Scripts\img2img.exe serve @args
+Set-Location $CalledFrom  # where the paths among the arguments are from
+& $Command serve @args
 exit $LASTEXITCODE

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
@@ -12,6 +14,8 @@ from packaging.requirements import Requirement
 from server.settings import Settings, environment_name
 
 DISTRIBUTION = "img2img-server"
+# Of the environment that runs: the shell's own `pip` may be another's.
+PIP_INSTALL = f"{shlex.quote(sys.executable)} -m pip install"
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Need:
     def in_words(self) -> str:
         return (
             f"{environment_name(self.setting)} needs {self.module}, which is not installed: "
-            f'pip install "{self.install}"'
+            f'{PIP_INSTALL} "{self.install}"'
         )
 
 
@@ -73,7 +77,7 @@ def missing_requirements() -> list[str]:
         return []
     here = [n for n in requirements if n.marker is None or n.marker.evaluate({"extra": ""})]
     return [
-        f'{need.name} {found}: pip install "{need.name}{need.specifier}"'
+        f'{need.name} {found}: {PIP_INSTALL} "{need.name}{need.specifier}"'
         for need in here
         if (found := _unfit(need)) is not None
     ]

@@ -15,7 +15,7 @@ from server.extras import missing_extras, missing_requirements
 from server.http.listening import CannotListen, close, listen
 from server.img2img.deny_list import DenyList, DenyListError
 from server.memory_plan import memory_policy
-from server.settings import Settings, unknown_variables
+from server.settings import Settings, renamed_variables, unknown_variables
 
 if TYPE_CHECKING:
     from models.bundle import ModelBundle
@@ -82,6 +82,8 @@ def diagnose(settings: Settings) -> Diagnosis:
         diagnosis.problems.append(str(error))
     if notice := demo_notice(settings.model):
         facts["note"] = notice
+    if renamed := renamed_variables():  # which still work, or are not needed
+        facts["renamed"] = "; ".join(renamed)
     if problem := settings.exposure_problem():
         diagnosis.problems.append(problem)
     diagnosis.problems.extend(unknown_variables())

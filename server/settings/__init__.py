@@ -92,11 +92,15 @@ class Settings(
         )
 
 
+KEY_OF_CLIENTS = f"{ENV_PREFIX}API_KEY"
+"""What the Python client and `img2img generate --url` send, often where a server is set up too."""
+
+
 def unknown_variables(environment: Mapping[str, str] | None = None) -> list[str]:
     """A line for each `IMG2IMG_` variable that is no setting, with the nearest name."""
     names = os.environ if environment is None else environment
     known = {environment_name(field) for field in Settings.model_fields}
-    taken = known | old_names()
+    taken = known | old_names() | {KEY_OF_CLIENTS}
     return [_name_typo(name, known) for name in sorted(names) if _is_unknown(name, taken)]
 
 

@@ -38,7 +38,7 @@ def test_a_setting_whose_library_is_missing_is_refused_at_start(
     assert served.exit_code == 2
     (line,) = served.output.splitlines()
     assert line.startswith(f"IMG2IMG_{need.setting.upper()} needs {need.module}")
-    assert line.endswith(f'pip install "{install}"')
+    assert line.endswith(f'{sys.executable} -m pip install "{install}"')
 
 
 def test_what_is_not_asked_for_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,8 +68,8 @@ def test_requirements_that_are_not_met(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(extras, "version", without_scipy)
     scipy, uvicorn = sorted(missing_requirements())
-    assert scipy.startswith("scipy is not installed: pip install ")
-    assert uvicorn.startswith("uvicorn 0.1 is installed, which does not fit: pip install ")
+    assert scipy.startswith(f"scipy is not installed: {sys.executable} -m pip install ")
+    assert uvicorn.startswith("uvicorn 0.1 is installed, which does not fit: ")
 
 
 def test_the_extras_that_lines_name_exist() -> None:

@@ -10,7 +10,13 @@ from pydantic import ValidationError
 
 from models.spec import ModelSpec
 from server.cli.shared import USAGE_ERROR, read_settings
-from server.settings import Settings, environment_name, renamed_variables, unknown_variables
+from server.settings import (
+    KEY_OF_CLIENTS,
+    Settings,
+    environment_name,
+    renamed_variables,
+    unknown_variables,
+)
 from server.settings.values import is_loopback
 
 
@@ -132,6 +138,7 @@ def test_misspelt_variables_are_found() -> None:
         # Nothing is near it but by what all settings begin with.
         "IMG2IMG_XYZ is not a setting; unset it, or see docs/settings.md",
     ]
+    assert unknown_variables({KEY_OF_CLIENTS: "of the Python client"}) == []
 
 
 def test_environment_name() -> None:
