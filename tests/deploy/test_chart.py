@@ -165,11 +165,40 @@ def volume(values: Manifest) -> Manifest:
 
 def test_the_cache_is_the_pods_own_unless_it_is_to_stay() -> None:
     assert volume({}) == {"name": "cache", "emptyDir": {"sizeLimit": "30Gi"}}
-    kept = {"cache": {"persistent": True, "size": "50Gi", "storageClass": "fast"}}
+    kept = {
+        "cache": {"persistent": True, "size": "50Gi", "storageClass": "fast"},
+        "strategy": {"type": "Recreate"},
+    }
     claim = find(manifests(merged(KEYS, kept)), "PersistentVolumeClaim")
     assert claim["spec"]["resources"] == {"requests": {"storage": "50Gi"}}
     assert claim["spec"]["storageClassName"] == "fast"
     assert volume(kept)["persistentVolumeClaim"] == {"claimName": claim["metadata"]["name"]}
+
+
+@pytest.mark.parametrize(
+    ("modes", "strategy"),
+    [
+        (["ReadWriteOnce"], {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}),
+        (["ReadWriteOnce"], {"rollingUpdate": {"maxSurge": "0%", "maxUnavailable": "100%"}}),
+        (["ReadWriteOncePod"], {"type": "Recreate"}),
+        (["ReadWriteMany"], {}),
+    ],
+)
+def test_a_kept_volume_and_an_update_go_together(modes: list[str], strategy: Manifest) -> None:
+    """Another pod on a volume that one may mount would wait for the old one, and that for it."""
+    kept = {"cache": {"persistent": True, "accessModes": modes}, "strategy": strategy}
+    found = manifests(merged(KEYS, kept))
+    assert find(found, "PersistentVolumeClaim")["spec"]["accessModes"] == modes
+
+
+def test_pods_that_are_all_replaced_at_once() -> None:
+    recreate = {"strategy": {"type": "Recreate"}}
+    spec = find(manifests(merged(KEYS, recreate)), "Deployment")["spec"]
+    assert spec["strategy"] == {"type": "Recreate"}, "Kubernetes refuses a rollingUpdate beside it"
+    assert find(manifests(KEYS), "Deployment")["spec"]["strategy"] == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
+    }
 
 
 def test_a_claim_that_is_there_is_used() -> None:
@@ -301,6 +330,13 @@ def test_scaled_by_keda_on_the_backlog() -> None:
     assert "HorizontalPodAutoscaler" not in {m["kind"] for m in found}
 
 
+def test_no_pods_by_a_number_that_is_there_without_them() -> None:
+    scaling = {"enabled": True, "minReplicas": 0, "keda": {"query": "sum(rate(requests[1m]))"}}
+    scaled = find(manifests(merged(KEYS, {"autoscaling": scaling})), "ScaledObject")["spec"]
+    assert scaled["minReplicaCount"] == 0
+    assert scaled["triggers"][0]["metadata"]["query"] == "sum(rate(requests[1m]))"
+
+
 def test_scaled_by_an_hpa_otherwise() -> None:
     found = manifests(merged(KEYS, {"autoscaling": {"enabled": True, "kind": "hpa"}}))
     hpa = find(found, "HorizontalPodAutoscaler")["spec"]
@@ -396,6 +432,7 @@ def test_names_hold_two_releases_apart_and_are_not_too_long() -> None:
         ({"auth": {"disabled": True}}, "anyone who reaches the Service"),
         (merged(KEYS, {"replicas": 2}), "each pod counts rates for itself"),
         (merged(KEYS, {"autoscaling": {"enabled": True, "kind": "hpa"}}), "metrics adapter"),
+        (merged(KEYS, {"autoscaling": {"enabled": True}}), "set autoscaling.keda.query"),
         (merged(KEYS, POSTGRES), "keys create NAME"),
     ],
 )

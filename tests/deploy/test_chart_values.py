@@ -11,6 +11,8 @@ import pytest
 
 from tests.deploy.chart import CHART, KEYS, ROOT, default_values, helm, merged, schema, texts
 
+KEPT = {"persistent": True}
+TO_ZERO = {"enabled": True, "minReplicas": 0}
 HPA = {"enabled": True, "kind": "hpa", "minReplicas": 0}
 SEVERAL = {"cache": {"persistent": True}, "replicas": 2}
 SCALED = {"cache": {"persistent": True}, "autoscaling": {"enabled": True}}
@@ -48,6 +50,20 @@ SCALED = {"cache": {"persistent": True}, "autoscaling": {"enabled": True}}
         ({"autoscaling": {"enabled": True, "minReplicas": 9}}, "minReplicas is greater than"),
         ({"autoscaling": {"enabled": True}, "metrics": {"enabled": False}}, "needs metrics"),
         ({"autoscaling": HPA}, "an HPA keeps at least one pod"),
+        ({"autoscaling": TO_ZERO}, "minReplicas: 0 needs autoscaling.keda.query"),
+        (
+            {"cache": KEPT},
+            "strategy.rollingUpdate.maxSurge is 1: the pod that an update adds waits",
+        ),
+        (
+            {"cache": {**KEPT, "accessModes": ["ReadWriteOncePod"]}},
+            "set strategy.rollingUpdate to maxSurge: 0 and maxUnavailable: 1",
+        ),
+        (
+            {"cache": KEPT, "strategy": {"rollingUpdate": {"maxSurge": "25%"}}},
+            "strategy.rollingUpdate.maxSurge is 25%",
+        ),
+        ({"cache": KEPT, "strategy": {"rollingUpdate": None}}, "maxSurge is 25%"),
         ({"ingress": {"enabled": True}}, "ingress.enabled needs ingress.hosts"),
     ],
 )

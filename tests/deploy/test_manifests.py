@@ -75,7 +75,7 @@ CASES: dict[str, Manifest] = {
         "podDisruptionBudget": {"enabled": False},
         "serviceAccount": {"create": False},
         "resources": {"requests": None, "limits": None},
-        "strategy": {"type": "Recreate", "rollingUpdate": None},
+        "strategy": {"type": "Recreate"},
     },
 }
 

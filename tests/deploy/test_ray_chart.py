@@ -103,6 +103,19 @@ def test_every_worker_is_ready_by_its_own_server() -> None:
     assert service()["excludeHeadPodFromServeSvc"] is True
 
 
+def test_no_probe_is_left_to_the_operator_whose_own_call_wget() -> None:
+    """KubeRay adds a probe where a container has none; the image has no wget."""
+    head, worker = (template["spec"]["containers"][0] for template in pods())
+    agent = {"path": "/api/healthz", "port": 52365}
+    for container in (head, worker):
+        live = container["livenessProbe"]
+        assert live["httpGet"] == agent
+        # What a worker waits for a head that comes back: its probe fails meanwhile.
+        assert live["periodSeconds"] * live["failureThreshold"] >= 600
+    assert head["readinessProbe"]["httpGet"] == agent
+    assert worker["readinessProbe"]["httpGet"] == {"path": "/-/healthz", "port": "http"}
+
+
 def test_requests_go_to_workers_alone() -> None:
     found = manifests(RAY)
     head, worker = pods()
@@ -150,10 +163,29 @@ def test_nobody_else_reaches_ray() -> None:
     assert {"ports": [{"protocol": "TCP", "port": 6379}]} in spec["egress"]
 
 
+@pytest.mark.parametrize(("most", "grows"), [(0, False), (2, False), (8, True)])
+def test_the_autoscaler_reaches_kubernetes_and_nothing_else_does(most: int, grows: bool) -> None:
+    embedded = {"model": {"name": "embedded"}}
+    found = manifests(merged(RAY, embedded, {"ray": {"maxWorkers": most}}))
+    config = find(found, "RayService")["spec"]["rayClusterConfig"]
+    (workers,) = config["workerGroupSpecs"]
+    assert config["enableInTreeAutoscaling"] is grows
+    head = config["headGroupSpec"]["template"]["spec"]
+    assert head["automountServiceAccountToken"] is grows, "the autoscaler's container is the head's"
+    assert workers["template"]["spec"]["automountServiceAccountToken"] is False
+    account = find(found, "ServiceAccount")
+    assert account["automountServiceAccountToken"] is False
+    assert head["serviceAccountName"] == account["metadata"]["name"]
+    policy = find(found, "NetworkPolicy")["spec"]
+    ports = {p["port"] for rule in policy["egress"] for p in rule.get("ports", [])}
+    assert ports == ({53, 443, 6443} if grows else {53})
+    safe = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert config.get("autoscalerOptions") == ({"securityContext": safe} if grows else None)
+
+
 def test_both_pods_have_no_rights_and_the_servers_settings() -> None:
     for template in pods():
         spec = template["spec"]
-        assert spec["automountServiceAccountToken"] is False
         assert spec["securityContext"]["runAsNonRoot"] is True
         (container,) = spec["containers"]
         assert container["securityContext"]["readOnlyRootFilesystem"] is True

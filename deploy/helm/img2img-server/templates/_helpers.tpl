@@ -66,6 +66,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if .Values.ray.enabled -}}{{ add1 (max (int .Values.ray.workers) (int .Values.ray.maxWorkers)) }}{{- else if .Values.autoscaling.enabled -}}{{ .Values.autoscaling.maxReplicas }}{{- else -}}{{ .Values.replicas }}{{- end -}}
 {{- end }}
 
+{{/* Whether the cluster of Ray grows, by an autoscaler in its head's pod: "yes" or nothing. */}}
+{{- define "img2img.rayGrows" -}}
+{{- if and .Values.ray.enabled (gt (int .Values.ray.maxWorkers) (int .Values.ray.workers)) -}}yes{{- end -}}
+{{- end }}
+
 {{/* A variable from a secret: of another's making, or of this chart's. Nothing where there is none.
      Called with (list . NAME VALUES "the chart's key"). */}}
 {{- define "img2img.secretVariable" -}}
@@ -101,6 +106,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if and $claim (not .Values.cache.existingClaim) (gt (int (include "img2img.mostReplicas" .)) 1) (not (has "ReadWriteMany" .Values.cache.accessModes)) -}}
 {{- fail "cache.accessModes: more than one pod shares the cache's volume, which needs ReadWriteMany; or set cache.persistent: false, and each pod has its own" -}}
 {{- end -}}
+{{- $surge := toString (dig "maxSurge" "25%" (default dict .Values.strategy.rollingUpdate)) -}}
+{{- if and $claim (not .Values.cache.existingClaim) (not .Values.ray.enabled) (not (has "ReadWriteMany" .Values.cache.accessModes)) (eq .Values.strategy.type "RollingUpdate") (not (regexMatch "^0+%?$" $surge)) -}}
+{{- fail (printf "strategy.rollingUpdate.maxSurge is %s: the pod that an update adds waits for the cache's volume, which the old one keeps; set strategy.rollingUpdate to maxSurge: 0 and maxUnavailable: 1, or cache.accessModes to [ReadWriteMany]" $surge) -}}
+{{- end -}}
 {{- if and .Values.autoscaling.enabled (gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas)) -}}
 {{- fail "autoscaling.minReplicas is greater than autoscaling.maxReplicas" -}}
 {{- end -}}
@@ -109,6 +118,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- if and .Values.autoscaling.enabled (eq .Values.autoscaling.kind "hpa") (lt (int .Values.autoscaling.minReplicas) 1) -}}
 {{- fail "autoscaling.minReplicas: 0 needs kind keda; an HPA keeps at least one pod" -}}
+{{- end -}}
+{{- if and .Values.autoscaling.enabled (lt (int .Values.autoscaling.minReplicas) 1) (not .Values.autoscaling.keda.query) -}}
+{{- fail "autoscaling.minReplicas: 0 needs autoscaling.keda.query: no pods have no backlog, by which none would ever start again; name a number that is there without them, such as the ingress's requests, or set 1" -}}
 {{- end -}}
 {{- if and .Values.ray.enabled .Values.autoscaling.enabled -}}
 {{- fail "autoscaling is of a Deployment's pods: with ray.enabled set ray.maxWorkers" -}}
