@@ -252,7 +252,10 @@ def _middleware(
             max_bytes=settings.max_body_bytes,
             min_rate=settings.min_upload_rate * 1024,
             patience=settings.upload_patience,
-            larger=dict.fromkeys(("/v1/", "/sdapi/"), settings.max_json_bytes),
+            larger={
+                "/api/generate/": settings.max_form_bytes,
+                **dict.fromkeys(("/v1/", "/sdapi/"), settings.max_json_bytes),
+            },
         ),
     )
     return stack

@@ -148,6 +148,7 @@ class A1111Form(BaseModel):
             variation_strength=self.subseed_strength,
             previews=True,
             image_field="init_images",
+            count_field="batch_size, n_iter",
         )
 
 

@@ -133,12 +133,12 @@ def _fields(parts: Mapping[str, Part]) -> Fields:
     upload = parts.get(IMAGE_FIELD)
     if upload is not None and upload.problem:
         unreadable[IMAGE_FIELD] = upload.problem
-    elif upload is None or upload.is_absent_file or not (upload.is_file or upload.data.strip()):
+    elif upload is None or upload.is_left_out:
         unreadable[IMAGE_FIELD] = "is required"
     elif not upload.is_file:
         unreadable[IMAGE_FIELD] = _AS_TEXT
     mask = parts.get(MASK_FIELD)
-    if mask is None or mask.is_absent_file or not (mask.is_file or mask.data.strip()):
+    if mask is None or mask.is_left_out:
         mask = None
     elif mask.problem or not mask.is_file:
         unreadable[MASK_FIELD] = mask.problem or _AS_TEXT

@@ -15,9 +15,11 @@ from fastapi import Request
 from starlette.responses import Response
 
 from server.accounts.access import ANYONE
-from server.accounts.admission import MODEL_HEADER, Admission
+from server.accounts.admission import IDEMPOTENCY_HEADER, MODEL_HEADER, Admission
 from server.accounts.guesses import source_of
+from server.accounts.pricing import credits_text
 from server.engine_service import EngineHost, LoadedModel
+from server.errors import InsufficientCredits
 from server.http.bytes_in_flight import release_upload
 from server.http.errors import Unavailable
 from server.http.response_headers import response_headers
@@ -71,6 +73,8 @@ class Flow:
         self.model = model_in_service(request)
         self.limit = TimeLimit.of(request.scope, request.app.state.settings.request_timeout)
         self.service: ImageToImage = request.app.state.service
+        has_accounts = request.app.state.accounts is not None
+        self._keeps_answer = has_accounts and IDEMPOTENCY_HEADER in request.headers
 
     async def begin(
         self, asked: ImagesRequest, fingerprint: str, *, keeps_upload: bool = False
@@ -104,8 +108,19 @@ class Flow:
 
     async def submit(self, plan: Plan) -> Batch | bytes:
         """Reserve the price of a plan and run it, or return the kept answer."""
-        price = plan.price * len(plan.generations)
-        if (kept := await self.admission.reserve(price)) is not None:
+        count = len(plan.generations)
+        price = plan.price * count
+        try:
+            kept = await self.admission.reserve(price)
+        except InsufficientCredits as error:
+            if count == 1:
+                raise
+            raise InsufficientCredits(
+                f"not enough credits: these {count} pictures cost {credits_text(price)}, "
+                f"{credits_text(error.available)} are left",
+                error.available,
+            ) from None
+        if kept is not None:
             return kept
         return await self.service.run(plan, self.model, self.limit)
 
@@ -142,19 +157,36 @@ class Flow:
         Not before: from here on they are paid for, and the client may have left a moment ago.
         """
         images = finished(outcomes)
-        answer, kept = await self.service.in_thread(lambda: _packed(pack(images)))
+
+        def packed() -> tuple[Answer, bytes]:
+            answer = pack(images)
+            return answer, answer.packed() if self._keeps_answer else b""
+
+        answer, kept = await self.service.in_thread(packed)
+        await self._charge(batch, images, kept)
+        return answer
+
+    async def settle_streamed(
+        self,
+        batch: Batch,
+        outcomes: list[Outcome],
+        pack: Callable[[list[FinishedImage]], Answer],
+    ) -> None:
+        """As `settle`, where the images are sent one by one: the answer is made only to be kept."""
+        images = finished(outcomes)
+        kept = b""
+        if self._keeps_answer:
+            kept = await self.service.in_thread(lambda: pack(images).packed())
+        await self._charge(batch, images, kept)
+
+    async def _charge(self, batch: Batch, images: list[FinishedImage], kept: bytes) -> None:
         if images:
             await self.admission.settle(kept, batch.plan.price * len(images))
         self.name_model()
-        return answer
 
     def name_model(self) -> None:
         """Say in the response's headers which model made the images."""
         response_headers(self.request.scope)[MODEL_HEADER] = quote(self.model.name, safe=" /:@+,()")
-
-
-def _packed(answer: Answer) -> tuple[Answer, bytes]:
-    return answer, answer.packed()
 
 
 def checked(batch: Batch, outcomes: list[Outcome]) -> list[Outcome]:

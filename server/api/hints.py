@@ -37,7 +37,8 @@ def hint(status: int, path: str, message: str) -> str:
             return f"did you mean {nested[0]}?"
         found = next((wanted for pattern, wanted in _WANTED if pattern.search(lower)), "")
         return f"did you mean {found}?" if found and found != path else ""
-    if status == 415 and message.startswith("Content-Type is multipart/"):
+    wants_json = message.endswith("application/json")
+    if status == 415 and message.startswith("Content-Type is multipart/") and wants_json:
         return _FORMS
     if status == 415 and message.startswith("Content-Type is application/json"):
         return _JSON

@@ -147,7 +147,7 @@ def _images_in(field: str, value: Any) -> list[Any]:
         return [image for item in value for image in _images_in(field, item)]
     if isinstance(value, dict):
         found = value.get("image_url", value.get("url"))
-        if found is None:
+        if found is None or found == "":
             names = ", ".join(value)[:60]
             raise InvalidInput([f"{field}: {{{names}}} has no image_url; send a data URL in it"])
         return _images_in(field, found)
@@ -193,6 +193,7 @@ def _images_request(asked: OpenAIForm, **more: Any) -> ImagesRequest:
         count=asked.n,
         previews=asked.stream and asked.partial_images > 0,
         image_field="image",
+        count_field="n, size",
         **asked.sizes,
         **more,
     )

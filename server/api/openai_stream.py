@@ -49,7 +49,7 @@ def stream_images(
                 outcomes = await working
             finally:
                 working.cancel()
-            await flow.settle(batch, outcomes, pack)
+            await flow.settle_streamed(batch, outcomes, pack)
             for image in finished(outcomes):
                 write = partial(_event, f"{name}.completed", asked, image.file)
                 yield await flow.service.in_thread(partial(write, usage=usage(1), seed=image.seed))

@@ -18,7 +18,7 @@ from server.accounts.auth import AnyCaller
 from server.api.flow import Answer
 from server.errors import ImageStoreAway, RunWithdrawn
 from server.http.envelope import success
-from server.http.errors import BadRequest, NotFound
+from server.http.errors import BadRequest, NotFound, logged_api_error
 from server.http.response_headers import response_headers
 from server.http.waiting import TimeLimit, within
 from server.img2img.events import (
@@ -26,6 +26,7 @@ from server.img2img.events import (
     event,
     failed_body,
     progress_events,
+    refused_body,
     stream_finished,
     wants_events,
 )
@@ -93,7 +94,9 @@ def stream_run(
         except GenerationCancelled:
             return failed_body(RunWithdrawn(), run.limit)
         except Exception as error:
-            body = failed_body(error, run.limit)
+            refusal = logged_api_error(error, run.limit.seconds)
+            body = refused_body(refusal)
+            run.headers.update(refusal.headers)
         finally:
             batch.cancel()
         try:
@@ -142,7 +145,9 @@ async def found(request: Request, caller: AnyCaller, run_id: RunId) -> Response:
             return _stream(run)
         watch = run.watch()
         try:
-            return _plain(await within(request, run.limit, run.answer()))
+            body = await within(request, run.limit, run.answer())
+            response_headers(request.scope).update(run.headers)  # A failure's are known by now.
+            return _plain(body)
         finally:
             watch.cancel()
     kept = await runs.kept(caller.identity, run_id)

@@ -87,29 +87,31 @@ async def form_of(
 ) -> Form:
     """Return a multipart form, and name its unknown fields in the response.
 
-    Raises InvalidInput for a text that is a file or cannot be read, and what `read_form` does.
+    Raises InvalidInput for a text that is a file, for a file that is empty, and for either if it
+    cannot be read; and what `read_form` does.
     """
     parts = await parts_of(
         request, limit, texts=texts, files=files, keep_first=keep_first, bare_files=True
     )
     mark = await anyio.to_thread.run_sync(fingerprint, parts)
+    sent = {name: part for name, part in parts.items() if name in texts or not part.is_left_out}
+    told = [(name, _problem(part, name in files)) for name, part in sent.items()]
+    if problems := [f"{name}: {problem}" for name, problem in told if problem]:
+        raise InvalidInput(problems)
     return Form(
-        _texts(parts, texts),
-        {name: parts[name].data for name in files if name in parts and parts[name].data},
+        {name: part.text for name, part in sent.items() if name in texts},
+        {name: part.data for name, part in sent.items() if name in files},
         f"{request.url.path} {mark}",
     )
 
 
-def _texts(parts: Mapping[str, Part], names: frozenset[str]) -> dict[str, str]:
-    found = {name: part for name, part in parts.items() if name in names}
-    problems = [
-        f"{name}: {'came as a file; send it as text' if part.is_file else part.problem}"
-        for name, part in found.items()
-        if part.is_file or part.problem
-    ]
-    if problems:
-        raise InvalidInput(problems)
-    return {name: part.text for name, part in found.items()}
+def _problem(part: Part, wanted_as_file: bool) -> str:
+    """Return why a part is neither text nor a file as it is wanted, or `""`."""
+    if part.is_file and not wanted_as_file:
+        return "came as a file; send it as text"
+    if wanted_as_file and not part.data:
+        return part.problem or "the file is empty"
+    return part.problem
 
 
 async def json_of(request: Request, limit: TimeLimit) -> JsonBody:

@@ -28,7 +28,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Match
+from starlette.routing import Match, Mount
 
 from pipelines.errors import (
     DeadlineExceeded,
@@ -255,7 +255,12 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
 
 def _is_allowed(request: Request, method: str) -> bool:
     scope = {**request.scope, "method": method}
-    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+    return any(
+        route.matches(scope)[0] is Match.FULL
+        # A mount matches every method; those here hold files.
+        for route in request.app.routes
+        if method in ("GET", "HEAD") or not isinstance(route, Mount)
+    )
 
 
 def _plain_message(request: Request, error: HTTPException, headers: Mapping[str, str]) -> str:

@@ -28,7 +28,7 @@ MAX_REST = MIB
 """Bytes of a body without its long texts."""
 MAX_DEPTH = 40
 MAX_ESCAPED_QUOTES = 64 * 1024
-"""Escaped quotes of one text; an image has none, and each costs a step of this search."""
+"""Escaped quotes of a body; an image has none, and each costs a step of the search for texts."""
 
 _PIECE = 256 * 1024  # a multiple of 4
 _ESCAPES = ((b"\\/", b"/"), (b"\\n", b""), (b"\\r", b""), (b"\\t", b""), (b"\\u002b", b"+"),
@@ -101,9 +101,9 @@ def parse_json(body: bytes) -> JsonBody:
 def _cut_long_texts(body: bytes, mark: str) -> tuple[bytes, list[LongText]]:
     kept: list[bytes] = []
     texts: list[LongText] = []
-    size = start = at = 0
+    size = start = at = escaped = 0
     while (opening := body.find(b'"', at)) >= 0:
-        closing = _closing_quote(body, opening + 1)
+        closing, escaped = _closing_quote(body, opening + 1, escaped)
         at = closing + 1
         if closing - opening > LONG_TEXT:
             kept.append(body[start : opening + 1] + f"{mark}:{len(texts)}".encode())
@@ -118,8 +118,12 @@ def _cut_long_texts(body: bytes, mark: str) -> tuple[bytes, list[LongText]]:
     return b"".join(kept), texts
 
 
-def _closing_quote(body: bytes, at: int) -> int:
-    for _ in range(MAX_ESCAPED_QUOTES):
+def _closing_quote(body: bytes, at: int, escaped: int) -> tuple[int, int]:
+    """Return where the text that begins at ``at`` ends, and the escaped quotes up to there.
+
+    ``escaped`` counts those before it. Raises BadRequest.
+    """
+    while escaped <= MAX_ESCAPED_QUOTES:
         quote = body.find(b'"', at)
         if quote < 0:
             raise BadRequest("the body is not JSON: a text has no end")
@@ -128,9 +132,10 @@ def _closing_quote(body: bytes, at: int) -> int:
             before = body[at:quote]
             slashes = len(before) - len(before.rstrip(b"\\"))
         if slashes % 2 == 0:
-            return quote
+            return quote, escaped
         at = quote + 1
-    raise BadRequest(f"the body is not taken: a text has over {MAX_ESCAPED_QUOTES} escaped quotes")
+        escaped += 1
+    raise BadRequest(f"the body is not taken: it has over {MAX_ESCAPED_QUOTES} escaped quotes")
 
 
 def _with_texts(value: Any, mark: str, texts: list[LongText], field: str, depth: int) -> Any:

@@ -10,7 +10,11 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import (
+    MAX_BOUNDARY_LENGTH,
+    MultipartParser,
+    parse_options_header,
+)
 
 from server.http.charsets import UndecodableText, decode_text
 from server.http.errors import BadRequest, ContentTooLarge, UnsupportedMedia
@@ -18,7 +22,8 @@ from server.http.part_headers import MAX_HEADER_BYTES, PartHeaders
 from server.http.transfer_encoding import AsIs, Decoder, UndecodablePart, decoder
 from server.settings import MIB
 
-MAX_PARTS = 100
+MAX_PARTS = 250
+"""More than the 50 weighted prompts, of two fields each, that one of the APIs may be sent."""
 MAX_FIELD_BYTES = 64 * 1024
 FORM_TYPE = "multipart/form-data"
 CHARSET_FIELD = "_charset_"
@@ -39,10 +44,11 @@ class Part:
     name: str = ""
     is_file: bool = False
     file_name: str = ""
+    """`*` for one that came in the extended form alone, which is not read."""
     charset: str = ""
     data: bytearray = field(default_factory=bytearray)
     problem: str = ""
-    """Why the data could not be decoded, or `""`."""
+    """Why the part cannot be read, or `""`."""
 
     @property
     def text(self) -> str:
@@ -50,9 +56,14 @@ class Part:
         return self.data.decode()
 
     @property
-    def is_absent_file(self) -> bool:
-        """Return whether this is what a browser sends for a file input without a file."""
-        return self.is_file and not self.file_name and not self.data
+    def is_left_out(self) -> bool:
+        """Return whether this is what is sent for a file field without a file.
+
+        It has no file name, as a browser's, and nothing but blanks. A file that is empty or cannot
+        be decoded was meant.
+        """
+        blank = not self.data or self.data.isspace()
+        return blank and not (self.problem or self.file_name)
 
 
 class _PartCollector:
@@ -112,16 +123,19 @@ class _PartCollector:
             if part.name != CHARSET_FIELD:
                 self.on_unknown(_as_meant(options[b"name"]))
             return
-        if part.name in self.keep_first and part.name in self.parts:
+        earlier = self.parts.get(part.name) if part.name in self.keep_first else None
+        if earlier is not None and not earlier.is_left_out:
             self.on_unknown(_as_meant(options[b"name"]))
             part.name = ""
             return
-        part.file_name = options.get(b"filename", b"").decode("utf-8", "replace")
         content_type, type_options = parse_options_header(self._headers.get(b"content-type"))
         part.charset = type_options.get(b"charset", b"").decode("latin-1")
         typed_as_file = content_type.startswith((b"image/", b"application/octet-stream"))
         # Some clients write a name beyond ASCII as `filename*=` alone.
-        named = b"filename" in options or b"filename*" in disposition.lower()
+        extended = b"filename*" in disposition.lower()
+        named = b"filename" in options or extended
+        file_name = options.get(b"filename", b"").decode("utf-8", "replace")
+        part.file_name = file_name or ("*" if extended else "")
         in_files_place = part.name in self.file_fields
         part.is_file = named or (in_files_place and (typed_as_file or self.bare_files))
         try:
@@ -140,11 +154,12 @@ class _PartCollector:
         try:
             self._hold(self._decoder.feed(data[start:end]))
         except UndecodablePart as error:
-            self._refuse(error)
+            self._refuse(str(error))
 
-    def _refuse(self, error: UndecodablePart) -> None:
-        # What was decoded before depends on how the body was cut: none of it is kept.
-        self._part.problem = str(error)
+    def _refuse(self, problem: str) -> None:
+        # What was decoded before depends on how the body was cut: none of it is kept, and nothing
+        # of what follows.
+        self._part.problem = problem
         self._part.data.clear()
 
     def _hold(self, data: bytes) -> None:
@@ -160,7 +175,7 @@ class _PartCollector:
             # It will be refused, whatever its size; the limit above is a file's all the same.
             part.data += data[: MAX_FIELD_BYTES - len(part.data)]
         elif self._size > MAX_FIELD_BYTES:
-            raise ContentTooLarge(f"{part.name}: the text is over {MAX_FIELD_BYTES // 1024} KiB")
+            self._refuse(f"the text is over {MAX_FIELD_BYTES // 1024} KiB")
         else:
             part.data += data
 
@@ -174,7 +189,7 @@ class _PartCollector:
             if not part.problem:
                 self._hold(self._decoder.end())
         except UndecodablePart as error:
-            self._refuse(error)
+            self._refuse(str(error))
         # The last of repeated fields counts, wherever it stood.
         self.parts[part.name] = part
 
@@ -229,6 +244,10 @@ def _boundary_and_charset(content_type: str | None) -> tuple[bytes, str]:
     boundary = options.get(b"boundary", b"")
     if not boundary:
         raise BadRequest(f"malformed multipart form: Content-Type {FORM_TYPE} has no boundary")
+    if len(boundary) > MAX_BOUNDARY_LENGTH:
+        raise BadRequest(
+            f"malformed multipart form: its boundary is over {MAX_BOUNDARY_LENGTH} bytes"
+        )
     return boundary, options.get(b"charset", b"").decode("latin-1")
 
 
@@ -245,10 +264,10 @@ async def read_form(
 ) -> dict[str, Part]:
     """Return the wanted fields of a multipart body, by name; the last of a repeated field.
 
-    Of the fields in `keep_first` the first counts, and the others are unknown. With `bare_files` a
-    file field is a file though its part has neither a file name nor a type. `on_unknown` is told
-    the name of each other field as it comes. Raises UnsupportedMedia, ContentTooLarge, or
-    BadRequest for a body that is malformed or ends before its closing boundary.
+    Of the fields in `keep_first` the first that holds anything counts, and those after it are
+    unknown. With `bare_files` a file field is a file though its part has neither a file name nor a
+    type. `on_unknown` is told the name of each other field as it comes. Raises UnsupportedMedia,
+    ContentTooLarge, or BadRequest for a body that is malformed or ends before its closing boundary.
     """
     boundary, form_charset = _boundary_and_charset(content_type)
     collector = _PartCollector(

@@ -45,7 +45,8 @@ class PartHeaders:
     def feed(self, chunk: bytes) -> bytes:
         """Return what the parser may read now.
 
-        Raises BadRequest for too many header bytes, or lines that look like the boundary.
+        Raises BadRequest for too many header bytes, lines that look like the boundary, or
+        delimiters that end now in LF, now in CRLF.
         """
         if self._closed:
             return b""  # The epilogue says nothing.
@@ -98,6 +99,9 @@ class PartHeaders:
         if self.in_preamble:
             before = self._held[max(0, found - 4) : found]
             return before.removesuffix(_BYTE_ORDER_MARK).endswith(b"\n")
+        if line_end == b"\r\n" and self._line_end == b"\n":
+            # For the parser it is a delimiter, whose headers would be bounded by nothing here.
+            raise BadRequest("malformed multipart form: its lines end now in LF, now in CRLF")
         return line_end is None or line_end == self._line_end
 
     def _add_headers(self, start: int, after: re.Match[bytes], ready: bytearray) -> int | None:

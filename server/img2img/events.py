@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from pipelines.request import Pixels, Progress
 from server.engine_service import Handle
 from server.http.envelope import failure, json_bytes, with_member
-from server.http.errors import logged_api_error
+from server.http.errors import ApiError, logged_api_error
 from server.http.waiting import TimeLimit
 from server.images.decode import encode_png
 
@@ -129,7 +129,11 @@ async def progress_events(handle: Handle, limit: TimeLimit) -> AsyncGenerator[by
 
 def failed_body(error: Exception, limit: TimeLimit) -> bytes:
     """Return the body of a `result` event for a failure, and log it."""
-    refusal = logged_api_error(error, limit.seconds)
+    return refused_body(logged_api_error(error, limit.seconds))
+
+
+def refused_body(refusal: ApiError) -> bytes:
+    """Return the body of a `result` event for a failure."""
     refused = bytes(failure(refusal.status, refusal.message).body)
     # The response's own status was 200 when it began.
     return with_member(refused, "status", refusal.status)

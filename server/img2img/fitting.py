@@ -23,6 +23,17 @@ class FittedImages:
     mask: Pixels | None
     finishing: Finishing
 
+    @property
+    def answered(self) -> tuple[int, int]:
+        """Return width and height of the images that are handed out."""
+        finishing = self.finishing
+        if finishing.size is not None:
+            return finishing.size
+        if finishing.base is not None:
+            return finishing.base.size
+        height, width = self.image.shape[:2]
+        return width, height
+
 
 def canvas(asked: ImagesRequest) -> FittedImages:
     """Return the canvas of an image from noise, of which only the size counts."""

@@ -10,6 +10,7 @@ from PIL import Image
 from pipelines.prompt.styles import StyledPrompt, apply_style
 from pipelines.request import (
     MAX_SEED,
+    MAX_SIDE,
     ClipGuidancePreset,
     GenerationRequest,
     MaskedContent,
@@ -22,6 +23,9 @@ from server.images.fit import ResizeMode
 from server.images.masks import Box, MaskOptions, composite
 
 MAX_IMAGES = 10
+MAX_ANSWER_PIXELS = 16 * MAX_SIDE**2
+"""What the images of one answer may have together, where there are several: the most that any API
+lets a request ask for fit as they are made; enlarged afterwards, so many could not be held."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class ImagesRequest:
     ``upload`` None asks for images from noise, of `width` x `height`. ``styles`` are applied one
     after the other. ``first_step`` counts the form's steps; None lets `image_strength` say it.
     ``keep_size`` and ``output_size`` ask for images of the upload's own or another size than the
-    ones that are made. ``image_field`` is the API's name of the upload.
+    ones that are made. ``image_field`` is the API's name of the upload, ``count_field`` that of how
+    many images it asks for.
     """
 
     prompt: str
@@ -60,6 +65,7 @@ class ImagesRequest:
     variation_strength: float = 0.0
     previews: bool = False
     image_field: str = "init_image"
+    count_field: str = "samples"
 
     @property
     def styled(self) -> StyledPrompt:

@@ -31,7 +31,13 @@ from server.images.workers.process import Fit, OwnSize, Wanted
 from server.img2img.deny_list import DenyList
 from server.img2img.fitting import FittedImages, canvas, fit_with_mask
 from server.img2img.form import IMAGE_FIELD, MASK_FIELD, parse_form
-from server.img2img.images_request import Finishing, ImagesRequest, Plan, generations_of
+from server.img2img.images_request import (
+    MAX_ANSWER_PIXELS,
+    Finishing,
+    ImagesRequest,
+    Plan,
+    generations_of,
+)
 from server.observability.logs import current_request_id
 from server.observability.request_record import current_record
 from server.settings import Settings
@@ -181,6 +187,8 @@ class ImageToImage:
             raise InvalidInput([f"{asked.image_field}: {error.reason}", *found]) from None
         except InvalidInput as error:
             raise InvalidInput([*error.problems, *found]) from None
+        if (too_large := _too_large_together(asked, fitted)) is not None:
+            found = [too_large, *found]
         if found:
             raise InvalidInput(found)
         # A preview is not checked, so where images are, or may be, none is shown.
@@ -347,6 +355,18 @@ def withdraw(beginning: asyncio.Future[T]) -> None:
         return
     if isinstance(begun := beginning.result(), Batch):
         begun.cancel()
+
+
+def _too_large_together(asked: ImagesRequest, fitted: FittedImages) -> str | None:
+    """Return why so many images of that size are not taken, if they are not."""
+    width, height = fitted.answered
+    if asked.count == 1 or asked.count * width * height <= MAX_ANSWER_PIXELS:
+        return None
+    most = max(1, MAX_ANSWER_PIXELS // (width * height))
+    return (
+        f"{asked.count_field}: {asked.count} images of {width} x {height} are over the "
+        f"{MAX_ANSWER_PIXELS} pixels that they may have together; {most} of that size are taken"
+    )
 
 
 def _lacking(preset: ClipGuidancePreset, model: LoadedModel) -> list[str]:

@@ -124,8 +124,13 @@ class LimitSettings(Subject):
 
     @property
     def max_body_bytes(self) -> int:
-        """Bytes of the largest request's body: its picture and the form around it."""
+        """Bytes of a body with one picture and the form around it."""
         return self.max_upload_bytes + FORM_ALLOWANCE
+
+    @property
+    def max_form_bytes(self) -> int:
+        """Bytes of the largest form that holds a picture and its mask; no more than may be held."""
+        return min(2 * self.max_upload_bytes + FORM_ALLOWANCE, self.max_bytes_in_flight)
 
     @property
     def max_json_bytes(self) -> int:

@@ -26,6 +26,7 @@ def read(
     max_file_bytes: int = 1000,
     wanted: frozenset[str] = WANTED,
     on_unknown: Callable[[bytes], None] = lambda name: None,
+    keep_first: frozenset[str] = frozenset(),
 ) -> dict[str, Part]:
     """What the reader makes of the body, when it comes in chunks of that many bytes."""
 
@@ -41,5 +42,6 @@ def read(
             file_fields=frozenset({"init_image"}),
             max_file_bytes=max_file_bytes,
             on_unknown=on_unknown,
+            keep_first=keep_first,
         )
     )

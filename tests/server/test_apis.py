@@ -28,6 +28,8 @@ from tests.server.apis import (
     right_half,
 )
 from tests.server.conftest import PATH, MakeClient
+from tests.server.forms import CONTENT_TYPE, END, part
+from tests.server.pictures import file_of, gradient
 from tests.server.stub_engine import StubEngine
 
 URL = f"data:image/png;base64,{BASE64}"
@@ -208,6 +210,127 @@ def test_masks_of_openais_clients(apis: Apis, engine: StubEngine) -> None:
         assert "has no image_url" in message_of(response)
 
 
+TEXTS = {
+    "prompt": b"a cat",
+    "text_prompts[0][text]": b"a cat",
+    "mask_source": b"MASK_IMAGE_WHITE",
+    "steps": b"10",
+}
+MASKING = f"{STABILITY}/image-to-image/masking"
+
+
+def form(path: str, field: str, disposition: str, data: bytes, *headers: str) -> bytes:
+    """A form of any API whose files are all good but the one."""
+    texts = [part(f'name="{name}"', text) for name, text in TEXTS.items()]
+    files = {EDITS: "image", MASKING: "init_image"}
+    good = files.get(path, field)
+    if field not in (good, f"{good}[]"):
+        texts.append(part(f'name="{good}"; filename="a.png"', PICTURE))
+    elif path == MASKING:
+        texts.append(part('name="mask_image"; filename="m.png"', mask_file(right_half())))
+    return b"".join(texts) + part(f'name="{field}"{disposition}', data, *headers) + END
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        *((EDITS, name) for name in ("image", "image[]", "mask", "mask[]")),
+        (f"{STABILITY}/image-to-image", "init_image"),
+        *((MASKING, name) for name in ("init_image", "mask_image")),
+    ],
+)
+def test_a_file_that_is_none_is_refused_by_name(
+    apis: Apis, engine: StubEngine, path: str, field: str
+) -> None:
+    for disposition, data, encoding, said in (
+        ('; filename="m.png"', b"", "binary", "the file is empty"),
+        ('; filename="m.png"', b"!!!!", "base64", "is not valid base64"),
+        ("", b"!!!!", "base64", "is not valid base64"),
+        ('; filename=""', b"x", "x-uuencode", "Content-Transfer-Encoding x-uuencode is not"),
+    ):
+        sent = form(path, field, disposition, data, f"Content-Transfer-Encoding: {encoding}")
+        response = apis.client.post(path, content=sent, headers={"Content-Type": CONTENT_TYPE})
+        assert response.status_code == 400
+        assert message_of(response).startswith(f"{field}: {said}")
+    assert engine.handles == []
+
+
+@pytest.mark.parametrize("disposition", ["", '; filename=""'])
+def test_an_empty_file_field_counts_as_left_out(
+    apis: Apis, engine: StubEngine, disposition: str
+) -> None:
+    headers = {"Content-Type": CONTENT_TYPE}
+    sent = form(EDITS, "mask", disposition, b"")
+    assert apis.client.post(EDITS, content=sent, headers=headers).status_code == 200
+    assert engine.last_request.mask is None
+    sent = form(EDITS, "image", disposition, b"")
+    assert message_of(apis.client.post(EDITS, content=sent, headers=headers)) == (
+        "image: is required"
+    )
+
+
+@pytest.mark.parametrize("mask", [{"image_url": ""}, {"image_url": {"url": ""}}, "not base64", " "])
+def test_a_mask_in_json_that_is_none_is_refused_by_name(apis: Apis, mask: Any) -> None:
+    response = apis.json(EDITS, {"prompt": "a", "image": URL, "mask": mask})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "mask")
+
+
+def test_fifty_weighted_prompts_are_taken(apis: Apis, engine: StubEngine) -> None:
+    fields = {"cfg_scale": "7", "sampler": "K_EULER", "samples": "1", "seed": "1",
+              "image_strength": "0.3", "init_image_mode": "IMAGE_STRENGTH"}  # fmt: skip
+    for count in (50, 51):
+        for index in range(count):
+            fields[f"text_prompts[{index}][text]"] = f"a{index}"
+            fields[f"text_prompts[{index}][weight]"] = "0.5"
+        response = apis.stability(**fields)
+        if count == 50:
+            assert response.status_code == 200
+            assert engine.last_request.prompt.endswith("(a49:0.5)")
+        else:
+            assert (response.status_code, response.json()["name"]) == (400, "invalid_prompts")
+            assert message_of(response) == "text_prompts: 51 are over the 50 there may be"
+
+
+def test_images_that_together_are_too_large(apis: Apis, engine: StubEngine) -> None:
+    response = apis.json(GENERATIONS, {"prompt": "a", "n": 10, "size": "4096x4096"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "n")
+    said = "n, size: 10 images of 4096 x 4096 are over the 37748736 pixels that they may have"
+    assert message_of(response) == f"{said} together; 2 of that size are taken"
+    assert engine.handles == []
+
+
+def test_every_api_has_the_bound_on_all_pixels_of_an_answer(
+    apis: Apis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.img2img.service.MAX_ANSWER_PIXELS", 3 * SIDE**2)
+    large = file_of(gradient(2 * SIDE, 2 * SIDE))
+    text = base64.b64encode(large).decode()
+    only_masked = {"init_images": [text], "mask": text, "inpaint_full_res": True}
+    files = {"init_image": ("a.png", large)}
+    for taken, over, said in (
+        (apis.edit(n="3"), apis.edit(n="4"), "n, size: 4 images of 320 x 320"),
+        (apis.stability(samples="3"), apis.stability(samples="4"), "samples: 4 images of 320"),
+        (
+            apis.stability(files=files),
+            apis.stability(files=files, samples="2"),
+            "samples: 2 images of 640 x 640",
+        ),
+        (
+            apis.img2img(batch_size=3),
+            apis.img2img(batch_size=2, n_iter=2),
+            "batch_size, n_iter: 4 images of 320 x 320",
+        ),
+        (
+            apis.img2img(**only_masked),
+            apis.img2img(**only_masked, n_iter=2),
+            "batch_size, n_iter: 2 images of 640 x 640",
+        ),
+    ):
+        assert taken.status_code == 200
+        assert over.status_code == 400
+        assert message_of(over).startswith(said)
+
+
 @pytest.mark.parametrize(
     ("values", "blur", "said"),
     [
@@ -344,6 +467,11 @@ def test_a_body_of_another_api_is_told_where_it_goes(make_client: MakeClient) ->
         assert told.status_code == 415
         assert f"multipart forms go to {PATH}" in message_of(told)
     assert apis.client.post("/prefix/img2img", json={}).json()["message"].endswith(f"{IMG2IMG}?")
+    for path in (PATH, EDITS, f"{STABILITY}/image-to-image"):
+        headers = {"Content-Type": "multipart/mixed; boundary=x"}
+        told = apis.client.post(path, content=b"", headers=headers)
+        said = "Content-Type is multipart/mixed; send the fields as multipart/form-data"
+        assert (told.status_code, message_of(told)) == (415, said)
 
 
 def test_a_hint_is_for_failures_of_routing_alone() -> None:
@@ -377,6 +505,7 @@ def test_failures_keep_their_status_beside_errors_as_200(make_client: MakeClient
         ("GET", "/v1/images/edits", "POST"),
         ("POST", "/v1/engines/list", "GET"),
         ("PUT", "/api/runs/0123456789abcdef", "GET, DELETE"),
+        ("POST", "/static/client.js", "GET, HEAD"),
     ],
 )
 def test_another_method_is_told_the_right_one(

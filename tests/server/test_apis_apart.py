@@ -16,6 +16,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from server.api.a1111_form import styles_of
+from server.errors import SafetyCheckHangs
 from tests.server.apis import GENERATIONS, STABILITY, Apis, message_of
 from tests.server.conftest import PATH, MakeClient
 from tests.server.pictures import file_of
@@ -156,6 +157,30 @@ def test_prompts_are_counted_before_they_are_read(apis: Apis) -> None:
     response = apis.json(f"{STABILITY}/text-to-image", body)
     assert response.status_code == 400
     assert message_of(response) == "text_prompts: 50000 are over the 50 there may be"
+
+
+@pytest.mark.parametrize("finds", ["what is kept", "what goes on"])
+def test_who_finds_a_run_that_failed_is_told_when_to_ask_again(
+    apis: Apis, engine: StubEngine, picture_file: bytes, finds: str
+) -> None:
+    engine.outcome = SafetyCheckHangs()
+    named = {"X-Run-Id": "0123456789abcdef", "Accept": "text/event-stream"}
+    asked = Asked(engine, lambda: contract(apis.client, picture_file, **named))
+    path = "/api/runs/0123456789abcdef"
+    if finds == "what goes on":
+        found: list[Any] = []
+        finding = threading.Thread(target=lambda: found.append(apis.client.get(path)))
+        finding.start()
+        finding.join(0.3)
+        engine.holding = False
+        finding.join(30)
+        answer = found[0]
+        asked.answer()
+    else:
+        engine.holding = False
+        asked.answer()
+        answer = apis.client.get(path)
+    assert (answer.status_code, answer.headers.get("retry-after")) == (503, "5")
 
 
 @pytest.mark.parametrize("api", ["contract", "openai"])

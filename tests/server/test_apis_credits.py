@@ -15,10 +15,13 @@ from starlette.testclient import TestClient
 
 from pipelines.errors import GenerationFailed
 from pipelines.request import GenerationRequest, GenerationResult
+from server.accounts.pricing import price
 from server.accounts.types import Balance
+from server.api.flow import Answer
 from server.errors import ImageStoreAway
+from server.http.envelope import json_bytes
 from server.img2img.image_store import MemoryStore, RedisStore
-from tests.server.apis import PICTURE, SIDE, Apis
+from tests.server.apis import PICTURE, SIDE, Apis, message_of
 from tests.server.conftest import PATH, MakeClient
 from tests.server.databases import sqlite_url
 from tests.server.stub_engine import StubEngine, StubHandle
@@ -162,6 +165,43 @@ def test_the_same_request_is_charged_once(apis: Apis, team: Team, api: str) -> N
     assert again.headers["idempotency-replayed"] == "true"
     assert again.headers["content-type"] == first.headers["content-type"]
     assert team.balance() == Balance(100 - 4 * PRICE, 0)
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_an_answer_is_packed_only_where_it_is_kept(
+    apis: Apis, monkeypatch: pytest.MonkeyPatch, api: str
+) -> None:
+    packed: list[int] = []
+    written: list[int] = []
+
+    def pack(answer: Answer) -> bytes:
+        packed.append(len(answer.body))
+        return packing(answer)
+
+    def write(body: Any) -> bytes:
+        if "data" in body:
+            written.append(len(body["data"]))
+        return json_bytes(body)
+
+    packing = Answer.packed
+    monkeypatch.setattr(Answer, "packed", pack)
+    monkeypatch.setattr("server.api.openai.json_bytes", write)
+    assert len(seeds_of(api, ask(apis, api))) == 4
+    assert packed == []
+    # A stream sends its images one by one.
+    assert written == ([4] if api == "openai" else [])
+    assert len(seeds_of(api, ask(apis, api, **{"Idempotency-Key": "k"}))) == 4
+    assert len(packed) == 1
+
+
+def test_a_batch_that_costs_too_much_says_what_all_of_it_costs(apis: Apis, team: Team) -> None:
+    all_cost = 10 * price(SIDE, SIDE, 50)
+    response = apis.edit(n="10", steps="50")
+    assert response.status_code == 402
+    said = f"not enough credits: these 10 pictures cost {all_cost / 10:.1f}, 10.0 are left"
+    assert message_of(response) == said
+    assert response.headers["x-credits-remaining"] == "10.0"
+    assert team.balance() == Balance(100, 0)
 
 
 def test_an_image_alone_is_kept_with_its_headers(apis: Apis, team: Team) -> None:

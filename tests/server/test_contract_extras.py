@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from tests.server.apis import PICTURE, SIDE, mask_file, right_half
 from tests.server.conftest import PATH
 from tests.server.failures import assert_failure
+from tests.server.forms import CONTENT_TYPE, END, part
 from tests.server.stub_engine import StubEngine
 
 ORIENTATION = 0x0112
@@ -104,6 +105,21 @@ def test_an_empty_mask_field_counts_as_left_out(
     else:
         assert response.status_code == 200
         assert engine.last_request.mask is None
+
+
+@pytest.mark.parametrize("disposition", ["", '; filename=""', '; filename="m.png"'])
+def test_a_mask_that_cannot_be_decoded_is_not_left_out(
+    client: TestClient, engine: StubEngine, disposition: str
+) -> None:
+    body = (
+        part('name="prompt"', b"a cat")
+        + part('name="init_image"; filename="a.png"', PICTURE)
+        + part(f'name="mask"{disposition}', b"!!!!", "Content-Transfer-Encoding: base64")
+        + END
+    )
+    response = client.post(PATH, content=body, headers={"Content-Type": CONTENT_TYPE})
+    assert_failure(response, 400, "mask: is not valid base64, its Content-Transfer-Encoding")
+    assert engine.handles == []
 
 
 @pytest.mark.parametrize("steps", ["10", "5"])

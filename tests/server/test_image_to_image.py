@@ -371,9 +371,9 @@ def test_file_over_the_limit(make_client: MakeClient, picture_file: bytes) -> No
 
 
 def test_declared_length_over_the_limit_is_refused_unread(client: TestClient) -> None:
-    for length in (str(21 * 1024 * 1024 + 1), "9" * 5000):
+    for length in (str(41 * 1024 * 1024 + 1), "9" * 5000):
         headers = {"content-length": length, "content-type": "multipart/form-data; boundary=x"}
-        assert_failure(client.post(PATH, content=b"", headers=headers), 413, "over 21 MiB")
+        assert_failure(client.post(PATH, content=b"", headers=headers), 413, "over 41 MiB")
 
 
 def test_chunked_body_over_the_limit_is_cut_off(make_client: MakeClient) -> None:
@@ -387,7 +387,29 @@ def test_chunked_body_over_the_limit_is_cut_off(make_client: MakeClient) -> None
             yield b"y" * 100_000
 
     headers = {"content-type": "multipart/form-data; boundary=x"}
-    assert_failure(client.post(PATH, content=chunks(), headers=headers), 413, "over 1.1 MiB")
+    assert_failure(client.post(PATH, content=chunks(), headers=headers), 413, "over 1.2 MiB")
+
+
+def test_a_picture_and_a_mask_may_both_be_as_large_as_one(
+    make_client: MakeClient, picture_file: bytes
+) -> None:
+    client = make_client(max_upload_mib=2)
+    largest = picture_file + b"\x00" * (2 * 1024 * 1024 - len(picture_file))
+    files = {"init_image": ("a.png", largest), "mask": ("m.png", largest)}
+    response = client.post(PATH, data={"prompt": "a"}, files=files)
+    assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize("length", [2001, 70_000, 200_000])
+def test_a_prompt_too_long_hides_no_other_error(
+    client: TestClient, picture_file: bytes, length: int
+) -> None:
+    response = client.post(
+        PATH,
+        data={"prompt": "a" * length, "cfg_scale": "99"},
+        files={"init_image": ("a.png", picture_file)},
+    )
+    assert_failure(response, 400, "prompt: ", "cfg_scale: 99 is not in")
 
 
 # What the engine says

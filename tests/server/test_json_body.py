@@ -113,6 +113,10 @@ def test_escapes_across_the_pieces_that_an_image_is_read_in(offset: int) -> None
 def test_a_text_of_quotes_is_refused_and_one_of_backslashes_read() -> None:
     with pytest.raises(BadRequest, match="over 65536 escaped quotes"):
         parse_json(b'{"image": "' + b'\\"' * 100_000 + b'"}')
+    quotes = b'"' + b'\\"' * 20_000 + b'"'
+    assert len(parse_json(b'{"images": [%s]}' % b", ".join([quotes] * 3)).fields["images"]) == 3
+    with pytest.raises(BadRequest, match="over 65536 escaped quotes"):
+        parse_json(b'{"images": [%s]}' % b", ".join([quotes] * 4))
     fields = parse_json(b'{"image": "' + b"\\\\" * 100_000 + b'"}').fields
     assert fields["image"].text == "\\" * 100_000
 

@@ -73,12 +73,15 @@ def test_a_form_whose_lines_end_in_lf_alone(chunk: int) -> None:
         assert parts["init_image"].file_name == "a" * 90
 
 
-@given(
-    st.integers(1, 20), st.lists(st.sampled_from([b"\r", b"\n", b"--", b"xyz", b"-", b" ", b"a"]))
-)
-def test_data_that_resembles_the_boundary(chunk: int, pieces: list[bytes]) -> None:
+PIECES = st.lists(st.sampled_from([b"\r", b"\n", b"--", b"xyz", b"-", b" ", b"a"]))
+
+
+@given(st.integers(1, 20), PIECES, st.booleans())
+def test_data_that_resembles_the_boundary(chunk: int, pieces: list[bytes], in_lf: bool) -> None:
     data = b"".join(pieces)
-    body = part('name="init_image"; filename="a"', data) + part('name="prompt"', b"a cat") + END
+    around = part('name="init_image"; filename="a"', b"<data>") + part('name="prompt"', b"a cat")
+    body = (around + END).replace(b"\r\n", b"\n" if in_lf else b"\r\n")
+    body = body.replace(b"<data>", data)
     if b"\n--xyz" not in b"\n" + data:
         parts = read(body, chunk=chunk)
         assert parts["init_image"].data == data
@@ -89,6 +92,18 @@ def test_data_that_resembles_the_boundary(chunk: int, pieces: list[bytes]) -> No
     with suppress(BadRequest):
         cut = read(body, chunk=chunk)
     assert whole == cut
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 10_000])
+@pytest.mark.parametrize("after", [b"\r\n", b" \r\n"])
+def test_a_form_in_lf_has_no_delimiter_in_crlf(chunk: int, after: bytes) -> None:
+    """The parser would take it for one, and any number of headers after it."""
+    start = part('name="prompt"', b"hello").replace(b"\r\n", b"\n")
+    later = b"\r\n--xyz" + after + part('name="prompt"', b"world", *["a:"] * 50)[7:]
+    with pytest.raises(BadRequest, match="its lines end now in LF, now in CRLF"):
+        read(start + later + b"\n--xyz--\n", chunk=chunk)
+    told = read(start + later.replace(b"\r\n", b"\n") + b"--xyz--\n", chunk=chunk)
+    assert told["prompt"].text == "world"
 
 
 def test_any_number_of_headers_within_their_bytes() -> None:
