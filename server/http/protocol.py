@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import httptools
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
@@ -30,6 +31,8 @@ have left: nothing tells which, so who waits for longer counts as gone."""
 UNSENT_IN_KERNEL = 64 * 1024
 """Bytes of an answer that the kernel takes beyond what is on its way: an answer that nobody reads
 stays with us, where it is counted, and a slow reader's progress is seen in small steps."""
+
+_FRAMING = (b"content-length", b"transfer-encoding")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.limits = limits
         self._running: RequestResponseCycle | None = None
         self._in_headers = True
+        self._is_head_known = False  # the parser is being told of one again
         self._beside_body = 0  # bytes since the request's start or the last byte of its body
         self._header_bytes = 0  # of the headers or trailers that are complete
         self._refused = False
@@ -87,10 +91,34 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._in_headers and self._timer is None:
             self._after(self.limits.header_seconds, self._out_of_time)
         self._beside_body += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(memoryview(data))
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("")
         # What is complete has been counted to the byte; this bounds a line that never ends.
         if self._beside_body > self.limits.header_bytes:
             self._refuse_headers()
+
+    def _parse(self, data: memoryview) -> None:
+        """Parse what has come; an offer to go on in another protocol is not taken (RFC 9110 7.8).
+
+        The parser takes such a request for one without a body. So another parser goes on behind
+        its head: it is given one that says no more than where the body ends.
+        """
+        while True:
+            try:
+                return self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as offer:
+                data = data[offer.args[0] :]
+            lines = [b"POST / HTTP/1.1"]
+            lines += [b"%s: %s" % header for header in self.headers if header[0] in _FRAMING]
+            lines += [] if self.cycle.keep_alive else [b"Connection: close"]
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self._is_head_known = True
+            self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Keep the connection for a while if there is something to answer on it."""
@@ -115,17 +143,28 @@ class BoundedProtocol(HttpToolsProtocol):
 
     # The parser's callbacks; what one raises ends the parsing and comes to `send_400_response`.
 
+    def on_message_begin(self) -> None:
+        if not self._is_head_known:
+            super().on_message_begin()
+
     def on_url(self, url: bytes) -> None:
+        if self._is_head_known:
+            return
         self._count_header(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_head_known:
+            return
         self._count_header(len(name) + len(value) + 4)
         # A trailer is dropped: what comes after the body must not pass for a header.
         if self._in_headers:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self._is_head_known:
+            self._is_head_known = False
+            return
         self._in_headers = False
         self._stop_timer()
         self._beside_body = self._header_bytes = 0
@@ -138,12 +177,17 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # It only seems so: see `_parse`.
         self._in_headers = True
         self._beside_body = self._header_bytes = 0
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, "this is not a valid HTTP request")
+
+    def _should_upgrade(self) -> bool:
+        return False
 
     # A request
 

@@ -278,6 +278,22 @@ def test_a_body_in_small_chunks_is_taken(server: ServerProcess, picture_file: by
         assert read_answer(connection).status == 200
 
 
+def test_an_offer_of_another_protocol_is_not_taken(
+    server: ServerProcess, picture_file: bytes
+) -> None:
+    body = form_body("0", picture_file)
+    offer = ("Connection: Upgrade, HTTP2-Settings, close", "Upgrade: h2c", "HTTP2-Settings: AAMA")
+    with connect(server.url) as connection:
+        connection.sendall(head(f"Content-Length: {len(body)}", *offer))
+        time.sleep(0.1)
+        connection.sendall(body)
+        assert read_answer(connection).status == 200
+    handshake = ("Connection: Upgrade, close", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
+    with connect(server.url) as connection:
+        connection.sendall(head(*handshake, method="GET", path="/health/live", form=False))
+        assert read_answer(connection).status == 200
+
+
 # Time and room
 
 
