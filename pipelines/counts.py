@@ -40,6 +40,11 @@ class GraphCounts:
     replays: int = 0
     fallbacks: int = 0
 
+    @property
+    def tried(self) -> int:
+        """Return how many captures were begun."""
+        return self.captures + self.failures
+
     def count_run(self, captured: bool) -> None:
         """Count one run, by a graph or as it comes."""
         if captured:

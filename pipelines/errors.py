@@ -76,9 +76,14 @@ class GenerationFailed(GenerationError):
 
 
 def as_failure(error: Exception) -> GenerationError:
-    """Any error as one of ours; what it says of the inside stays in the log."""
+    """Return any error as one of ours; what it says of the inside stays in the log.
+
+    Its traceback is taken from it: log it before.
+    """
     if isinstance(error, GenerationError):
         return error
     failure = GenerationFailed(f"generation failed: {type(error).__name__}")
-    failure.__cause__ = error
+    # Without its frames. They hold what the failed unit had on the device and the request's own
+    # handle, which holds the failure: a cycle, so that gigabytes would wait for the collector.
+    failure.__cause__ = error.with_traceback(None)
     return failure

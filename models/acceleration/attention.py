@@ -116,16 +116,20 @@ def kernel_orders(
     dtype: torch.dtype,
     rows: int,
     seconds: Callable[[SDPBackend, int, int, int, int], float | None] | None = None,
+    *,
+    fixed: bool = False,
 ) -> dict[int, Order]:
     """Return the order of kernels by head size, for ``shapes`` (heads, tokens) of ``rows`` rows.
 
-    Known on Hopper; else measured by ``seconds`` (of a kernel, size, heads, tokens, rows; None
-    where it does not run), by default with the card's events. Empty where there is no card.
+    Known on Hopper, and ``fixed`` where pictures are to be the same after a restart: a stopwatch
+    may choose otherwise then, and kernels differ in last bits. Else measured by ``seconds`` (of a
+    kernel, size, heads, tokens, rows; None where it does not run), by default with the card's
+    events. Empty where there is no card.
     """
     if seconds is None:
         if device.type != "cuda":
             return {}
-        if torch.cuda.get_device_capability(device) == HOPPER:
+        if fixed or torch.cuda.get_device_capability(device) == HOPPER:
             return dict.fromkeys(shapes, HOPPER_ORDER)
 
         def seconds(

@@ -41,16 +41,21 @@ class CudaCapturer:
         """Warm up on the side stream, as captures must, then record."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            for _ in range(WARM_UP_RUNS):
-                run()
-        current.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                for _ in range(WARM_UP_RUNS):
+                    run()
+        finally:  # a run that failed may have left work behind, on memory that is freed next
+            current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        # Thread-local: the thread of the safety check may allocate meanwhile.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
-            run()
+        try:
+            # Thread-local: the thread of the safety check may allocate meanwhile.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                run()
+        finally:  # where the graph cannot be made its context leaves the side stream current
+            torch.cuda.set_stream(current)
 
         def replay() -> None:
             graph.replay()

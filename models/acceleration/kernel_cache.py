@@ -12,7 +12,6 @@ import os
 import shutil
 import sys
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -38,8 +37,12 @@ def use_compiled(compiled: Path = COMPILED) -> int:
             # Whole at once: other processes may look, or be at the same.
             with tempfile.TemporaryDirectory(dir=cache, prefix="copy-") as folder:
                 made = shutil.copytree(kernel, Path(folder) / kernel.name)
-                with suppress(FileExistsError):
+                try:
                     made.rename(target)
+                except OSError:  # ENOTEMPTY, where another process was first
+                    if not target.exists():
+                        raise
+                else:
                     copied += 1
     except OSError as error:
         logger.warning("compiled kernels could not be copied to %s: %s", cache, error)

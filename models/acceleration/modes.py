@@ -103,16 +103,18 @@ def accelerate(
     acceleration: Acceleration,
     sizes: Collection[tuple[int, int]],
     rows: Collection[int] = (),
+    fixed: bool = False,
 ) -> None:
     """Change ``bundle`` in place, after LoRAs have been fused and before anything runs.
 
-    ``sizes`` are (h, w) of the latents that it is to be fast at, ``rows`` the numbers of rows.
+    ``sizes`` are (h, w) of the latents that it is to be fast at, ``rows`` the numbers of rows. With
+    ``fixed`` kernels of attention are not chosen by their times, which vary from start to start.
     """
     if acceleration.graphs or acceleration.compiles:
         fuse_projections(bundle.unet)
     bundle.facts["acceleration"] = acceleration.in_words
     if acceleration.graphs:
-        _choose_kernels(bundle, acceleration, sizes, rows)
+        _choose_kernels(bundle, acceleration, sizes, rows, fixed)
     if acceleration.compiles and sizes:
         bundle.compiled = compile_parts(bundle, sizes, rows, autotune=acceleration.autotunes)
 
@@ -122,6 +124,7 @@ def _choose_kernels(
     acceleration: Acceleration,
     sizes: Collection[tuple[int, int]],
     rows: Collection[int],
+    fixed: bool,
 ) -> None:
     """Attention's kernels, and the forwards that run them: ours, or else the modules."""
     # Triton launches on the current card; on the engine's thread that is set once.
@@ -129,7 +132,7 @@ def _choose_kernels(
     # Where the attention's time goes: the largest of the sizes, the largest step.
     height, width = max(sizes or [bundle.latent_size(512, 512)], key=lambda size: size[0] * size[1])
     shapes = attention_shapes(bundle, height, width)
-    orders = kernel_orders(shapes, bundle.device, bundle.dtype, max(rows, default=2))
+    orders = kernel_orders(shapes, bundle.device, bundle.dtype, max(rows, default=2), fixed=fixed)
     bundle.facts["attention kernels"] = orders_in_words(orders)
     if acceleration.forwards:
         bundle.fast = make_forwards(bundle, orders)

@@ -70,6 +70,10 @@ class CapturedSteps:
         """Return whether there is something to keep."""
         return any(step is not None for step in self._steps.values())
 
+    def awaited(self, rows: int) -> bool:
+        """Return whether steps of a bucket run as they come for now, until one is captured."""
+        return self.patience is not None and rows not in self._steps
+
     def get_or_capture(
         self, rows: int, capture: Callable[[], CapturedStep], counts: GraphCounts
     ) -> CapturedStep | None:

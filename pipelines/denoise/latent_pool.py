@@ -13,6 +13,10 @@ from pipelines.denoise.mask import KeptAreas
 from pipelines.samplers.programs import SLOTS
 from pipelines.scheduler.batching import GroupKey
 
+LONGEST_CAPTURED = 8 * 77
+"""Tokens of text above which no step is captured: a graph keeps the keys and values of all blocks,
+50 KB a token and row in half precision, and few others would ever use it."""
+
 
 class LatentPool:
     """The state of the running requests of one group, on the device.
@@ -86,9 +90,9 @@ class LatentPool:
 class LatentPools:
     """The pools there are, by group. A pool lives as long as its requests, or its graphs.
 
-    Pools of the keys in ``hot`` are captured at once and always kept. Others are captured once
-    they have been used for a while, and the ``keep`` used last outlive their requests. With
-    ``captures`` false nothing is captured and nothing outlives its requests.
+    Pools of the keys in ``hot`` are captured at once and, once used, always kept. Others are
+    captured once they have been used for a while, and the ``keep`` used last outlive their
+    requests. With ``captures`` false nothing is captured and nothing outlives its requests.
     """
 
     def __init__(
@@ -127,9 +131,11 @@ class LatentPools:
         self._users[key] -= 1
         if self._users[key]:
             return
+        if self._captures and key in self._hot:
+            return
         if not self._pools[key].captured.any:
             self._drop(key)
-        elif key not in self._hot:
+        else:
             self._idle[key] = None
             if len(self._idle) > self._keep:
                 self._drop(self._idle.popitem(last=False)[0])
@@ -138,6 +144,6 @@ class LatentPools:
         del self._pools[key], self._users[key]
 
     def _patience(self, key: GroupKey) -> int | None:
-        if not self._captures:
+        if not self._captures or key.text_tokens > LONGEST_CAPTURED:
             return None
         return 0 if key in self._hot else PATIENCE

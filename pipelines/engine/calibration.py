@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from models.acceleration.cuda_graphs import Capturer
 from models.acceleration.modes import ROW_BUCKETS
 from models.bundle import ModelBundle
 from models.device import synchronize
@@ -18,8 +19,9 @@ from pipelines.engine.warmup import dummy_evaluations
 from pipelines.prompt.encoder import PromptChunks, PromptEncoder
 from pipelines.scheduler.batching import GroupKey, StepLimits
 from pipelines.scheduler.cost_model import CostTable, ImageCost, Provenance, StepPoint, TextCost
-from pipelines.vae.decode import decode_latents
+from pipelines.vae.decode import decode_latents, decode_together
 from pipelines.vae.encode import encode_image
+from pipelines.vae.graphs import VaeGraphs
 
 SIDES = (320, 512)
 
@@ -57,8 +59,11 @@ def measure_costs(
     limits: StepLimits,
     budget: float = 3.0,
     clock: Callable[[], float] = time.perf_counter,
+    capturer: Capturer | None = None,
 ) -> CostTable:
-    """Time steps, an encode and a decode, for about ``budget`` seconds.
+    """Time steps, an encode and a decode, for about ``budget`` seconds, as they will run.
+
+    With a ``capturer`` encode and decode are captured, as ``denoiser`` captures its steps.
 
     One and two rows of the smallest picture are always timed, more rows, a long text and a larger
     picture as long as they can be expected to fit. What is not timed is taken as in proportion to
@@ -85,7 +90,7 @@ def measure_costs(
     text = TextCost(
         _text_step(more, pixels), _text_seconds(bundle, clock), chunk_tokens=bundle.text_length
     )
-    encode, decode = _image_seconds(bundle, side, clock)
+    encode, decode = _image_seconds(bundle, side, clock, capturer)
     grown = (larger / side) ** 2
     if clock() - began + grown * sum(2 * value for value in seconds.values()) <= budget:
         measure = _StepTimer(bundle, denoiser, limits, larger, clock)
@@ -149,18 +154,23 @@ def _text_seconds(bundle: ModelBundle, clock: Callable[[], float]) -> float:
 
 
 def _image_seconds(
-    bundle: ModelBundle, side: int, clock: Callable[[], float]
+    bundle: ModelBundle, side: int, clock: Callable[[], float], capturer: Capturer | None
 ) -> tuple[float, float]:
     """Seconds of one encode and one decode of a square picture, the second run of each."""
     image = np.full((side, side, 3), 127, dtype=np.uint8)
-    latents = torch.zeros(bundle.latent_channels, *bundle.latent_size(side, side))
+    size = bundle.latent_size(side, side)
+    latents = torch.zeros(bundle.latent_channels, *size)
+    graphs = None if capturer is None else VaeGraphs(capturer, [size])
     encodes, decodes = [], []
     for _ in range(2):
         started = clock()
-        encode_image(bundle, image, tile=False)
+        encode_image(bundle, image, False, graphs)
         synchronize(bundle.device)
         middle = clock()
-        decode_latents(bundle, latents.to(bundle.device), tile=False)
+        if graphs is None:
+            decode_latents(bundle, latents.to(bundle.device), tile=False)
+        else:
+            decode_together(bundle, [latents.to(bundle.device)], graphs)[0].wait()
         encodes.append(middle - started)
         decodes.append(clock() - middle)
     return encodes[-1], decodes[-1]

@@ -288,7 +288,10 @@ class Engine:
             warm_up(self._runner, self.config, self._policy)
         if self._measures:
             limits = self._policy.limits
-            self._scheduler.table = measure_costs(self.bundle, self._runner.denoiser, limits)
+            runner = self._runner
+            self._scheduler.table = measure_costs(
+                self.bundle, runner.denoiser, limits, capturer=runner.capturer
+            )
         self._measured.set()
 
     def _loop(self) -> None:

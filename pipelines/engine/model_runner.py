@@ -56,10 +56,11 @@ class StepCounts:
 class Launched:
     """The outcome of a launched unit, which may still run on the device.
 
-    Its time is that of such units, text apart, if it is ``ordinary``: one that failed, or whose
-    picture was cached, is not. ``text_chunks`` were encoded in it. ``last`` says that no further
-    part of the encode or decode is needed. ``failures`` are by request; ``row_cap`` is the most
-    rows that its key's steps may have from now on, after an out-of-memory error.
+    Its time is that of such units, text apart, if it is ``ordinary``: one that failed, whose
+    picture was cached, or that was captured or awaits that, is not. ``text_chunks`` were encoded in
+    it. ``last`` says that no further part of the encode or decode is needed. ``failures`` are by
+    request; ``row_cap`` is the most rows that its key's steps may have from now on, after an
+    out-of-memory error.
     """
 
     ordinary: bool = True
@@ -215,6 +216,7 @@ class ModelRunner:
 
     def _encode(self, member: _DeviceState, work: Encode, launched: Launched) -> None:
         """Run the next part of an encode; the last one takes a place in a pool."""
+        tried = self._captures_tried("encode")
         try:
             if member.text is None:
                 before = self.prompts.counts.misses
@@ -227,6 +229,8 @@ class ModelRunner:
                 member.encoding = member.encoding or self._begin(member, work.parts)
                 launched.ordinary = member.encoding.ordinary
                 moments = member.encoding.advance()
+                if self._captures_tried("encode") > tried:
+                    launched.ordinary = False
             if moments is not None or member.request.from_noise:
                 self._enter_pool(member, moments)
                 launched.last = True
@@ -253,7 +257,8 @@ class ModelRunner:
             if mask is not None and picture is not None:
                 pool.keep(member.position, mask, picture)
         except Exception:
-            self.pools.leave(member.state.key)
+            if member.position is None:  # else `_leave_pool` does it, with the place
+                self.pools.leave(member.state.key)
             raise
         member.encoding = member.text = None
 
@@ -283,7 +288,7 @@ class ModelRunner:
             self._step(half, pad_rows(rows, self.row_buckets), launched)
 
     def _step_once(self, members: Sequence[_DeviceState], padded: int, launched: Launched) -> None:
-        pool = self.pools[members[0].state.key]
+        pool, tried = self.pools[members[0].state.key], self.denoiser.graphs.tried
         try:
             step = self.denoiser.step(pool, [member.evaluation() for member in members], padded)
         except torch.OutOfMemoryError as error:
@@ -292,6 +297,8 @@ class ModelRunner:
             if self.bundle.device.type == "cuda":
                 torch.cuda.empty_cache()
             raise error from None
+        if self.denoiser.graphs.tried > tried or pool.captured.awaited(step.rows):
+            launched.ordinary = False  # it took what no step of this size takes from now on
         self.steps.count(step.rows, len(members))
         for member in members:
             if (predicted := step.predicted.get(member.place)) is not None:
@@ -303,8 +310,11 @@ class ModelRunner:
         Several, in one part, share a pass where passes are captured. One that fails is run again
         one by one, so that only its cause fails.
         """
+        tried = self._captures_tried("decode")
         try:
             launched.last = self._decode_once(members, parts)
+            if self._captures_tried("decode") > tried:
+                launched.ordinary = False
         except Exception as error:
             if len(members) == 1:
                 self._fail(members[0], error, "could not be decoded", launched)
@@ -336,6 +346,9 @@ class ModelRunner:
             self._leave_pool(member)
             member.decoding = None
         return True
+
+    def _captures_tried(self, kind: str) -> int:
+        return 0 if self.vae_graphs is None else self.vae_graphs.counts[kind].tried
 
     def _preview(self, member: _DeviceState, predicted: torch.Tensor, launched: Launched) -> None:
         drawn = self._previews.draw(predicted, member.previewed)

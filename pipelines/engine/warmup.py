@@ -35,7 +35,7 @@ def make_runner(bundle: ModelBundle, config: EngineConfig, buckets: Sequence[int
     ``buckets`` are the numbers of rows that its steps are padded to.
     """
     sizes = [bundle.latent_size(width, height) for width, height in config.capture_sizes]
-    accelerate(bundle, config.acceleration, sizes, buckets)
+    accelerate(bundle, config.acceleration, sizes, buckets, config.exact)
     capturer = make_capturer(config.acceleration, bundle.device)
     hot = [GroupKey(h, w, bundle.text_length, False) for h, w in sizes]
     return ModelRunner(bundle, buckets, config.max_running_requests, capturer, hot)

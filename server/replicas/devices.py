@@ -24,6 +24,11 @@ class Devices:
 
 def devices_of(settings: Settings, cards: int) -> Devices:
     """Return what `IMG2IMG_DEVICES` asks for on a machine with so many cards. Raises StartError."""
+    if settings.device.startswith("cuda:"):
+        raise StartError(
+            f"IMG2IMG_DEVICE: {settings.device} is one card, where IMG2IMG_DEVICES asks for "
+            f"{settings.devices}: leave it out, and name cards by CUDA_VISIBLE_DEVICES"
+        )
     on_cpu = settings.device == "cpu" or (settings.device == "auto" and cards == 0)
     if settings.devices == "all":
         if on_cpu or cards == 0:

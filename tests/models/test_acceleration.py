@@ -121,6 +121,10 @@ def test_on_hopper_the_order_is_known_and_elsewhere_measured(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     assert kernel_orders(shapes, CUDA, torch.float16, 16) == dict.fromkeys(shapes, HOPPER_ORDER)
     assert HOPPER_ORDER[:3] == (cudnn, flash, efficient)
+    # A stopwatch may choose another at the next start.
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
+    always = kernel_orders(shapes, CUDA, torch.float16, 16, fixed=True)
+    assert always == dict.fromkeys(shapes, HOPPER_ORDER)
     asked = []
 
     def seconds(kernel: SDPBackend, size: int, heads: int, tokens: int, rows: int) -> float | None:

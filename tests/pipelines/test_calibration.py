@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from models.acceleration.cuda_graphs import EagerCapturer
 from models.acceleration.modes import ROW_BUCKETS
 from models.bundle import ModelBundle
 from pipelines.denoise.denoiser import Denoiser
@@ -51,6 +52,18 @@ def test_as_much_is_measured_as_the_budget_allows(
     assert table.step_seconds(pixels[0], 2) == 0.5
     assert table.encode_seconds(pixels[0]) == pytest.approx(0.5)
     assert table.decode_seconds(pixels[0]) == pytest.approx(0.5)
+
+
+@torch.inference_mode()
+def test_the_vae_is_measured_as_it_will_run(
+    tiny: ModelBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "SIDES", (64, 128))
+    capturer, ticking = EagerCapturer(), clock_of(0.5)
+    denoiser, limits = Denoiser(tiny), StepLimits(max_rows=2)
+    table = measure_costs(tiny, denoiser, limits, 0.0, lambda: next(ticking), capturer)
+    assert capturer.captures == 2
+    assert table.decode_seconds(64) == pytest.approx(0.5)
 
 
 def test_the_guess_says_that_sharing_gains() -> None:

@@ -162,6 +162,19 @@ def test_pools_that_are_captured_outlive_their_requests_and_are_few(tiny: ModelB
     assert [key in pools for key in keys] == [True, True, False, True, False]
 
 
+def test_a_hot_pool_that_could_not_be_captured_is_not_tried_again(tiny: ModelBundle) -> None:
+    pools = shelf(tiny, hot=(KEY,), keep=2, captures=True)
+    first = pools.enter(KEY)
+    pools.leave(KEY)
+    assert pools.enter(KEY) is first
+
+
+def test_steps_with_a_text_that_few_have_are_not_captured(tiny: ModelBundle) -> None:
+    pools = shelf(tiny, hot=(KEY,), keep=2, captures=True)
+    waits = [pools.enter(GroupKey(8, 8, 77 * n, False)).captured.patience for n in (1, 8, 9, 107)]
+    assert waits == [0 if KEY.text_tokens == 77 else PATIENCE, PATIENCE, None, None]
+
+
 def test_without_captures_no_pool_outlives_its_requests(tiny: ModelBundle) -> None:
     pools = shelf(tiny, hot=(KEY,), keep=2, captures=False)
     first = pools.enter(KEY)

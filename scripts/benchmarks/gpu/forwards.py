@@ -44,8 +44,9 @@ def measure_unet(model: RandomModel, scale: Scale, ledger: Ledger) -> None:
     ledger.put(unet_flops(model.narrow, scale), "flops", "unet_row")
     exact = model.bundle(torch.float32)
     wanted = {}
-    for rows in scale.profiled:
-        wanted[rows] = exact.predict(*unet_inputs(exact, scale, rows), False).cpu()
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for rows in scale.profiled:
+            wanted[rows] = exact.predict(*unet_inputs(exact, scale, rows), False).cpu()
     del exact
     bundle = model.bundle(half())
     for variant in (MODULES, FAST):
@@ -74,9 +75,11 @@ def measure_vae(model: RandomModel, scale: Scale, ledger: Ledger) -> None:
     for name, flops in vae_flops(model.narrow, scale).items():
         ledger.put(flops, "flops", name)
     exact = model.bundle(torch.float32)
-    wanted = {
-        name: run(_vae_input(exact, name, scale, 1)).cpu() for name, run in _passes(exact).items()
-    }
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        wanted = {
+            name: run(_vae_input(exact, name, scale, 1)).cpu()
+            for name, run in _passes(exact).items()
+        }
     del exact
     bundle = model.bundle(half())
     for variant in (MODULES, FAST):

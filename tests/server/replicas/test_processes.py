@@ -155,6 +155,9 @@ def test_devices() -> None:
     for devices, cards_here, device in (("all", 0, "auto"), ("all", 2, "cpu"), ("4", 2, "cuda")):
         with pytest.raises(StartError, match="IMG2IMG_DEVICES"):
             of(devices, cards_here, device)
+    for devices in ("2", "all"):  # every engine sees its own card alone
+        with pytest.raises(StartError, match="IMG2IMG_DEVICE: cuda:1 is one card"):
+            of(devices, 8, "cuda:1")
 
 
 @pytest.mark.parametrize("devices", ["0", "65", "some", "-1", "1.5"])

@@ -1,0 +1,123 @@
+"""What a unit leaves behind: memory of one that failed, places, and what its time teaches."""
+
+from __future__ import annotations
+
+import gc
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.acceleration.cuda_graphs import Capturer, EagerCapturer
+from models.acceleration.modes import Acceleration
+from models.bundle import ModelBundle
+from models.spec import AccelerationMode
+from pipelines.denoise.captured_step import PATIENCE
+from pipelines.denoise.latent_pool import LatentPool
+from pipelines.engine import model_runner
+from pipelines.engine import warmup as fast_path
+from pipelines.engine.calibration import guessed_costs
+from pipelines.engine.engine import Engine, EngineConfig
+from pipelines.engine.model_runner import Launched, ModelRunner
+from pipelines.errors import GenerationFailed
+from pipelines.request import GenerationRequest, Pixels
+from pipelines.scheduler.work import Decode, Encode, Step, Work
+from pipelines.vae.decode import Decoding
+
+
+@pytest.fixture
+def engine(tiny: ModelBundle) -> Iterator[Engine]:
+    engine = Engine(tiny, EngineConfig(warm_up=False), guessed_costs())
+    engine.start()
+    yield engine
+    engine.drain(grace=5)
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_a_failed_unit_lets_go_of_what_it_held(
+    engine: Engine, picture: Pixels, monkeypatch: pytest.MonkeyPatch, no_collector: None
+) -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def fail(self: Decoding) -> None:
+        layer = torch.ones(1000)
+        held.append(weakref.ref(layer))
+        raise RuntimeError("CUDNN_STATUS_ALLOC_FAILED")
+
+    monkeypatch.setattr(Decoding, "launch", fail)
+    # What pytest keeps of a log has the frames too.
+    monkeypatch.setattr(model_runner.logger, "disabled", True)
+    handle = engine.submit(GenerationRequest(picture, "a cat", steps=4))
+    with pytest.raises(GenerationFailed):
+        handle.wait(60)
+    deadline = time.monotonic() + 10
+    while held[0]() is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert held[0]() is None
+
+
+def test_a_mask_that_finds_no_memory_fails_alone(
+    engine: Engine, picture: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: LatentPool, *_: object) -> None:
+        raise torch.OutOfMemoryError("no memory for what is kept")
+
+    monkeypatch.setattr(LatentPool, "keep", fail)
+    mask = np.full(picture.shape[:2], 255, dtype=np.uint8)
+    masked = GenerationRequest(picture, "a cat", steps=4, mask=mask)
+    plain = GenerationRequest(picture, "a cat", steps=4)
+    handles = [engine.submit(request) for request in (plain, masked, plain)]
+    with pytest.raises(GenerationFailed):
+        handles[1].wait(60)
+    for handle in (handles[0], handles[2], engine.submit(plain)):
+        handle.wait(60)
+    assert len(engine._runner.pools) == 0
+
+
+def test_a_unit_that_was_captured_or_awaits_it_teaches_no_cost(
+    tiny: ModelBundle, picture: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capturer = EagerCapturer()
+
+    def make(acceleration: Acceleration, device: torch.device) -> Capturer:
+        return capturer
+
+    monkeypatch.setattr(fast_path, "make_capturer", make)
+    monkeypatch.setattr(fast_path, "accelerate", lambda *_: None)
+    seen: list[tuple[type[Any], bool]] = []
+    launch = ModelRunner.launch
+
+    def spied(self: ModelRunner, work: Work) -> Launched:
+        launched = launch(self, work)
+        seen.append((type(work), launched.ordinary))
+        return launched
+
+    monkeypatch.setattr(ModelRunner, "launch", spied)
+    config = EngineConfig(
+        acceleration=Acceleration(AccelerationMode.GRAPHS, graphs=True), warm_up=False
+    )
+    engine = Engine(tiny, config, guessed_costs())
+    engine.start()
+    for seed in range(PATIENCE + 2):
+        picture = picture.copy()
+        picture[0, 0, 0] = seed  # encoded anew
+        engine.submit(GenerationRequest(picture, "a cat", steps=12, seed=seed)).wait(60)
+    engine.drain(grace=5)
+    steps = [ordinary for kind, ordinary in seen if kind is Step]
+    assert steps[: PATIENCE + 1] == [False] * (PATIENCE + 1)
+    assert all(steps[PATIENCE + 1 :])
+    for kind in (Encode, Decode):
+        # As they come they are what tells of the VAE where it is never captured.
+        passes = [ordinary for one, ordinary in seen if one is kind]
+        assert passes == [True] * PATIENCE + [False, True]
