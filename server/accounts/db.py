@@ -148,6 +148,8 @@ class Database:
         except (exc.IntegrityError, exc.DataError, exc.ProgrammingError):
             raise
         except (exc.DBAPIError, exc.TimeoutError, OSError, TimeoutError) as error:
+            if _is_of_data(error):
+                raise
             cause = error.orig if isinstance(error, exc.DBAPIError) else error
             _log_away(cause)
             raise DatabaseAway from error
@@ -254,6 +256,13 @@ def first_line(error: BaseException | None) -> str:
 def _sqlstate(error: DatabaseAway) -> str | None:
     cause = error.__cause__
     return getattr(cause.orig, "sqlstate", None) if isinstance(cause, exc.DBAPIError) else None
+
+
+def _is_of_data(error: Exception) -> bool:
+    """Return whether PostgreSQL refuses what it was given, not whether it can be reached: a value
+    (SQLSTATE class 22) or a statement (42). asyncpg's adapter does not tell these apart."""
+    state = getattr(error.orig, "sqlstate", None) if isinstance(error, exc.DBAPIError) else None
+    return (state or "")[:2] in ("22", "42")
 
 
 def _log_away(cause: BaseException | None) -> None:

@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Mapping
 
+import anyio.to_thread
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -93,7 +94,8 @@ async def image_to_image(request: Request, admission: Admitted, run: NamedRun) -
 
 async def _begin(flow: Flow, parts: Mapping[str, Part]) -> Batch | bytes:
     """Check the form, reserve its price and hand it to the engine; or the kept answer to it."""
-    if (kept := await flow.admission.kept_response(fingerprint(parts))) is not None:
+    mark = await anyio.to_thread.run_sync(fingerprint, parts)
+    if (kept := await flow.admission.kept_response(mark)) is not None:
         return kept
     client = client_of(flow.request, flow.admission)
     plan = await flow.service.prepare(_fields(parts), flow.model, client=client, limit=flow.limit)

@@ -16,14 +16,15 @@ _MAX_NAME = 100
 class IgnoredFields:
     """Names unknown fields in an answer's headers as they are met, percent-encoded, each once.
 
-    What would make the header longer than `MAX_HEADER_LENGTH` characters is left out; of a name
-    its first hundred bytes are told.
+    From the first that would make the header longer than `MAX_HEADER_LENGTH` characters they are
+    left out; of a name its first hundred bytes are told.
     """
 
     def __init__(self, headers: dict[str, str]) -> None:
         self._headers = headers
         self._names: dict[str, None] = {}
         self._length = 0
+        self._full = False
 
     @classmethod
     def of(cls, scope: Scope) -> IgnoredFields:
@@ -33,9 +34,14 @@ class IgnoredFields:
         return found
 
     def add(self, name: bytes) -> None:
+        if self._full:  # a body may have a million
+            return
         shown = quote_from_bytes(name[:_MAX_NAME], safe="")
         length = self._length + len(shown) + (2 if self._names else 0)
-        if not shown or shown in self._names or length > MAX_HEADER_LENGTH:
+        if not shown or shown in self._names:
+            return
+        if length > MAX_HEADER_LENGTH:
+            self._full = True
             return
         self._names[shown] = None
         self._length = length

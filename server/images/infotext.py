@@ -32,7 +32,7 @@ def infotext(file: bytes) -> str:
 
 
 def _png_text(file: bytes) -> str:
-    for kind, data, sound in png.chunks(file):
+    for kind, data, sound in png.chunks(file, recover=False):
         keyword, _, rest = data.partition(b"\0")
         if keyword != b"parameters" or not sound:
             continue

@@ -159,6 +159,24 @@ def test_another_process_that_writes_is_waited_for_and_given_up_on(tmp_path: Pat
     asyncio.run(main())
 
 
+def test_a_value_that_is_refused_is_no_database_that_is_away(postgres: Postgres) -> None:
+    async def main(url: str) -> None:
+        database = Database(url)
+        await database.migrate()
+        refused: list[tuple[str, dict[str, str]]] = [
+            ("SELECT 1 / 0", {}),
+            ("SELECT CAST(:text AS text)", {"text": "a\0b"}),
+            ("SELECT nothing", {}),
+        ]
+        for statement, values in refused:
+            with pytest.raises(sa.exc.DBAPIError):
+                await database.read(lambda c, s=statement, v=values: c.execute(sa.text(s), v))
+        await database.close()
+
+    with new_postgres_database(postgres) as url:
+        asyncio.run(main(url))
+
+
 def test_a_file_that_is_removed_or_replaced_is_not_gone_on_with(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
+import zlib
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from server.images.encode import ImageFormat, encode_image
+from server.images.files import png
 from server.images.infotext import infotext
 
 TEXT = "a caf\u00e9, \u732b\nSteps: 10, Sampler: Euler, Seed: 7"
@@ -32,6 +36,45 @@ def test_every_kind_of_png_text_is_read(packed: bool, international: bool) -> No
     buffer = io.BytesIO()
     Image.fromarray(PIXELS).save(buffer, "PNG", pnginfo=info)
     assert infotext(buffer.getvalue()) == text
+
+
+def test_nothing_is_searched_behind_a_damaged_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = 0
+    is_sound = png._is_sound
+
+    def counted(data: bytes, place: int, length: int) -> bool:
+        nonlocal checked
+        checked += 1
+        return is_sound(data, place, length)
+
+    monkeypatch.setattr(png, "_is_sound", counted)
+    whole = encode_image(PIXELS, {"parameters": TEXT}, ImageFormat.PNG)
+    damaged = b"\0\0\0\0aaaa\1\2\3\4" * 2000
+    assert infotext(whole[:33] + damaged + whole[33:]) == ""
+    assert checked == 1
+    # As many again that are sound: a file of ours has few.
+    sound = b"\0\0\0\0aaaa" + zlib.crc32(b"aaaa").to_bytes(4)
+    assert infotext(whole[:33] + sound * 9000 + whole[33:]) == ""
+    assert checked < 6000
+    assert infotext(whole[:33] + sound * 900 + whole[33:]) == TEXT
+
+
+def test_a_picture_without_one_known_chunk_is_searched_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searches: list[int] = []
+    known = png._KNOWN
+
+    class Counted:
+        def finditer(self, data: bytes, start: int) -> Iterator[re.Match[bytes]]:
+            searches.append(start)
+            return known.finditer(data, start)
+
+    monkeypatch.setattr(png, "_KNOWN", Counted())
+    head = encode_image(PIXELS, {}, ImageFormat.PNG)[:33]
+    with pytest.raises(png.PngProblem, match="IDAT"):
+        png.read_png(head + b"\0\0\0\0aaaa\1\2\3\4" * 2000)
+    assert len(searches) == 1
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF"])

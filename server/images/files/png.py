@@ -59,7 +59,7 @@ class _Found:
 
 
 def read_png(data: bytes) -> Png:
-    """Return what of a PNG file is needed, in time linear in its size. Raises PngProblem."""
+    """Return what of a PNG file is needed. Raises PngProblem."""
     header = data[8:33]
     if len(header) < 25 or header[:8] != b"\x00\x00\x00\x0dIHDR" or not _is_sound(data, 8, 13):
         raise PngProblem("its header chunk (IHDR) is damaged")
@@ -122,8 +122,12 @@ def _collect_text(found: _Found, kind: bytes, payload: bytes) -> None:
         found.xmp = _unpacked(text) if packed else text
 
 
-def chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
-    """Yield type, payload and whether the checksum holds; behind IHDR, to the end or a cut."""
+def chunks(data: bytes, *, recover: bool = True) -> Iterator[tuple[bytes, bytes, bool]]:
+    """Yield type, payload and whether the checksum holds; behind IHDR, to the end or a cut.
+
+    Behind a damaged chunk, or very many, the next one of the picture is searched, which can take
+    time quadratic in the size: not without a limit of CPU time. Without ``recover`` it ends there.
+    """
     place, ancillary = 33, 0
     while place + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)
@@ -136,6 +140,8 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
             continue
         ancillary += 1
         if ancillary > _MOST_ANCILLARY or not _is_sound(data, place, length):
+            if not recover:
+                return
             place = _next_known(data, place + 8, end)
             continue
         yield kind, data[place + 8 : end - 4], True
@@ -152,11 +158,12 @@ def _is_sound(data: bytes, place: int, length: int) -> bool:
 
 def _next_known(data: bytes, start: int, declared_end: int) -> int:
     """Return where the next chunk that matters begins, whatever a damaged length says."""
+    match = None
     for match in islice(_KNOWN.finditer(data, start), _MOST_CANDIDATES):
         place = match.start() - 4
         if place >= start and _is_sound(data, place, int.from_bytes(data[place : place + 4])):
             return place
-    return declared_end
+    return len(data) if match is None else declared_end
 
 
 def _unpacked(packed: bytes) -> bytes:
