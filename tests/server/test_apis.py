@@ -506,6 +506,7 @@ def test_failures_keep_their_status_beside_errors_as_200(make_client: MakeClient
         ("POST", "/v1/engines/list", "GET"),
         ("PUT", "/api/runs/0123456789abcdef", "GET, DELETE"),
         ("POST", "/static/client.js", "GET, HEAD"),
+        ("POST", "/static/page/index.html", "GET, HEAD"),
     ],
 )
 def test_another_method_is_told_the_right_one(

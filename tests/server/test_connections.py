@@ -69,7 +69,7 @@ SPOKEN = [
 
 @pytest.mark.parametrize(("version", "lines"), SPOKEN)
 @pytest.mark.parametrize(
-    ("path", "size", "status"), [("/api/x", 6 * MIB, 404), (PATH, 30 * MIB, 413)]
+    ("path", "size", "status"), [("/api/x", 6 * MIB, 404), (PATH, 50 * MIB, 413)]
 )
 def test_an_early_refusal_is_read_after_the_whole_body(
     server: ServerProcess, version: str, lines: tuple[str, ...], path: str, size: int, status: int

@@ -195,7 +195,7 @@ def test_what_is_not_http_is_answered_in_the_envelope(server: ServerProcess) -> 
 def test_a_client_with_an_oversized_body_gets_its_answer(server: ServerProcess) -> None:
     oversized = b"x" * (8 * 1024 * 1024)
     form = {"data": {"prompt": "0"}, "files": {"init_image": ("a", oversized)}}
-    assert_failure(requests.post(server.url + PATH, timeout=30, **form), 413, "over 2 MiB")  # type: ignore[arg-type]
+    assert_failure(requests.post(server.url + PATH, timeout=30, **form), 413, "over 3 MiB")  # type: ignore[arg-type]
 
 
 def test_a_chunked_body_over_the_limit(server: ServerProcess) -> None:
@@ -206,7 +206,7 @@ def test_a_chunked_body_over_the_limit(server: ServerProcess) -> None:
 
     headers = {"content-type": "multipart/form-data; boundary=x"}
     response = requests.post(server.url + PATH, data=chunks(), headers=headers, timeout=30)
-    assert_failure(response, 413, "over 2 MiB")
+    assert_failure(response, 413, "over 3 MiB")
 
 
 def test_client_that_leaves_is_logged(server: ServerProcess, picture_file: bytes) -> None:
