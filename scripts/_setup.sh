@@ -10,50 +10,84 @@ cd "$ROOT"
 
 setup() {
     is_installed "$@" && return
+    local python="$VENV/bin/python"
+    is_supported "$python" || python=$(named_python)
     # One at a time: of two first runs the second waits for the first's environment.
     exec 9>"$VENV.lock"
-    "${PYTHON:-python3}" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
+    "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
     is_installed "$@" || install_locks "$@"
     exec 9>&-
 }
 
+is_supported() {
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null
+}
+
+named_python() {
+    is_supported "${PYTHON:-python3}" || {
+        echo "Python 3.11 to 3.14 is needed; name it with PYTHON=..." >&2
+        exit 2
+    }
+    echo "${PYTHON:-python3}"
+}
+
 # What .venv holds is told by a line a lock file in .venv/.installed. What another revision's lock
-# brought, or an installation that was cut off, leaves no line of this one's: it is installed again.
+# brought, a system's Python that went, or an installation that was cut off leaves no line of this
+# one's: it is installed again.
 lines_of() {
+    local python lock
+    python=$("$VENV/bin/python" -c 'import sys; print(*sys.version_info[:2], sep=".")' 2>/dev/null) \
+        || return 0
     for lock in "$@"; do
-        echo "$(cat "$lock" pyproject.toml scripts/_setup.sh | cksum) $lock $ROOT"
+        echo "$(cat "$lock" pyproject.toml scripts/_setup.sh | cksum) $lock $python $ROOT"
     done
 }
 
 is_installed() {
-    [ -e "$VENV/.installed" ] && ! lines_of "$@" | grep -qvxFf "$VENV/.installed"
+    local line lines
+    [ -e "$VENV/.installed" ] || return
+    # Another index than torch came from.
+    [ -z "${TORCH_INDEX:-}" ] || [ "$TORCH_INDEX" = "$(kept_index)" ] || return
+    lines=$(lines_of "$@")
+    [ -n "$lines" ] || return
+    while read -r line; do
+        grep -qxF -- "$line" "$VENV/.installed" || return
+    done <<< "$lines"
+}
+
+kept_index() {
+    cat "$VENV/.torch-index" 2>/dev/null || true
 }
 
 install_locks() {
-    # pip, and of this very folder: `python -m venv` that was cut off or lacks ensurepip leaves a
-    # Python alone, and a checkout that was moved has commands which name the old place.
-    if [[ "$("$VENV/bin/pip" --version 2>/dev/null)" != *" $VENV/"* ]]; then
-        "${PYTHON:-python3}" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || {
-            echo "Python 3.11 to 3.14 is needed; name it with PYTHON=..." >&2
-            exit 2
-        }
+    local torch python named kept locks=() index=()
+    kept=$(kept_index)
+    named=${TORCH_INDEX:-$kept}
+    # A Python, whose system may have lost it; and pip, of this very folder: `python -m venv` that was
+    # cut off or lacks ensurepip leaves a Python alone, and the commands of a checkout that was moved
+    # name the old place.
+    if ! is_supported "$VENV/bin/python" ||
+        [[ "$("$VENV/bin/pip" --version 2>/dev/null)" != *" $VENV/"* ]]; then
+        python=$(named_python)
         echo "Making .venv ..." >&2
-        "${PYTHON:-python3}" -m venv --clear "$VENV"
+        "$python" -m venv --clear "$VENV"
     fi
     echo "Installing the pinned dependencies, once: 1.3 GB with torch's CPU build, several more with" \
         "CUDA's libraries. Minutes, most of them torch's download:" >&2
     rm -f "$VENV"/.installed*
-    local torch locks=() index=()
     torch=$(grep -o 'torch==[0-9.]*' pyproject.toml)
     for lock in "$@"; do locks+=(-r "$lock"); done
-    [ -z "${TORCH_INDEX:-}" ] || index=(--index-url "$TORCH_INDEX")
+    [ -z "$named" ] || index=(--index-url "$named")
+    # The pin alone would keep the build of another index.
+    [ "$named" = "$kept" ] || index+=(--force-reinstall)
     # torch by its pin alone: which build of it this machine gets is the index's to say, so no hash
     # can be listed. Then what is listed, each file by its hash; last what torch's build needs
     # besides, which for CUDA are the libraries of its makers.
     pip_install --no-deps ${index[@]+"${index[@]}"} "$torch"
     pip_install --no-deps --require-hashes "${locks[@]}"
-    pip_install ${index[@]+"${index[@]}"} "$torch"
+    pip_install ${named:+--index-url "$named"} "$torch"
     pip_install --no-deps --editable .
+    [ -z "$named" ] || echo "$named" > "$VENV/.torch-index"
     lines_of "$@" > "$VENV/.installed"
 }
 

@@ -16,7 +16,8 @@ function Install-Packages {
     Invoke-Checked $Python -m pip install --disable-pip-version-check --no-compile @args
 }
 
-$Text = (Get-Content requirements.lock, pyproject.toml, scripts\serve.ps1 -Raw) -join ""
+# The folder too: of a checkout that was moved the commands name the old place.
+$Text = (@(Get-Location) + (Get-Content requirements.lock, pyproject.toml, scripts\serve.ps1 -Raw)) -join ""
 $Bytes = [Text.Encoding]::UTF8.GetBytes($Text)
 $Hash = [BitConverter]::ToString([Security.Cryptography.SHA256]::Create().ComputeHash($Bytes))
 $Stamp = ".venv\.installed-" + $Hash.Replace("-", "").Substring(0, 16)
@@ -24,8 +25,12 @@ $Stamp = ".venv\.installed-" + $Hash.Replace("-", "").Substring(0, 16)
 if (-not (Test-Path $Stamp)) {
     # pip too: what was cut off while .venv was made is made anew.
     if (-not (Test-Path .venv\Scripts\pip.exe)) {
+        py -3 -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))"
+        if ($LASTEXITCODE -ne 0) {
+            Write-Host "Python 3.11 to 3.14 is needed; py -3 is another one, or there is none."
+            exit 2
+        }
         Write-Host "Making .venv ..."
-        Invoke-Checked py -3 -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))"
         Invoke-Checked py -3 -m venv --clear .venv
     }
     Remove-Item .venv\.installed-*

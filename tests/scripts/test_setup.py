@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ source scripts/_setup.sh
 pip_install() { echo "$*" >> pip.log; }
 setup "$@"
 """
-Setup = Callable[..., list[str]]
+BOTH = ("requirements.lock", "requirements-test.lock")
 
 
 def write_revision(root: Path, serve: str = "a==1", test: str = "b==1") -> None:
@@ -71,12 +70,44 @@ def test_what_is_installed_is_not_installed_again(made: Path) -> None:
 
 def test_what_is_installed_for_tests_is_enough_to_serve(made: Path) -> None:
     write_revision(made)
-    both = ("requirements.lock", "requirements-test.lock")
     run_setup(made, "requirements.lock")
     assert (
-        run_setup(made, *both)[1] == "--no-deps --require-hashes -r requirements.lock -r " + both[1]
+        run_setup(made, *BOTH)[1] == "--no-deps --require-hashes -r requirements.lock -r " + BOTH[1]
     )
-    assert run_setup(made) == run_setup(made, *both) == []
+    assert run_setup(made) == run_setup(made, *BOTH) == []
+
+
+@pytest.mark.parametrize("changed", ["pyproject.toml", "scripts/_setup.sh", "both locks"])
+def test_another_revision_is_installed_for_tests_too(made: Path, changed: str) -> None:
+    write_revision(made)
+    run_setup(made, *BOTH)
+    if changed == "both locks":
+        write_revision(made, serve="a==5", test="b==5")
+    else:
+        file = made / changed
+        file.write_text(file.read_text() + "\n# a change\n")
+    assert run_setup(made, *BOTH) != []
+    assert run_setup(made, *BOTH) == []
+
+
+def test_an_environment_whose_python_went_is_made_anew(made: Path, tmp_path: Path) -> None:
+    write_revision(made)
+    run_setup(made)
+    python = made / ".venv" / "bin" / "python"
+    python.unlink()
+    python.symlink_to(tmp_path / "gone")  # pip's own command may name python3 and go on
+    assert run_setup(made) != []
+    assert subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("python", ["no-such-python", "false"])
+def test_a_python_that_cannot_be_used_is_told(made: Path, tmp_path: Path, python: str) -> None:
+    root = tmp_path / "checkout"
+    shutil.copytree(made, root, symlinks=True, ignore=shutil.ignore_patterns(".venv*"))
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        run_setup(root, PYTHON=python)
+    assert caught.value.returncode == 2
+    assert b"Python 3.11 to 3.14 is needed" in caught.value.stderr
 
 
 def test_an_older_revision_gets_its_own_packages_back(made: Path) -> None:
@@ -89,9 +120,21 @@ def test_an_older_revision_gets_its_own_packages_back(made: Path) -> None:
 
 
 def test_torch_is_taken_from_the_index_that_is_named(made: Path) -> None:
+    """Also later, when the build of another index is there; and then it is kept to."""
+
+    def asked(**environment: str) -> list[str]:
+        return [call for call in run_setup(made, **environment) if "localhost" in call]
+
+    write_revision(made)
+    run_setup(made)
+    named = {"TORCH_INDEX": "http://localhost/cpu"}
+    assert asked(**named) == [
+        "--no-deps --index-url http://localhost/cpu --force-reinstall torch==2.13.0",
+        "--index-url http://localhost/cpu torch==2.13.0",
+    ]
+    assert asked(**named) == asked() == []
     write_revision(made, serve="a==3")
-    calls = run_setup(made, TORCH_INDEX="http://localhost/cpu")
-    assert [call for call in calls if "localhost" in call] == [
+    assert asked() == [
         "--no-deps --index-url http://localhost/cpu torch==2.13.0",
         "--index-url http://localhost/cpu torch==2.13.0",
     ]
