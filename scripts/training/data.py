@@ -55,12 +55,18 @@ def crops(count: int, side: int, seed: int, sizes: Sequence[int], each: int = 4)
     return torch.from_numpy(found)
 
 
-def photograph_crops(folder: Path, count: int, side: int, seed: int) -> torch.Tensor:
-    """``count`` square crops (N, 3, side, side) uint8 of the photographs under ``folder``, of each
-    as many, at widths of its shorter side from PHOTOGRAPH_SIZES."""
+def photographs_in(folder: Path) -> list[Path]:
+    """The photographs under ``folder``, by name. Raises FileNotFoundError where there is none."""
     files = sorted(one for one in folder.rglob("*") if one.suffix.lower() in PHOTOGRAPHS)
     if not files:
         raise FileNotFoundError(f"{folder} holds no photographs ({', '.join(PHOTOGRAPHS)})")
+    return files
+
+
+def photograph_crops(folder: Path, count: int, side: int, seed: int) -> torch.Tensor:
+    """``count`` square crops (N, 3, side, side) uint8 of the photographs under ``folder``, of each
+    as many, at widths of its shorter side from PHOTOGRAPH_SIZES."""
+    files = photographs_in(folder)
     rng = np.random.default_rng(seed)
     found = np.empty((count, 3, side, side), dtype=np.uint8)
     which = np.sort(np.arange(count) % len(files))

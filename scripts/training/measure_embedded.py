@@ -4,6 +4,7 @@
 
 `figures` are the eight figures of edits and of pictures from noise, half as many, and then what
 fails by kind, colour, background and style; the other parts take a tenth of the count each time.
+With --photographs FOLDER the autoencoder alone is measured, on the photographs there.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
+from models.bundle import ModelBundle
 from models.loading.loader import load_bundle
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import CONTRACT_SAMPLERS
 from scripts.paths import ROOT
 from scripts.training import judge as judges
 from scripts.training import measures
+from scripts.training.data import photographs_in
 from scripts.training.judge import Judge
 from scripts.training.measures import EDITS, Judged
 
@@ -116,6 +119,16 @@ def print_things(engine: Engine, judge: Judge, count: int) -> None:
         print(f"| {things} | {right:.0f} | {itself:.0f} | {len(made)} |", flush=True)
 
 
+def print_photographs(bundle: ModelBundle, folder: Path) -> None:
+    """Print how well the autoencoder gives back each photograph in ``folder``, in dB."""
+    sides = (320, 512)
+    print(f"\n| dB in {bundle.dtype} | {' | '.join(f'{side} x {side}' for side in sides)} |")
+    print("|---|" + "---|" * len(sides))
+    for file in photographs_in(folder):
+        found = [measures.photograph_reconstruction(bundle, file, side) for side in sides]
+        print(f"| {file.name} | {' | '.join(f'{value:.1f}' for value in found)} |", flush=True)
+
+
 PARTS: dict[str, Callable[[Engine, Judge, int], None]] = {
     "figures": print_figures,
     "samplers": print_samplers,
@@ -133,7 +146,11 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto", help="auto: as it is served on this machine")
     parser.add_argument("--judge", type=Path, default=ROOT / "tests" / "data" / "judge.safetensors")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--photographs", type=Path, metavar="FOLDER", help="measure these alone")
     options = parser.parse_args()
+    if options.photographs is not None:
+        bundle = load_bundle(options.model, device="cpu", dtype=options.dtype)
+        return print_photographs(bundle, options.photographs)
     judge = judges.load_judge(options.judge)
     print(head("the judge on fresh drawings, %"))
     own = judges.own_accuracy(judge)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageOps
 
 from models.bundle import ModelBundle
 from pipelines.engine.engine import Engine
@@ -310,11 +312,20 @@ def strength_ladder(engine: Engine, count: int, seed: int = 33) -> dict[float, f
 def reconstruction(bundle: ModelBundle, count: int = 32, seed: int = 34) -> float:
     """PSNR in dB of held-out scenes at 320 x 320 through the autoencoder."""
     rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(count):
-        scene = sample_scene(rng, SIDE, SIDE, split="held_out")
-        x = to_model(torch.from_numpy(draw(scene)).permute(2, 0, 1)[None])
-        with torch.inference_mode():
-            latents = bundle.vae.encode(x.to(bundle.dtype)).latent_dist.mean
-            values.append(psnr(x, bundle.vae.decode(latents).sample.float()))
-    return float(np.mean(values))
+    scenes = (sample_scene(rng, SIDE, SIDE, split="held_out") for _ in range(count))
+    return float(np.mean([_reconstructed(bundle, draw(scene)) for scene in scenes]))
+
+
+def photograph_reconstruction(bundle: ModelBundle, file: Path, side: int) -> float:
+    """PSNR in dB of the photograph's middle at ``side`` x ``side`` through the autoencoder."""
+    with Image.open(file) as opened:
+        upright = ImageOps.exif_transpose(opened).convert("RGB")
+    return _reconstructed(bundle, np.asarray(ImageOps.fit(upright, (side, side))))
+
+
+def _reconstructed(bundle: ModelBundle, picture: np.ndarray) -> float:
+    """PSNR in dB of a uint8 picture (h, w, 3)."""
+    x = to_model(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None])
+    with torch.inference_mode():
+        latents = bundle.vae.encode(x.to(bundle.dtype)).latent_dist.mean
+        return psnr(x, bundle.vae.decode(latents).sample.float())
