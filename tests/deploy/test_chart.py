@@ -6,9 +6,11 @@ import math
 from typing import Any
 
 import pytest
+import yaml
 
 from server import __version__
 from server.serve import SEND_SECONDS, THREAD_SECONDS
+from server.settings import Settings
 from tests.deploy.chart import (
     CHART,
     KEYS,
@@ -267,6 +269,17 @@ def test_settings_by_name() -> None:
     assert own["IMG2IMG_RATE"] == "30/minute"
     assert own["IMG2IMG_LOG_FORMAT"] == "json"
     assert variables(settings={"IMG2IMG_LOG_FORMAT": "text"})["IMG2IMG_LOG_FORMAT"] == "text"
+
+
+def test_off_is_off_without_quotes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """YAML reads the word as a boolean."""
+    names = ["ACCELERATION", "METRICS", "QUANTIZE", "SAFETY"]
+    lines = [f"  IMG2IMG_{name}: off" for name in names]
+    own = variables(**yaml.safe_load("\n".join(["settings:", *lines])))
+    for name in names:
+        monkeypatch.setenv(f"IMG2IMG_{name}", own[f"IMG2IMG_{name}"])
+    settings = Settings()
+    assert {getattr(settings, name.lower()) for name in names} == {"off"}
 
 
 def test_metrics_have_a_port_and_a_service_apart_from_the_public_one() -> None:
