@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
+import pytest
+
 from tests.deploy.chart import (
     KEYS,
     POSTGRES,
@@ -12,6 +16,7 @@ from tests.deploy.chart import (
     manifests,
     merged,
     pod,
+    texts,
 )
 
 
@@ -123,3 +128,32 @@ def test_metrics_are_for_the_namespace_and_those_who_are_named() -> None:
     public, metrics = policy({"networkPolicy": {"metricsFrom": named}})["ingress"]
     assert "from" not in public
     assert metrics["from"] == [{"podSelector": {}}, *named]
+
+
+def test_the_prometheus_that_keda_asks_may_scrape() -> None:
+    scaling = {"autoscaling": {"enabled": True}, "metrics": {"serviceMonitor": {"enabled": True}}}
+    (trigger,) = find(manifests(merged(KEYS, scaling)), "ScaledObject")["spec"]["triggers"]
+    _, namespace = str(urlsplit(trigger["metadata"]["serverAddress"]).hostname).split(".")
+    _, metrics = policy(scaling)["ingress"]
+    names = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
+    assert {"namespaceSelector": names} in metrics["from"]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"autoscaling": {"enabled": True}}, True),
+        ({"metrics": {"serviceMonitor": {"enabled": True}}}, True),
+        ({"autoscaling": {"enabled": True}, "networkPolicy": {"enabled": False}}, False),
+        ({}, False),
+    ],
+)
+def test_who_may_scrape_is_told_to_those_who_do(values: Manifest, told: bool) -> None:
+    assert ("a Prometheus elsewhere" in texts(merged(KEYS, values))["NOTES.txt"]) is told
+
+
+@pytest.mark.parametrize(("fewest", "ignored"), [(0, "true"), (1, "false"), (2, "false")])
+def test_no_number_is_no_backlog_only_where_there_may_be_no_pods(fewest: int, ignored: str) -> None:
+    scaling = {"enabled": True, "minReplicas": fewest, "keda": {"query": "sum(requests)"}}
+    scaled = find(manifests(merged(KEYS, {"autoscaling": scaling})), "ScaledObject")["spec"]
+    assert scaled["triggers"][0]["metadata"]["ignoreNullValues"] == ignored
