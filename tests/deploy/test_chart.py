@@ -118,7 +118,9 @@ def test_grace_is_longer_than_the_longest_request(timeout: float, sleep: int) ->
     assert math.ceil(timeout) == grace
     needed = sleep + grace + SEND_SECONDS + THREAD_SECONDS
     assert spec["terminationGracePeriodSeconds"] > needed
-    assert spec["containers"][0]["lifecycle"] == {"preStop": {"sleep": {"seconds": sleep}}}
+    # Kubernetes before 1.33 refuses a sleep of no seconds.
+    expected = {"preStop": {"sleep": {"seconds": sleep}}} if sleep else None
+    assert spec["containers"][0].get("lifecycle") == expected
 
 
 def test_probes_ask_what_the_server_answers() -> None:
@@ -174,6 +176,13 @@ def test_the_cache_is_the_pods_own_unless_it_is_to_stay() -> None:
     assert claim["spec"]["resources"] == {"requests": {"storage": "50Gi"}}
     assert claim["spec"]["storageClassName"] == "fast"
     assert volume(kept)["persistentVolumeClaim"] == {"claimName": claim["metadata"]["name"]}
+
+
+def test_a_volume_of_no_class() -> None:
+    """As other charts, and Kubernetes itself, tell it from the default class."""
+    kept = {"cache": {"persistent": True, "storageClass": "-", "accessModes": ["ReadWriteMany"]}}
+    claim = find(manifests(merged(KEYS, kept)), "PersistentVolumeClaim")
+    assert claim["spec"]["storageClassName"] == ""
 
 
 @pytest.mark.parametrize(
