@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from server.settings.values import split_list
+from server.settings.values import choice_word, split_list
 
 ENV_PREFIX = "IMG2IMG_"
 MIB = 1024 * 1024
@@ -19,6 +19,9 @@ MOST_SECONDS = 30 * 24 * 3600
 MOST_HOURS = 100 * 366 * 24
 MOST_MIB = 1 << 24
 MOST_REQUESTS = 1_000_000
+
+Choice = BeforeValidator(choice_word)
+"""For a setting that is one of some words."""
 
 StringList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
 SecretList = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(split_list)]

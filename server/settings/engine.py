@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
 from models.spec import AccelerationMode
-from server.settings.base import MOST_MIB, MOST_REQUESTS, StringList, Subject
+from server.settings.base import MOST_MIB, MOST_REQUESTS, Choice, StringList, Subject
 from server.settings.values import split_size
 
 
 class EngineSettings(Subject):
     """Speed, memory and load of the device."""
 
-    acceleration: AccelerationMode = Field(
+    acceleration: Annotated[AccelerationMode, Choice] = Field(
         AccelerationMode.GRAPHS,
         description="`off`, `graphs` (CUDA graphs, forwards of our own), `compile` (CUDA graphs, "
         "the modules compiled for the capture sizes), or `max` (and kernels tried out, which takes "
@@ -80,11 +81,6 @@ class EngineSettings(Subject):
         for text in sizes:
             split_size(text)
         return sizes
-
-    @field_validator("acceleration", mode="before")
-    @classmethod
-    def _lower_acceleration(cls, value: object) -> object:
-        return value.lower() if isinstance(value, str) else value
 
     @property
     def capture_sizes_in_pixels(self) -> tuple[tuple[int, int], ...]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from models.spec import ModelSpec, Quantization
-from server.settings.base import StringList, Subject
+from server.settings.base import Choice, StringList, Subject
 from server.settings.values import split_lora
 
 
@@ -24,7 +24,7 @@ class ModelSettings(Subject):
     model_revision: str | None = Field(
         None, description="Revision (commit or tag) of a hub model; pins what is downloaded."
     )
-    prediction: Literal["auto", "epsilon", "v_prediction"] = Field(
+    prediction: Annotated[Literal["auto", "epsilon", "v_prediction"], Choice] = Field(
         "auto",
         description="What the U-Net predicts, `epsilon` or `v_prediction`; auto believes the "
         "folder or the file's metadata, else epsilon.",
@@ -54,7 +54,7 @@ class ModelSettings(Subject):
     dtype: str = Field(
         "auto", description="`auto`, `float32`, `float16` or `bfloat16`; auto takes the fastest."
     )
-    quantize: Quantization = Field(
+    quantize: Annotated[Quantization, Choice] = Field(
         "off",
         description="Number format of the U-Net's linear layers: `off`, `int8`, or `fp8` (CUDA of "
         "compute capability 8.9 or higher, with `IMG2IMG_DTYPE=bfloat16`). Pictures change a "
@@ -69,7 +69,7 @@ class ModelSettings(Subject):
         "downloaded for a hub model, only if cached already for a local one.",
     )
 
-    safety: Literal["off", "blur", "block"] = Field(
+    safety: Annotated[Literal["off", "blur", "block"], Choice] = Field(
         "off",
         description="What happens to pictures that the safety checker finds unsafe: `off` (no "
         "check), `blur`, or `block` (answered with code -1).",
@@ -97,11 +97,6 @@ class ModelSettings(Subject):
         for text in loras:
             split_lora(text)
         return loras
-
-    @field_validator("prediction", "quantize", "safety", mode="before")
-    @classmethod
-    def _lower_prediction(cls, value: object) -> object:
-        return value.lower() if isinstance(value, str) else value
 
     @property
     def model_spec(self) -> ModelSpec:

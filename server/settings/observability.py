@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from server.settings.base import Subject
+from server.settings.base import Choice, Subject
 
 
 class ObservabilitySettings(Subject):
     """Metrics, traces and the access log."""
 
-    metrics: Literal["auto", "on", "off"] = Field(
+    metrics: Annotated[Literal["auto", "on", "off"], Choice] = Field(
         "auto",
         description="Prometheus' `/metrics` on the port of the API: `auto` (where that is loopback "
         "and metrics have no port of their own), `on` (wherever it listens, without a key), or "
@@ -32,13 +32,6 @@ class ObservabilitySettings(Subject):
         description="URL that OpenTelemetry traces are sent to, OTLP over HTTP, such as "
         "`http://collector:4318/v1/traces`; blank: none are made. Needs the extra `tracing`.",
     )
-
-    @field_validator("metrics", mode="before")
-    @classmethod
-    def _words_for_on_and_off(cls, value: object) -> object:
-        """Take the environment's other words for on and off too."""
-        word = str(value).lower()
-        return {"true": "on", "1": "on", "false": "off", "0": "off"}.get(word, word)
 
     @field_validator("traces_endpoint")
     @classmethod

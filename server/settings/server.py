@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from server.settings.base import StringList, Subject
+from server.settings.base import Choice, StringList, Subject
 
 
 class ServerSettings(Subject):
@@ -32,10 +32,10 @@ class ServerSettings(Subject):
         "status is then in X-Status. Health checks keep theirs.",
     )
 
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Choice] = Field(
         "info", description="Least severe level that is logged."
     )
-    log_format: Literal["text", "json"] = Field(
+    log_format: Annotated[Literal["text", "json"], Choice] = Field(
         "text", description="`text` (key=value) or `json`, one line an event, on standard error."
     )
 
@@ -46,8 +46,3 @@ class ServerSettings(Subject):
         if path and not path.startswith("/"):
             raise ValueError("does not start with /")
         return path
-
-    @field_validator("log_level", "log_format", mode="before")
-    @classmethod
-    def _lower_log_level(cls, value: object) -> object:
-        return value.lower() if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Parsers of settings: lists, LoRAs, sizes, addresses."""
+"""Parsers of settings: words, lists, LoRAs, sizes, addresses."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from pipelines.request import MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE
 
 SIDES = range(MIN_SIDE, MAX_SIDE + 1, SIDE_MULTIPLE)
 """The sides that the form takes, in pixels."""
+
+
+def choice_word(value: object) -> object:
+    """A word in lower case. What YAML and the environment also call on and off is those two."""
+    word = str(value).lower()
+    return {"true": "on", "1": "on", "false": "off", "0": "off"}.get(word, word)
 
 
 def split_list(value: object) -> object:

@@ -17,6 +17,9 @@ Manifest = dict[str, Any]
 KEYS = {"auth": {"apiKeys": ["k"]}}
 """The least that has to be set."""
 
+POSTGRES = {"database": {"url": "postgresql://u:p@db/img2img"}}
+REDIS = {"redis": {"url": "redis://redis:6379"}}
+
 
 def helm() -> Any:
     """Return the library, or skip the test where this machine has none."""

@@ -6,12 +6,16 @@ import math
 from typing import Any
 
 import pytest
+import yaml
 
 from server import __version__
 from server.serve import SEND_SECONDS, THREAD_SECONDS
+from server.settings import Settings
 from tests.deploy.chart import (
     CHART,
     KEYS,
+    POSTGRES,
+    REDIS,
     Manifest,
     environment,
     find,
@@ -21,9 +25,6 @@ from tests.deploy.chart import (
     pod,
     texts,
 )
-
-POSTGRES = {"database": {"url": "postgresql://u:p@db/img2img"}}
-REDIS = {"redis": {"url": "redis://redis:6379"}}
 
 
 def server(**values: Any) -> Manifest:
@@ -117,7 +118,9 @@ def test_grace_is_longer_than_the_longest_request(timeout: float, sleep: int) ->
     assert math.ceil(timeout) == grace
     needed = sleep + grace + SEND_SECONDS + THREAD_SECONDS
     assert spec["terminationGracePeriodSeconds"] > needed
-    assert spec["containers"][0]["lifecycle"] == {"preStop": {"sleep": {"seconds": sleep}}}
+    # Kubernetes before 1.33 refuses a sleep of no seconds.
+    expected = {"preStop": {"sleep": {"seconds": sleep}}} if sleep else None
+    assert spec["containers"][0].get("lifecycle") == expected
 
 
 def test_probes_ask_what_the_server_answers() -> None:
@@ -173,6 +176,13 @@ def test_the_cache_is_the_pods_own_unless_it_is_to_stay() -> None:
     assert claim["spec"]["resources"] == {"requests": {"storage": "50Gi"}}
     assert claim["spec"]["storageClassName"] == "fast"
     assert volume(kept)["persistentVolumeClaim"] == {"claimName": claim["metadata"]["name"]}
+
+
+def test_a_volume_of_no_class() -> None:
+    """As other charts, and Kubernetes itself, tell it from the default class."""
+    kept = {"cache": {"persistent": True, "storageClass": "-", "accessModes": ["ReadWriteMany"]}}
+    claim = find(manifests(merged(KEYS, kept)), "PersistentVolumeClaim")
+    assert claim["spec"]["storageClassName"] == ""
 
 
 @pytest.mark.parametrize(
@@ -269,113 +279,15 @@ def test_settings_by_name() -> None:
     assert variables(settings={"IMG2IMG_LOG_FORMAT": "text"})["IMG2IMG_LOG_FORMAT"] == "text"
 
 
-def test_metrics_have_a_port_and_a_service_apart_from_the_public_one() -> None:
-    found = manifests(KEYS)
-    public, inner = find(found, "Service"), find(found, "Service", "-metrics")
-    assert [port["name"] for port in public["spec"]["ports"]] == ["http"]
-    assert [port["name"] for port in inner["spec"]["ports"]] == ["metrics"]
-    assert inner["spec"]["clusterIP"] == "None"
-    ports = {p["name"]: p["containerPort"] for p in server()["ports"]}
-    assert str(ports["metrics"]) == variables()["IMG2IMG_METRICS_PORT"]
-
-
-def test_without_metrics() -> None:
-    values = merged(KEYS, {"metrics": {"enabled": False}})
-    assert len([m for m in manifests(values) if m["kind"] == "Service"]) == 1
-    assert "IMG2IMG_METRICS_PORT" not in environment(pod(values)["containers"][0])
-
-
-def test_the_service_monitor_finds_the_metrics_service() -> None:
-    monitor_values = {"metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "p"}}}}
-    found = manifests(merged(KEYS, monitor_values))
-    monitor = find(found, "ServiceMonitor")
-    selector = monitor["spec"]["selector"]["matchLabels"]
-    chosen = [
-        m["metadata"]["name"]
-        for m in found
-        if m["kind"] == "Service" and selector.items() <= m["metadata"]["labels"].items()
-    ]
-    assert chosen == ["demo-img2img-server-metrics"]
-    assert monitor["metadata"]["labels"]["release"] == "p"
-    assert "ServiceMonitor" not in {m["kind"] for m in manifests(KEYS)}
-
-
-def test_every_selector_finds_the_pods() -> None:
-    found = manifests(merged(KEYS, {"metrics": {"serviceMonitor": {"enabled": True}}}))
-    labels = find(found, "Deployment")["spec"]["template"]["metadata"]["labels"]
-    selectors = [
-        find(found, "Deployment")["spec"]["selector"]["matchLabels"],
-        find(found, "Service")["spec"]["selector"],
-        find(found, "Service", "-metrics")["spec"]["selector"],
-        find(found, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
-        find(found, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
-    ]
-    assert all(selector and selector.items() <= labels.items() for selector in selectors)
-
-
-def test_scaled_by_keda_on_the_backlog() -> None:
-    scaling = {"enabled": True, "minReplicas": 2, "maxReplicas": 9, "backlogSeconds": 2.5}
-    found = manifests(merged(KEYS, {"autoscaling": scaling}))
-    scaled = find(found, "ScaledObject")["spec"]
-    deployment = find(found, "Deployment")
-    assert scaled["scaleTargetRef"] == {"name": deployment["metadata"]["name"]}
-    assert (scaled["minReplicaCount"], scaled["maxReplicaCount"]) == (2, 9)
-    (trigger,) = scaled["triggers"]
-    assert trigger["metricType"] == "AverageValue"
-    assert trigger["metadata"]["threshold"] == "2.5"
-    assert trigger["metadata"]["query"] == (
-        'sum(img2img:backlog_seconds{namespace="pictures",service="demo-img2img-server-metrics"})'
-    )
-    assert "replicas" not in deployment["spec"], "two would decide"
-    assert "HorizontalPodAutoscaler" not in {m["kind"] for m in found}
-
-
-def test_no_pods_by_a_number_that_is_there_without_them() -> None:
-    scaling = {"enabled": True, "minReplicas": 0, "keda": {"query": "sum(rate(requests[1m]))"}}
-    scaled = find(manifests(merged(KEYS, {"autoscaling": scaling})), "ScaledObject")["spec"]
-    assert scaled["minReplicaCount"] == 0
-    assert scaled["triggers"][0]["metadata"]["query"] == "sum(rate(requests[1m]))"
-
-
-def test_scaled_by_an_hpa_otherwise() -> None:
-    found = manifests(merged(KEYS, {"autoscaling": {"enabled": True, "kind": "hpa"}}))
-    hpa = find(found, "HorizontalPodAutoscaler")["spec"]
-    (metric,) = hpa["metrics"]
-    assert metric["pods"]["metric"] == {"name": "img2img_backlog_seconds"}
-    assert metric["pods"]["target"] == {"type": "AverageValue", "averageValue": "1"}
-    assert hpa["scaleTargetRef"]["name"] == find(found, "Deployment")["metadata"]["name"]
-    assert "ScaledObject" not in {m["kind"] for m in found}
-
-
-def test_a_node_can_be_drained_and_one_pod_at_a_time_leaves() -> None:
-    budget = find(manifests(KEYS), "PodDisruptionBudget")["spec"]
-    assert budget["maxUnavailable"] == 1
-    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
-
-
-def policy(*values: Manifest) -> Manifest:
-    spec: Manifest = find(manifests(merged(KEYS, *values)), "NetworkPolicy")["spec"]
-    return spec
-
-
-def egress_ports(*values: Manifest) -> set[int]:
-    return {port["port"] for rule in policy(*values)["egress"] for port in rule["ports"]}
-
-
-def test_a_pod_reaches_what_it_needs_and_nothing_else() -> None:
-    embedded = {"model": {"name": "embedded"}}
-    assert egress_ports(embedded) == {53}
-    assert egress_ports() == {53, 443}
-    assert egress_ports(embedded, POSTGRES, REDIS) == {53, 5432, 6379}
-    other = {"networkPolicy": {"databasePort": 6432}}
-    assert egress_ports(embedded, POSTGRES, other) == {53, 6432}
-
-
-def test_metrics_are_for_the_namespace_and_those_who_are_named() -> None:
-    named = [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]
-    public, metrics = policy({"networkPolicy": {"metricsFrom": named}})["ingress"]
-    assert "from" not in public
-    assert metrics["from"] == [{"podSelector": {}}, *named]
+def test_off_is_off_without_quotes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """YAML reads the word as a boolean."""
+    names = ["ACCELERATION", "METRICS", "QUANTIZE", "SAFETY"]
+    lines = [f"  IMG2IMG_{name}: off" for name in names]
+    own = variables(**yaml.safe_load("\n".join(["settings:", *lines])))
+    for name in names:
+        monkeypatch.setenv(f"IMG2IMG_{name}", own[f"IMG2IMG_{name}"])
+    settings = Settings()
+    assert {getattr(settings, name.lower()) for name in names} == {"off"}
 
 
 def test_the_ingress_leads_to_the_public_service() -> None:

@@ -43,6 +43,8 @@ SCALED = {"cache": {"persistent": True}, "autoscaling": {"enabled": True}}
         ({"image": {"digest": "latest"}}, "at '/image/digest': 'latest' does not match pattern"),
         ({"probes": {"periodSeconds": 0}}, "at '/probes/periodSeconds': minimum: got 0, want 1"),
         ({"ingress": {"hosts": [{"path": "/"}]}}, "missing property 'host'"),
+        ({"fullnameOverride": "a.b"}, "at '/fullnameOverride': 'a.b' does not match pattern"),
+        ({"fullnameOverride": "1b"}, "at '/fullnameOverride': '1b' does not match pattern"),
         # What no schema can say.
         ({"auth": {"apiKeys": []}}, "nobody could use the server: set auth.apiKeys"),
         (SEVERAL, "cache.accessModes: more than one pod shares the cache's volume"),
@@ -64,6 +66,10 @@ SCALED = {"cache": {"persistent": True}, "autoscaling": {"enabled": True}}
             "strategy.rollingUpdate.maxSurge is 25%",
         ),
         ({"cache": KEPT, "strategy": {"rollingUpdate": None}}, "maxSurge is 25%"),
+        ({"strategy": {"rollingUpdate": {"maxSurge": 0}}}, "could replace no pod"),
+        ({"strategy": {"rollingUpdate": {"maxSurge": "0%"}}}, "could replace no pod"),
+        ({"metrics": {"port": 8000}}, "metrics.port is 8000, where the server itself listens"),
+        ({"nameOverride": "a.b"}, "demo-a.b is no name of a Service"),
         ({"ingress": {"enabled": True}}, "ingress.enabled needs ingress.hosts"),
     ],
 )
@@ -71,6 +77,17 @@ def test_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(helm().HelmError) as refused:
         texts(merged(KEYS, values))
     assert message in re.sub(r"\s+", " ", str(refused.value))
+
+
+@pytest.mark.parametrize("name", ["1b", "a.b"])
+def test_a_release_whose_name_no_service_may_have(name: str) -> None:
+    with pytest.raises(helm().HelmError, match="is no name of a Service"):
+        texts(KEYS, name)
+    assert texts(merged(KEYS, {"fullnameOverride": "b"}), name)
+
+
+def test_the_metrics_port_is_free_where_there_are_no_metrics() -> None:
+    assert texts(merged(KEYS, {"metrics": {"enabled": False, "port": 8000}}))
 
 
 def test_the_schema_knows_every_value_and_says_what_it_may_be() -> None:

@@ -53,6 +53,24 @@ ALL = {
     ],
     "priorityClassName": "high",
 }
+SECRET = {"existingSecret": {"name": "456", "key": "789"}}
+OTHER_TYPES = {
+    "fullnameOverride": "on",
+    "nameOverride": "456",
+    "model": {"tokenSecret": {"name": "456", "key": "789"}},
+    "gpu": {"runtimeClassName": "456"},
+    "auth": SECRET,
+    "database": SECRET,
+    "redis": SECRET,
+    "cache": {"persistent": True, "accessModes": ["ReadWriteMany"], "storageClass": "456"},
+    "ingress": {"enabled": True, "className": "456", "hosts": [{"host": "456"}]},
+    "metrics": {"serviceMonitor": {"enabled": True}},
+    "serviceAccount": {"name": "456"},
+    "priorityClassName": "456",
+    "ray": {"gcs": {"redisAddress": "redis:6379", "passwordSecret": {"name": "456", "key": "789"}}},
+}
+"""Names that YAML takes for a number or a boolean where they have no quotes."""
+
 CASES: dict[str, Manifest] = {
     "default": {},
     "everything": ALL,
@@ -69,6 +87,15 @@ CASES: dict[str, Manifest] = {
         "gpu": {"runtimeClassName": "nvidia"},
         "imagePullSecrets": [{"name": "registry"}],
     },
+    "names": merged(
+        OTHER_TYPES, {"autoscaling": {"enabled": True, "keda": {"authenticationRef": "456"}}}
+    ),
+    "names for an hpa": merged(
+        ALL,
+        {"fullnameOverride": "on", "cache": {"existingClaim": "456"}},
+        {"autoscaling": {"kind": "hpa", "hpa": {"metric": "456"}}},
+    ),
+    "names for ray": merged(OTHER_TYPES, {"ray": {"enabled": True}}),
     "bare": {
         "metrics": {"enabled": False},
         "networkPolicy": {"enabled": False},

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
@@ -232,6 +233,32 @@ def test_without_a_database_none_is_loaded() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+MAY_BE_OFF = [
+    name
+    for name, field in Settings.model_fields.items()
+    if "off"
+    in (*get_args(field.annotation), *getattr(field.annotation, "__members__", {}).values())
+]
+
+
+@pytest.mark.parametrize("text", ["off", "OFF", "false", "False", "0"])
+@pytest.mark.parametrize("field", MAY_BE_OFF)
+def test_every_word_for_off(monkeypatch: pytest.MonkeyPatch, field: str, text: str) -> None:
+    monkeypatch.setenv(environment_name(field), text)
+    assert getattr(Settings(), field) == "off"
+
+
+@pytest.mark.parametrize("text", ["on", "true", "1"])
+def test_on_is_no_word_of_a_setting_that_has_another(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("IMG2IMG_METRICS", text)
+    assert Settings().metrics == "on"
+    monkeypatch.setenv("IMG2IMG_SAFETY", text)
+    with pytest.raises(ValidationError, match="safety"):
+        Settings()
 
 
 NUMBERS = [

@@ -69,7 +69,7 @@ capabilities: {drop: [ALL]}
     - {name: IMG2IMG_DEVICE, value: cpu}
     {{- with .Values.model.tokenSecret }}{{ if .name }}
     - name: HF_TOKEN
-      valueFrom: {secretKeyRef: {name: {{ .name }}, key: {{ .key }}}}
+      valueFrom: {secretKeyRef: {name: {{ .name | quote }}, key: {{ .key | quote }}}}
     {{- end }}{{ end }}
   resources:
     requests: {cpu: 500m, memory: 1Gi}
@@ -94,7 +94,7 @@ limits: {{- toYaml . | nindent 2 }}
 {{- define "img2img.volumes" -}}
 - name: cache
   {{- with include "img2img.claim" . }}
-  persistentVolumeClaim: {claimName: {{ . }}}
+  persistentVolumeClaim: {claimName: {{ . | quote }}}
   {{- else }}
   emptyDir: {sizeLimit: {{ .Values.cache.size }}}
   {{- end }}

@@ -13,8 +13,8 @@
 {{- end }}
 
 {{- define "img2img.selector" -}}
-app.kubernetes.io/name: {{ include "img2img.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "img2img.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{/* The pods that answer requests. */}}
@@ -77,10 +77,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $root := index . 0 -}}{{- $values := index . 2 -}}
 {{- if $values.existingSecret.name }}
 - name: {{ index . 1 }}
-  valueFrom: {secretKeyRef: {name: {{ $values.existingSecret.name }}, key: {{ $values.existingSecret.key }}}}
+  valueFrom: {secretKeyRef: {name: {{ $values.existingSecret.name | quote }}, key: {{ $values.existingSecret.key | quote }}}}
 {{- else if or $values.url $values.apiKeys }}
 - name: {{ index . 1 }}
-  valueFrom: {secretKeyRef: {name: {{ include "img2img.fullname" $root }}, key: {{ index . 3 }}}}
+  valueFrom: {secretKeyRef: {name: {{ include "img2img.fullname" $root | quote }}, key: {{ index . 3 }}}}
 {{- end -}}
 {{- end }}
 
@@ -106,9 +106,20 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if and $claim (not .Values.cache.existingClaim) (gt (int (include "img2img.mostReplicas" .)) 1) (not (has "ReadWriteMany" .Values.cache.accessModes)) -}}
 {{- fail "cache.accessModes: more than one pod shares the cache's volume, which needs ReadWriteMany; or set cache.persistent: false, and each pod has its own" -}}
 {{- end -}}
+{{- $name := include "img2img.fullname" . -}}
+{{- if not (regexMatch "^[a-z]([a-z0-9-]*[a-z0-9])?$" $name) -}}
+{{- fail (printf "%s is no name of a Service, which begins with a letter and has no dot: set fullnameOverride" $name) -}}
+{{- end -}}
+{{- if and .Values.metrics.enabled (eq (int .Values.metrics.port) 8000) -}}
+{{- fail "metrics.port is 8000, where the server itself listens" -}}
+{{- end -}}
 {{- $surge := toString (dig "maxSurge" "25%" (default dict .Values.strategy.rollingUpdate)) -}}
 {{- if and $claim (not .Values.cache.existingClaim) (not .Values.ray.enabled) (not (has "ReadWriteMany" .Values.cache.accessModes)) (eq .Values.strategy.type "RollingUpdate") (not (regexMatch "^0+%?$" $surge)) -}}
 {{- fail (printf "strategy.rollingUpdate.maxSurge is %s: the pod that an update adds waits for the cache's volume, which the old one keeps; set strategy.rollingUpdate to maxSurge: 0 and maxUnavailable: 1, or cache.accessModes to [ReadWriteMany]" $surge) -}}
+{{- end -}}
+{{- $unavailable := toString (dig "maxUnavailable" "25%" (default dict .Values.strategy.rollingUpdate)) -}}
+{{- if and (not .Values.ray.enabled) (eq .Values.strategy.type "RollingUpdate") (regexMatch "^0+%?$" $surge) (regexMatch "^0+%?$" $unavailable) -}}
+{{- fail "strategy.rollingUpdate: with maxSurge and maxUnavailable both 0 an update could replace no pod; set maxUnavailable: 1" -}}
 {{- end -}}
 {{- if and .Values.autoscaling.enabled (gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas)) -}}
 {{- fail "autoscaling.minReplicas is greater than autoscaling.maxReplicas" -}}
