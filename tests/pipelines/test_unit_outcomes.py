@@ -85,16 +85,9 @@ def test_a_mask_that_finds_no_memory_fails_alone(
     assert len(engine._runner.pools) == 0
 
 
-def test_a_unit_that_was_captured_or_awaits_it_teaches_no_cost(
-    tiny: ModelBundle, picture: Pixels, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    capturer = EagerCapturer()
-
-    def make(acceleration: Acceleration, device: torch.device) -> Capturer:
-        return capturer
-
-    monkeypatch.setattr(fast_path, "make_capturer", make)
-    monkeypatch.setattr(fast_path, "accelerate", lambda *_: None)
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[type[Any], bool]]:
+    """The units that are launched: their kind, and whether they are ordinary."""
     seen: list[tuple[type[Any], bool]] = []
     launch = ModelRunner.launch
 
@@ -104,16 +97,34 @@ def test_a_unit_that_was_captured_or_awaits_it_teaches_no_cost(
         return launched
 
     monkeypatch.setattr(ModelRunner, "launch", spied)
+    return seen
+
+
+@pytest.fixture
+def capturing(tiny: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    capturer = EagerCapturer()
+
+    def make(acceleration: Acceleration, device: torch.device) -> Capturer:
+        return capturer
+
+    monkeypatch.setattr(fast_path, "make_capturer", make)
+    monkeypatch.setattr(fast_path, "accelerate", lambda *_: None)
     config = EngineConfig(
         acceleration=Acceleration(AccelerationMode.GRAPHS, graphs=True), warm_up=False
     )
     engine = Engine(tiny, config, guessed_costs())
     engine.start()
+    yield engine
+    engine.drain(grace=5)
+
+
+def test_a_unit_that_was_captured_or_awaits_it_teaches_no_cost(
+    capturing: Engine, seen: list[tuple[type[Any], bool]], picture: Pixels
+) -> None:
     for seed in range(PATIENCE + 2):
         picture = picture.copy()
         picture[0, 0, 0] = seed  # encoded anew
-        engine.submit(GenerationRequest(picture, "a cat", steps=12, seed=seed)).wait(60)
-    engine.drain(grace=5)
+        capturing.submit(GenerationRequest(picture, "a cat", steps=12, seed=seed)).wait(60)
     steps = [ordinary for kind, ordinary in seen if kind is Step]
     assert steps[: PATIENCE + 1] == [False] * (PATIENCE + 1)
     assert all(steps[PATIENCE + 1 :])
@@ -121,3 +132,27 @@ def test_a_unit_that_was_captured_or_awaits_it_teaches_no_cost(
         # As they come they are what tells of the VAE where it is never captured.
         passes = [ordinary for one, ordinary in seen if one is kind]
         assert passes == [True] * PATIENCE + [False, True]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "teach"), [(8, [False] * (PATIENCE + 1) + [True]), (9, [False])]
+)
+def test_a_step_that_is_never_captured_for_its_text_teaches_no_cost_of_text(
+    capturing: Engine,
+    seen: list[tuple[type[Any], bool]],
+    picture: Pixels,
+    chunks: int,
+    teach: list[bool],
+) -> None:
+    text = " ".join(["a"] * 75 * chunks)
+    capturing.submit(GenerationRequest(picture, text, steps=30)).wait(120)
+    steps = [ordinary for kind, ordinary in seen if kind is Step]
+    assert steps == teach + teach[-1:] * (len(steps) - len(teach))
+
+
+def test_where_nothing_is_captured_every_long_text_teaches(
+    engine: Engine, seen: list[tuple[type[Any], bool]], picture: Pixels
+) -> None:
+    text = " ".join(["a"] * 75 * 9)
+    engine.submit(GenerationRequest(picture, text, steps=8)).wait(120)
+    assert {ordinary for kind, ordinary in seen if kind is Step} == {True}
