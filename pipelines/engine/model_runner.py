@@ -211,6 +211,8 @@ class ModelRunner:
     def _fail(self, member: _DeviceState, error: Exception, what: str, launched: Launched) -> None:
         """Note that ``member`` has failed; call it where the error is handled, for the log."""
         self._leave_pool(member)
+        # Released only when the next unit has been launched, which would do without their memory.
+        member.encoding = member.decoding = member.text = None
         logger.exception("request %s %s", member.request.request_id, what)
         launched.failures[member.state.ident] = as_failure(error)
         launched.ordinary = False

@@ -23,10 +23,18 @@ from pipelines.engine import warmup as fast_path
 from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.engine.model_runner import Launched, ModelRunner
+from pipelines.engine.preparer import Prepared
 from pipelines.errors import GenerationFailed
+from pipelines.handle import GenerationHandle
 from pipelines.request import GenerationRequest, Pixels
+from pipelines.samplers.programs import make_program
+from pipelines.scheduler.batching import GroupKey
+from pipelines.scheduler.request_state import RequestState
 from pipelines.scheduler.work import Decode, Encode, Step, Work
 from pipelines.vae.decode import Decoding
+from pipelines.vae.encode import image_digest
+from pipelines.vae.noise import RequestNoise
+from pipelines.vae.passes import VaePass
 
 
 @pytest.fixture
@@ -65,6 +73,44 @@ def test_a_failed_unit_lets_go_of_what_it_held(
     while held[0]() is not None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert held[0]() is None
+
+
+@torch.inference_mode()
+def test_a_failed_part_lets_go_of_what_the_earlier_ones_made(
+    tiny: ModelBundle, picture: Pixels, monkeypatch: pytest.MonkeyPatch, no_collector: None
+) -> None:
+    """At once: the next unit is launched before the request is released."""
+    held: list[weakref.ref[torch.Tensor]] = []
+    advance = VaePass.advance
+
+    def fail(self: VaePass) -> torch.Tensor | None:
+        if self._part < 2:
+            return advance(self)
+        held.append(weakref.ref(self._x))
+        raise torch.OutOfMemoryError("no memory for the third part")
+
+    monkeypatch.setattr(model_runner.logger, "disabled", True)
+    runner, key = ModelRunner(tiny, (), 4), GroupKey(16, 16, 77, False)
+    for ident in (1, 2):  # they share the encode
+        request = GenerationRequest(picture, "a cat", steps=4)
+        handle = GenerationHandle(request)
+        state = RequestState(ident, key, 2, 4, arrived=0.0, handle=handle)
+        program = make_program(request.sampler, request.steps, request.strength)
+        noise = RequestNoise.of(request, (4, 16, 16), program.draws)
+        texts = runner.prompts.read(request.prompt, request.negative_prompt)
+        runner.add(state, Prepared(texts, program, noise, image_digest(picture)))
+    with monkeypatch.context() as patches:
+        patches.setattr(VaePass, "advance", fail)
+        runner.launch(Encode(key, 2, 0, 4, 1.0))
+        parts = [runner.launch(Encode(key, 1, part, 4, 1.0)) for part in (0, 1)]
+        assert [list(part.failures) for part in parts] == [[], [1]]
+        assert held[-1]() is None
+    assert runner.launch(Encode(key, 2, 1, 4, 1.0)).last
+    monkeypatch.setattr(VaePass, "advance", fail)
+    parts = [runner.launch(Decode(key, 2, part, 4, 1.0)) for part in range(3)]
+    assert [list(part.failures) for part in parts] == [[], [], [2]]
+    assert len(held) == 2
+    assert held[-1]() is None
 
 
 def test_a_mask_that_finds_no_memory_fails_alone(
