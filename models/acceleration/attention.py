@@ -122,15 +122,20 @@ def kernel_orders(
     """Return the order of kernels by head size, for ``shapes`` (heads, tokens) of ``rows`` rows.
 
     Known on Hopper, and ``fixed`` where pictures are to be the same after a restart: a stopwatch
-    may choose otherwise then, and kernels differ in last bits. Else measured by ``seconds`` (of a
-    kernel, size, heads, tokens, rows; None where it does not run), by default with the card's
-    events. Empty where there is no card.
+    may choose otherwise then, and kernels differ in last bits. Of a fixed order what does not run
+    is left out. Else measured by ``seconds`` (of a kernel, size, heads, tokens, rows; None where it
+    does not run), by default with the card's events. Empty where there is no card.
     """
     if seconds is None:
         if device.type != "cuda":
             return {}
-        if fixed or torch.cuda.get_device_capability(device) == HOPPER:
+        if torch.cuda.get_device_capability(device) == HOPPER:
             return dict.fromkeys(shapes, HOPPER_ORDER)
+        if fixed:
+            return {
+                size: _running(HOPPER_ORDER, _views(size, heads, tokens, rows, device, dtype))
+                for size, (heads, tokens) in shapes.items()
+            }
 
         def seconds(
             kernel: SDPBackend, size: int, heads: int, tokens: int, rows: int
@@ -207,6 +212,12 @@ def _runs(kernel: SDPBackend, views: Views) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _running(order: Order, views: Views) -> Order:
+    """What runs of ``order``: a kernel that torch selects may fail all the same, as cuDNN's does
+    without a plan. The last resort is not tried."""
+    return tuple(k for k in order if k is SDPBackend.MATH or _runs(k, views))
 
 
 def _event_seconds(kernel: SDPBackend, views: Views, device: torch.device) -> float | None:

@@ -140,6 +140,12 @@ class LatentPools:
             if len(self._idle) > self._keep:
                 self._drop(self._idle.popitem(last=False)[0])
 
+    def forget_idle(self) -> None:
+        """Drop the pools that no request is in: their graphs, and what could not be captured."""
+        for key in [key for key, users in self._users.items() if not users]:
+            self._idle.pop(key, None)
+            self._drop(key)
+
     def _drop(self, key: GroupKey) -> None:
         del self._pools[key], self._users[key]
 

@@ -14,7 +14,7 @@ from models.bundle import ModelBundle
 from models.device import synchronize
 from pipelines.denoise.batch import Evaluation
 from pipelines.denoise.denoiser import Denoiser
-from pipelines.denoise.latent_pool import LatentPool
+from pipelines.denoise.latent_pool import LONGEST_CAPTURED, LatentPool
 from pipelines.engine.warmup import dummy_evaluations
 from pipelines.prompt.encoder import PromptChunks, PromptEncoder
 from pipelines.scheduler.batching import GroupKey, StepLimits
@@ -85,8 +85,10 @@ def measure_costs(
 
     more = _TEXT_SHARE * seconds[1]
     if clock() - began + 3 * seconds[1] <= budget:
-        measure = _StepTimer(bundle, denoiser, limits, side, clock, TEXT_CHUNKS)
-        more = max(0.0, measure(1) - seconds[1]) / (TEXT_CHUNKS - 1)
+        # Where steps are captured no longer text's ever is.
+        chunks = LONGEST_CAPTURED // bundle.text_length if denoiser.captures else TEXT_CHUNKS
+        measure = _StepTimer(bundle, denoiser, limits, side, clock, chunks)
+        more = max(0.0, measure(1) - seconds[1]) / (chunks - 1)
     text = TextCost(
         _text_step(more, pixels), _text_seconds(bundle, clock), chunk_tokens=bundle.text_length
     )

@@ -57,10 +57,11 @@ class Launched:
     """The outcome of a launched unit, which may still run on the device.
 
     Its time is that of such units, text apart, if it is ``ordinary``: one that failed, whose
-    picture was cached, or that was captured or awaits that, is not. ``text_chunks`` were encoded in
-    it. ``last`` says that no further part of the encode or decode is needed. ``failures`` are by
-    request; ``row_cap`` is the most rows that its key's steps may have from now on, after an
-    out-of-memory error.
+    picture was cached, or that was captured is not, nor a step that awaits its capture or, where
+    others are captured, has too long a text for it. ``text_chunks`` were encoded in it. ``last``
+    says that no further part of the encode or decode is needed. ``failures`` are by request;
+    ``row_cap`` is the most rows that its key's steps may have from now on, after an out-of-memory
+    error.
     """
 
     ordinary: bool = True
@@ -210,6 +211,8 @@ class ModelRunner:
     def _fail(self, member: _DeviceState, error: Exception, what: str, launched: Launched) -> None:
         """Note that ``member`` has failed; call it where the error is handled, for the log."""
         self._leave_pool(member)
+        # Released only when the next unit has been launched, which would do without their memory.
+        member.encoding = member.decoding = member.text = None
         logger.exception("request %s %s", member.request.request_id, what)
         launched.failures[member.state.ident] = as_failure(error)
         launched.ordinary = False
@@ -299,6 +302,8 @@ class ModelRunner:
             raise error from None
         if self.denoiser.graphs.tried > tried or pool.captured.awaited(step.rows):
             launched.ordinary = False  # it took what no step of this size takes from now on
+        if self.denoiser.captures and pool.captured.patience is None:
+            launched.ordinary = False  # its launches would be taken for what its text costs
         self.steps.count(step.rows, len(members))
         for member in members:
             if (predicted := step.predicted.get(member.place)) is not None:

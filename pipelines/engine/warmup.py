@@ -56,6 +56,19 @@ def warm_up(runner: ModelRunner, config: EngineConfig, policy: PolicyConfig) -> 
     if config.compile_folder is not None:
         cache = CompileCache(config.compile_folder, bundle, config.acceleration.asked)
     known = cache is not None and cache.load()
+    if not _run_compiled(runner, policy):
+        # What was captured ran the compiled parts, and what was not was their fault. Outside the
+        # handler: there the error's frames would hold the graphs.
+        runner.pools.forget_idle()
+        _run_steps(runner, policy)
+    elif cache is not None and not known:
+        cache.save()
+    _run_passes(runner, policy)
+
+
+def _run_compiled(runner: ModelRunner, policy: PolicyConfig) -> bool:
+    """Run what is compiled, captured steps first. False if it failed: it is taken out then."""
+    bundle = runner.bundle
     try:
         _run_steps(runner, policy)
         _run_compiled_parts(runner)
@@ -63,11 +76,8 @@ def warm_up(runner: ModelRunner, config: EngineConfig, policy: PolicyConfig) -> 
         logger.warning("compiled parts are not used, because one failed: %s", error)
         bundle.compiled = None
         bundle.facts["acceleration"] = f"not compiled: {str(error).splitlines()[0]}"
-        _run_steps(runner, policy)
-    else:
-        if cache is not None and not known:
-            cache.save()
-    _run_passes(runner, policy)
+        return False
+    return True
 
 
 def _run_steps(runner: ModelRunner, policy: PolicyConfig) -> None:

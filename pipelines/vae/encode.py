@@ -104,17 +104,22 @@ class _SharedPass:
     """A picture's pass through the encoder, which every request with that picture moves on."""
 
     def __init__(self, begun: VaePass, channels: int) -> None:
-        self._begun, self._channels = begun, channels
+        self._begun: VaePass | None = begun
+        self._channels = channels
         self.moments: Moments | None = None
-        self.failed = False
+
+    @property
+    def failed(self) -> bool:
+        return self._begun is None
 
     def advance(self) -> Moments | None:
         """Run the next part, if one is left. The moments after the last one."""
         if self.moments is None:
+            assert self._begun is not None, "a failed pass is begun anew"
             try:
                 encoded = self._begun.advance()
             except Exception:
-                self.failed = True
+                self._begun = None  # with its tensors: who shares it may wait for long
                 raise
             if encoded is not None:
                 self.moments = _moments(encoded, self._channels)

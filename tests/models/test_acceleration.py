@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend
 
+from models.acceleration import attention
 from models.acceleration import modes as module
 from models.acceleration.attention import (
     HOPPER_ORDER,
@@ -121,10 +122,9 @@ def test_on_hopper_the_order_is_known_and_elsewhere_measured(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     assert kernel_orders(shapes, CUDA, torch.float16, 16) == dict.fromkeys(shapes, HOPPER_ORDER)
     assert HOPPER_ORDER[:3] == (cudnn, flash, efficient)
-    # A stopwatch may choose another at the next start.
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
-    always = kernel_orders(shapes, CUDA, torch.float16, 16, fixed=True)
-    assert always == dict.fromkeys(shapes, HOPPER_ORDER)
+    assert kernel_orders(shapes, CUDA, torch.float16, 2, fixed=True) == dict.fromkeys(
+        shapes, HOPPER_ORDER
+    )
     asked = []
 
     def seconds(kernel: SDPBackend, size: int, heads: int, tokens: int, rows: int) -> float | None:
@@ -137,6 +137,24 @@ def test_on_hopper_the_order_is_known_and_elsewhere_measured(
     assert measured[40] == (flash, efficient, SDPBackend.MATH)
     assert measured[80] == (efficient, SDPBackend.MATH)
     assert set(asked) == {(40, 8, 4096, 16), (80, 8, 1024, 16)}
+
+
+@pytest.mark.parametrize(
+    ("fails", "order"),
+    [
+        ((), HOPPER_ORDER),
+        ((SDPBackend.CUDNN_ATTENTION,), HOPPER_ORDER[1:]),
+        (HOPPER_ORDER, (SDPBackend.MATH,)),
+    ],
+)
+def test_a_fixed_order_goes_by_no_stopwatch_and_has_what_runs(
+    monkeypatch: pytest.MonkeyPatch, fails: tuple[SDPBackend, ...], order: tuple[SDPBackend, ...]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
+    monkeypatch.setattr(attention, "_views", lambda size, *_: size)
+    monkeypatch.setattr(attention, "_runs", lambda kernel, size: size != 40 or kernel not in fails)
+    orders = kernel_orders({40: (8, 4096), 80: (8, 1024)}, CUDA, torch.float16, 2, fixed=True)
+    assert orders == {40: order, 80: HOPPER_ORDER}
 
 
 @pytest.mark.parametrize("mode", list(AccelerationMode))

@@ -11,9 +11,10 @@ from models.acceleration.cuda_graphs import EagerCapturer
 from models.acceleration.modes import ROW_BUCKETS
 from models.bundle import ModelBundle
 from pipelines.denoise.denoiser import Denoiser
+from pipelines.denoise.latent_pool import LONGEST_CAPTURED, LatentPool
 from pipelines.engine import calibration
 from pipelines.engine.calibration import guessed_costs, measure_costs
-from pipelines.scheduler.batching import StepLimits
+from pipelines.scheduler.batching import GroupKey, StepLimits
 
 
 def clock_of(step: float) -> Iterator[float]:
@@ -64,6 +65,34 @@ def test_the_vae_is_measured_as_it_will_run(
     table = measure_costs(tiny, denoiser, limits, 0.0, lambda: next(ticking), capturer)
     assert capturer.captures == 2
     assert table.decode_seconds(64) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("capturer", "longest"), [(None, calibration.TEXT_CHUNKS * 77), (EagerCapturer(), 8 * 77)]
+)
+@torch.inference_mode()
+def test_a_long_text_is_measured_as_it_will_run(
+    tiny: ModelBundle,
+    monkeypatch: pytest.MonkeyPatch,
+    capturer: EagerCapturer | None,
+    longest: int,
+) -> None:
+    keys: list[GroupKey] = []
+
+    class Pool(LatentPool):
+        def __init__(
+            self, bundle: ModelBundle, key: GroupKey, *, capacity: int, patience: int | None
+        ):
+            super().__init__(bundle, key, capacity, patience)
+            keys.append(key)
+
+    monkeypatch.setattr(calibration, "SIDES", (64, 128))
+    monkeypatch.setattr(calibration, "LatentPool", Pool)
+    ticking = clock_of(0.5)
+    denoiser = Denoiser(tiny, ROW_BUCKETS, capturer)
+    measure_costs(tiny, denoiser, StepLimits(max_rows=2), 1e9, lambda: next(ticking), capturer)
+    assert {key.text_tokens for key in keys} == {77, longest}
+    assert longest <= LONGEST_CAPTURED or capturer is None
 
 
 def test_the_guess_says_that_sharing_gains() -> None:

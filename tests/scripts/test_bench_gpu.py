@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from scripts.benchmarks.gpu.ledger import SKIPPED, Ledger
 from scripts.benchmarks.gpu.model import make_parts
 from scripts.benchmarks.gpu.plan import FULL, NARROW, PARTS, SECONDS, ask, checked_requests
 from scripts.benchmarks.gpu.report import BEFORE, TARGETS, good, make_page, outside
+from scripts.benchmarks.gpu.start import measure_start
 from scripts.benchmarks.serving.load import Plan
 from tests.tiny_model import tiny_bundle
 
@@ -147,6 +149,22 @@ def test_what_does_not_fit_into_the_time_is_skipped(tmp_path: Path) -> None:
     kept = json.loads(file.read_text())
     # Another process goes on where this one was.
     assert Ledger(file).results == kept
+
+
+def test_starting_is_measured_whenever_there_was_time_to_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*_: Any, **__: Any) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(time, "time", lambda: now + SECONDS["start"])
+        return subprocess.CompletedProcess((), 0, stdout='{"whole": 9.0}\n')
+
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    monkeypatch.setattr(subprocess, "run", start)
+    ledger = Ledger(tmp_path / "results.json", now + SECONDS["start"] + 1, lambda line: None)
+    work = partial(measure_start, tmp_path, tmp_path, FULL, ledger)
+    ledger.run("start", work, SECONDS["start"])
+    assert ledger.results["start"] == {"nothing compiled": {"whole": 9.0}}
 
 
 def test_a_broken_device_ends_the_process_and_not_the_run(tmp_path: Path) -> None:
