@@ -75,7 +75,8 @@ def _run_compiled(runner: ModelRunner, policy: PolicyConfig) -> bool:
     except Exception as error:  # whatever a compiler makes of the parts
         logger.warning("compiled parts are not used, because one failed: %s", error)
         bundle.compiled = None
-        bundle.facts["acceleration"] = f"not compiled: {str(error).splitlines()[0]}"
+        first_line = str(error).partition("\n")[0] or type(error).__name__
+        bundle.facts["acceleration"] = f"not compiled: {first_line}"
         return False
     return True
 
