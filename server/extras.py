@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +16,15 @@ from packaging.requirements import Requirement
 from server.settings import Settings, environment_name
 
 DISTRIBUTION = "img2img-server"
+
+
+def _quoted(path: str) -> str:
+    # cmd.exe knows no single quotes, and PowerShell takes a quoted path for a text to print.
+    return subprocess.list2cmdline([path]) if os.name == "nt" else shlex.quote(path)
+
+
 # Of the environment that runs: the shell's own `pip` may be another's.
-PIP_INSTALL = f"{shlex.quote(sys.executable)} -m pip install"
+PIP_INSTALL = f"{_quoted(sys.executable)} -m pip install"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from server.http.listening import BACKLOG, CannotListen, close, listen, url_of
 from server.http.protocol import BoundedProtocol, Limits
 from server.observability.metrics_listener import MetricsListener
 from server.replicas.processes import start_on_devices
-from server.settings import Settings, renamed_variables, unknown_variables
+from server.settings import Settings, misplaced_key, renamed_variables, unknown_variables
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +102,8 @@ def serve(
     """
     for line in (*unknown_variables(), *renamed_variables()):
         logger.warning(line)
+    if misplaced := misplaced_key(settings):
+        logger.warning(misplaced)
     stopping: list[DrainingServer] = []
 
     def stop() -> None:

@@ -141,16 +141,18 @@ def _without_effect(fields: Mapping[str, Any], taken: frozenset[str]) -> list[st
 def _images_in(field: str, value: Any) -> list[Any]:
     """Return the images in a value: text, `{"image_url": text}`, `{"image_url": {"url": text}}`.
 
-    Raises InvalidInput for an object without an address: what it means must not pass unnoticed.
+    Raises InvalidInput for an object without an image: what it means must not pass unnoticed.
     """
     if isinstance(value, list):
         return [image for item in value for image in _images_in(field, item)]
     if isinstance(value, dict):
-        found = value.get("image_url", value.get("url"))
-        if found is None or found == "":
+        images = _images_in(field, value.get("image_url") or value.get("url"))
+        if not images:
+            key = next((key for key in ("image_url", "url") if key in value), None)
             names = ", ".join(value)[:60]
-            raise InvalidInput([f"{field}: {{{names}}} has no image_url; send a data URL in it"])
-        return _images_in(field, found)
+            fault = f"{{{names}}} has no image_url" if key is None else f"{key} is empty"
+            raise InvalidInput([f"{field}: {fault}; send a data URL in it"])
+        return images
     return [] if value is None or value == "" else [value]
 
 

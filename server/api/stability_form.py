@@ -167,6 +167,8 @@ def combined(pairs: list[tuple[str, str]]) -> tuple[str, str]:
             )
         elif not text:
             problems.append(f"{name}[text]: is required")
+        elif len(text) > MAX_PROMPT_LENGTH:  # before it is read letter by letter
+            problems.append(f"{name}[text]: {len(text)} characters are over {MAX_PROMPT_LENGTH}")
         elif any("\ud800" <= letter <= "\udfff" for letter in text):
             problems.append(f"{name}[text]: holds half of a surrogate pair, which is no character")
         elif weight:

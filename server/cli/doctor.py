@@ -15,7 +15,7 @@ from server.extras import missing_extras, missing_requirements
 from server.http.listening import CannotListen, close, listen
 from server.img2img.deny_list import DenyList, DenyListError
 from server.memory_plan import memory_policy
-from server.settings import Settings, renamed_variables, unknown_variables
+from server.settings import Settings, misplaced_key, renamed_variables, unknown_variables
 
 if TYPE_CHECKING:
     from models.bundle import ModelBundle
@@ -51,6 +51,8 @@ def diagnose(settings: Settings) -> Diagnosis:
     facts["decoders"] = f"{settings.picture_places}, {limits_in_words()}"
     facts["listens"] = _address_in_words(settings)
     facts["keys"] = f"{len(settings.api_keys)}" + (", not asked for" if settings.no_auth else "")
+    if misplaced := misplaced_key(settings):  # no problem where it is meant for another server
+        facts["keys"] += f"; {misplaced}"
     facts["accounts"] = _accounts_in_words(settings, diagnosis.problems)
     facts["model"] = settings.model
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 
+import anyio.to_thread
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import (
     MAX_BOUNDARY_LENGTH,
@@ -31,6 +32,8 @@ CHARSET_FIELD = "_charset_"
 
 _MAX_HEADER_LINE = 8 * 1024
 _MAX_CONTENT_TYPE = 1024
+_FEW_BYTES = MAX_FIELD_BYTES
+"""Of text that is decoded at once; some charsets take milliseconds for as much."""
 
 
 @dataclass
@@ -47,6 +50,8 @@ class Part:
     """`*` for one that came in the extended form alone, which is not read."""
     charset: str = ""
     data: bytearray = field(default_factory=bytearray)
+    is_blank: bool = True
+    """Whether nothing but blanks came as its data, what is not held included."""
     problem: str = ""
     """Why the part cannot be read, or `""`."""
 
@@ -62,8 +67,7 @@ class Part:
         It has no file name, as a browser's, and nothing but blanks. A file that is empty or cannot
         be decoded was meant.
         """
-        blank = not self.data or self.data.isspace()
-        return blank and not (self.problem or self.file_name)
+        return self.is_blank and not (self.problem or self.file_name)
 
 
 class _PartCollector:
@@ -165,6 +169,8 @@ class _PartCollector:
     def _hold(self, data: bytes) -> None:
         part = self._part
         self._size += len(data)
+        # As it comes: each repetition of a field asks, and the data may be a large file.
+        part.is_blank = part.is_blank and not data.strip()
         in_files_place = part.name in self.file_fields
         if (part.is_file or in_files_place) and self._size > self.max_file_bytes:
             limit = f"{self.max_file_bytes / MIB:.3g}"
@@ -300,4 +306,6 @@ async def read_form(
         )
     if not collector.finished:
         raise BadRequest("malformed multipart form: it ends before its closing boundary")
-    return collector.decoded(form_charset)
+    if sum(len(part.data) for part in collector.parts.values() if not part.is_file) <= _FEW_BYTES:
+        return collector.decoded(form_charset)
+    return await anyio.to_thread.run_sync(collector.decoded, form_charset)

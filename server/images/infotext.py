@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from itertools import islice
 
 from PIL import Image
 from PIL.ExifTags import IFD, Base
@@ -15,6 +16,8 @@ from PIL.ExifTags import IFD, Base
 from server.images.files import jpeg, png, webp
 
 MAX_TEXT = 1024 * 1024
+_MOST_PARTS = 10_000
+"""Chunks or segments that are looked at, of whatever kind: a file that large has fewer."""
 
 
 def infotext(file: bytes) -> str:
@@ -23,16 +26,16 @@ def infotext(file: bytes) -> str:
         if file.startswith(png.SIGNATURE):
             return _png_text(file)
         if file.startswith(jpeg.SIGNATURE):
-            return _exif_text(jpeg.read_jpeg(file).exif)
-        if webp.is_webp(file) and (found := webp.read_webp(file)) is not None:
-            return _exif_text(found.exif)
+            return _exif_text(_jpeg_exif(file))
+        if webp.is_webp(file):
+            return _exif_text(_webp_exif(file))
     except (ValueError, KeyError, struct.error, zlib.error, SyntaxError, TypeError, IndexError):
         return ""
     return ""
 
 
 def _png_text(file: bytes) -> str:
-    for kind, data, sound in png.chunks(file, recover=False):
+    for kind, data, sound in islice(png.chunks(file, recover=False), _MOST_PARTS):
         keyword, _, rest = data.partition(b"\0")
         if keyword != b"parameters" or not sound:
             continue
@@ -45,6 +48,22 @@ def _png_text(file: bytes) -> str:
             text = rest[2:].split(b"\0", 2)[2]
             return (_inflated(text) if compressed else text[:MAX_TEXT]).decode("utf-8", "replace")
     return ""
+
+
+def _jpeg_exif(file: bytes) -> bytes:
+    segments = islice(jpeg.segments(file), _MOST_PARTS)
+    payloads = (file[start + 4 : end] for marker, start, end in segments if marker == jpeg.APP1)
+    return b"".join(data[len(jpeg.EXIF) :] for data in payloads if data.startswith(jpeg.EXIF))
+
+
+def _webp_exif(file: bytes) -> bytes | None:
+    place = 12
+    for _ in range(_MOST_PARTS):
+        kind, length = struct.unpack_from("<4sI", file, place)
+        if kind == b"EXIF":
+            return file[place + 8 : place + 8 + length]
+        place += 8 + length + (length & 1)
+    return None
 
 
 def _inflated(data: bytes) -> bytes:

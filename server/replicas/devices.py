@@ -24,7 +24,8 @@ class Devices:
 
 def devices_of(settings: Settings, cards: int) -> Devices:
     """Return what `IMG2IMG_DEVICES` asks for on a machine with so many cards. Raises StartError."""
-    if settings.device.startswith("cuda:"):
+    # An engine sees its own card alone, which is its first.
+    if settings.device.startswith("cuda:") and settings.device != "cuda:0":
         raise StartError(
             f"IMG2IMG_DEVICE: {settings.device} is one card, where IMG2IMG_DEVICES asks for "
             f"{settings.devices}: leave it out, and name cards by CUDA_VISIBLE_DEVICES"

@@ -30,6 +30,7 @@ __all__ = [
     "MIB",
     "Settings",
     "environment_name",
+    "misplaced_key",
     "renamed_variables",
     "unknown_variables",
 ]
@@ -102,6 +103,18 @@ def unknown_variables(environment: Mapping[str, str] | None = None) -> list[str]
     known = {environment_name(field) for field in Settings.model_fields}
     taken = known | old_names() | {KEY_OF_CLIENTS}
     return [_name_typo(name, known) for name in sorted(names) if _is_unknown(name, taken)]
+
+
+def misplaced_key(settings: Settings, environment: Mapping[str, str] | None = None) -> str | None:
+    """A line if a key is set, but by the clients' variable, and the server asks for none."""
+    names = os.environ if environment is None else environment
+    keys = [key for name, key in names.items() if name.upper() == KEY_OF_CLIENTS]
+    if settings.asks_for_key or settings.no_auth or not any(keys):
+        return None
+    return (
+        f"{KEY_OF_CLIENTS} is what clients send; this server asks for no key: did you mean "
+        f"{ENV_PREFIX}API_KEYS?"
+    )
 
 
 def _is_unknown(name: str, known: Iterable[str]) -> bool:

@@ -173,29 +173,6 @@ def test_stabilitys_errors_name_what_was_sent(apis: Apis) -> None:
     assert response.json()["message"].startswith("text_prompts: has BREAK 20 times")
 
 
-@pytest.mark.parametrize(
-    ("prompts", "said"),
-    [
-        ([{"text": {"a": 1}}], "text_prompts[0][text]: is no text or number"),
-        ([{"text": "a" * 20_000}], "text_prompts[0][text]: is a text of 20000 bytes"),
-        ([{"text": "a"}, {"text": "b", "weight": "1_0"}], "body.text_prompts[1][weight] must be"),
-        ([{"text": "a", "weight": True}], "body.text_prompts[0][weight] must be a number"),
-        ([{"text": "a", "weight": -1}], "text_prompts: none has a weight above 0"),
-        (["a"], "text_prompts: is no list of objects"),
-    ],
-)
-def test_prompts_that_are_none(apis: Apis, prompts: Any, said: str) -> None:
-    response = apis.json(TEXT_TO_IMAGE, {"text_prompts": prompts})
-    assert (response.status_code, response.json()["name"]) == (400, "invalid_prompts")
-    assert message_of(response).startswith(said)
-
-
-def test_a_weight_is_not_ended_by_a_bracket_of_its_text(apis: Apis, engine: StubEngine) -> None:
-    prompts = [{"text": "a smile :)", "weight": 2}, {"text": "(hat)", "weight": 1.5}]
-    assert apis.json(TEXT_TO_IMAGE, {"text_prompts": prompts}).status_code == 200
-    assert engine.last_request.prompt == r"(a smile :\):2), ((hat):1.5)"
-
-
 def test_masks_of_openais_clients(apis: Apis, engine: StubEngine) -> None:
     light = np.full((SIDE, SIDE), 90, np.uint8)
     transparent_right = mask_file(np.dstack([light, light, light, 255 - right_half()]))
@@ -269,26 +246,27 @@ def test_an_empty_file_field_counts_as_left_out(
     )
 
 
-@pytest.mark.parametrize("mask", [{"image_url": ""}, {"image_url": {"url": ""}}, "not base64", " "])
-def test_a_mask_in_json_that_is_none_is_refused_by_name(apis: Apis, mask: Any) -> None:
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        ({"image_url": ""}, "image_url is empty; send"),
+        ({"image_url": {"url": ""}}, "url is empty; send"),
+        ({"image_url": []}, "image_url is empty; send"),
+        ([{"image_url": [None]}], "image_url is empty; send"),
+        ({"file_id": "f"}, "{file_id} has no image_url; send"),
+        ("not base64", ""),
+        (" ", ""),
+    ],
+)
+def test_a_mask_in_json_that_is_none_is_refused_by_name(apis: Apis, mask: Any, said: str) -> None:
     response = apis.json(EDITS, {"prompt": "a", "image": URL, "mask": mask})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "mask")
+    assert message_of(response).startswith(f"mask: {said}")
 
 
-def test_fifty_weighted_prompts_are_taken(apis: Apis, engine: StubEngine) -> None:
-    fields = {"cfg_scale": "7", "sampler": "K_EULER", "samples": "1", "seed": "1",
-              "image_strength": "0.3", "init_image_mode": "IMAGE_STRENGTH"}  # fmt: skip
-    for count in (50, 51):
-        for index in range(count):
-            fields[f"text_prompts[{index}][text]"] = f"a{index}"
-            fields[f"text_prompts[{index}][weight]"] = "0.5"
-        response = apis.stability(**fields)
-        if count == 50:
-            assert response.status_code == 200
-            assert engine.last_request.prompt.endswith("(a49:0.5)")
-        else:
-            assert (response.status_code, response.json()["name"]) == (400, "invalid_prompts")
-            assert message_of(response) == "text_prompts: 51 are over the 50 there may be"
+def test_of_two_addresses_the_one_that_is_there_counts(apis: Apis) -> None:
+    image = {"image_url": None, "url": URL}
+    assert apis.json(EDITS, {"prompt": "a", "image": image}).status_code == 200
 
 
 def test_images_that_together_are_too_large(apis: Apis, engine: StubEngine) -> None:

@@ -118,6 +118,7 @@ def test_doctor_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("IMG2IMG_HOST", "0.0.0.0")
     monkeypatch.setenv("IMG2IMG_PROT", "1")
     monkeypatch.setenv("IMG2IMG_MAX_BATCH", "8")
+    monkeypatch.setenv("IMG2IMG_API_KEY", "key")
     result = runner.invoke(app, ["doctor", "--model", str(tmp_path / "nothing")])
     assert result.exit_code == 1
     problems = [line for line in result.output.splitlines() if line.startswith("problem ")]
@@ -126,6 +127,7 @@ def test_doctor_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "Refusing to listen on 0.0.0.0" in problems[1]
     assert "IMG2IMG_PROT is not a setting; did you mean IMG2IMG_PORT?" in problems[2]
     assert "threads" in result.output
+    assert re.search("(?m)^keys +0; IMG2IMG_API_KEY is what clients send", result.output)
     assert "IMG2IMG_MAX_BATCH is now called IMG2IMG_MAX_RUNNING_REQUESTS" in result.output
     assert result.output.startswith("problem ")
     assert "\x1b" not in result.output

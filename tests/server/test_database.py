@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import sqlite3
 import stat
 from pathlib import Path
@@ -23,12 +24,12 @@ from server.accounts.db import (
 )
 from server.accounts.key_text import digest_of, make_key
 from server.accounts.ledger import Ledger
-from server.accounts.tables import metadata
+from server.accounts.tables import answers, metadata
 from server.accounts.types import Balance
 from server.errors import DatabaseAway, DatabaseUnusable
 from tests.server.databases import new_postgres_database, sqlite_url
 
-REVISIONS = ["0001", "0002", "0003"]
+REVISIONS = ["0001", "0002", "0003", "0004"]
 
 KEY = make_key()
 ROWS = {
@@ -45,6 +46,7 @@ ROWS = {
     ],
     "0002": ["INSERT INTO answers VALUES (7, 'k', 'f', 'r', 2000, 9000, 1, '1')"],
     "0003": ["INSERT INTO servers VALUES ('a:1:b', 3)"],
+    "0004": [],
 }
 """What a database of each revision holds beyond what the one before does."""
 
@@ -80,6 +82,31 @@ def test_upgrade_from(old: str, database_url: str) -> None:
         assert await ledger.balance(account.id) == Balance(90, 6)
         assert await ledger.release_stale() == 1
         assert await ledger.balance(account.id) == Balance(96, 0)
+        await database.close()
+
+    asyncio.run(main())
+
+
+def test_long_fingerprints_are_those_of_today(tmp_path: Path) -> None:
+    kept = "v1/images/edits " + "0" * 64, "1" * 64
+
+    def make_old(connection: Connection) -> None:
+        command.upgrade(alembic_config(connection), "0003")
+        for statement in ROWS["0001"]:
+            connection.exec_driver_sql(statement)
+        for number, text in enumerate(kept):
+            connection.exec_driver_sql(
+                f"INSERT INTO answers VALUES (7, 'k{number}', '{text}', 'r', 2000, 9000, 1, '1')"
+            )
+
+    async def main() -> None:
+        database = Database(sqlite_url(tmp_path))  # PostgreSQL never took them
+        database._prepare_file()
+        await database.write(lambda c: c.run_sync(make_old))
+        await database.migrate()
+        query = sa.select(answers.c.fingerprint).order_by(answers.c.idempotency_key)
+        found = (await database.read(lambda c: c.execute(query))).scalars().all()
+        assert found == [hashlib.sha256(kept[0].encode()).hexdigest(), kept[1]]
         await database.close()
 
     asyncio.run(main())

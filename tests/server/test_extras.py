@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import PackageNotFoundError
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -70,6 +71,14 @@ def test_requirements_that_are_not_met(monkeypatch: pytest.MonkeyPatch) -> None:
     scipy, uvicorn = sorted(missing_requirements())
     assert scipy.startswith(f"scipy is not installed: {sys.executable} -m pip install ")
     assert uvicorn.startswith("uvicorn 0.1 is installed, which does not fit: ")
+
+
+def test_the_pip_line_is_for_the_shells_of_its_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, spaced = r"C:\venv\Scripts\python.exe", r"C:\My venv\python.exe"
+    assert extras._quoted(spaced) == f"'{spaced}'"
+    monkeypatch.setattr(extras, "os", SimpleNamespace(name="nt"))
+    assert extras._quoted(plain) == plain
+    assert extras._quoted(spaced) == f'"{spaced}"'
 
 
 def test_the_extras_that_lines_name_exist() -> None:

@@ -18,6 +18,8 @@ from server.images.infotext import infotext
 
 TEXT = "a caf\u00e9, \u732b\nSteps: 10, Sampler: Euler, Seed: 7"
 PIXELS = np.zeros((8, 8, 3), np.uint8)
+PNG = encode_image(PIXELS, {"parameters": TEXT}, ImageFormat.PNG)
+PNG_HEAD, PNG_TEXT = PNG[:33], PNG[33:]
 
 
 @pytest.mark.parametrize("form", ImageFormat)
@@ -57,6 +59,37 @@ def test_nothing_is_searched_behind_a_damaged_chunk(monkeypatch: pytest.MonkeyPa
     assert infotext(whole[:33] + sound * 9000 + whole[33:]) == ""
     assert checked < 6000
     assert infotext(whole[:33] + sound * 900 + whole[33:]) == TEXT
+
+
+def exif_of(form: ImageFormat) -> bytes:
+    """The chunk or segment that holds the settings."""
+    file = encode_image(PIXELS, {"parameters": TEXT}, form)
+    if form is ImageFormat.WEBP:
+        return file[file.index(b"EXIF") :]
+    start = file.index(b"\xff\xe1")
+    return file[start : start + 2 + int.from_bytes(file[start + 2 : start + 4])]
+
+
+@pytest.mark.parametrize(
+    ("start", "one", "parameters"),
+    [
+        (PNG_HEAD, b"\0\0\0\0PLTE\0\0\0\0", PNG_TEXT),
+        (PNG_HEAD, b"\0\0\0\1IDATx\0\0\0\0", PNG_TEXT),
+        (b"\xff\xd8", b"\xff\xe2\0\2", exif_of(ImageFormat.JPEG)),
+        (b"RIFF\0\0\0\0WEBP", b"VP8 \0\0\0\0", exif_of(ImageFormat.WEBP)),
+        (b"RIFF\0\0\0\0WEBP", b"ALPH\0\0\0\0", exif_of(ImageFormat.WEBP)),
+    ],
+)
+def test_nothing_is_searched_behind_very_many_parts(
+    start: bytes, one: bytes, parameters: bytes
+) -> None:
+    assert infotext(start + one * 9000 + parameters) == TEXT
+    assert infotext(start + one * 11_000 + parameters) == ""
+
+
+@pytest.mark.parametrize("between", [b"\xff" * 50_000, b"\xff\0" * 50_000, b"\xff\xd0" * 50_000])
+def test_what_is_between_the_segments_of_a_jpeg_is_none_of_them(between: bytes) -> None:
+    assert infotext(b"\xff\xd8\xff\xe2\0\2" + between + exif_of(ImageFormat.JPEG)) == TEXT
 
 
 def test_a_picture_without_one_known_chunk_is_searched_once(

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import base64
+import sys
+import threading
+from types import FrameType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from server.accounts.admission import fingerprint
+from server.http import multipart
 from server.http.errors import ApiError, BadRequest, ContentTooLarge, UnsupportedMedia
 from server.http.multipart import MAX_FIELD_BYTES, MAX_PARTS, refuse_encoded_body
 from tests.server.forms import CONTENT_TYPE, END, WANTED, part, read
@@ -187,6 +191,48 @@ def test_of_files_that_count_once_the_first_that_holds_anything_does() -> None:
     body = blank + b"".join(files) + END
     kept = read(body, keep_first=frozenset({"init_image"}), on_unknown=told.append)
     assert (kept["init_image"].data, told) == (b"one", [b"init_image"])
+
+
+@pytest.mark.parametrize(("name", "data"), [("a", b" " * 300_000), ("", b" " * 299_999 + b"x")])
+def test_repetitions_of_a_file_do_not_search_it_again(name: str, data: bytes) -> None:
+    small = part('name="init_image"; filename="b"', b"y")
+    body = part(f'name="init_image"; filename="{name}"', data) + small * 100 + END
+    searched = 0
+
+    def count(frame: FrameType, event: str, arg: object) -> None:
+        nonlocal searched
+        if event == "c_call" and getattr(arg, "__name__", "") in ("isspace", "strip"):
+            of = getattr(arg, "__self__", b"")
+            searched += len(of) if isinstance(of, bytes | bytearray) else 0
+
+    keep_first = frozenset({"init_image"})
+    sys.setprofile(count)
+    try:
+        kept = read(body, chunk=65536, max_file_bytes=300_000, keep_first=keep_first)
+    finally:
+        sys.setprofile(None)
+    assert kept["init_image"].data == data
+    assert len(data) <= searched < 2 * len(body)
+
+
+def test_text_behind_more_blanks_than_are_held_was_meant() -> None:
+    body = part('name="init_image"', b" " * MAX_FIELD_BYTES + b"x") + END
+    assert not read(body, max_file_bytes=300_000)["init_image"].is_left_out
+
+
+def test_long_texts_are_decoded_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: set[int] = set()
+
+    def noted(data: bytes | bytearray, label: str = "") -> str:
+        threads.add(threading.get_ident())
+        return data.decode()
+
+    monkeypatch.setattr(multipart, "decode_text", noted)
+    wanted = frozenset({"a", "b"})
+    body = b"".join(part(f'name="{name}"', b"x" * 40_000) for name in wanted) + END
+    assert all(len(read_part.text) == 40_000 for read_part in read(body, wanted=wanted).values())
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 def test_a_form_without_fields() -> None:

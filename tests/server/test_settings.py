@@ -11,10 +11,13 @@ from pydantic import ValidationError
 
 from models.spec import ModelSpec
 from server.cli.shared import USAGE_ERROR, read_settings
+from server.errors import ConfigurationError
+from server.serve import serve
 from server.settings import (
     KEY_OF_CLIENTS,
     Settings,
     environment_name,
+    misplaced_key,
     renamed_variables,
     unknown_variables,
 )
@@ -140,6 +143,24 @@ def test_misspelt_variables_are_found() -> None:
         "IMG2IMG_XYZ is not a setting; unset it, or see docs/settings.md",
     ]
     assert unknown_variables({KEY_OF_CLIENTS: "of the Python client"}) == []
+
+
+def test_a_key_that_locks_nothing_is_found() -> None:
+    said = misplaced_key(Settings(), {KEY_OF_CLIENTS.lower(): "key"}) or ""
+    assert said.endswith("this server asks for no key: did you mean IMG2IMG_API_KEYS?")
+    with_key = Settings(api_keys="key")  # type: ignore[arg-type]
+    for settings in (with_key, Settings(no_auth=True)):
+        assert misplaced_key(settings, {KEY_OF_CLIENTS: "key"}) is None
+    assert misplaced_key(Settings(), {KEY_OF_CLIENTS: "", "OTHER": "key"}) is None
+
+
+def test_a_server_says_that_a_key_locks_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(KEY_OF_CLIENTS, "key")
+    with pytest.raises(ConfigurationError):  # so that it ends
+        serve(Settings(host="0.0.0.0"))
+    assert "this server asks for no key" in caplog.text
 
 
 def test_environment_name() -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from server.images.files.png import MAX_PROFILE_BYTES
 
 SIGNATURE = b"\xff\xd8\xff"
+APP1 = 0xE1
 _SOS, _EOI = 0xDA, 0xD9
-_ALONE = frozenset((0x01, *range(0xD0, 0xDA)))
-"""Markers without a length behind them."""
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+"""A marker with a length behind it, or the end: not fill, nor one that stands alone."""
 
 _PLAIN_JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
-_EXIF = b"Exif\x00\x00"
+EXIF = b"Exif\x00\x00"
 _XMP = b"http://ns.adobe.com/xap/1.0/\x00"
 _ICC = b"ICC_PROFILE\x00"
 
@@ -37,36 +40,39 @@ def read_jpeg(data: bytes) -> Jpeg:
     profile: list[bytes] = []
     exif: list[bytes] = []
     xmp: bytes | None = None
-    place = 2
-    while (place := data.find(b"\xff", place)) >= 0 and place + 2 <= len(data):
-        marker = data[place + 1]
-        if marker in (0x00, 0xFF):
-            place += 1 if marker else 2
-            continue
-        if marker in _ALONE:
-            if marker == _EOI:
-                break
-            place += 2
-            continue
-        (length,) = struct.unpack(">H", data[place + 2 : place + 4].rjust(2, b"\x00"))
+    for marker, start, end in segments(data):
         if marker == _SOS:
-            kept.append(data[place:])
+            kept.append(data[start:])
             break
-        payload = data[place + 4 : place + 2 + length]
+        payload = data[start + 4 : end]
         if marker == 0xE0 and payload.startswith(b"JFIF\x00"):
             kept.append(_PLAIN_JFIF)
         elif marker == 0xEE and payload.startswith(b"Adobe") and len(payload) >= 12:
             kept.append(b"\xff\xee\x00\x0e" + payload[:12])
-        elif marker == 0xE1 and payload.startswith(_EXIF):
-            exif.append(payload[len(_EXIF) :])
-        elif marker == 0xE1 and payload.startswith(_XMP) and xmp is None:
+        elif marker == APP1 and payload.startswith(EXIF):
+            exif.append(payload[len(EXIF) :])
+        elif marker == APP1 and payload.startswith(_XMP) and xmp is None:
             xmp = payload[len(_XMP) :]
         elif marker == 0xE2 and payload.startswith(_ICC):
             profile.append(payload[len(_ICC) :])
         elif not 0xE0 <= marker <= 0xEF and marker != 0xFE:
-            kept.append(data[place : place + 2 + length])
-        place += 2 + max(2, length)
+            kept.append(data[start:end])
     return Jpeg(b"".join(kept), _joined(profile), b"".join(exif) or None, xmp)
+
+
+def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield marker, start and end of each segment, which may be cut, up to the first scan's."""
+    place = 2
+    while found := _MARKER.search(data, place):
+        start = found.start()
+        marker = data[start + 1]
+        if marker == _EOI:
+            return
+        (length,) = struct.unpack(">H", data[start + 2 : start + 4].rjust(2, b"\x00"))
+        yield marker, start, start + 2 + length
+        if marker == _SOS:
+            return
+        place = start + 2 + max(2, length)
 
 
 def _joined(parts: list[bytes]) -> bytes | None:

@@ -155,6 +155,7 @@ def test_devices() -> None:
     for devices, cards_here, device in (("all", 0, "auto"), ("all", 2, "cpu"), ("4", 2, "cuda")):
         with pytest.raises(StartError, match="IMG2IMG_DEVICES"):
             of(devices, cards_here, device)
+    assert of("2", 8, "cuda:0") == (2, 1)
     for devices in ("2", "all"):  # every engine sees its own card alone
         with pytest.raises(StartError, match="IMG2IMG_DEVICE: cuda:1 is one card"):
             of(devices, 8, "cuda:1")
