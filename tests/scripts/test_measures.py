@@ -20,6 +20,7 @@ from scripts.training.measures import (
     by_class,
     edits,
     from_drawings,
+    night_edits,
     of_edits,
     of_things,
     shares,
@@ -72,6 +73,16 @@ def test_every_edit_ends_on_a_held_out_combination_and_is_judged_for_its_change(
     found = from_drawings(load_judge(JUDGE, train_if_missing=False), of_edits(asked))
     # Of the drawing that was asked for itself the judge reads most right.
     assert np.mean(list(shares(found).values())) > 0.75
+
+
+def test_a_night_is_asked_of_a_picture_by_day_and_never_drawn_in_training() -> None:
+    asked = night_edits(20)
+    assert len(asked) == 20
+    for edit in asked:
+        thing = edit.target.things[0]
+        assert edit.source.background != edit.target.background == "night"
+        assert (thing.kind, thing.colour, "night") in HELD_OUT
+        assert edit.changed == "background"
 
 
 def test_the_square_around_a_changed_thing_shows_it_among_others() -> None:
