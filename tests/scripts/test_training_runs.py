@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,11 +19,19 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from models.cpu import CpuChoice
+from scripts.benchmarks import dtype as bench_dtype
 from scripts.paths import ROOT
+from scripts.training import __main__ as train_embedded
+from scripts.training import judge as judges
+from scripts.training import measure_embedded
+from scripts.training.clip import WithHeads, finished_clip, make_clip
+from scripts.training.data import draw_scenes
 from scripts.training.export import export
 from scripts.training.pairs import CHUNK, Feed, Phase
+from scripts.training.stages import start_from, unet_plan
 from scripts.training.trainer import Plan, Run, load_checkpoint, save_checkpoint
-from scripts.training.vae import make_vae
+from scripts.training.vae import finished_vae, make_vae
+from server.cpus import Cpus
 
 CPU = torch.device("cpu")
 SHIPPED = ROOT / "models" / "embedded"
@@ -90,6 +99,23 @@ def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
     assert timed.rate(500, 31) == 0
 
 
+def test_a_cards_checkpoints_are_read_without_one(
+    tmp_path: Path, tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae, clip = make_vae(), WithHeads(make_clip(tokenizer))
+    with monkeypatch.context() as patches:
+        patches.setattr("torch.serialization.location_tag", lambda _: "cuda:0")
+        run_of(tmp_path / "run", 12, 2)
+        for name, model in (("vae", vae), ("clip", clip)):
+            save_checkpoint(tmp_path / name, {"model": model.state_dict()})
+    run_of(tmp_path / "run", 12, 4)
+    text = finished_clip(tmp_path / "clip", tokenizer).text_projection.weight
+    assert torch.equal(text, clip.clip.text_projection.weight)
+    monkeypatch.setattr("scripts.training.vae.draw_scenes", lambda *_: draw_scenes(2, (64, 64), 7))
+    kept = finished_vae(tmp_path / "vae", CPU).decoder.conv_in.weight
+    assert torch.equal(kept, vae.decoder.conv_in.weight)
+
+
 def test_a_row_is_the_mean_of_the_steps_since_the_last_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +134,27 @@ def test_a_row_is_the_mean_of_the_steps_since_the_last_one(
     assert measured == [{"step": "4", "psnr": "28"}, {"step": "8", "psnr": "56"}]
 
 
+def test_a_start_from_what_ships_that_was_cut_off_begins_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patches:
+        patches.setattr("scripts.training.export.make_clip", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            start_from(SHIPPED, tmp_path)
+    vae = load_checkpoint(tmp_path / "vae")
+    save_checkpoint(tmp_path / "vae", {**vae, "step": 5})
+    start_from(SHIPPED, tmp_path)
+    assert load_checkpoint(tmp_path / "clip")["step"] == 0
+    assert load_checkpoint(tmp_path / "vae")["step"] == 5  # what was trained meanwhile stays
+    # From then on nothing is filled in: what is not there is not what ships.
+    (tmp_path / "unet" / "checkpoint.pt").unlink()
+    start_from(SHIPPED, tmp_path)
+    assert not (tmp_path / "unet" / "checkpoint.pt").exists()
+
+
 def test_a_checkpoint_cut_off_while_it_is_written_leaves_the_last_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +167,57 @@ def test_a_checkpoint_cut_off_while_it_is_written_leaves_the_last_one(
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(tmp_path, {"step": 2})
     assert load_checkpoint(tmp_path)["step"] == 1
+
+
+def test_all_goes_by_minutes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run: list[argparse.Namespace] = []
+    monkeypatch.setattr(train_embedded, "run_stage", lambda _, options: run.append(options))
+    monkeypatch.setattr(sys, "argv", ["train_embedded", "all", "--steps", "9"])
+    with pytest.raises(SystemExit):
+        train_embedded.main()
+    assert "all needs --minutes" in capsys.readouterr().err
+    assert run == []
+    for stage, steps in (("all", None), ("unet", 9)):
+        arguments = ["train_embedded", stage, "--steps", "9", "--minutes", "3"]
+        monkeypatch.setattr(sys, "argv", arguments)
+        train_embedded.main()
+        plan = unet_plan(run[-1])
+        assert (plan.steps, plan.minutes) == (steps, 3)
+
+
+@pytest.mark.parametrize(
+    ("script", "next_call", "arguments"),
+    [
+        (train_embedded.main, (train_embedded, "run_stage"), ["export"]),
+        (measure_embedded.main, (judges, "load_judge"), []),
+        (bench_dtype.main, (bench_dtype, "compare"), []),
+    ],
+)
+def test_a_script_runs_no_more_threads_than_it_has_cpus(
+    script: Callable[[], None],
+    next_call: tuple[object, str],
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Reached(Exception):
+        pass
+
+    def reached(*_: object) -> None:
+        raise Reached
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr("server.cpus.usable_cpus", lambda: Cpus(3, "a test"))
+    monkeypatch.setattr(*next_call, reached)
+    monkeypatch.setattr(sys, "argv", ["script", *arguments])
+    torch.set_num_threads(7)  # as on a host of more CPUs than the container may use
+    try:
+        with pytest.raises(Reached):
+            script()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("fast", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
