@@ -114,6 +114,21 @@ def test_a_missing_judge_is_trained_whole_and_kept(
     assert not any(torch.allclose(made[name], one, atol=1e-4) for name, one in start.items())
 
 
+def test_a_judge_that_was_cut_off_while_it_was_written_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(_: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(judges, "train_judge", Judge)
+    monkeypatch.setattr("safetensors.torch.save_file", cut_off)
+    path = tmp_path / "judge.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        load_judge(path)
+    assert not path.exists()
+
+
 @pytest.mark.slow("weights")
 def test_the_script_prints_tables_of_what_ships() -> None:
     command = [sys.executable, str(ROOT / "scripts" / "measure_embedded"), "--count", "16"]
