@@ -76,8 +76,8 @@ def _affinity() -> int:
 def _groups(root: Path) -> Iterator[Path]:
     """Yield the folders of the process's groups that may bound its CPUs, with all their parents.
 
-    In a container the group's path may be the host's, of which the mount shows the end alone: what
-    does not exist is passed over, up to the mount itself, which is then the container's group.
+    In a container the group's path may be the host's, of which the mount shows the end alone, as
+    its own line says. Where none does, what does not exist is passed over, up to the mount itself.
     """
     mounts = root / "sys/fs/cgroup"
     for line in (_text(root / "proc/self/cgroup") or "").splitlines():
@@ -89,11 +89,29 @@ def _groups(root: Path) -> Iterator[Path]:
             places = [mounts / controllers, mounts / "cpu"]
         else:
             continue
-        parts = PurePosixPath(path).parts[1:]
-        inside = () if ".." in parts else parts  # outside of what this namespace can see
         mount = next((place for place in places if _bounds(place)), places[0])
+        own, top = PurePosixPath("/", path.lstrip("/")), PurePosixPath("/")
+        for other, shown in _mounts(root, "cpu" if controllers else ""):
+            if own.is_relative_to(shown):
+                mount, top = other, shown
+                break
+        parts = own.relative_to(top).parts
+        inside = () if ".." in parts else parts  # outside of what this namespace can see
         for depth in range(len(inside), -1, -1):
             yield mount.joinpath(*inside[:depth])
+
+
+def _mounts(root: Path, controller: str) -> Iterator[tuple[Path, PurePosixPath]]:
+    """Yield where groups are mounted, of v1's controller or of v2, and which group is on top."""
+    for line in (_text(root / "proc/self/mountinfo") or "").splitlines():
+        before, _, after = line.partition(" - ")
+        fields, kinds = before.split(), after.split()
+        if len(fields) < 5 or len(kinds) < 3:
+            continue
+        if (kinds[0] == "cgroup" and controller in kinds[2].split(",")) or (
+            kinds[0] == "cgroup2" and not controller
+        ):
+            yield root / fields[4].lstrip("/"), PurePosixPath(fields[3])
 
 
 def _bounds(mount: Path) -> bool:

@@ -43,6 +43,12 @@ def tiny(tiny_folder: Path) -> ModelBundle:
     return tiny_bundle(tiny_folder)
 
 
+@pytest.fixture(scope="session", params=[torch.float32, torch.bfloat16], ids=str)
+def either_tiny(request: pytest.FixtureRequest, tiny_folder: Path) -> ModelBundle:
+    """The tiny model in each dtype that `auto` takes on a CPU."""
+    return tiny_bundle(tiny_folder, request.param)
+
+
 @pytest.fixture(scope="session")
 def embedded() -> ModelBundle:
     """The model that ships, in float32 on the CPU."""

@@ -107,9 +107,9 @@ def write_tiny_model(folder: Path, seed: int = 0, prediction_type: str = "epsilo
     return folder
 
 
-def tiny_bundle(folder: Path) -> ModelBundle:
-    """The tiny model, loaded in float32 on the CPU."""
-    return load_folder(folder, name="tiny", device=torch.device("cpu"), dtype=torch.float32)
+def tiny_bundle(folder: Path, dtype: torch.dtype = torch.float32) -> ModelBundle:
+    """The tiny model, loaded on the CPU."""
+    return load_folder(folder, name="tiny", device=torch.device("cpu"), dtype=dtype)
 
 
 def write_tiny_clip(folder: Path, seed: int = 1) -> Path:

@@ -26,6 +26,7 @@ from models.cpu import choose_by_cpu, cpu_name, read_cpuinfo
 from models.loading.checkpoint import SD15_FOLDER
 from models.loading.loader import load_bundle
 from scripts.checkpoints.random_checkpoint import write_checkpoint
+from server.cpus import set_tensor_threads
 
 
 def passes(bundle: ModelBundle, size: int, rows: int) -> dict[str, Callable[[], object]]:
@@ -84,7 +85,7 @@ def main() -> None:
     choice = choose_by_cpu(cpuinfo)
     taken = "bfloat16" if choice.bfloat16 else "float32"
     print(f"{cpu_name(cpuinfo)}; auto takes {taken}: {choice.reason}")
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
+    print(f"{set_tensor_threads(0)} threads, torch {torch.__version__}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         model = options.model
         if options.full_size:

@@ -14,13 +14,16 @@ on from what ships: one command trains on,
     scripts/train_embedded sharpen --minutes 30 --photographs FOLDER
 
 may be ended at any moment (Ctrl-C, SIGTERM), and goes on when it is given again. The learning rate
-falls to zero over the minutes. Export takes the mean of what was reached and of the start, or other
-shares by --start-share: judge both by `scripts/measure_embedded`. On CUDA it is all the same.
+falls to zero over the minutes; without any it stays, and they train until they are ended. `all`
+gives each stage that many, and the U-Net's two phases no other end. Export takes the mean of what
+was reached and of the start, or other shares by --start-share: judge both by
+`scripts/measure_embedded`. On CUDA it is all the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 import torch
@@ -28,6 +31,7 @@ import torch
 from scripts.paths import ROOT
 from scripts.training.stages import STAGES, run_stage
 from scripts.training.unet import PHASES
+from server.cpus import set_tensor_threads
 
 
 def main() -> None:
@@ -37,7 +41,9 @@ def main() -> None:
     )
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--steps", type=int, help="steps of the stage in all")
-    parser.add_argument("--minutes", type=float, default=1e9, help="end this stretch after so long")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="end this stretch after so long"
+    )
     parser.add_argument("--phase", choices=list(PHASES), default="served", help="of the U-Net")
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights")
@@ -48,10 +54,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / ".training" / "embedded")
     parser.add_argument("--output", type=Path, default=ROOT / "models" / "embedded")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=0, help="0: as the server would")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    if options.stage == "all" and options.minutes == math.inf:
+        parser.error("all needs --minutes, for each stage: without, its U-Net would train for ever")
+    set_tensor_threads(options.threads)
     stages = ["vae", "clip", "unet", "export"] if options.stage == "all" else [options.stage]
     for stage in stages:
         run_stage(stage, options)

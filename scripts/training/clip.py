@@ -20,7 +20,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from pipelines.prompt.styles import STYLES as TEMPLATES
 from scripts.training.data import Drawn, to_model
 from scripts.training.tokenizer import encode, write_tokenizer
-from scripts.training.trainer import Plan, Run
+from scripts.training.trainer import Plan, Run, load_checkpoint
 from scripts.training.world.captions import caption, plain_caption
 from scripts.training.world.scene import BACKGROUNDS, COLOURS, OBJECTS, STYLES, Scene, sample_scene
 
@@ -159,7 +159,7 @@ def train_clip(
 def finished_clip(folder: Path, tokenizer: CLIPTokenizer) -> CLIPModel:
     """The trained towers without the heads."""
     model = WithHeads(make_clip(tokenizer))
-    model.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True)["model"])
+    model.load_state_dict(load_checkpoint(folder)["model"])
     return model.clip.eval()
 
 

@@ -21,6 +21,7 @@ from scripts.training.clip import (
     make_tokenizer,
     text_tower,
 )
+from scripts.training.trainer import load_checkpoint, save_checkpoint
 from scripts.training.unet import make_unet
 from scripts.training.vae import finished_vae
 
@@ -36,6 +37,9 @@ INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
+
+UNPACKING = "unpacking"
+"""The file that a training folder has until all that `unpack` writes is there."""
 
 CLIP_PIXELS = {
     "image_processor_type": "CLIPImageProcessor",
@@ -63,7 +67,7 @@ def export(training: Path, output: Path, start_share: float = 0.5) -> None:
     clip = finished_clip(training / "clip", tokenizer)
     text_encoder = text_tower(clip)
     unet = make_unet(text_encoder.config.hidden_size)
-    saved = torch.load(training / "unet" / "checkpoint.pt", map_location=cpu, weights_only=True)
+    saved = load_checkpoint(training / "unet")
     weights = {**saved["model"], **saved["averages"]}
     for name, start in saved.get("start", {}).items():
         weights[name] = torch.lerp(weights[name], start, start_share)
@@ -109,25 +113,33 @@ def export(training: Path, output: Path, start_share: float = 0.5) -> None:
 
 
 def unpack(exported: Path, training: Path) -> None:
-    """Make checkpoints from an exported folder, so that training can go on where none are kept.
+    """Make the checkpoints that ``training`` has not from an exported folder, to train on from.
 
     They have the weights alone: steps count from 0 again and the optimiser starts anew. CLIP's
     image tower and projections come along; the heads that only its training has are drawn anew.
     """
+    training.mkdir(parents=True, exist_ok=True)
+    (training / UNPACKING).touch()
     for name in ("vae", "unet"):
-        weights = load_file(exported / name / "diffusion_pytorch_model.safetensors")
-        _write_checkpoint(training / name, weights)
-    shutil.copytree(exported / "tokenizer", training / "tokenizer", dirs_exist_ok=True)
-    model = WithHeads(make_clip(make_tokenizer(training / "tokenizer")))
-    model.clip.load_state_dict(
-        {k: v.float() for k, v in load_file(exported / "clip" / "model.safetensors").items()},
-        strict=False,
-    )
-    _write_checkpoint(training / "clip", model.state_dict())
+        if _is_missing(training / name):
+            weights = load_file(exported / name / "diffusion_pytorch_model.safetensors")
+            _write_checkpoint(training / name, weights)
+    if _is_missing(training / "clip"):
+        shutil.copytree(exported / "tokenizer", training / "tokenizer", dirs_exist_ok=True)
+        model = WithHeads(make_clip(make_tokenizer(training / "tokenizer")))
+        weights = load_file(exported / "clip" / "model.safetensors")
+        model.clip.load_state_dict({k: v.float() for k, v in weights.items()}, strict=False)
+        _write_checkpoint(training / "clip", model.state_dict())
+    (training / UNPACKING).unlink()
+
+
+def _is_missing(folder: Path) -> bool:
+    if (folder / "checkpoint.pt").exists():
+        print(f"{folder}: has a checkpoint, which stays as it is")
+        return False
+    return True
 
 
 def _write_checkpoint(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     model = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
-    state = {"model": model, "optimiser": None, "step": 0, "averages": {}}
-    torch.save(state, folder / "checkpoint.pt")
+    save_checkpoint(folder, {"model": model, "optimiser": None, "step": 0, "averages": {}})

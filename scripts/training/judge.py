@@ -17,8 +17,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from models.device import choose_dtype
 from scripts.training.data import to_model
+from scripts.training.trainer import compute_dtype
 from scripts.training.world.looks import draw
 from scripts.training.world.scene import BACKGROUNDS, COLOURS, OBJECTS, STYLES, Scene, sample_scene
 
@@ -151,7 +151,7 @@ def train_judge(count: int = 6000, steps: int = 1500, seed: int = 900) -> Judge:
     judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(judge.parameters(), lr=3e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
-    mixed = choose_dtype("auto", torch.device("cpu")) != torch.float32
+    mixed = compute_dtype(torch.device("cpu")) is torch.bfloat16
     for _ in range(steps):
         chosen = torch.randint(count, (64,), generator=generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
@@ -185,7 +185,9 @@ def load_judge(path: Path, train_if_missing: bool = True) -> Judge:
         if not train_if_missing:
             raise FileNotFoundError(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.half().contiguous() for k, v in train_judge().state_dict().items()}, path)
+        weights = {k: v.half().contiguous() for k, v in train_judge().state_dict().items()}
+        save_file(weights, path.with_suffix(".new"))
+        path.with_suffix(".new").rename(path)
     judge = Judge()
     judge.load_state_dict({k: v.float() for k, v in load_file(path).items()})
     return judge.eval()

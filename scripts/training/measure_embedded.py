@@ -26,6 +26,7 @@ from scripts.training import measures
 from scripts.training.data import photographs_in
 from scripts.training.judge import Judge
 from scripts.training.measures import EDITS, Judged
+from server.cpus import set_tensor_threads
 
 STRENGTHS = (0.1, 0.35, 0.6, 0.75, 0.9)
 
@@ -138,6 +139,7 @@ PARTS: dict[str, Callable[[Engine, Judge, int], None]] = {
 
 
 def main() -> None:
+    set_tensor_threads(0)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -233,18 +233,25 @@ def from_pictures(
 
 
 def nights(engine: Engine, judge: Judge, count: int, image_strength: float) -> list[Judged]:
-    """Edits of a held-out picture by day into one at night, of which the background is judged."""
-    rng = np.random.default_rng(35)
-    scenes = [
-        sample_scene(rng, SIDE, SIDE, split="any", styled=0, framing="medium", count=1)
-        for _ in range(count)
-    ]
-    targets = [replace(scene, background="night") for scene in scenes]
+    """Edits of a picture by day into a held-out one at night, of which the background is judged."""
+    asked = night_edits(count)
     requests = [
-        request_for(target, draw(scene), 4000 + i, image_strength=image_strength)
-        for i, (scene, target) in enumerate(zip(scenes, targets, strict=True))
+        request_for(edit.target, draw(edit.source), 4000 + i, image_strength=image_strength)
+        for i, edit in enumerate(asked)
     ]
-    return judged(judge, make(engine, requests), targets, [["background"]] * count)
+    return judged(judge, make(engine, requests), *of_edits(asked))
+
+
+def night_edits(count: int) -> list[Edit]:
+    """Edits of a picture by day into a held-out one at night."""
+    rng = np.random.default_rng(35)
+    found: list[Edit] = []
+    while len(found) < count:
+        scene = sample_scene(rng, SIDE, SIDE, styled=0, framing="medium", count=1)
+        thing = scene.things[0]
+        if scene.background != "night" and is_held_out(thing.kind, thing.colour, "night"):
+            found.append(Edit(scene, replace(scene, background="night"), "background"))
+    return found
 
 
 def of_things(

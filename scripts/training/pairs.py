@@ -7,8 +7,11 @@ device until newer pairs take its place.
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -20,8 +23,10 @@ from diffusers import AutoencoderKL
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import CLIPTokenizer
 
+from models.device import upload
 from scripts.training.data import Size, to_model
 from scripts.training.tokenizer import encode
+from scripts.training.trainer import compute_dtype
 from scripts.training.world.captions import caption
 from scripts.training.world.edits import earlier_scene
 from scripts.training.world.looks import draw
@@ -123,8 +128,20 @@ class _Stream(IterableDataset[Drawn]):
 
 
 def _start_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, for the training to take
+    for asking in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(asking, signal.SIG_IGN)  # of a whole group, for the training to take
     os.nice(5)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it has. Waiting for its thread that writes would
+    be for ever: nobody reads what is left in the pipe, and as this process could, it never breaks.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _as_it_is(drawn: Any) -> Any:
@@ -172,8 +189,9 @@ class Feed:
         device: torch.device,
         seed: int,
     ) -> None:
-        # Twice as fast in bfloat16, and its error is a hundredth of a latent's spread.
-        self._encoder = deepcopy(vae).to(torch.bfloat16, memory_format=torch.channels_last)
+        # bfloat16's error is a hundredth of a latent's spread.
+        self._dtype = compute_dtype(device)
+        self._encoder = deepcopy(vae).to(self._dtype, memory_format=torch.channels_last)
         self._device, self._phase = device, phase
         self._batch = phase.card_batch if device.type == "cuda" else phase.batch
         loader = DataLoader(
@@ -200,19 +218,20 @@ class Feed:
         return self._pools[size].take(self._batch, generator)
 
     def close(self) -> None:
-        """End the processes that draw."""
-        del self._drawn
+        """End the processes that draw, which a process that has not cannot end without."""
+        # To drop the iterator is not enough: an error's traceback may hold it.
+        self._drawn._shutdown_workers()  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def _take_in(self, drawn: Drawn) -> None:
-        pictures = torch.from_numpy(drawn.pictures).to(self._device, non_blocking=True)
-        flat = to_model(pictures.flatten(0, 1).permute(0, 3, 1, 2)).to(torch.bfloat16)
+        pictures = upload(drawn.pictures, self._device)
+        flat = to_model(pictures.flatten(0, 1).permute(0, 3, 1, 2)).to(self._dtype)
         flat = flat.contiguous(memory_format=torch.channels_last)
         latents = self._encoder.encode(flat).latent_dist.mean * self._encoder.config.scaling_factor
         height, width = drawn.pictures.shape[2:4]
         self._pools.setdefault((width, height), _Pool()).add(
             latents.half().unflatten(0, (-1, 2)),
-            torch.from_numpy(drawn.ids).to(self._device),
-            torch.from_numpy(drawn.styled).to(self._device),
+            upload(drawn.ids, self._device),
+            upload(drawn.styled, self._device),
         )
         self._pairs += len(drawn.ids)

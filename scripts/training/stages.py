@@ -9,7 +9,7 @@ import torch
 
 from scripts.training.clip import finished_clip, make_tokenizer, text_tower, train_clip
 from scripts.training.data import draw_scenes
-from scripts.training.export import export, unpack
+from scripts.training.export import UNPACKING, export, unpack
 from scripts.training.trainer import Plan
 from scripts.training.unet import PHASES, train_unet
 from scripts.training.vae import finished_vae, train_vae
@@ -31,7 +31,7 @@ def run_stage(stage: str, options: argparse.Namespace) -> None:
     if stage == "vae":
         train_vae(folder / "vae", options.steps or 4500, minutes, device)
     elif stage == "sharpen":
-        _start(folder, options.output)
+        start_from(options.output, folder)
         train_vae(
             folder / "vae",
             options.steps,
@@ -55,24 +55,31 @@ def run_stage(stage: str, options: argparse.Namespace) -> None:
             _unet(phase, options, device)
 
 
-def _start(folder: Path, shipped: Path) -> None:
-    """Begin with what ships, where no stage has a checkpoint."""
-    if not any((folder / part / "checkpoint.pt").exists() for part in ("vae", "clip", "unet")):
+def start_from(shipped: Path, folder: Path) -> None:
+    """Begin with what ships, where no stage has a checkpoint, or where that was cut off."""
+    trained = any((folder / part / "checkpoint.pt").exists() for part in ("vae", "clip", "unet"))
+    if not trained or (folder / UNPACKING).exists():
         unpack(shipped, folder)
 
 
 def _unet(phase: str, options: argparse.Namespace, device: torch.device) -> None:
     folder = options.folder
-    _start(folder, options.output)
+    start_from(options.output, folder)
     vae = finished_vae(folder / "vae", device)
     tokenizer = make_tokenizer(folder / "tokenizer")
     text_encoder = text_tower(finished_clip(folder / "clip", tokenizer))
-    plan = Plan(
-        options.steps,
+    plan = unet_plan(options)
+    train_unet(folder / "unet", PHASES[phase], vae, text_encoder, tokenizer, plan, device)
+
+
+def unet_plan(options: argparse.Namespace) -> Plan:
+    """Return how a phase of the U-Net is trained. In `all` it goes by the minutes alone: the steps
+    that both phases count are one number."""
+    return Plan(
+        None if options.stage == "all" else options.steps,
         options.learning_rate or 6e-4,
         warm_up=50,
         minutes=options.minutes,
         ema=options.ema,
         log_every=20,
     )
-    train_unet(folder / "unet", PHASES[phase], vae, text_encoder, tokenizer, plan, device)

@@ -1,9 +1,9 @@
 """The loop that every stage of training shares: schedule, averages, checkpoints, a table of losses.
 
 A run is a folder. It holds ``checkpoint.pt`` (weights, optimiser, averages, step, and the exported
-weights that it started from), ``log.csv`` and sample sheets; a run that is started again goes on
-from its checkpoint. It may be ended at any moment: by a signal it saves first, by a lost machine it
-loses about SAVE_MINUTES.
+weights that it started from), ``log.csv``, ``report.csv`` and sample sheets; a run that is started
+again goes on from its checkpoint, on another device too. It may be ended at any moment: by a signal
+it saves first, by a lost machine it loses about SAVE_MINUTES.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from __future__ import annotations
 import csv
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from models.device import choose_dtype
 
 SAVE_MINUTES = 5.0
 Step = Callable[[int], dict[str, torch.Tensor]]
@@ -40,6 +43,26 @@ class Plan:
         """Linear warm-up, then linear to zero at the last step, or at the end of the minutes."""
         done = minutes / self.minutes if self.steps is None else step / self.steps
         return self.learning_rate * min(1.0, (step + 1) / self.warm_up) * max(1 - done, 0.0)
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """Return what to compute in: bfloat16 where `auto` finds float32 slower. float16, which it
+    takes on a card, has too short a range for gradients."""
+    return torch.float32 if choose_dtype("auto", device) is torch.float32 else torch.bfloat16
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any]:
+    """Read a run's checkpoint into the host's memory: a card may have written it."""
+    path = folder / "checkpoint.pt"
+    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return saved
+
+
+def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write a run's checkpoint; an interrupted write leaves the last one, or none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(state, folder / "checkpoint.tmp")
+    (folder / "checkpoint.tmp").rename(folder / "checkpoint.pt")
 
 
 class Run:
@@ -67,7 +90,7 @@ class Run:
         return ((k, v) for k, v in self.model.state_dict().items() if v.is_floating_point())
 
     def _resume(self) -> None:
-        saved = torch.load(self.folder / "checkpoint.pt", weights_only=True)
+        saved = load_checkpoint(self.folder)
         self.model.load_state_dict(saved["model"])
         if saved["optimiser"] is not None:
             self.optimiser.load_state_dict(saved["optimiser"])
@@ -87,7 +110,7 @@ class Run:
         return next(self.model.parameters()).device
 
     def save(self) -> None:
-        """Write the checkpoint; an interrupted write leaves the last one."""
+        """Write the checkpoint."""
         state = {
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -95,8 +118,7 @@ class Run:
             "averages": self.averages,
             "start": self._start,
         }
-        torch.save(state, self.folder / "checkpoint.tmp")
-        (self.folder / "checkpoint.tmp").rename(self.folder / "checkpoint.pt")
+        save_checkpoint(self.folder, state)
 
     def averaged_weights(self) -> dict[str, torch.Tensor]:
         """The averaged weights, or the weights themselves in a run without averages."""
@@ -109,6 +131,7 @@ class Run:
         """
         started = saved = window = time.monotonic()
         plan, first = self.plan, self.step
+        counted = 0  # steps since the last row
         sums: dict[str, torch.Tensor] = {}
         with _signals() as ended:
             while not ended and (plan.steps is None or self.step < plan.steps):
@@ -121,15 +144,17 @@ class Run:
                     group["lr"] = plan.rate(at, minutes)
                 for name, value in self._learn(step(self.step)).items():
                     sums[name] = sums.get(name, 0.0) + value
+                counted += 1
                 if self.step % plan.log_every == 0:
-                    row = {name: float(total) / plan.log_every for name, total in sums.items()}
-                    seconds = (time.monotonic() - window) / plan.log_every
+                    row = {name: float(total) / counted for name, total in sums.items()}
+                    seconds = (time.monotonic() - window) / counted
+                    self._log("log.csv", {"seconds": seconds, **row})
                     if time.monotonic() - saved > SAVE_MINUTES * 60:
                         self.save()
-                        row |= report(self.step) if report is not None else {}
+                        if report is not None and (measured := report(self.step)):
+                            self._log("report.csv", measured)
                         saved = time.monotonic()
-                    self._log({"step": self.step, "seconds": seconds, **row})
-                    sums, window = {}, time.monotonic()
+                    sums, counted, window = {}, 0, time.monotonic()
             self.save()
 
     def _learn(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -150,9 +175,10 @@ class Run:
         values = [value.detach() for _, value in self._floats()]
         torch._foreach_lerp_([self.averages[k] for k, _ in self._floats()], values, 1 - decay)
 
-    def _log(self, row: dict[str, float]) -> None:
+    def _log(self, name: str, measured: dict[str, float]) -> None:
+        row = {"step": self.step, **measured}
         print(f"{self.folder.name} " + " ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
-        path = self.folder / "log.csv"
+        path = self.folder / name
         with path.open("a", newline="") as file:
             writer = csv.writer(file)
             if path.stat().st_size == 0:

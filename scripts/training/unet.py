@@ -22,11 +22,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from models.device import choose_dtype
 from scripts.training.data import sheet
 from scripts.training.pairs import Feed, Phase
 from scripts.training.tokenizer import encode
-from scripts.training.trainer import Plan, Run
+from scripts.training.trainer import Plan, Run, compute_dtype
 from scripts.training.world.captions import dropped_caption
 from scripts.training.world.scene import sample_scene
 
@@ -124,9 +123,13 @@ def with_ghosts(
     earlier: torch.Tensor,
     t: torch.Tensor,
     dropped: torch.Tensor,
+    abar: torch.Tensor,
     generator: torch.Generator,
 ) -> torch.Tensor:
     """Noise of which a part leads from the picture before an edit, (N, 4, h, w).
+
+    ``abar`` is `alphas_cumprod` as float32, on the samples' device: to copy it there in each step
+    would be to wait for the device.
 
     An image-to-image run starts at a timestep s from sqrt(a_s) old + sqrt(1 - a_s) noise. For the
     picture that was asked for to be its answer, its noise must have been
@@ -137,7 +140,6 @@ def with_ghosts(
     sees, the further guidance throws a picture from it, in turns, from step to step.
     """
     count, device = len(x0), x0.device
-    abar = alphas_cumprod().float().to(device)
 
     def uniform() -> torch.Tensor:
         return torch.rand(count, device=device, generator=generator)
@@ -195,7 +197,6 @@ def train_unet(
     elif plan.minutes >= COMPILE_MINUTES:
         forward = torch.compile(unet, dynamic=False)
     text_encoder = text_encoder.to(device).eval().requires_grad_(False)
-    feed = Feed(phase, vae, tokenizer, device, run.step)
     rng = np.random.default_rng([17, run.step])
     texts = ["", *(dropped_caption(sample_scene(rng, 320, 320), rng) for _ in range(255))]
     no_prompts = torch.tensor(encode(tokenizer, texts), device=device)
@@ -206,7 +207,7 @@ def train_unet(
     snr = abar / (1 - abar)
     weights = (torch.clamp(snr, min=FLOOR, max=GAMMA) / snr).clamp(min=EPSILON_FLOOR).float()
     abar = abar.float()
-    mixed = choose_dtype("auto", device) != torch.float32  # the weights stay float32
+    mixed = compute_dtype(device) is torch.bfloat16  # the weights stay float32
 
     def step(_: int) -> dict[str, torch.Tensor]:
         batch = feed.take(generator)
@@ -219,7 +220,7 @@ def train_unet(
         t = spread_timesteps((uniform() + torch.arange(count, device=device)) / count)
         dropped = uniform() < DROPOUT
         noise = torch.randn(x0.shape, device=device, generator=generator)
-        noise = with_ghosts(noise, x0, batch.earlier, t, dropped, generator)
+        noise = with_ghosts(noise, x0, batch.earlier, t, dropped, abar, generator)
         a = abar[t][:, None, None, None]
         noisy = (a.sqrt() * x0 + (1 - a).sqrt() * noise).contiguous(
             memory_format=torch.channels_last
@@ -243,8 +244,11 @@ def train_unet(
         draw_sheet(averaged, vae, text_encoder, tokenizer, folder / f"sheet-{step:06d}.png", device)
         return {}
 
-    run.train(step, report)
-    feed.close()
+    feed = Feed(phase, vae, tokenizer, device, run.step)
+    try:
+        run.train(step, report)
+    finally:
+        feed.close()
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from scripts.training.data import crops, draw_scenes, photograph_crops, sheet, to_model
-from scripts.training.trainer import Plan, Run
+from scripts.training.trainer import Plan, Run, load_checkpoint
 
 CROPS = ((64, 8, 20000), (128, 2, 5000))
 """Side in pixels, pictures a step, how many are drawn. Small ones for many steps; larger ones
@@ -197,8 +197,7 @@ def finished_vae(folder: Path, device: torch.device) -> AutoencoderKL:
     have unit variance, as for Stable Diffusion.
     """
     vae = make_vae()
-    saved = torch.load(folder / "checkpoint.pt", weights_only=True)
-    vae.load_state_dict(saved["model"])
+    vae.load_state_dict(load_checkpoint(folder)["model"])
     # Training never read the log variances: a narrow constant is what the loss assumed.
     channels = vae.config.latent_channels
     vae.quant_conv.weight[channels:] = 0

@@ -118,9 +118,9 @@ def run(
 
 @pytest.mark.parametrize("poisoned", [0, 4, len(CONTRACT_SAMPLERS) - 1])
 def test_nan_in_one_request_leaves_every_neighbour_unchanged_to_the_bit(
-    tiny: ModelBundle, poisoned: int
+    either_tiny: ModelBundle, poisoned: int
 ) -> None:
-    clean, with_nan = run(tiny), run(tiny, poisoned)
+    clean, with_nan = run(either_tiny), run(either_tiny, poisoned)
     for i, (want, got) in enumerate(zip(clean, with_nan, strict=True)):
         if i == poisoned:
             assert torch.isnan(got).all()
@@ -129,8 +129,10 @@ def test_nan_in_one_request_leaves_every_neighbour_unchanged_to_the_bit(
 
 
 @pytest.mark.parametrize("buckets", [(32,), (4, 8, 16, 32)])
-def test_padding_rows_do_not_change_a_picture(tiny: ModelBundle, buckets: tuple[int, ...]) -> None:
-    for want, got in zip(run(tiny), run(tiny, buckets=buckets), strict=True):
+def test_padding_rows_do_not_change_a_picture(
+    either_tiny: ModelBundle, buckets: tuple[int, ...]
+) -> None:
+    for want, got in zip(run(either_tiny), run(either_tiny, buckets=buckets), strict=True):
         assert (got - want).abs().max() / want.abs().max() < 1e-4
 
 

@@ -31,27 +31,27 @@ SAMPLERS = [
 
 
 @pytest.fixture(scope="module")
-def engine(tiny: ModelBundle) -> Iterator[Engine]:
-    engine = Engine(tiny, EngineConfig(warm_up=False), guessed_costs())
+def engine(either_tiny: ModelBundle) -> Iterator[Engine]:
+    engine = Engine(either_tiny, EngineConfig(warm_up=False), guessed_costs())
     engine.start()
     yield engine
     engine.drain(grace=5)
 
 
 @pytest.fixture(scope="module")
-def exact_engine(tiny: ModelBundle) -> Iterator[Engine]:
-    engine = Engine(tiny, EngineConfig(exact=True, warm_up=False), guessed_costs())
+def exact_engine(either_tiny: ModelBundle) -> Iterator[Engine]:
+    engine = Engine(either_tiny, EngineConfig(exact=True, warm_up=False), guessed_costs())
     engine.start()
     yield engine
     engine.drain(grace=5)
 
 
 @pytest.fixture(scope="module")
-def steady_engine(tiny: ModelBundle) -> Iterator[Engine]:
+def steady_engine(either_tiny: ModelBundle) -> Iterator[Engine]:
     """It learns nothing: what shares a step is not left to the stop-watch of a busy machine."""
     costs = guessed_costs()
     costs.smoothing = 1e-9
-    engine = Engine(tiny, EngineConfig(warm_up=False), costs)
+    engine = Engine(either_tiny, EngineConfig(warm_up=False), costs)
     engine.start()
     yield engine
     engine.drain(grace=5)

@@ -20,6 +20,7 @@ from scripts.training.measures import (
     by_class,
     edits,
     from_drawings,
+    night_edits,
     of_edits,
     of_things,
     shares,
@@ -74,6 +75,16 @@ def test_every_edit_ends_on_a_held_out_combination_and_is_judged_for_its_change(
     assert np.mean(list(shares(found).values())) > 0.75
 
 
+def test_a_night_is_asked_of_a_picture_by_day_and_never_drawn_in_training() -> None:
+    asked = night_edits(20)
+    assert len(asked) == 20
+    for edit in asked:
+        thing = edit.target.things[0]
+        assert edit.source.background != edit.target.background == "night"
+        assert (thing.kind, thing.colour, "night") in HELD_OUT
+        assert edit.changed == "background"
+
+
 def test_the_square_around_a_changed_thing_shows_it_among_others() -> None:
     judge = load_judge(JUDGE, train_if_missing=False)
     for things in (1, 3):
@@ -101,6 +112,21 @@ def test_a_missing_judge_is_trained_whole_and_kept(
     made, kept = load_judge(path).state_dict(), load_judge(path, False).state_dict()
     assert all(torch.equal(made[name], one) for name, one in kept.items())
     assert not any(torch.allclose(made[name], one, atol=1e-4) for name, one in start.items())
+
+
+def test_a_judge_that_was_cut_off_while_it_was_written_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(_: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(judges, "train_judge", Judge)
+    monkeypatch.setattr("safetensors.torch.save_file", cut_off)
+    path = tmp_path / "judge.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        load_judge(path)
+    assert not path.exists()
 
 
 @pytest.mark.slow("weights")

@@ -80,6 +80,28 @@ def _v1(folder: str, quota: int, period: int = 100_000) -> dict[str, str]:
         ),
         # Only the memory controller's group is bounded.
         ({"proc/self/cgroup": "4:memory:/\n"} | _v1("sys/fs/cgroup/cpu", 200_000), 64),
+        # A group inside the container's, which sees the host's path: v1, v2, mounted elsewhere.
+        (
+            {
+                "proc/self/cgroup": "4:cpu,cpuacct:/docker/ab/inner\n",
+                "proc/self/mountinfo": f"31 25 0:27 /docker/ab /{V1_CPU} ro,nosuid master:9"
+                " - cgroup cgroup rw,cpu,cpuacct\n",
+            }
+            | _v1(V1_CPU, 800_000)
+            | _v1(f"{V1_CPU}/inner", 200_000),
+            2,
+        ),
+        (
+            {
+                "proc/self/cgroup": "0::/docker/ab/inner\n",
+                "proc/self/mountinfo": "nonsense\n30 23 0:26 /docker/other /mnt rw - cgroup2 c rw\n"
+                "31 23 0:26 /docker/ab /groups rw - cgroup2 cgroup rw\n",
+                "mnt/cpu.max": "100000 100000\n",
+                "groups/cpu.max": "800000 100000\n",
+                "groups/inner/cpu.max": "300000 100000\n",
+            },
+            3,
+        ),
         # Outside of the namespace; broken files.
         ({"proc/self/cgroup": "0::/../b\n", "sys/fs/cgroup/b/cpu.max": "100000 100000"}, 64),
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": ""}, 64),
