@@ -44,15 +44,11 @@ lines_of() {
 }
 
 is_installed() {
-    local line lines
     [ -e "$VENV/.installed" ] || return
     # Another index than torch came from.
     [ -z "${TORCH_INDEX:-}" ] || [ "$TORCH_INDEX" = "$(kept_index)" ] || return
-    lines=$(lines_of "$@")
-    [ -n "$lines" ] || return
-    while read -r line; do
-        grep -qxF -- "$line" "$VENV/.installed" || return
-    done <<< "$lines"
+    # No pipe: grep ends at the first line that is missing, and what writes into it would fail.
+    ! grep -qvxFf "$VENV/.installed" <<< "$(lines_of "$@")"
 }
 
 kept_index() {

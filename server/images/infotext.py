@@ -57,13 +57,8 @@ def _jpeg_exif(file: bytes) -> bytes:
 
 
 def _webp_exif(file: bytes) -> bytes | None:
-    place = 12
-    for _ in range(_MOST_PARTS):
-        kind, length = struct.unpack_from("<4sI", file, place)
-        if kind == b"EXIF":
-            return file[place + 8 : place + 8 + length]
-        place += 8 + length + (length & 1)
-    return None
+    chunks = islice(webp.chunks(file, webp.FIRST_CHUNK), _MOST_PARTS)
+    return next((file[start:end] for kind, start, end in chunks if kind == b"EXIF"), None)
 
 
 def _inflated(data: bytes) -> bytes:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+FIRST_CHUNK = 12
+"""Where it begins, behind `RIFF`, the size and `WEBP`."""
 _FRAME_HEADER = 16
 _MOST_CHUNKS = 5000
 _MOST_CANDIDATES = 64
@@ -36,13 +39,13 @@ def read_webp(data: bytes) -> WebP | None:
     """Return the first frame of a WebP file, or None where there is none."""
     found: dict[bytes, bytes] = {}
     offset = (0, 0)
-    place, chunks = 12, 0
+    place, seen = FIRST_CHUNK, 0
     while place + 8 <= len(data):
         kind, length = struct.unpack_from("<4sI", data, place)
         end = place + 8 + length + (length & 1)
-        chunks += 1
+        seen += 1
         known = _KNOWN.fullmatch(kind)
-        if not known and (chunks > _MOST_CHUNKS or not _leads_on(data, end)):
+        if not known and (seen > _MOST_CHUNKS or not _leads_on(data, end)):
             # A damaged length, or chunks without end: search for the picture, unless it is there.
             if _has_pixels(found) or (place := _next_known(data, place + 8)) < 0:
                 break
@@ -100,15 +103,21 @@ def _has_pixels(found: dict[bytes, bytes]) -> bool:
     return b"VP8 " in found or b"VP8L" in found
 
 
+def chunks(data: bytes, place: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield name, start and end of each chunk's payload from ``place`` on; the last may be cut."""
+    while place + 8 <= len(data):
+        kind, length = struct.unpack_from("<4sI", data, place)
+        start, end = place + 8, place + 8 + length
+        yield kind, start, end
+        place = end + (length & 1)
+
+
 def _frame_chunks(payload: bytes) -> dict[bytes, bytes]:
     found: dict[bytes, bytes] = {}
-    place = 0
-    while place + 8 <= len(payload) and not _has_pixels(found):
-        kind, length = struct.unpack_from("<4sI", payload, place)
-        if place + 8 + length > len(payload):
+    for kind, start, end in chunks(payload, 0):
+        if end > len(payload) or _has_pixels(found):
             break
-        found.setdefault(kind, payload[place + 8 : place + 8 + length])
-        place += 8 + length + (length & 1)
+        found.setdefault(kind, payload[start:end])
     return {kind: found[kind] for kind in (b"ALPH", b"VP8 ", b"VP8L") if kind in found}
 
 
