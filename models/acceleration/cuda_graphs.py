@@ -12,6 +12,8 @@ from typing import Protocol
 
 import torch
 
+Forward = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+
 WARM_UP_RUNS = 3
 """Runs before a capture: the first ones choose kernels and make workspaces, which wait."""
 
@@ -80,3 +82,28 @@ class EagerCapturer:
             run()
 
         return replay
+
+
+class CapturedPass:
+    """A forward captured over tensors that stay in place: ``captured(given)`` runs it.
+
+    ``given`` is always of the shape and dtype of the first one. Raises RuntimeError where it cannot
+    be captured.
+    """
+
+    def __init__(self, forward: Forward, given: torch.Tensor, capturer: Capturer) -> None:
+        self._given = given.clone()
+        # Outside the graphs' memory, so that a later replay of another graph cannot touch them.
+        self._made = [torch.empty_like(tensor) for tensor in forward(self._given)]
+
+        def run() -> None:
+            for mine, made in zip(self._made, forward(self._given), strict=True):
+                mine.copy_(made)
+
+        self._replay = capturer.capture(run)
+
+    def __call__(self, given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return what the forward makes of ``given``, in tensors that are the caller's own."""
+        self._given.copy_(given)
+        self._replay()
+        return tuple(made.clone() for made in self._made)

@@ -183,7 +183,7 @@ def stack_noise(evaluations: Sequence[Evaluation], device: torch.device) -> torc
         return None
     nothing = torch.zeros_like(drawn[0])
     draws = [nothing if e.noise is None else e.noise for e in evaluations]
-    return torch.stack(draws).to(device, non_blocking=True)
+    return upload(torch.stack(draws).numpy(), device)  # a stack of pinned draws is not pinned
 
 
 class StaticBatch:

@@ -63,7 +63,7 @@ def measure_costs(
 ) -> CostTable:
     """Time steps, an encode and a decode, for about ``budget`` seconds, as they will run.
 
-    With a ``capturer`` encode and decode are captured, as ``denoiser`` captures its steps.
+    With a ``capturer`` text, encode and decode are captured, as ``denoiser`` captures its steps.
 
     One and two rows of the smallest picture are always timed, more rows, a long text and a larger
     picture as long as they can be expected to fit. What is not timed is taken as in proportion to
@@ -90,7 +90,9 @@ def measure_costs(
         measure = _StepTimer(bundle, denoiser, limits, side, clock, chunks)
         more = max(0.0, measure(1) - seconds[1]) / (chunks - 1)
     text = TextCost(
-        _text_step(more, pixels), _text_seconds(bundle, clock), chunk_tokens=bundle.text_length
+        _text_step(more, pixels),
+        _text_seconds(bundle, clock, capturer),
+        chunk_tokens=bundle.text_length,
     )
     encode, decode = _image_seconds(bundle, side, clock, capturer)
     grown = (larger / side) ** 2
@@ -144,9 +146,11 @@ class _StepTimer:
         return self._clock() - started
 
 
-def _text_seconds(bundle: ModelBundle, clock: Callable[[], float]) -> float:
+def _text_seconds(
+    bundle: ModelBundle, clock: Callable[[], float], capturer: Capturer | None
+) -> float:
     """Seconds of encoding one chunk of text, the second run."""
-    encoder = PromptEncoder(bundle)
+    encoder = PromptEncoder(bundle, capturer=capturer)
     for text in ("a", "b"):
         started = clock()
         encoder.encode(PromptChunks(encoder.chunks(text), encoder.chunks(text)))

@@ -54,7 +54,7 @@ __all__ = ["Engine", "EngineConfig"]
 
 logger = logging.getLogger(__name__)
 
-_STAGES = {Step: "denoise", Encode: "prepare", Decode: "decode"}
+_STAGES = {Step: "denoise", Encode: "encode", Decode: "decode"}
 _IDLE_WAIT = 0.25
 """Seconds between looks at the flags while there is no work."""
 _END_SECONDS = 1.0
@@ -401,7 +401,9 @@ class Engine:
                 outcomes[state.ident] = self._result(state)
             elif isinstance(work, Step):
                 state.ended += 1
-                state.publish(left[state.ident], preview=self._runner.preview(state.ident))
+                if (draw := launched.previews.get(state.ident)) is not None:
+                    state.preview = draw()
+                state.publish(left[state.ident])
             elif isinstance(work, Encode) and state.encoded:
                 state.publish(left[state.ident])
         return outcomes

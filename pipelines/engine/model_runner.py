@@ -32,7 +32,7 @@ from pipelines.vae.decode import Decoded, Decoding, decode_together
 from pipelines.vae.encode import Encoding, ImageEncoder, Moments
 from pipelines.vae.graphs import VaeGraphs
 from pipelines.vae.mask import composite
-from pipelines.vae.preview import Previews
+from pipelines.vae.preview import Drawing, Previews
 from pipelines.vae.start import start_latents
 
 logger = logging.getLogger(__name__)
@@ -59,15 +59,16 @@ class Launched:
     Its time is that of such units, text apart, if it is ``ordinary``: one that failed, whose
     picture was cached, or that was captured is not, nor a step that awaits its capture or, where
     others are captured, has too long a text for it. ``text_chunks`` were encoded in it. ``last``
-    says that no further part of the encode or decode is needed. ``failures`` are by request;
-    ``row_cap`` is the most rows that its key's steps may have from now on, after an out-of-memory
-    error.
+    says that no further part of the encode or decode is needed. ``failures`` and the ``previews``
+    that a step began are by request; ``row_cap`` is the most rows that its key's steps may have
+    from now on, after an out-of-memory error.
     """
 
     ordinary: bool = True
     last: bool = False
     text_chunks: int = 0
     failures: dict[int, GenerationError] = field(default_factory=dict)
+    previews: dict[int, Drawing] = field(default_factory=dict)
     row_cap: int | None = None
 
 
@@ -82,7 +83,6 @@ class _DeviceState:
     encoding: Encoding | None = None
     decoding: Decoding | None = None
     position: int | None = None
-    preview: Pixels | None = None
     previewed: float = -math.inf
     decoded: Decoded | None = None
 
@@ -118,7 +118,7 @@ class ModelRunner:
 
     A step runs the rows that its work says; ``row_buckets`` are those that it is padded to.
     With a ``capturer`` steps are captured: of the ``hot`` keys at their first, see `LatentPools`;
-    so are whole passes of the VAE, see `VaeGraphs`.
+    so are whole passes of the VAE, see `VaeGraphs`, and of the text encoder.
     """
 
     bundle: ModelBundle
@@ -128,7 +128,7 @@ class ModelRunner:
     hot: Sequence[GroupKey] = ()
 
     def __post_init__(self) -> None:
-        self.prompts = PromptEncoder(self.bundle)
+        self.prompts = PromptEncoder(self.bundle, capturer=self.capturer)
         self.denoiser = Denoiser(self.bundle, self.row_buckets, self.capturer)
         self.steps = StepCounts()
         self.vae_graphs: VaeGraphs | None = None
@@ -150,7 +150,11 @@ class ModelRunner:
         """Captures, replays and runs without, by what the graphs are of; none without graphs."""
         if self.vae_graphs is None:
             return {}
-        return {"step": self.denoiser.graphs, **self.vae_graphs.counts}
+        return {
+            "text": self.prompts.graphs,
+            "step": self.denoiser.graphs,
+            **self.vae_graphs.counts,
+        }
 
     def _make_pool(self, key: GroupKey, patience: int | None) -> LatentPool:
         return LatentPool(self.bundle, key, self.capacity, patience)
@@ -167,10 +171,6 @@ class ModelRunner:
         member = self._requests.pop(ident, None)
         if member is not None:
             self._leave_pool(member)
-
-    def preview(self, ident: int) -> Pixels | None:
-        """Return the picture that the last step of a request predicts, if it asked for such."""
-        return self._requests[ident].preview
 
     def picture(self, ident: int) -> Pixels:
         """Return a decoded request's picture, (H, W, 3), as soon as it is on the host.
@@ -219,7 +219,7 @@ class ModelRunner:
 
     def _encode(self, member: _DeviceState, work: Encode, launched: Launched) -> None:
         """Run the next part of an encode; the last one takes a place in a pool."""
-        tried = self._captures_tried("encode")
+        tried = self._captures_tried("text", "encode")
         try:
             if member.text is None:
                 before = self.prompts.counts.misses
@@ -232,8 +232,8 @@ class ModelRunner:
                 member.encoding = member.encoding or self._begin(member, work.parts)
                 launched.ordinary = member.encoding.ordinary
                 moments = member.encoding.advance()
-                if self._captures_tried("encode") > tried:
-                    launched.ordinary = False
+            if self._captures_tried("text", "encode") > tried:
+                launched.ordinary = False
             if moments is not None or member.request.from_noise:
                 self._enter_pool(member, moments)
                 launched.last = True
@@ -352,12 +352,22 @@ class ModelRunner:
             member.decoding = None
         return True
 
-    def _captures_tried(self, kind: str) -> int:
-        return 0 if self.vae_graphs is None else self.vae_graphs.counts[kind].tried
+    def _captures_tried(self, *kinds: str) -> int:
+        counts = self.graph_counts
+        return sum(counts[kind].tried for kind in kinds) if counts else 0
 
     def _preview(self, member: _DeviceState, predicted: torch.Tensor, launched: Launched) -> None:
-        drawn = self._previews.draw(predicted, member.previewed)
-        if drawn is not None:
-            member.preview, member.previewed = drawn, time.monotonic()
+        """Begin a preview. The step has been taken: one that fails must not have it taken again."""
+        if member.previewed == math.inf:
+            return
+        try:
+            drawing = self._previews.begin(predicted, member.previewed)
+        except Exception:
+            logger.exception("no more previews of request %s", member.request.request_id)
+            member.previewed = math.inf
+            launched.ordinary = False
+            return
+        if drawing is not None:
+            launched.previews[member.state.ident], member.previewed = drawing, time.monotonic()
         if self._previews.worked:
             launched.ordinary = False

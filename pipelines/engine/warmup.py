@@ -93,10 +93,12 @@ def _run_steps(runner: ModelRunner, policy: PolicyConfig) -> None:
 
 
 def _run_passes(runner: ModelRunner, policy: PolicyConfig) -> None:
-    """Capture encode and decodes of the capture sizes that go through the VAE in one part."""
+    """Capture the text encoder, and encode and decodes of the capture sizes that go through the
+    VAE in one part."""
     bundle, graphs = runner.bundle, runner.vae_graphs
     if graphs is None:
         return
+    runner.prompts.warm_up()
     for key in runner.hot:
         if key.latent_pixels > policy.part_pixels:
             continue

@@ -16,6 +16,7 @@ of the text encoder's table; they are never torn apart by the end of a chunk.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +24,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from models.acceleration.cuda_graphs import CapturedPass, Capturer
 from models.bundle import ModelBundle
 from models.clip_words import clip_normalized
 from models.device import upload
 from pipelines.cache import ByteCache, CacheCounts
+from pipelines.counts import GraphCounts
 from pipelines.prompt.weights import parse_weights
+
+logger = logging.getLogger(__name__)
 
 _TRUSTED_MEAN = 0.01
 """Mean over standard deviation of a chunk's states above which the mean is restored."""
@@ -65,11 +70,22 @@ class PromptChunks:
 class PromptEncoder:
     """Encodes texts with a bundle's text tower and remembers the latest, within a byte budget.
 
+    With a ``capturer`` the pass of one chunk is captured, at the first one: it is some two hundred
+    small kernels, which the host launches in longer than a card runs them. A compiled text tower
+    runs as it is. On CUDA nothing waits for the card.
+
     `read` and `chunks` may be called from any thread, all else from the engine's alone.
     """
 
-    def __init__(self, bundle: ModelBundle, cache_bytes: int = 64 * 2**20) -> None:
-        self._bundle = bundle
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        cache_bytes: int = 64 * 2**20,
+        capturer: Capturer | None = None,
+    ) -> None:
+        self._bundle, self._capturer = bundle, capturer
+        self._captured: CapturedPass | None = None
+        self.graphs = GraphCounts()
         self._words = _words_pattern(bundle.embeddings)
         self._cache: ByteCache[Chunk, torch.Tensor] = ByteCache(
             cache_bytes, size_of=lambda states: states.nbytes
@@ -151,17 +167,44 @@ class PromptEncoder:
         # One chunk a forward: a text's states never depend on what it is encoded beside.
         return self._cache.get_or_make(chunk, lambda: self._forward(chunk))
 
+    def warm_up(self) -> None:
+        """Capture what is captured, before a request waits for it."""
+        self._forward(EMPTY)
+
     def _forward(self, chunk: Chunk) -> torch.Tensor:
         tokenizer, length = self._bundle.tokenizer, self._bundle.text_length
         ids = [tokenizer.bos_token_id, *chunk.ids, tokenizer.eos_token_id]
         ids += [tokenizer.pad_token_id] * (length - len(ids))
-        batch = upload(np.array([ids], dtype=np.int64), self._bundle.device)
-        compiled = self._bundle.compiled
-        encoder = self._bundle.text_encoder if compiled is None else compiled.text_encoder
-        states: torch.Tensor = encoder(batch)[0][0]  # (77, D)
+        (states,) = self._run(upload(np.array([ids], dtype=np.int64), self._bundle.device))
         if all(weight == 1.0 for weight in chunk.weights):
             return states
         return weighted(states, chunk.weights)
+
+    def _run(self, ids: torch.Tensor) -> torch.Tensor:
+        """(1, 77) token ids to (1, 77, D) text states."""
+        compiled = self._bundle.compiled
+        if compiled is not None:
+            states: torch.Tensor = compiled.text_encoder(ids)[0]
+            return states
+        if self._capturer is not None:
+            if not self.graphs.tried:
+                self._captured = self._capture(ids, self._capturer)
+            self.graphs.count_run(self._captured is not None)
+        run = self._captured or self._as_it_comes
+        return run(ids)[0]
+
+    def _as_it_comes(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (self._bundle.text_encoder(ids)[0],)
+
+    def _capture(self, ids: torch.Tensor, capturer: Capturer) -> CapturedPass | None:
+        try:
+            captured = CapturedPass(self._as_it_comes, ids, capturer)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            self.graphs.failures += 1
+            logger.warning("the text encoder is not captured: %s", error)
+            return None
+        self.graphs.captures += 1
+        return captured
 
 
 def weighted(states: torch.Tensor, weights: tuple[float, ...]) -> torch.Tensor:
@@ -169,15 +212,15 @@ def weighted(states: torch.Tensor, weights: tuple[float, ...]) -> torch.Tensor:
 
     The mean over all 77 is restored where it is trusted: see the module.
     """
-    factors = torch.ones(len(states), 1, device=states.device)
-    factors[1 : 1 + len(weights), 0] = torch.tensor(weights, device=states.device)
+    factors = np.ones((len(states), 1), dtype=np.float32)
+    factors[1 : 1 + len(weights), 0] = weights
     plain = states.float()
-    product = plain * factors
+    product = plain * upload(factors, states.device)
     mean, new_mean = plain.mean(), product.mean()
     floor = _TRUSTED_MEAN * plain.std()
-    if mean.abs() > floor and new_mean.abs() > floor:
-        product = product * (mean / new_mean)
-    return product.to(states.dtype)
+    # Chosen on the device: the host would have to wait for all that it runs.
+    trusted = (mean.abs() > floor) & (new_mean.abs() > floor)
+    return torch.where(trusted, product * (mean / new_mean), product).to(states.dtype)
 
 
 def _words_pattern(embeddings: Mapping[str, tuple[int, ...]]) -> re.Pattern[str] | None:

@@ -35,7 +35,7 @@ class RequestState:
 
     ``leaving`` says that nothing more is planned for it: its last unit runs, or one has failed.
     Of its ``evaluations`` ``done`` were launched and ``ended`` have ended, one less on a device
-    that the host runs ahead of.
+    that the host runs ahead of. ``preview`` is the latest that was drawn.
     """
 
     ident: int
@@ -55,6 +55,7 @@ class RequestState:
     encode_parts_done: int = field(default=0, init=False)
     done: int = field(default=0, init=False)
     ended: int = field(default=0, init=False)
+    preview: Pixels | None = field(default=None, init=False)
     failure: GenerationError | None = field(default=None, init=False)
     parts_done: int = field(default=0, init=False)
     leaving: bool = field(default=False, init=False)
@@ -107,9 +108,7 @@ class RequestState:
         """Add to the seconds of a stage of this request."""
         self.timings[stage] = self.timings.get(stage, 0.0) + seconds
 
-    def publish(
-        self, seconds_left: float, *, queue_position: int = 0, preview: Pixels | None = None
-    ) -> None:
+    def publish(self, seconds_left: float, *, queue_position: int = 0) -> None:
         """Tell whoever listens how far the request is, once it has a program."""
         if self.handle is None or self.program is None:
             return
@@ -123,7 +122,7 @@ class RequestState:
                 evaluation=self.ended,
                 evaluations=self.evaluations,
                 queue_position=queue_position,
-                preview=preview,
+                preview=self.preview,
                 stage=stage,
                 seconds_left=seconds_left,
             )

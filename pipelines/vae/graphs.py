@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 
-from models.acceleration.cuda_graphs import Capturer
+from models.acceleration.cuda_graphs import CapturedPass, Capturer, Forward
 from pipelines.counts import GraphCounts
 
 logger = logging.getLogger(__name__)
 
 Tensor = torch.Tensor
-Forward = Callable[[Tensor], tuple[Tensor, ...]]
-
 
 PATIENCE = 4
 """Passes before one is captured, in a size that nobody configured: a capture costs about four."""
@@ -37,26 +35,6 @@ class PassKey:
     width: int
 
 
-class _CapturedPass:
-    """A forward over tensors that stay in place."""
-
-    def __init__(self, forward: Forward, given: Tensor, capturer: Capturer) -> None:
-        self._given = given.clone()
-        # Outside the graphs' memory, so that a later replay of another graph cannot touch them.
-        self._made = [torch.empty_like(tensor) for tensor in forward(self._given)]
-
-        def run() -> None:
-            for mine, made in zip(self._made, forward(self._given), strict=True):
-                mine.copy_(made)
-
-        self._replay = capturer.capture(run)
-
-    def __call__(self, given: Tensor) -> tuple[Tensor, ...]:
-        self._given.copy_(given)
-        self._replay()
-        return tuple(made.clone() for made in self._made)
-
-
 class VaeGraphs:
     """Runs whole passes, captured where they are. The engine's thread owns it.
 
@@ -68,7 +46,7 @@ class VaeGraphs:
         self, capturer: Capturer, hot: Collection[tuple[int, int]] = (), keep: int = 8
     ) -> None:
         self._capturer, self._hot, self._keep = capturer, frozenset(hot), keep
-        self._captured: OrderedDict[PassKey, _CapturedPass | None] = OrderedDict()
+        self._captured: OrderedDict[PassKey, CapturedPass | None] = OrderedDict()
         self._seen: dict[PassKey, int] = {}
         self.counts = {kind: GraphCounts() for kind in ("encode", "decode")}
 
@@ -81,9 +59,7 @@ class VaeGraphs:
         self.counts[key.kind].count_run(captured is not None)
         return forward(given) if captured is None else captured(given)
 
-    def _get_or_capture(
-        self, key: PassKey, given: Tensor, forward: Forward
-    ) -> _CapturedPass | None:
+    def _get_or_capture(self, key: PassKey, given: Tensor, forward: Forward) -> CapturedPass | None:
         if key not in self._captured:
             hot = (key.height, key.width) in self._hot
             seen = self._seen[key] = self._seen.get(key, 0) + 1
@@ -94,9 +70,9 @@ class VaeGraphs:
         self._captured.move_to_end(key)
         return self._captured[key]
 
-    def _capture(self, key: PassKey, given: Tensor, forward: Forward) -> _CapturedPass | None:
+    def _capture(self, key: PassKey, given: Tensor, forward: Forward) -> CapturedPass | None:
         try:
-            captured = _CapturedPass(forward, given, self._capturer)
+            captured = CapturedPass(forward, given, self._capturer)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             self.counts[key.kind].failures += 1
             logger.warning(

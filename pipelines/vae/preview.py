@@ -9,6 +9,7 @@ squares over patches of random colour that its own VAE encodes.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,12 @@ import torch
 from torch.nn.functional import interpolate
 
 from models.bundle import ModelBundle
+from models.device import download
 from pipelines.request import Pixels
 from pipelines.vae.encode import encode_image
+
+Drawing = Callable[[], Pixels]
+"""A preview under way: call it once its step has ended, or it waits for the device."""
 
 PREVIEW_SIDE = 256
 """Pixels to the longer side of a tiny VAE's preview, at most."""
@@ -51,11 +56,16 @@ class LatentToRgb:
         solution = torch.linalg.lstsq(known, wanted).solution.float()
         return cls(solution[:-1].T.contiguous(), solution[-1])
 
-    def picture(self, latents: torch.Tensor) -> Pixels:
+    def begin(self, latents: torch.Tensor) -> Drawing:
         """(4, h, w) scaled latents to an (h, w, 3) uint8 picture, a pixel a latent."""
-        flat = latents.float().cpu()
-        rgb = torch.einsum("oc,chw->hwo", self.weight, flat) + self.bias
-        return np.asarray((rgb.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+        arrival = download(latents.float())
+
+        def draw() -> Pixels:
+            (flat,) = arrival.wait()
+            rgb = torch.einsum("oc,chw->hwo", self.weight, flat) + self.bias
+            return np.asarray((rgb.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+
+        return draw
 
 
 class TinyPreview:
@@ -68,14 +78,15 @@ class TinyPreview:
     def __init__(self, vae: Any) -> None:
         self._vae = vae
 
-    def picture(self, latents: torch.Tensor) -> Pixels:
+    def begin(self, latents: torch.Tensor) -> Drawing:
         """(4, h, w) scaled latents to an (H, W, 3) uint8 picture."""
         weight = next(self._vae.parameters())
         scaled = _shrunk(latents[None].float(), _MOST_LATENTS) / self._vae.config.scaling_factor
         decoded = self._vae.decode(scaled.to(weight.device, weight.dtype)).sample
         small = _shrunk(decoded.float(), PREVIEW_SIDE)[0].permute(1, 2, 0)
         shown = (small / 2 + 0.5).nan_to_num().clamp(0, 1)
-        return np.asarray((shown * 255).round().to(torch.uint8).cpu().numpy())
+        arrival = download((shown * 255).round().to(torch.uint8).contiguous())
+        return lambda: np.asarray(arrival.wait()[0].numpy())
 
 
 def _shrunk(x: torch.Tensor, most: int) -> torch.Tensor:
@@ -90,7 +101,7 @@ def _shrunk(x: torch.Tensor, most: int) -> torch.Tensor:
 
 @dataclass(eq=False)
 class Previews:
-    """Draws the previews of one model's requests.
+    """Draws the previews of one model's requests; on CUDA, but for the first, without a wait.
 
     By the linear map each time; by a tiny VAE at most every ``PREVIEW_SECONDS`` a request.
     """
@@ -103,8 +114,8 @@ class Previews:
         self._linear: LatentToRgb | None = None
         self.worked = False
 
-    def draw(self, latents: torch.Tensor, last: float) -> Pixels | None:
-        """Return the picture, None if the ``last`` one, in `time.monotonic()`, is too fresh.
+    def begin(self, latents: torch.Tensor, last: float) -> Drawing | None:
+        """Begin to draw, unless the ``last`` one, in `time.monotonic()`, is too fresh.
 
         ``worked`` says then whether it took more than the map, which the step's time has in it.
         """
@@ -113,8 +124,8 @@ class Previews:
             if time.monotonic() - last < PREVIEW_SECONDS:
                 return None
             self.worked = True
-            return self._tiny.picture(latents)
+            return self._tiny.begin(latents)
         if self._linear is None:
             self.worked = True
             self._linear = LatentToRgb.fit(self.bundle)
-        return self._linear.picture(latents)
+        return self._linear.begin(latents)

@@ -14,6 +14,7 @@ from models.bundle import ModelBundle
 from pipelines.denoise.batch import Evaluation
 from pipelines.denoise.denoiser import Denoiser
 from pipelines.denoise.latent_pool import LatentPool
+from pipelines.prompt.encoder import PromptEncoder
 from pipelines.request import Sampler
 from pipelines.samplers.programs import make_program
 from pipelines.scheduler.batching import GroupKey
@@ -85,6 +86,13 @@ def test_captured_passes_give_the_bits_of_passes_as_they_come(
         want_image = decode_latents(bundle, latents, tile=False)
         (decoded,) = decode_together(bundle, [latents], graphs)
         assert np.array_equal(decoded.wait(), want_image)
+
+
+def test_captured_texts_have_the_bits_of_texts_as_they_come(rig: Rig, bundle: ModelBundle) -> None:
+    captured, plain = PromptEncoder(bundle, capturer=rig.capturer()), PromptEncoder(bundle)
+    for texts in [("a house", "blurry"), ("a (red:1.3) house", "a tree " * 60)]:
+        assert torch.equal(captured.encode_pair(*texts), plain.encode_pair(*texts))
+    assert captured.graphs.captures == 1
 
 
 def test_a_shared_decode_makes_the_pictures_of_decodes_alone(rig: Rig, bundle: ModelBundle) -> None:

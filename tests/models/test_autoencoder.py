@@ -173,7 +173,7 @@ def test_previews_fit_the_vae_that_is_used(tiny_folder: Path, tiny_vae_folder: P
     with torch.inference_mode():
         fitted = LatentToRgb.fit(bundle)
         grey = encode_image(bundle, np.full((128, 128, 3), 128, np.uint8), tile=False)
-        preview = fitted.picture(grey.mean * bundle.scaling_factor)
+        preview = fitted.begin(grey.mean * bundle.scaling_factor)()
         own = LatentToRgb.fit(load_model(ModelSpec(str(tiny_folder)), device="cpu"))
     assert preview.shape == (16, 16, 3)
     assert not torch.allclose(fitted.weight, own.weight)
@@ -229,7 +229,7 @@ def test_a_tiny_vae_draws_the_previews_and_not_the_pictures(
     assert bundle.facts["previews"] == f"AutoencoderTiny, {tiny_vae_folder}"
     latents = torch.randn(4, 8, 8)
     with torch.inference_mode():
-        preview = TinyPreview(bundle.preview_vae).picture(latents)
+        preview = TinyPreview(bundle.preview_vae).begin(latents)()
         whole = tiny_vae.decode(latents[None]).sample[0].permute(1, 2, 0)
     assert preview.shape == (64, 64, 3)
     assert np.abs(preview - ((whole / 2 + 0.5).clamp(0, 1) * 255).numpy()).max() <= 0.51
@@ -246,7 +246,7 @@ def test_a_preview_of_a_large_picture_costs_no_more(
     decode = tiny_vae.decode
     monkeypatch.setattr(tiny_vae, "decode", lambda x: (sizes.extend(x.shape[2:]), decode(x))[1])
     with torch.inference_mode():
-        preview = TinyPreview(tiny_vae).picture(torch.full((4, height, width), torch.nan))
+        preview = TinyPreview(tiny_vae).begin(torch.full((4, height, width), torch.nan))()
     assert max(sizes) <= 64
     assert max(preview.shape) == 256
     assert not preview.any()  # What is not finite is not shown, and breaks nothing.

@@ -215,7 +215,8 @@ def test_an_engine_that_captures_makes_the_same_pictures(
         ]
         pictures.append([handle.wait(120).image for handle in handles])
         engine.drain()
-    # The hot size at start: its steps in three buckets, an encode, decodes of one, two and four.
-    assert capturer.captures == 6 + 4
+    # At start: the text encoder; of the hot size steps in three buckets, an encode, decodes of one,
+    # two and four.
+    assert capturer.captures == 1 + 6 + 4
     for plain, captured in zip(*pictures, strict=True):
         assert np.abs(plain.astype(int) - captured).max() <= 1

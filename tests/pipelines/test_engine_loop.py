@@ -84,11 +84,12 @@ class FakeRunner(ModelRunner):
         elif not isinstance(work, Step):
             self.encoded -= set(work.idents)
         self.encoded -= set(failures)
-        cap = self.row_cap if isinstance(work, Step) else None
-        return Launched(ordinary=not failures, failures=failures, row_cap=cap)
-
-    def preview(self, ident: int) -> Pixels | None:
-        return None
+        launched = Launched(ordinary=not failures, failures=failures)
+        if isinstance(work, Step):
+            launched.row_cap = self.row_cap
+            done = sum(isinstance(unit, Step) for unit in self.units)
+            launched.previews = {ident: lambda: np.array(done) for ident in work.idents}
+        return launched
 
     def picture(self, ident: int) -> Pixels:
         return self.requests[ident].image
@@ -172,6 +173,17 @@ def test_progress_counts_the_steps_that_were_asked_for(
     assert [progress.queue_position for progress in told] == ([1] + [0] * (len(want) + 1))[
         : len(told)
     ]
+
+
+def test_a_preview_is_told_with_the_step_that_drew_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Progress] = []
+    monkeypatch.setattr(GenerationHandle, "publish", lambda _, progress: told.append(progress))
+    rig.ask(image_strength=0.5).wait(10)
+    drawn = [None if p.preview is None else int(p.preview) for p in told]
+    assert drawn == [None, None, None, 1, 2, 3, 4, 5]
+    assert [p.evaluation for p in told] == [0, 0, 0, 1, 2, 3, 4, 5]
 
 
 def test_a_unit_is_collected_after_the_next_launch_only_where_the_device_runs_ahead(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
 
-from models.bundle import ModelBundle
+from models.acceleration.cuda_graphs import EagerCapturer
+from models.bundle import CompiledParts, ModelBundle
 from pipelines.prompt.encoder import PromptEncoder, weighted
+from tests.host_waits import no_host_waits
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +108,61 @@ def test_the_mean_is_kept_where_it_is_not_near_zero() -> None:
     half = weighted(states.half(), weights)
     assert half.dtype == torch.float16
     assert torch.isfinite(half).all()
+
+
+def test_a_weighted_text_does_not_wait_for_the_device() -> None:
+    states = torch.randn(77, 64, generator=torch.Generator().manual_seed(1)) - 0.3
+    with no_host_waits(states.device):
+        weighted(states, (1.0, 1.4, 0.5))
+
+
+def test_a_captured_text_has_the_bits_of_one_as_it_comes(tiny: ModelBundle) -> None:
+    capturer = EagerCapturer()
+    plain, captured = PromptEncoder(tiny), PromptEncoder(tiny, capturer=capturer)
+    captured.warm_up()
+    asked = [("a cat", ""), ("a (dog:1.3)", "blurry"), ("abcdefghij" * 20, "a BREAK b")]
+    made = [captured.encode_pair(*texts) for texts in asked]
+    # Compared at the end: a replay leaves what earlier ones made.
+    for got, texts in zip(made, asked, strict=True):
+        assert torch.equal(got, plain.encode_pair(*texts))
+    counts = captured.graphs
+    assert (capturer.captures, counts.captures, counts.fallbacks) == (1, 1, 0)
+    assert counts.replays == 1 + captured.counts.misses
+
+
+def test_a_text_encoder_that_cannot_be_captured_runs_as_it_comes(
+    tiny: ModelBundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(EagerCapturer):
+        def capture(self, run: Callable[[], object]) -> Callable[[], None]:
+            raise torch.OutOfMemoryError("out of memory")
+
+    encoder = PromptEncoder(tiny, capturer=Failing())
+    got = encoder.encode_pair("a cat", "a dog")
+    assert torch.equal(got, PromptEncoder(tiny).encode_pair("a cat", "a dog"))
+    assert (encoder.graphs.failures, encoder.graphs.fallbacks) == (1, 2)
+    assert [r.getMessage() for r in caplog.records] == [
+        "the text encoder is not captured: out of memory"
+    ]
+
+
+def test_a_compiled_text_encoder_is_not_captured_until_it_is_taken_out(tiny: ModelBundle) -> None:
+    parts = CompiledParts(
+        sizes=frozenset(),
+        rows=frozenset(),
+        text_length=tiny.text_length,
+        unet=tiny.unet,
+        text_encoder=tiny.text_encoder,
+        encode=tiny.vae.encode,
+        decode=tiny.vae.decode,
+    )
+    bundle, capturer = replace(tiny, compiled=parts), EagerCapturer()
+    encoder = PromptEncoder(bundle, capturer=capturer)
+    encoder.encode_pair("a cat", "")
+    assert capturer.captures == 0
+    bundle.compiled = None
+    encoder.encode_pair("a dog", "")
+    assert capturer.captures == 1
 
 
 def test_break_starts_a_new_chunk_and_the_other_side_is_padded(tiny: ModelBundle) -> None:
