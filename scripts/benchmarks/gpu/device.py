@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from models.acceleration.cuda_graphs import CudaCapturer, EagerCapturer
+from models.acceleration.cuda_graphs import Capturer, CudaCapturer, EagerCapturer
 from models.device import synchronize
 from scripts.benchmarks.gpu.ledger import Ledger
 from scripts.benchmarks.gpu.plan import Scale
@@ -69,11 +69,15 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def make_capturer() -> Capturer:
+    """Return what captures graphs; on a CPU what stands in for it."""
+    where = device()
+    return CudaCapturer(where) if where.type == "cuda" else EagerCapturer()
+
+
 def captured(work: Callable[[], object]) -> Callable[[], None]:
     """Return ``work`` as a replay of one graph, which costs no launches. Raises RuntimeError."""
-    where = device()
-    capturer = CudaCapturer(where) if where.type == "cuda" else EagerCapturer()
-    return capturer.capture(work)
+    return make_capturer().capture(work)
 
 
 def median_ms(work: Callable[[], object], rounds: int) -> float:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -14,8 +15,16 @@ from models.acceleration.modes import choose_acceleration
 from models.bundle import ModelBundle
 from models.spec import AccelerationMode
 from pipelines.engine.engine import Engine, EngineConfig
+from pipelines.prompt.encoder import PromptEncoder
 from pipelines.request import GenerationRequest
-from scripts.benchmarks.gpu.device import captured, half, median_ms, peak_memory, seconds_of
+from scripts.benchmarks.gpu.device import (
+    captured,
+    half,
+    make_capturer,
+    median_ms,
+    peak_memory,
+    seconds_of,
+)
 from scripts.benchmarks.gpu.fast import make_fast
 from scripts.benchmarks.gpu.forwards import unet_inputs
 from scripts.benchmarks.gpu.ledger import Ledger
@@ -57,6 +66,7 @@ def measure_engine(model: RandomModel, scale: Scale, ledger: Ledger) -> None:
         ledger.put(latency, "engine", "latency")
         stages = {name: [t.get(name, 0.0) for _, t in alone] for name in alone[0][1]}
         ledger.put({n: statistics.median(v) for n, v in stages.items()}, "engine", "stages")
+        ledger.put(text_ms(engine.bundle, scale), "engine", "text")
         n = scale.outstanding
         if ledger.fits((scale.images + n) * latency):
             closed_loop(engine, n, several(scale, n, 200))
@@ -66,6 +76,17 @@ def measure_engine(model: RandomModel, scale: Scale, ledger: Ledger) -> None:
             expected = (2 * scale.few + scale.many) * latency / scale.evaluations * rows / 2
             if ledger.fits(expected + 1.0):
                 ledger.put(step_of(engine, rows, scale), "engine", "steps", str(rows))
+
+
+@torch.inference_mode()
+def text_ms(bundle: ModelBundle, scale: Scale) -> dict[str, float]:
+    """Return the milliseconds of a prompt and a negative prompt, none of them kept."""
+    found = {}
+    for name, capturer in (("as they come", None), ("captured", make_capturer())):
+        encoder = PromptEncoder(bundle, cache_bytes=0, capturer=capturer)
+        work = partial(encoder.encode, encoder.read("a house", "blurry"))
+        found[name] = median_ms(work, scale.rounds)
+    return found
 
 
 def _alone(engine: Engine, request: GenerationRequest) -> tuple[float, dict[str, float]]:
