@@ -41,6 +41,7 @@ from server.http.body_limit import BodyLimit
 from server.http.bytes_in_flight import ByteBudget, BytesInFlight
 from server.http.errors import add_failure_handlers
 from server.http.failure_shapes import FailureShapes
+from server.http.head_requests import HeadAsGet
 from server.http.middleware import EnvelopedCors, ErrorsAs200, FailureGuard
 from server.http.request_context import REQUEST_ID_HEADER, RequestContext
 from server.http.request_path import RequestPath
@@ -258,4 +259,5 @@ def _middleware(
             },
         ),
     )
+    stack.append(Middleware(HeadAsGet))
     return stack

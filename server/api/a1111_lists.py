@@ -191,21 +191,18 @@ async def controlnet(name: str) -> Response:
     return json_response({name: {} if name == "control_types" else []})
 
 
-@router.head("/queue/status")
 @router.get("/queue/status")
 async def queue_status(request: Request) -> Response:
     """Answer Gradio's sign of life."""
     return json_response({"msg": "estimation", "queue_size": 0, "queue_eta": 0.0})
 
 
-@router.head("/internal/ping")
 @router.get("/internal/ping")
 async def ping() -> Response:
     """Answer a sign of life."""
     return json_response({})
 
 
-@router.head("/config")
 @router.get("/config")
 async def config() -> Response:
     """Answer a sign of life: Gradio's configuration, of a page that is not there."""

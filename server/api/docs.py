@@ -34,7 +34,6 @@ _PAGE = """\
 router = APIRouter(include_in_schema=False)
 
 
-@router.head("/docs")
 @router.get("/docs")
 async def docs(request: Request) -> Response:
     prefix = escape(_prefix(request))

@@ -14,7 +14,6 @@ router = APIRouter(prefix="/health", tags=["health"])
 ray_router = APIRouter(include_in_schema=False)
 
 
-@router.head("/live", include_in_schema=False)
 @router.get("/live", summary="Is the process worth keeping?")
 async def live(request: Request) -> Response:
     """200, also while the model loads; 503 once loading has failed, the engine has died, or its
@@ -25,7 +24,6 @@ async def live(request: Request) -> Response:
     return failure(503, host.obstacle, _RETRY)
 
 
-@router.head("/ready", include_in_schema=False)
 @router.get("/ready", summary="Can it take a request now?")
 async def ready(request: Request) -> Response:
     """200 once the model is loaded and warm; 503 before that, while its work hangs, and while

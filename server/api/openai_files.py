@@ -27,7 +27,6 @@ router = APIRouter(include_in_schema=False)
 logger = logging.getLogger(__name__)
 
 
-@router.head(FILES + "/{name}")
 @router.get(FILES + "/{name}")
 async def file(request: Request, name: str, expires: str = "", signature: str = "") -> Response:
     """Return an image that was answered by its address; the signature is the permission."""

@@ -54,7 +54,6 @@ class PageFiles(StaticFiles):
         return response
 
 
-@router.head("/")
 @router.get("/")
 async def page(request: Request) -> Response:
     """The page. Without a prefix of the settings it goes by the address under which it is seen, so

@@ -256,12 +256,13 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
 def _is_allowed(request: Request, method: str) -> bool:
     # A mount's own scope begins below it, where another route may have what is left of the path.
     root = request.scope.get("app_root_path", request.scope.get("root_path", ""))
-    scope = {**request.scope, "method": method, "root_path": root}
+    routed = "GET" if method == "HEAD" else method  # see HeadAsGet
+    scope = {**request.scope, "method": routed, "root_path": root}
     return any(
         route.matches(scope)[0] is Match.FULL
         # A mount matches every method; those here hold files.
         for route in request.app.routes
-        if method in ("GET", "HEAD") or not isinstance(route, Mount)
+        if routed == "GET" or not isinstance(route, Mount)
     )
 
 

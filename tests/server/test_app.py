@@ -40,12 +40,22 @@ def test_wrong_method(client: TestClient, method: str) -> None:
     assert response.headers["allow"] == "POST"
 
 
-def test_head(client: TestClient) -> None:
-    assert client.head(PATH).status_code == 405
-    assert client.head("/nothing").status_code == 404
-    for path, status in (("/", 200), ("/docs", 200), ("/health/live", 200), ("/health/ready", 200)):
-        response = client.head(path)
-        assert (response.status_code, response.content) == (status, b""), path
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/docs", "/openapi.json", "/client.js", "/static/page/index.html"),
+        *("/health/live", "/health/ready", "/-/healthz", "/api/account", "/api/account/usage"),
+        *("/v1/models", "/v1/engines/list", "/v1/user/balance"),
+        *("/sdapi/v1/options", "/sdapi/v1/samplers", "/queue/status", "/internal/ping"),
+        *(PATH, "/nothing", "/v1/nothing"),
+    ],
+)
+def test_head_is_answered_as_get_without_the_body(client: TestClient, path: str) -> None:
+    asked, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (asked.status_code, b"")
+    assert asked.content
+    for name in ("allow", "cache-control", "content-type", "content-length"):
+        assert head.headers.get(name) == asked.headers.get(name), name
 
 
 def test_files_cannot_be_posted_to(client: TestClient) -> None:
