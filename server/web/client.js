@@ -268,9 +268,11 @@ function aboutAnswer(response) {
   };
 }
 
-/** The seconds of a Retry-After, which may be a date too, or null. */
+/** The seconds of a Retry-After, which may be a date in any of HTTP's three forms too, or null. */
 function secondsOf(header) {
-  const seconds = / GMT$/.test(header) ? (Date.parse(header) - Date.now()) / 1000 : Number.parseFloat(header);
+  const asctime = /^[A-Z][a-z]{2} [A-Z]/.test(header);
+  const date = asctime ? `${header} GMT` : / GMT$/.test(header) ? header : null;
+  const seconds = date === null ? Number.parseFloat(header) : (Date.parse(date) - Date.now()) / 1000;
   return Number.isFinite(seconds) ? Math.max(seconds, 0) : null;
 }
 

@@ -201,7 +201,10 @@ console.log(JSON.stringify({
   past: await told(409, date(-hour)),
   soon: await told(503, date(1900)),
   late: await told(429, date(hour)),
+  rfc850: await told(409, "Sunday, 06-Nov-94 08:49:37 GMT"),
+  asctime: await told(409, "Sun Nov  6 08:49:37 1994"),
   nonsense: await told(409, "later, GMT"),
+  words: await told(409, "Ask Later"),
   pause: await cancelled("retry", ["cancelled"], true),
   unknown: await cancelled("retry", ["unknown"], true),
   running: await cancelled("progress", ["cancelled"], false),
@@ -253,7 +256,10 @@ def test_a_retry_after_may_be_a_date(answers: dict[str, Any]) -> None:
     (waits, (status, seconds)) = answers["late"]["said"]
     assert (waits, status) == ([], 429)
     assert 3500 < seconds <= 3600
-    assert answers["nonsense"] == {"said": [[], [409, None]], "asked": ["POST"]}
+    for form in ("rfc850", "asctime"):
+        assert answers[form] == {"said": [[0], 3], "asked": ["POST", "POST"]}
+    for nonsense in ("nonsense", "words"):
+        assert answers[nonsense] == {"said": [[], [409, None]], "asked": ["POST"]}
 
 
 def test_a_cancel_ends_the_clients_own_stream(answers: dict[str, Any]) -> None:

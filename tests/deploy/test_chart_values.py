@@ -45,6 +45,15 @@ SCALED = {"cache": {"persistent": True}, "autoscaling": {"enabled": True}}
         ({"ingress": {"hosts": [{"path": "/"}]}}, "missing property 'host'"),
         ({"fullnameOverride": "a.b"}, "at '/fullnameOverride': 'a.b' does not match pattern"),
         ({"fullnameOverride": "1b"}, "at '/fullnameOverride': '1b' does not match pattern"),
+        ({"auth": {"existingSecret": {"name": "a..b"}}}, "'a..b' does not match pattern"),
+        (
+            {"podDisruptionBudget": {"maxUnavailable": "101%"}},
+            "at '/podDisruptionBudget/maxUnavailable'",
+        ),
+        (
+            {"strategy": {"rollingUpdate": {"maxUnavailable": "150%"}}},
+            "'150%' does not match pattern",
+        ),
         # What no schema can say.
         ({"auth": {"apiKeys": []}}, "nobody could use the server: set auth.apiKeys"),
         (SEVERAL, "cache.accessModes: more than one pod shares the cache's volume"),
