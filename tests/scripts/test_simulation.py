@@ -14,6 +14,7 @@ from pipelines.samplers.programs import make_program
 from pipelines.scheduler.batching import GroupKey
 from pipelines.scheduler.scheduler import PolicyConfig
 from scripts.benchmarks.simulation import fleet, measures, sizing, tables, traces
+from scripts.benchmarks.simulation.__main__ import main
 from scripts.benchmarks.simulation.servers import (
     Jitter,
     alone_seconds,
@@ -206,3 +207,27 @@ def test_a_longer_queue_refuses_as_many_and_makes_them_wait() -> None:
     assert short.served > 0.9 * most
     idle = sizing.one_card(bench, 0.3 * most)
     assert idle.refused == 0 and idle.backlog < 0.1 < long.backlog
+
+
+@pytest.mark.parametrize(
+    ("options", "columns", "rows"),
+    [
+        ([], 7, 3),
+        (["--never-worse", "--seeds", "2", "--jitter", "0.1", "--loads", "0.1", "0.8"], 6, 2),
+        (["--settings", "--seeds", "2", "--loads", "0.8"], 3, 17),
+        (["--replicas", "10", "--rate", "50", "--seconds", "0.5"], 8, 2),
+    ],
+)
+def test_it_prints_tables_of_markdown(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    columns: int,
+    rows: int,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["simulate_load", "--count", "30", *options])
+    main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines} == {columns + 1}
+    heads = sum(line.startswith("|---") for line in lines)
+    assert len(lines) == 2 * heads + rows
