@@ -32,7 +32,7 @@ from pipelines.scheduler.work import Decode, Encode, Refusal, Step, TooLong, Wor
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """Defaults come from ``scripts/simulate_load``; see ``docs/benchmarks/simulator.md``.
+    """``docs/benchmarks/simulator.md`` says what other ``slack_factor`` and ``min_gain`` would do.
 
     ``max_queue`` requests wait or run at most, ``max_places`` of them hold latents on the device.
     ``limits`` bound and pad a step. Encodes and decodes are handed out in one

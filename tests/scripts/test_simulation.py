@@ -14,6 +14,7 @@ from pipelines.samplers.programs import make_program
 from pipelines.scheduler.batching import GroupKey
 from pipelines.scheduler.scheduler import PolicyConfig
 from scripts.benchmarks.simulation import fleet, measures, sizing, tables, traces
+from scripts.benchmarks.simulation.__main__ import main
 from scripts.benchmarks.simulation.servers import (
     Jitter,
     alone_seconds,
@@ -143,12 +144,16 @@ def test_times_that_jitter_do_not_mislead_the_policy(name: str) -> None:
     assert jittering.slowdown <= 1.5 * steady.slowdown
 
 
-def test_saturation_comes_near_the_ceiling_and_never_above() -> None:
+@pytest.mark.parametrize("slack_factor", [8.0, 32.0])
+def test_saturation_comes_near_the_ceiling_and_never_above(slack_factor: float) -> None:
+    """Nor where large requests are put off to the end."""
     trace = traces.make_trace(traces.MIXES["mixed"], "poisson", 400, seed=2)
-    bench = measures.Bench(tables.load_table("h200"), trace, PolicyConfig())
+    config = PolicyConfig(slack_factor=slack_factor)
+    bench = measures.Bench(tables.load_table("h200"), trace, config)
     ratio, outcome = measures.saturated_by_policy(bench)
     assert outcome.rows_per_step > 3
-    assert ratio > 0.9 * bench.ceiling
+    assert outcome.finished == len(trace)
+    assert 0.9 * bench.ceiling < ratio <= bench.ceiling
     assert ratio > measures.saturated_by_request_batches(bench)
 
 
@@ -202,3 +207,27 @@ def test_a_longer_queue_refuses_as_many_and_makes_them_wait() -> None:
     assert short.served > 0.9 * most
     idle = sizing.one_card(bench, 0.3 * most)
     assert idle.refused == 0 and idle.backlog < 0.1 < long.backlog
+
+
+@pytest.mark.parametrize(
+    ("options", "columns", "rows"),
+    [
+        ([], 7, 3),
+        (["--never-worse", "--seeds", "2", "--jitter", "0.1", "--loads", "0.1", "0.8"], 6, 2),
+        (["--settings", "--seeds", "2", "--loads", "0.8"], 3, 17),
+        (["--replicas", "10", "--rate", "50", "--seconds", "0.5"], 8, 2),
+    ],
+)
+def test_it_prints_tables_of_markdown(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    columns: int,
+    rows: int,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["simulate_load", "--count", "30", *options])
+    main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines} == {columns + 1}
+    heads = sum(line.startswith("|---") for line in lines)
+    assert len(lines) == 2 * heads + rows
