@@ -11,8 +11,8 @@ from pipelines.request import ClipGuidancePreset
 
 MEASURED: Mapping[ClipGuidancePreset, float] = {
     ClipGuidancePreset.SLOW: 3.1,
-    ClipGuidancePreset.SLOWER: 3.7,
-    ClipGuidancePreset.SLOWEST: 4.3,
+    ClipGuidancePreset.SLOWER: 3.1,
+    ClipGuidancePreset.SLOWEST: 4.1,
 }
 """Of ``docs/benchmarks/guidance.md``; that of the others vanished in the machine's noise."""
 

@@ -96,8 +96,8 @@ def picture_rows(engine: Engine) -> Image.Image:
             x, y = i * SHOWN, j * (SHOWN + LABEL)
             small = Image.fromarray(cell).resize((SHOWN - 4, SHOWN - 4), Image.Resampling.LANCZOS)
             whole.paste(small, (x + 2, y))
-            words_below = request.prompt if i == 0 else label
-            pen.text((x + 4, y + SHOWN - 2), words_below[:27], fill=(40, 40, 40), font=font)
+            words_below = request.prompt.removesuffix(" background") if i == 0 else label
+            pen.text((x + 4, y + SHOWN - 2), words_below, fill=(40, 40, 40), font=font)
     return whole
 
 
