@@ -163,7 +163,7 @@ class Admission:
                 continue
         # It may have gone through all the same: the client is told of a failure, so it is undone.
         self._settled = True
-        accounts.withdraw_later(order.id)
+        accounts.withdraw_later(order)
         self._credits.end()
         raise DatabaseAway
 
@@ -177,7 +177,7 @@ class Admission:
         if self._reserving is not None:
             # One that was left (its client has gone) still runs: releasing must not overtake it.
             await asyncio.wait((self._reserving,))
-        await accounts.release(order.id)
+        await accounts.release(order)
         self._credits.end()
 
     async def _replay(self, accounts: Accounts, kept: bytes) -> bytes:

@@ -23,7 +23,10 @@ _HISTORIES = {
     ],
 }
 _REFUNDED = ("refund", "earned", "available")
-_HISTORIES["refunded"] = [[*history, _REFUNDED] for history in _HISTORIES["settled"]]
+_HISTORIES["refunded"] = [
+    *_HISTORIES["released"],
+    *([*history, _REFUNDED] for history in _HISTORIES["settled"]),
+]
 
 
 async def audit(database: Database) -> list[str]:

@@ -28,7 +28,10 @@ class Idempotency:
 
 
 class State(StrEnum):
-    """The state of a reservation. It leaves `open` once."""
+    """The state of a reservation. It leaves `open` once.
+
+    `released` may still be charged anew; `refunded` is given up for good.
+    """
 
     OPEN = "open"
     SETTLED = "settled"
