@@ -99,13 +99,6 @@ class Accounts:
             raise DatabaseAway
         return await self.keys.find(key)
 
-    async def release(self, order: Order) -> None:
-        """Release now, or as soon as the database is back."""
-        try:
-            await self.ledger.release(order)
-        except DatabaseAway:
-            self.withdraw_later(order)
-
     def withdraw_later(self, order: Order) -> None:
         """Undo, when that is possible, what may or may not have gone through."""
         self._unsettled[order.id] = order

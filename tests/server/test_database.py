@@ -13,6 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from scripts.services.throwaway_postgres import Postgres
 from server.accounts.api_keys import KeyStore
@@ -26,7 +27,7 @@ from server.accounts.key_text import digest_of, make_key
 from server.accounts.ledger import Ledger
 from server.accounts.tables import answers, metadata
 from server.accounts.types import Balance
-from server.errors import DatabaseAway, DatabaseUnusable
+from server.errors import DatabaseAway, DatabaseUnusable, OutcomeUnknown
 from tests.server.databases import new_postgres_database, sqlite_url
 
 REVISIONS = ["0001", "0002", "0003", "0004"]
@@ -182,6 +183,31 @@ def test_another_process_that_writes_is_waited_for_and_given_up_on(tmp_path: Pat
         other.close()
         await KeyStore(database).create("alice")
         await database.close()
+
+    asyncio.run(main())
+
+
+def test_what_did_not_begin_in_its_time_never_does(tmp_path: Path) -> None:
+    async def main() -> None:
+        url = sqlite_url(tmp_path)
+        database = Database(url)
+        await database.migrate()
+        begun: list[int] = []
+
+        async def one(number: int) -> None:
+            async def work(_: AsyncConnection) -> None:
+                begun.append(number)
+
+            with pytest.raises(OutcomeUnknown):
+                await database.write(work, seconds=0.1)
+
+        with sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None) as other:
+            other.execute("BEGIN IMMEDIATE")
+            await asyncio.gather(*map(one, range(5)))
+            other.execute("COMMIT")
+        other.close()
+        await database.close()
+        assert begun == []
 
     asyncio.run(main())
 

@@ -1,0 +1,148 @@
+"""What a request holds is given back in time, whatever the database and the client do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager
+
+import pytest
+import sqlalchemy as sa
+from fastapi import Request
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from server.accounts import admission
+from server.accounts.access import Caller
+from server.accounts.admission import Admission
+from server.accounts.audit import audit
+from server.accounts.db import Database
+from server.accounts.service import Accounts
+from server.accounts.tables import accounts as accounts_table
+from server.accounts.types import Account, Balance
+from server.errors import DatabaseAway
+from server.settings import Settings
+
+CROWD = 6
+HANGS = 15.0
+"""Seconds after which a test that waits for what should not last is ended."""
+
+
+class Bench:
+    def __init__(self, accounts: Accounts, account: Account, url: str) -> None:
+        self.accounts = accounts
+        self.account = account
+        self.url = url
+
+    async def reserved(self) -> Admission:
+        request = Request({"type": "http", "headers": []})
+        admission = Admission(
+            request, Caller("alice", "alice", self.account), self.accounts, ExitStack()
+        )
+        await admission.reserve(4)
+        return admission
+
+    @asynccontextmanager
+    async def locked(self) -> AsyncIterator[None]:
+        """Nobody else's transaction gets on meanwhile."""
+        database, locked, let = Database(self.url), asyncio.Event(), asyncio.Event()
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(sa.select(accounts_table.c.id).with_for_update())
+            locked.set()
+            await let.wait()
+
+        holding = asyncio.create_task(database.write(work, seconds=None))
+        await locked.wait()
+        try:
+            yield
+        finally:
+            let.set()
+            await holding
+            await database.close()
+
+    async def balance(self) -> Balance:
+        """The balance, once all that was left to the keeper is done."""
+        while self.accounts._unsettled:
+            await self.accounts._withdraw_unsettled()
+        running = self.accounts.database._running
+        if running:
+            await asyncio.wait(running)
+        return await self.accounts.ledger.balance(self.account.id)
+
+
+def run(url: str, test: Callable[[Bench], Awaitable[None]]) -> None:
+    async def main() -> None:
+        accounts = Accounts(Settings(database_url=url))
+        await accounts.start()
+        try:
+            account, _ = await accounts.keys.create("alice")
+            await accounts.ledger.grant(account.id, 100)
+            await test(Bench(accounts, account, url))
+            assert await audit(accounts.database) == []
+        finally:
+            await accounts.stop()
+
+    asyncio.run(main())
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "SETTLE_SECONDS", 0.5)
+    monkeypatch.setattr(admission, "RELEASE_SECONDS", 0.2)
+
+
+def test_settling_ends_while_the_database_is_silent(database_url: str) -> None:
+    async def test(bench: Bench) -> None:
+        held = [await bench.reserved() for _ in range(CROWD)]
+        async with asyncio.timeout(HANGS), bench.locked():
+            told = await asyncio.gather(*(one.settle(b"x") for one in held), return_exceptions=True)
+            await asyncio.gather(*(one.close() for one in held))
+        assert [type(error) for error in told] == [DatabaseAway] * CROWD
+        assert await bench.balance() == Balance(100, 0)
+
+    run(database_url, test)
+
+
+def test_closing_ends_while_the_database_is_silent(database_url: str) -> None:
+    async def test(bench: Bench) -> None:
+        held = [await bench.reserved() for _ in range(CROWD)]
+        async with asyncio.timeout(HANGS), bench.locked():
+            await asyncio.gather(*(one.close() for one in held))
+        assert await bench.balance() == Balance(100, 0)
+
+    run(database_url, test)
+
+
+def test_a_reservation_that_was_given_up_holds_nothing(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(bench: Bench) -> None:
+        async with asyncio.timeout(HANGS), bench.locked():
+            told = await asyncio.gather(
+                *(bench.reserved() for _ in range(CROWD)), return_exceptions=True
+            )
+        assert [isinstance(error, DatabaseAway) for error in told] == [True] * CROWD
+        await bench.balance()
+        # As the requests' ends would have.
+        await bench.accounts.ledger.release_stale(bench.accounts.server_name)
+        assert await bench.balance() == Balance(100, 0)
+
+    monkeypatch.setattr("server.accounts.db.OPERATION_SECONDS", 0.5)
+    run(database_url, test)
+
+
+def test_a_client_that_leaves_while_it_is_charged_is_on_record_as_charged(
+    database_url: str,
+) -> None:
+    async def test(bench: Bench) -> None:
+        one = await bench.reserved()
+        settling = asyncio.create_task(one.settle(b"x"))
+        await asyncio.sleep(0)
+        settling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await settling
+        await one.close()
+        assert (one._credits.charged, one._credits.released) == (4, 0)
+        assert await bench.balance() == Balance(96, 0)
+
+    run(database_url, test)
