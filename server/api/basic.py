@@ -86,9 +86,9 @@ async def image_to_image(request: Request, admission: Admitted, run: NamedRun) -
         return body if credits is None else with_member(body, "credits", credits)
 
     if run is not None:
-        return stream_run(request, run, batch, settled_response)
+        return stream_run(request, run, batch, settled_response, flow.failed)
     if wants_events(request):
-        return stream_response(batch.running[0].handle, settled_response, flow.limit)
+        return stream_response(batch.running[0].handle, settled_response, flow.limit, flow.failed)
     return _answer(request, await settled(await flow.finish(batch, format)))
 
 

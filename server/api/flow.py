@@ -22,7 +22,7 @@ from server.accounts.pricing import credits_text
 from server.engine_service import EngineHost, LoadedModel
 from server.errors import InsufficientCredits
 from server.http.bytes_in_flight import release_upload
-from server.http.errors import Unavailable
+from server.http.errors import ApiError, Unavailable, logged_api_error
 from server.http.response_headers import response_headers
 from server.http.waiting import TimeLimit, within
 from server.images.encode import QUALITY, ImageFormat
@@ -186,6 +186,12 @@ class Flow:
         if images:
             await self.admission.settle(kept, batch.plan.price * len(images))
         self.name_model()
+
+    async def failed(self, error: Exception) -> ApiError:
+        """Return the failure for a stream that has begun, once nothing is held for it any more:
+        a client that asks again at once is not to be refused for its own request."""
+        await self.admission.close()
+        return logged_api_error(error, self.limit.seconds)
 
     def name_model(self) -> None:
         """Say in the response's headers which model made the images."""

@@ -10,7 +10,10 @@ import pytest
 import sqlalchemy as sa
 from fastapi import Request
 from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
 
+from pipelines.errors import GenerationFailed
 from server.accounts import admission
 from server.accounts.access import Caller
 from server.accounts.admission import Admission
@@ -21,6 +24,10 @@ from server.accounts.tables import accounts as accounts_table
 from server.accounts.types import Account, Balance
 from server.errors import DatabaseAway
 from server.settings import Settings
+from tests.server.apis import EDITS, GENERATIONS, Apis
+from tests.server.conftest import PATH, MakeClient
+from tests.server.stub_engine import StubEngine
+from tests.server.team import Team
 
 CROWD = 6
 HANGS = 15.0
@@ -146,3 +153,68 @@ def test_a_client_that_leaves_while_it_is_charged_is_on_record_as_charged(
         assert await bench.balance() == Balance(96, 0)
 
     run(database_url, test)
+
+
+def contract(client: TestClient, picture: bytes, **headers: str) -> None:
+    client.post(
+        PATH,
+        data={"prompt": "a cat", "width": "320", "height": "320"},
+        files={"init_image": ("a.png", picture)},
+        headers={"Accept": "text/event-stream", **headers},
+    )
+
+
+STREAMS: dict[str, Callable[[TestClient, bytes, str], object]] = {
+    "contract": lambda client, picture, key: contract(client, picture, Authorization=key),
+    "run": lambda client, picture, key: contract(
+        client, picture, **{"Authorization": key, "X-Run-Id": "r" * 16}
+    ),
+    EDITS: lambda client, _, key: Apis(client, {"Authorization": key}).edit(stream="true"),
+    GENERATIONS: lambda client, _, key: Apis(client, {"Authorization": key}).json(
+        GENERATIONS, {"prompt": "a cat", "stream": True, "steps": 10}
+    ),
+}
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_a_stream_tells_of_a_failure_once_nothing_is_held(
+    make_client: MakeClient,
+    database_url: str,
+    engine: StubEngine,
+    picture_file: bytes,
+    stream: str,
+) -> None:
+    team = Team(database_url)
+    key = team.make_key(concurrency=1)
+    client = make_client(database_url=database_url)
+    application = client.app
+    found: list[tuple[dict[str, int], dict[str, int]]] = []
+
+    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+        async def look(message: Message) -> None:
+            if b"internal error" in message.get("body", b""):
+                places = application.state.access.places._taken  # type: ignore[attr-defined]
+                found.append((await asyncio.to_thread(team.states), dict(places)))
+            await send(message)
+
+        await application(scope, receive, look)  # type: ignore[arg-type]
+
+    engine.outcome = GenerationFailed("broken")
+    client._transport.app = watched  # type: ignore[attr-defined]
+    STREAMS[stream](client, picture_file, key)
+    assert found == [({"released": 1}, {})]
+
+
+def test_who_is_refused_for_its_number_is_told_of_its_rate(
+    make_client: MakeClient, database_url: str, picture_file: bytes
+) -> None:
+    key = Team(database_url).make_key(concurrency=1, rate="5/hour")
+    client = make_client(database_url=database_url)
+    places = client.app.state.access.places  # type: ignore[attr-defined]
+    with places.take("account 1", 1):
+        for _ in range(2):
+            refused = client.post(PATH, headers={"Authorization": key})
+            assert refused.status_code == 429
+            assert refused.headers["retry-after"] == "1"
+            assert refused.headers["ratelimit-policy"] == '"key";q=5;w=3600'
+            assert refused.headers["ratelimit-remaining"] == "5"
