@@ -138,7 +138,7 @@ class Database:
         if not done:
             late = TimeoutError(f"no answer within {seconds:g} s")
             _log_away(late)
-            raise OutcomeUnknown from late
+            raise (OutcomeUnknown if engine is self._engine else DatabaseAway) from late
         return task.result()
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
