@@ -11,8 +11,9 @@ import hashlib
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Header, Request
@@ -114,8 +115,9 @@ class Admission:
         kept = await self._accounts.ledger.answer(self._account_id, self._idempotency)
         return None if kept is None else await self._replay(self._accounts, kept)
 
-    async def reserve(self, price: int) -> bytes | None:
-        """Hold the price, in tenths; or the kept answer, if another request was quicker.
+    async def reserve(self, price: int, images: int = 1) -> bytes | None:
+        """Hold the price of so many images, in tenths; or return the kept answer, if another
+        request was quicker.
 
         Raises InsufficientCredits, TooManyAtOnce, IdempotencyConflict, StillRunning or
         DatabaseAway.
@@ -132,6 +134,7 @@ class Admission:
             request_id=current_request_id(),
             concurrency=self._concurrency,
             idempotency=self._idempotency,
+            images=images,
         )
         try:
             working = self._working = asyncio.create_task(self._reserve(accounts, order))
@@ -155,10 +158,13 @@ class Admission:
             self._credits = current_record().credits = Credits(reserved=order.amount)
         return kept
 
-    async def settle(self, answer: bytes, amount: int | None = None) -> None:
+    async def settle(
+        self, answer: bytes, amount: int | None = None, images: int | None = None
+    ) -> None:
         """Charge for the images and keep the answer for its key; only then may it be sent.
 
-        ``amount`` is in tenths and no more than was reserved, which is what None charges.
+        ``amount`` is in tenths for so many ``images``, and no more than was reserved, which is what
+        None charges.
 
         Raises ReservationLost or DatabaseAway; then nothing is charged and the answer must not be
         sent.
@@ -168,16 +174,23 @@ class Admission:
             return
         charged = order.amount if amount is None else min(amount, order.amount)
         kept = answer if order.idempotency else None
-        working = self._working = asyncio.create_task(self._settle(accounts, order, kept, charged))
+        settle = partial(accounts.ledger.settle, order.id, kept, charged, images)
+        working = self._working = asyncio.create_task(
+            self._settle(accounts, order, charged, settle)
+        )
         await asyncio.shield(working)
 
     async def _settle(
-        self, accounts: Accounts, order: Order, answer: bytes | None, charged: int
+        self,
+        accounts: Accounts,
+        order: Order,
+        charged: int,
+        settle: Callable[[], Awaitable[Balance]],
     ) -> None:
         """Not cancelled with its request: what it comes to is what the request's record says."""
         try:
             async with asyncio.timeout(SETTLE_SECONDS):
-                balance = await self._tried(accounts, order, answer, charged)
+                balance = await _tried(settle)
         except ReservationLost:
             logger.warning("the reservation was lost")
             raise
@@ -189,15 +202,6 @@ class Admission:
         self._order = None
         self._credits.end(charged)
         self._add_credit_headers(accounts, charged, balance)
-
-    async def _tried(
-        self, accounts: Accounts, order: Order, answer: bytes | None, charged: int
-    ) -> Balance:
-        for delay in SETTLE_DELAYS:
-            await asyncio.sleep(delay)
-            with suppress(DatabaseAway):
-                return await accounts.ledger.settle(order.id, answer, charged)
-        raise DatabaseAway
 
     def _give_up(self, accounts: Accounts, order: Order) -> None:
         accounts.withdraw_later(order)
@@ -256,6 +260,14 @@ class Admission:
         if accounts.charges:
             self._headers[CHARGED_HEADER] = credits_text(charged)
             self._headers[REMAINING_HEADER] = credits_text(balance.available)
+
+
+async def _tried(settle: Callable[[], Awaitable[Balance]]) -> Balance:
+    for delay in SETTLE_DELAYS:
+        await asyncio.sleep(delay)
+        with suppress(DatabaseAway):
+            return await settle()
+    raise DatabaseAway
 
 
 def fingerprint(parts: Mapping[str, Part]) -> str:

@@ -100,12 +100,16 @@ class Ledger:
         return await self._database.write(work)
 
     async def settle(
-        self, reservation_id: str, answer: bytes | None = None, amount: int | None = None
+        self,
+        reservation_id: str,
+        answer: bytes | None = None,
+        amount: int | None = None,
+        images: int | None = None,
     ) -> Balance:
         """Take the held amount for good, and keep the answer for its Idempotency-Key, as one.
 
-        ``amount`` takes less than was held, and the rest goes back: some of the images that were
-        asked for have not come. From then on it is the reservation's.
+        ``amount`` takes less than was held, for so many ``images``, and the rest goes back: some of
+        those that were asked for have not come. From then on both are the reservation's.
 
         A reservation that was released meanwhile (its lease ran out) is charged anew if it can be.
         Raises ReservationLost; then nothing was charged, and the picture must not be given.
@@ -135,7 +139,8 @@ class Ledger:
                     await spend(connection, held.account_id, held.id, "settle", charged, now)
                 except InsufficientCredits:
                     raise ReservationLost from None
-            await self._end(connection, reservation_id, State.SETTLED, charged)
+            came = {} if images is None else {"images": images}
+            await self._end(connection, reservation_id, State.SETTLED, amount=charged, **came)
             await self._answers.keep(connection, reservation_id, answer)
             return await balance_of(connection, held.account_id)
 
@@ -208,9 +213,10 @@ class Ledger:
 
         async def work(connection: AsyncConnection) -> list[DayOfUse]:
             day = sa.cast(reservations.c.ended_at // DAY_MILLIS, sa.BigInteger).label("day")
+            images = sa.cast(sa.func.sum(reservations.c.images), sa.BigInteger)
             amount = sa.cast(sa.func.sum(reservations.c.amount), sa.BigInteger)
             query = (
-                sa.select(day, sa.func.count(), amount)
+                sa.select(day, images, amount)
                 .where(
                     reservations.c.account_id == account_id,
                     reservations.c.state == State.SETTLED,
@@ -263,11 +269,9 @@ class Ledger:
         connection: AsyncConnection,
         reservation_id: str,
         state: State,
-        amount: int | None = None,
+        **more: int,
     ) -> None:
-        values: dict[str, Any] = {"state": state, "ended_at": self._clock()}
-        if amount is not None:
-            values["amount"] = amount
+        values = {"state": state, "ended_at": self._clock(), **more}
         await connection.execute(
             reservations.update().where(reservations.c.id == reservation_id).values(values)
         )
@@ -304,6 +308,7 @@ async def _insert(
             lease_until=now + int(order.lease_seconds * 1000),
             created_at=now,
             ended_at=ended_at,
+            images=order.images,
         )
     )
 

@@ -114,7 +114,7 @@ class Flow:
         count = len(plan.generations)
         price = plan.price * count
         try:
-            kept = await self.admission.reserve(price)
+            kept = await self.admission.reserve(price, count)
         except InsufficientCredits as error:
             if count == 1:
                 raise
@@ -184,7 +184,7 @@ class Flow:
 
     async def _charge(self, batch: Batch, images: list[FinishedImage], kept: bytes) -> None:
         if images:
-            await self.admission.settle(kept, batch.plan.price * len(images))
+            await self.admission.settle(kept, batch.plan.price * len(images), len(images))
         self.name_model()
 
     async def failed(self, error: Exception) -> ApiError:

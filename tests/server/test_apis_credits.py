@@ -139,6 +139,8 @@ def test_what_failed_of_a_batch_is_not_charged(
     if api == "stability":
         told = [(item["seed"], item["finishReason"]) for item in response.json()["artifacts"]]
         assert told == [(1, "ERROR"), (2, "SUCCESS"), (3, "ERROR"), (4, "SUCCESS")]
+    usage = apis.client.get("/api/account/usage", headers=apis.headers).json()["data"]["days"]
+    assert [(day["pictures"], day["credits"]) for day in usage] == [(2, "0.8")]
     assert team.balance() == Balance(100 - 2 * PRICE, 0)
     assert team.problems() == []
 

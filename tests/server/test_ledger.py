@@ -311,6 +311,18 @@ def test_answers_are_kept_within_their_bytes(database_url: str) -> None:
     run(database_url, test, max_answer_bytes=100)
 
 
+def test_the_answer_just_kept_stays_whatever_the_clock_says(database_url: str) -> None:
+    async def test(bench: Bench) -> None:
+        for name in ("a", "b", "c", "d"):
+            bench.clock.forward(-3600)
+            await bench.ledger.reserve(bench.order(name, 1, idempotency=key(name)))
+            await bench.ledger.settle(name, b"x" * 50)
+            assert await bench.ledger.answer(bench.account_id, key(name)) is not None
+        assert await bench.kept() == ["c", "d"]
+
+    run(database_url, test, max_answer_bytes=100)
+
+
 def test_usage_by_day(database_url: str) -> None:
     async def test(bench: Bench) -> None:
         for day, amounts in enumerate(([4], [5, 6], [], [7])):
@@ -325,6 +337,17 @@ def test_usage_by_day(database_url: str) -> None:
         days = [DayOfUse(first + 1, 2, 11), DayOfUse(first + 3, 1, 7)]
         assert await bench.ledger.usage(bench.account_id, 4) == days
         assert await bench.ledger.usage(bench.account_id, 5) == [DayOfUse(first, 1, 4), *days]
+
+    run(database_url, test)
+
+
+def test_usage_counts_the_images_that_came(database_url: str) -> None:
+    async def test(bench: Bench) -> None:
+        for name in ("all", "some"):
+            await bench.ledger.reserve(bench.order(name, 16, images=4))
+        await bench.ledger.settle("all")
+        await bench.ledger.settle("some", None, 12, 3)
+        assert await bench.ledger.usage(bench.account_id, 1) == [DayOfUse(20254, 7, 28)]
 
     run(database_url, test)
 
