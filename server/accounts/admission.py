@@ -270,8 +270,11 @@ async def _tried(settle: Callable[[], Awaitable[Balance]]) -> Balance:
     raise DatabaseAway
 
 
-def fingerprint(parts: Mapping[str, Part]) -> str:
-    """SHA-256 in hex of the form's fields: not of the boundary, the file's name or their order."""
+def fingerprint(parts: Mapping[str, Part], media_type: str = "") -> str:
+    """SHA-256 in hex of the form's fields: not of the boundary, the file's name or their order.
+
+    Of the type that the image is asked in too, where one is given.
+    """
     digest = hashlib.sha256()
     for name in sorted(parts):
         part = parts[name]
@@ -279,6 +282,7 @@ def fingerprint(parts: Mapping[str, Part]) -> str:
         # What cannot be decoded is not the field that has the same bytes.
         content.update(part.problem.encode())
         digest.update(b"%s\0%d\0%s" % (name.encode(), part.is_file, content.digest()))
+    digest.update(media_type.encode())
     return digest.hexdigest()
 
 

@@ -68,7 +68,8 @@ def stream_kept(
         _written(f"{name}.completed", asked, item["b64_json"], usage=usage(1), seed=item["seed"])
         for item in json.loads(answer.body)["data"]
     ]
-    return Response(b"".join(events), media_type=EVENT_STREAM, headers=STREAM_HEADERS)
+    headers = {**STREAM_HEADERS, **answer.headers}
+    return Response(b"".join(events), media_type=EVENT_STREAM, headers=headers)
 
 
 async def _partial_images(
