@@ -140,8 +140,8 @@ class Accounts:
                     await self._open_or_fail(on_failure)
                     continue
                 await self.presence.beat()
-                await self._withdraw_unsettled()
                 await self._sweep()
+                await self._withdraw_unsettled()
             except DatabaseAway:
                 continue
             except Exception:
@@ -174,6 +174,12 @@ class Accounts:
         return self._data_dir / "servers"
 
     async def _withdraw_unsettled(self) -> None:
-        for order in list(self._unsettled.values()):
-            await self.ledger.withdraw(order)
-            del self._unsettled[order.id]
+        """Raises what kept any of them from it; that keeps none of the others."""
+        orders = list(self._unsettled.values())
+        told = await asyncio.gather(*map(self.ledger.withdraw, orders), return_exceptions=True)
+        for order, error in zip(orders, told, strict=True):
+            if error is None:
+                del self._unsettled[order.id]
+        for error in told:
+            if error is not None:
+                raise error
