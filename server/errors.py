@@ -12,6 +12,7 @@ DecodersBusy                 no decoder will be free in time
 ImageWithheld                the safety check held the image back
 SafetyCheckHangs             the safety check does not answer
 DatabaseAway                 the database of accounts cannot be reached; later may help
++-- OutcomeUnknown           it may have done what it was told all the same
 ImageStoreAway               images cannot be kept for their address now
 RunIdInUse                   a run with that id goes on
 RunWithdrawn                 its client withdrew the run
@@ -75,6 +76,10 @@ class SafetyCheckHangs(Exception):
 
 class DatabaseAway(Exception):
     """The database cannot be reached or did not answer in time; trying again later may help."""
+
+
+class OutcomeUnknown(DatabaseAway):
+    """The database did not say that a change was made: it may have been, or still be."""
 
 
 class ImageStoreAway(Exception):

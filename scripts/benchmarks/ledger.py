@@ -52,7 +52,7 @@ async def measure(url: str, requests: int, answer: bytes) -> dict[str, list[floa
             await timed("find key", keys.find(key))
             await timed("reserve", ledger.reserve(order))
             if kind == "release":
-                await timed(kind, ledger.release(name))
+                await timed(kind, ledger.release(order))
             else:
                 await timed(kind, ledger.settle(name, answer if kept else None))
         del number

@@ -1,7 +1,7 @@
 """One request for a picture, from its key to its end: its limits, its place, its credits.
 
-The dependency of the route closes it when the answer has been sent or has failed, whatever the way:
-what was not settled by then is released.
+The dependency of the route closes it when the answer has been sent or has failed, whatever the way,
+and a stream before it tells of a failure: what was not settled by then is released.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import hashlib
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import ExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Header, Request
@@ -22,7 +24,10 @@ from server.accounts.pricing import credits_text
 from server.accounts.types import Balance, Idempotency, Order
 from server.errors import (
     DatabaseAway,
+    IdempotencyError,
     InsufficientCredits,
+    LedgerError,
+    OutcomeUnknown,
     ReservationLost,
     TooManyAtOnce,
 )
@@ -61,8 +66,12 @@ EXPOSED_HEADERS = (
 )
 """What pages of other origins may read of an answer."""
 
-SETTLE_DELAYS = (0.0, 0.2, 1.0, 3.0)
+SETTLE_DELAYS = (0.0, 0.2, 0.8, 1.0, 1.0, 0.7)
 """Seconds before each try to settle: a short outage costs no picture."""
+SETTLE_SECONDS = 4.0
+"""Seconds that all tries take together."""
+RELEASE_SECONDS = 1.0
+"""Seconds for which a failure's answer waits for what is released before it."""
 
 _SANE_IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}", re.ASCII)
 
@@ -77,8 +86,10 @@ class Admission:
         request: Request,
         caller: Caller,
         accounts: Accounts | None,
+        place: ExitStack,
         idempotency_key: str | None = None,
     ) -> None:
+        """`place` is the request's among those of its key that run, and closed with it."""
         self._accounts = accounts if caller.account is not None else None
         self._account_id = 0 if caller.account is None else caller.account.id
         self.identity = caller.identity
@@ -86,9 +97,11 @@ class Admission:
         self._headers = response_headers(request.scope)
         self._idempotency_key = idempotency_key
         self._idempotency: Idempotency | None = None
+        self._place = place
         self._order: Order | None = None
-        self._reserving: asyncio.Future[bytes | None] | None = None
-        self._settled = False
+        """What is held, or may be."""
+        self._working: asyncio.Task[bytes | None] | asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._credits = Credits()
 
     async def kept_response(self, fingerprint: str) -> bytes | None:
@@ -102,8 +115,9 @@ class Admission:
         kept = await self._accounts.ledger.answer(self._account_id, self._idempotency)
         return None if kept is None else await self._replay(self._accounts, kept)
 
-    async def reserve(self, price: int) -> bytes | None:
-        """Hold the price, in tenths; or the kept answer, if another request was quicker.
+    async def reserve(self, price: int, images: int = 1) -> bytes | None:
+        """Hold the price of so many images, in tenths; or return the kept answer, if another
+        request was quicker.
 
         Raises InsufficientCredits, TooManyAtOnce, IdempotencyConflict, StillRunning or
         DatabaseAway.
@@ -120,21 +134,37 @@ class Admission:
             request_id=current_request_id(),
             concurrency=self._concurrency,
             idempotency=self._idempotency,
+            images=images,
         )
         try:
-            self._reserving = asyncio.ensure_future(accounts.ledger.reserve(order))
-            kept = await asyncio.shield(self._reserving)
-            if kept is None and accounts.charges:
-                self._credits = current_record().credits = Credits(reserved=order.amount)
+            working = self._working = asyncio.create_task(self._reserve(accounts, order))
+            kept = await asyncio.shield(working)
         except InsufficientCredits as error:
             self._headers[REMAINING_HEADER] = credits_text(error.available)
             raise
         return None if kept is None else await self._replay(accounts, kept)
 
-    async def settle(self, answer: bytes, amount: int | None = None) -> None:
+    async def _reserve(self, accounts: Accounts, order: Order) -> bytes | None:
+        """Not cancelled with its request: whether anything is held has to be known."""
+        try:
+            kept = await accounts.ledger.reserve(order)
+        except (LedgerError, IdempotencyError, DatabaseAway) as error:
+            if not isinstance(error, OutcomeUnknown):
+                self._order = None
+            raise
+        if kept is not None:
+            self._order = None
+        elif accounts.charges:
+            self._credits = current_record().credits = Credits(reserved=order.amount)
+        return kept
+
+    async def settle(
+        self, answer: bytes, amount: int | None = None, images: int | None = None
+    ) -> None:
         """Charge for the images and keep the answer for its key; only then may it be sent.
 
-        ``amount`` is in tenths and no more than was reserved, which is what None charges.
+        ``amount`` is in tenths for so many ``images``, and no more than was reserved, which is what
+        None charges.
 
         Raises ReservationLost or DatabaseAway; then nothing is charged and the answer must not be
         sent.
@@ -144,44 +174,72 @@ class Admission:
             return
         charged = order.amount if amount is None else min(amount, order.amount)
         kept = answer if order.idempotency else None
-        balance = await self._settle(accounts, order, kept, charged)
-        self._settled = True
+        settle = partial(accounts.ledger.settle, order.id, kept, charged, images)
+        working = self._working = asyncio.create_task(
+            self._settle(accounts, order, charged, settle)
+        )
+        await asyncio.shield(working)
+
+    async def _settle(
+        self,
+        accounts: Accounts,
+        order: Order,
+        charged: int,
+        settle: Callable[[], Awaitable[Balance]],
+    ) -> None:
+        """Not cancelled with its request: what it comes to is what the request's record says."""
+        try:
+            async with asyncio.timeout(SETTLE_SECONDS):
+                balance = await _tried(settle)
+        except ReservationLost:
+            logger.warning("the reservation was lost")
+            raise
+        except (DatabaseAway, TimeoutError):
+            # It may have gone through all the same: the client is told of a failure, so it is
+            # undone.
+            self._give_up(accounts, order)
+            raise DatabaseAway from None
+        self._order = None
         self._credits.end(charged)
         self._add_credit_headers(accounts, charged, balance)
 
-    async def _settle(
-        self, accounts: Accounts, order: Order, answer: bytes | None, charged: int
-    ) -> Balance:
-        for delay in SETTLE_DELAYS:
-            await asyncio.sleep(delay)
-            try:
-                return await accounts.ledger.settle(order.id, answer, charged)
-            except ReservationLost:
-                logger.warning("the reservation was lost")
-                raise
-            except DatabaseAway:
-                continue
-        # It may have gone through all the same: the client is told of a failure, so it is undone.
-        self._settled = True
-        accounts.withdraw_later(order.id)
+    def _give_up(self, accounts: Accounts, order: Order) -> None:
+        accounts.withdraw_later(order)
+        self._order = None
         self._credits.end()
-        raise DatabaseAway
 
     async def close(self) -> None:
-        """Release what was not settled."""
-        if self._accounts is not None and self._order is not None and not self._settled:
-            self._settled = True
-            await asyncio.shield(asyncio.ensure_future(self._release(self._accounts, self._order)))
+        """Give back what was not settled, and the place. May be called again.
+
+        A request that has failed waits for this before it is answered, so it is short: what the
+        database does not take at once is left to the keeper of the accounts.
+        """
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        try:
+            if self._accounts is not None and self._order is not None:
+                await self._release(self._accounts, self._order)
+        finally:
+            self._place.close()
 
     async def _release(self, accounts: Accounts, order: Order) -> None:
-        if self._reserving is not None:
-            # One that was left (its client has gone) still runs: releasing must not overtake it.
-            await asyncio.wait((self._reserving,))
-        await accounts.release(order.id)
-        self._credits.end()
+        try:
+            async with asyncio.timeout(RELEASE_SECONDS):
+                if self._working is not None:
+                    # One that was left (its client has gone) still runs, and may yet end the order.
+                    await asyncio.wait((self._working,))
+                if self._order is not None:
+                    await accounts.ledger.release(order)
+                    self._order = None
+                    self._credits.end()
+        except (DatabaseAway, TimeoutError):
+            if self._order is not None:
+                self._give_up(accounts, order)
 
     async def _replay(self, accounts: Accounts, kept: bytes) -> bytes:
-        self._order = None
         self._headers[REPLAYED_HEADER] = "true"
         current_record().replayed = True
         balance = await accounts.ledger.balance(self._account_id)
@@ -204,8 +262,19 @@ class Admission:
             self._headers[REMAINING_HEADER] = credits_text(balance.available)
 
 
-def fingerprint(parts: Mapping[str, Part]) -> str:
-    """SHA-256 in hex of the form's fields: not of the boundary, the file's name or their order."""
+async def _tried(settle: Callable[[], Awaitable[Balance]]) -> Balance:
+    for delay in SETTLE_DELAYS:
+        await asyncio.sleep(delay)
+        with suppress(DatabaseAway):
+            return await settle()
+    raise DatabaseAway
+
+
+def fingerprint(parts: Mapping[str, Part], media_type: str = "") -> str:
+    """SHA-256 in hex of the form's fields: not of the boundary, the file's name or their order.
+
+    Of the type that the image is asked in too, where one is given.
+    """
     digest = hashlib.sha256()
     for name in sorted(parts):
         part = parts[name]
@@ -213,6 +282,7 @@ def fingerprint(parts: Mapping[str, Part]) -> str:
         # What cannot be decoded is not the field that has the same bytes.
         content.update(part.problem.encode())
         digest.update(b"%s\0%d\0%s" % (name.encode(), part.is_file, content.digest()))
+    digest.update(media_type.encode())
     return digest.hexdigest()
 
 
@@ -237,17 +307,21 @@ async def admit(
 ) -> AsyncIterator[Admission]:
     """Admit a request within its key's limits, before its body is read."""
     access: Access = request.app.state.access
-    with access.places.take(caller.identity, caller.concurrency) as taken:
+    with ExitStack() as place:
+        taken = place.enter_context(access.places.take(caller.identity, caller.concurrency))
+        allowed, reset = True, 0
+        if caller.rate is not None:
+            # Who is refused for its number is told of its rate too, but it costs nothing of that.
+            count = access.rates.hit if taken else access.rates.look
+            window = await count(caller.rate, "rate", caller.identity)
+            response_headers(request.scope).update(window.headers)
+            allowed, reset = window.allowed, window.reset
         if not taken:
             raise TooManyAtOnce(caller.concurrency)
-        if caller.rate is not None:
-            window = await access.rates.hit(caller.rate, "rate", caller.identity)
-            response_headers(request.scope).update(window.headers)
-            if not window.allowed:
-                raise TooManyRequests(f"this key may ask {caller.rate}", window.reset)
-        admission = Admission(
-            request, caller, request.app.state.accounts, _checked(idempotency_key)
-        )
+        if not allowed:
+            raise TooManyRequests(f"this key may ask {caller.rate}", reset)
+        accounts: Accounts | None = request.app.state.accounts
+        admission = Admission(request, caller, accounts, place, _checked(idempotency_key))
         try:
             yield admission
         finally:

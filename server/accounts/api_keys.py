@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from server.accounts.books import move
 from server.accounts.clock import Clock, now_millis
 from server.accounts.db import Database
 from server.accounts.key_text import digest_of, make_key
@@ -70,9 +71,17 @@ class KeyStore:
         return await self._database.read(work)
 
     async def create(
-        self, name: str, *, rate: str | None = None, concurrency: int | None = None
+        self,
+        name: str,
+        *,
+        rate: str | None = None,
+        concurrency: int | None = None,
+        tenths: int = 0,
     ) -> tuple[Account, str]:
-        """An account of that name without credits, and its key. Raises KeyProblem."""
+        """An account of that name with so many tenths of a credit, and its key, or neither.
+
+        Raises KeyProblem.
+        """
         _check_name(name)
         key = make_key()
 
@@ -85,6 +94,7 @@ class KeyStore:
                 )
             ).one()
             await self._add(connection, row.id, key)
+            await move(connection, row.id, "grant", "issued", "available", tenths, self._clock())
             return _account(row)
 
         try:

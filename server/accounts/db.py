@@ -2,7 +2,8 @@
 
 A transaction runs to its end even if its caller is cancelled meanwhile, so that it has either
 happened or not. While the database cannot be reached every one raises `DatabaseAway`; the next one
-tries anew, so nothing needs a restart.
+tries anew, so nothing needs a restart. Nobody waits for one longer than its seconds, the queue
+before it included; what has not begun by then never does, so that a queue ends with its callers.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import sqlite3
 import time
@@ -27,7 +29,7 @@ from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from server.accounts.tables import keys
-from server.errors import DatabaseAway, DatabaseUnusable
+from server.errors import DatabaseAway, DatabaseUnusable, OutcomeUnknown
 from server.key_marker import keys_were_made, marker_file, missing_message, sqlite_identity
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,8 @@ Work = Callable[[AsyncConnection], Awaitable[T]]
 MIGRATIONS = Path(__file__).parent / "migrations"
 CONNECT_SECONDS = 5.0
 STATEMENT_SECONDS = 10.0
+OPERATION_SECONDS = 5.0
+"""Seconds for which anybody waits for a whole transaction, where nothing else is said."""
 _SWITCH_RETRY_SECONDS = 0.02
 _NO_SUCH_DATABASE = "3D000"
 _MIGRATION_LOCK = 0x1312_1312
@@ -95,21 +99,23 @@ class Database:
                 return False
             raise
 
-    async def write(self, work: Work[T]) -> T:
-        """Run `work` in a transaction of its own, and commit. Raises DatabaseAway."""
-        if not self.is_sqlite:
-            return await self._shielded(self._transaction(self._engine, work))
-        return await self._shielded(self._in_turn(work))
+    async def write(self, work: Work[T], *, seconds: float | None = OPERATION_SECONDS) -> T:
+        """Run `work` in a transaction of its own, and commit.
 
-    async def read(self, work: Work[T]) -> T:
+        Raises DatabaseAway; OutcomeUnknown where it may have happened all the same.
+        """
+        run = self._in_turn if self.is_sqlite else self._transaction
+        return await self._shielded(run, self._engine, work, seconds)
+
+    async def read(self, work: Work[T], *, seconds: float | None = OPERATION_SECONDS) -> T:
         """Run `work` in a transaction that changes nothing. Raises DatabaseAway."""
-        return await self._shielded(self._transaction(self._reader, work))
+        return await self._shielded(self._transaction, self._reader, work, seconds)
 
     async def migrate(self) -> None:
         """Bring the schema to this server's revision. Raises DatabaseAway or DatabaseUnusable."""
         if self.is_sqlite:
             await asyncio.to_thread(self._prepare_file)
-        await self.write(lambda connection: connection.run_sync(_upgrade))
+        await self.write(lambda connection: connection.run_sync(_upgrade), seconds=None)
 
     async def close(self) -> None:
         """Wait for what runs, and close every connection."""
@@ -117,29 +123,45 @@ class Database:
             await asyncio.wait(self._running)
         await self._engine.dispose()
 
-    async def _shielded(self, work: Awaitable[T]) -> T:
-        task = asyncio.ensure_future(work)
+    async def _shielded(
+        self,
+        run: Callable[[AsyncEngine, Work[T], float], Awaitable[T]],
+        engine: AsyncEngine,
+        work: Work[T],
+        seconds: float | None,
+    ) -> T:
+        until = math.inf if seconds is None else time.monotonic() + seconds
+        task = asyncio.ensure_future(run(engine, work, until))
         self._running.add(task)
         task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
+        done, _ = await asyncio.wait((task,), timeout=seconds)
+        if not done:
+            late = TimeoutError(f"no answer within {seconds:g} s")
+            _log_away(late)
+            raise (OutcomeUnknown if engine is self._engine else DatabaseAway) from late
+        return task.result()
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled():
             task.exception()  # Seen, even where the caller that would have seen it has gone.
 
-    async def _in_turn(self, work: Work[T]) -> T:
+    async def _in_turn(self, engine: AsyncEngine, work: Work[T], until: float) -> T:
         async with self._turn:
-            return await self._transaction(self._engine, work)
+            return await self._transaction(engine, work, until)
 
-    async def _transaction(self, engine: AsyncEngine, work: Work[T]) -> T:
-        connected = False
+    async def _transaction(self, engine: AsyncEngine, work: Work[T], until: float) -> T:
+        connected = worked = False
         try:
+            _check_time(until)
             self._check_file()
             async with engine.begin() as connection:
                 connected = True
+                _check_time(until)
                 self._note_file()
-                return await work(connection)
+                result = await work(connection)
+                worked = engine is self._engine
+            return result
         except (TypeError, ValueError, OverflowError) as error:
             if connected:
                 raise
@@ -152,7 +174,8 @@ class Database:
                 raise
             cause = error.orig if isinstance(error, exc.DBAPIError) else error
             _log_away(cause)
-            raise DatabaseAway from error
+            # Once all is said the COMMIT alone can have failed, and nothing tells which way.
+            raise (OutcomeUnknown if worked else DatabaseAway) from error
 
     def _check_file(self) -> None:
         """Raise OSError where the file that is open is not, or no longer, the one of that name.
@@ -224,6 +247,11 @@ class Database:
                 if not busy or time.monotonic() > deadline:
                     raise
                 time.sleep(_SWITCH_RETRY_SECONDS)
+
+
+def _check_time(until: float) -> None:
+    if time.monotonic() >= until:
+        raise TimeoutError("too late to begin")
 
 
 def _file_identity(path: str) -> tuple[int, int]:

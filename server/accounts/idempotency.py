@@ -16,7 +16,11 @@ from server.errors import IdempotencyConflict, StillRunning
 
 
 class IdempotencyStore:
-    """At most `max_bytes` of answers, each for `millis`; beyond the bytes the oldest go."""
+    """At most `max_bytes` of answers, each for `millis`; beyond the bytes the oldest go.
+
+    Which is older is no question of clocks, of which one may be set back: `created_at` of an answer
+    is later than that of all that were kept before it.
+    """
 
     def __init__(self, max_bytes: int, millis: int, clock: Clock) -> None:
         self._max_bytes = max_bytes
@@ -71,13 +75,20 @@ class IdempotencyStore:
             await connection.execute(answers.delete().where(own))
             return
         now = self._clock()
+        latest = sa.select(sa.func.max(answers.c.created_at)).where(answers.c.size > 0)
+        created_at = max(now, ((await connection.execute(latest)).scalar_one() or 0) + 1)
         kept = await connection.execute(
             answers.update()
             .where(own)
-            .values(body=answer, size=len(answer), created_at=now, expires_at=now + self._millis)
+            .values(
+                body=answer,
+                size=len(answer),
+                created_at=created_at,
+                expires_at=now + self._millis,
+            )
         )
         if kept.rowcount:
-            await self._make_room(connection)
+            await self._make_room(connection, reservation_id)
 
     async def has(self, connection: AsyncConnection, reservation_id: str) -> bool:
         """Return whether this reservation's answer is there to be fetched."""
@@ -96,13 +107,14 @@ class IdempotencyStore:
         await connection.execute(answers.delete().where(expired, answers.c.body.is_not(None)))
         await self._make_room(connection)
 
-    async def _make_room(self, connection: AsyncConnection) -> None:
+    async def _make_room(self, connection: AsyncConnection, spared: str = "") -> None:
+        """Forget the oldest, but for that of the reservation `spared`."""
         total = sa.select(sa.func.coalesce(sa.func.sum(answers.c.size), 0))
         surplus = int((await connection.execute(total)).scalar_one()) - self._max_bytes
         while surplus > 0:
             oldest = (
                 sa.select(answers.c.account_id, answers.c.idempotency_key, answers.c.size)
-                .where(answers.c.body.is_not(None))
+                .where(answers.c.body.is_not(None), answers.c.reservation_id != spared)
                 .order_by(answers.c.created_at, answers.c.reservation_id)
                 .limit(1)
             )

@@ -12,11 +12,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from server.accounts.books import balance_of, lock, move, spend
 from server.accounts.clock import Clock, now_millis
 from server.accounts.db import Database
 from server.accounts.idempotency import IdempotencyStore
-from server.accounts.pricing import credits_text
-from server.accounts.tables import accounts, entries, reservations, servers
+from server.accounts.tables import reservations, servers
 from server.accounts.types import (
     Balance,
     DayOfUse,
@@ -48,15 +48,15 @@ class Ledger:
         """Give credits. Not to be repeated blindly: each call gives anew."""
 
         async def work(connection: AsyncConnection) -> Balance:
-            await _lock(connection, account_id)
-            if amount:
-                await _move(connection, account_id, "grant", "issued", "available", amount, self)
-            return await _balance(connection, account_id)
+            await lock(connection, account_id)
+            now = self._clock()
+            await move(connection, account_id, "grant", "issued", "available", amount, now)
+            return await balance_of(connection, account_id)
 
         return await self._database.write(work)
 
     async def balance(self, account_id: int) -> Balance:
-        return await self._database.read(lambda connection: _balance(connection, account_id))
+        return await self._database.read(lambda connection: balance_of(connection, account_id))
 
     async def answer(self, account_id: int, idempotency: Idempotency) -> bytes | None:
         """The kept answer to the same request, or None if there is none.
@@ -72,12 +72,15 @@ class Ledger:
     async def reserve(self, order: Order) -> bytes | None:
         """Hold the amount; or, where the same request has been answered already, its answer.
 
-        Raises InsufficientCredits, TooManyAtOnce, IdempotencyConflict or StillRunning.
+        Raises InsufficientCredits, TooManyAtOnce, IdempotencyConflict or StillRunning; and
+        ReservationLost where the order was given up before this came through.
         """
 
         async def work(connection: AsyncConnection) -> bytes | None:
-            await _lock(connection, order.account_id)
-            if await _reservation(connection, order.id) is not None:
+            await lock(connection, order.account_id)
+            if (found := await _reservation(connection, order.id)) is not None:
+                if found.state in (State.RELEASED, State.REFUNDED):
+                    raise ReservationLost
                 return None
             if order.idempotency is not None:
                 kept = await self._answers.find(connection, order.account_id, order.idempotency)
@@ -85,20 +88,9 @@ class Ledger:
                     return kept
             now = self._clock()
             await _check_concurrency(connection, order, now)
-            await connection.execute(
-                reservations.insert().values(
-                    id=order.id,
-                    account_id=order.account_id,
-                    amount=order.amount,
-                    state=State.OPEN,
-                    server=order.server,
-                    request_id=order.request_id,
-                    lease_until=now + int(order.lease_seconds * 1000),
-                    created_at=now,
-                )
-            )
+            await _insert(connection, order, State.OPEN, order.amount, now)
             if order.amount:
-                await _spend(connection, order.account_id, order.id, "reserve", order.amount, self)
+                await spend(connection, order.account_id, order.id, "reserve", order.amount, now)
             if order.idempotency is not None:
                 await self._answers.expect(
                     connection, order.account_id, order.idempotency, order.id
@@ -108,21 +100,27 @@ class Ledger:
         return await self._database.write(work)
 
     async def settle(
-        self, reservation_id: str, answer: bytes | None = None, amount: int | None = None
+        self,
+        reservation_id: str,
+        answer: bytes | None = None,
+        amount: int | None = None,
+        images: int | None = None,
     ) -> Balance:
         """Take the held amount for good, and keep the answer for its Idempotency-Key, as one.
 
-        ``amount`` takes less than was held, and the rest goes back: some of the images that were
-        asked for have not come. From then on it is the reservation's.
+        ``amount`` takes less than was held, for so many ``images``, and the rest goes back: some of
+        those that were asked for have not come. From then on both are the reservation's.
 
         A reservation that was released meanwhile (its lease ran out) is charged anew if it can be.
         Raises ReservationLost; then nothing was charged, and the picture must not be given.
         """
 
         async def work(connection: AsyncConnection) -> Balance:
-            held = await self._locked(connection, reservation_id)
+            if (found := await _reservation(connection, reservation_id)) is None:
+                raise ReservationLost
+            held = await _locked(connection, found.account_id, reservation_id)
             if held.state == State.SETTLED:
-                return await _balance(connection, held.account_id)
+                return await balance_of(connection, held.account_id)
             if held.state == State.REFUNDED or (
                 held.state == State.RELEASED and answer is not None
             ):
@@ -131,61 +129,47 @@ class Ledger:
             charged = held.amount if amount is None else amount
             if not min(1, held.amount) <= charged <= held.amount:
                 raise ValueError(f"{charged} of {held.amount} tenths cannot be settled")
-            if held.state == State.OPEN and charged:
-                if rest := held.amount - charged:
-                    await _move(
-                        connection, held.account_id, "return", "held", "available", rest, self,
-                        reservation_id,
-                    )  # fmt: skip
-                await _move(
-                    connection, held.account_id, "settle", "held", "earned", charged, self,
-                    reservation_id,
-                )  # fmt: skip
-            elif held.state == State.RELEASED and charged:
+            if held.state == State.OPEN:
+                rest = held.amount - charged
+                await self._move(connection, held, "return", "held", "available", rest)
+                await self._move(connection, held, "settle", "held", "earned", charged)
+            elif charged:
+                now = self._clock()
                 try:
-                    await _spend(
-                        connection, held.account_id, reservation_id, "settle", charged, self
-                    )
+                    await spend(connection, held.account_id, held.id, "settle", charged, now)
                 except InsufficientCredits:
                     raise ReservationLost from None
-            await self._end(connection, reservation_id, State.SETTLED, charged)
+            came = {} if images is None else {"images": images}
+            await self._end(connection, reservation_id, State.SETTLED, amount=charged, **came)
             await self._answers.keep(connection, reservation_id, answer)
-            return await _balance(connection, held.account_id)
+            return await balance_of(connection, held.account_id)
 
         return await self._database.write(work)
 
-    async def release(self, reservation_id: str) -> None:
-        """Give an open reservation's amount back. One that has ended or never was stays so."""
+    async def release(self, order: Order) -> None:
+        """Give an open reservation's amount back; one that has ended stays so.
 
-        async def work(connection: AsyncConnection) -> None:
-            held = await self._locked(connection, reservation_id, missing_ok=True)
-            if held is not None and held.state == State.OPEN:
-                await self._release(connection, held)
+        One that is not there may be on its way: it will find that it comes too late.
+        """
+        await self._database.write(lambda connection: self._release(connection, order))
 
-        await self._database.write(work)
-
-    async def withdraw(self, reservation_id: str) -> None:
-        """As `release`, and a settled one is refunded unless its answer is kept to be fetched.
+    async def withdraw(self, order: Order) -> None:
+        """As `release`, and for good: nothing can be charged for it from then on. A settled one is
+        refunded, unless its answer is kept to be fetched.
 
         For a request whose client was told of a failure while it was unknown whether `settle` had
-        gone through.
+        gone through, or still will.
         """
 
         async def work(connection: AsyncConnection) -> None:
-            held = await self._locked(connection, reservation_id, missing_ok=True)
-            if held is None:
-                return
-            if held.state == State.OPEN:
-                await self._release(connection, held)
-            elif held.state == State.SETTLED and not await self._answers.has(
-                connection, reservation_id
+            held = await self._release(connection, order)
+            if held is None or (
+                held.state == State.SETTLED and await self._answers.has(connection, order.id)
             ):
-                if held.amount:
-                    await _move(
-                        connection, held.account_id, "refund", "earned", "available", held.amount,
-                        self, reservation_id,
-                    )  # fmt: skip
-                await self._end(connection, reservation_id, State.REFUNDED)
+                return
+            if held.state == State.SETTLED:
+                await self._move(connection, held, "refund", "earned", "available", held.amount)
+            await self._end(connection, order.id, State.REFUNDED)
 
         await self._database.write(work)
 
@@ -197,16 +181,22 @@ class Ledger:
         that server cannot be running.
         """
 
-        async def find(connection: AsyncConnection) -> list[str]:
+        async def find(connection: AsyncConnection) -> list[Any]:
             stale = ~_is_attended(self._clock())
             if server is not None:
                 stale = stale | (reservations.c.server == server)
-            query = sa.select(reservations.c.id).where(reservations.c.state == State.OPEN, stale)
-            return list((await connection.execute(query)).scalars())
+            query = sa.select(reservations.c.id, reservations.c.account_id)
+            query = query.where(reservations.c.state == State.OPEN, stale)
+            return list(await connection.execute(query))
 
         found = await self._database.read(find)
-        for reservation_id in found:
-            await self.release(reservation_id)
+        for row in found:
+
+            async def release(connection: AsyncConnection, row: Any = row) -> None:
+                held = await _locked(connection, row.account_id, row.id)
+                await self._release_open(connection, held)
+
+            await self._database.write(release)
         return len(found)
 
     async def drop_old_answers(self) -> None:
@@ -223,9 +213,10 @@ class Ledger:
 
         async def work(connection: AsyncConnection) -> list[DayOfUse]:
             day = sa.cast(reservations.c.ended_at // DAY_MILLIS, sa.BigInteger).label("day")
+            images = sa.cast(sa.func.sum(reservations.c.images), sa.BigInteger)
             amount = sa.cast(sa.func.sum(reservations.c.amount), sa.BigInteger)
             query = (
-                sa.select(day, sa.func.count(), amount)
+                sa.select(day, images, amount)
                 .where(
                     reservations.c.account_id == account_id,
                     reservations.c.state == State.SETTLED,
@@ -240,50 +231,56 @@ class Ledger:
 
     # Parts of transactions
 
-    @property
-    def clock(self) -> Clock:
-        return self._clock
+    async def _release(self, connection: AsyncConnection, order: Order) -> Any:
+        """Release the order if it is open, and return it as it was; None where it was not there.
 
-    async def _locked(
-        self, connection: AsyncConnection, reservation_id: str, *, missing_ok: bool = False
-    ) -> Any:
-        """The reservation as it is once its account is locked."""
-        found = await _reservation(connection, reservation_id)
-        if found is None:
-            if missing_ok:
-                return None
-            raise ReservationLost
-        await _lock(connection, found.account_id)
-        return await _reservation(connection, reservation_id)
+        The account is locked first: a reservation whose COMMIT is still on its way holds that lock,
+        and is seen once it is there. One that has not come so far collides with the row that is
+        left in its place.
+        """
+        held = await _locked(connection, order.account_id, order.id)
+        if held is None:
+            now = self._clock()
+            await _insert(connection, order, State.REFUNDED, 0, now, ended_at=now)
+        else:
+            await self._release_open(connection, held)
+        return held
 
-    async def _release(self, connection: AsyncConnection, held: Any) -> None:
-        if held.amount:
-            await _move(
-                connection, held.account_id, "release", "held", "available", held.amount, self,
-                held.id,
-            )  # fmt: skip
-        await self._end(connection, held.id, State.RELEASED)
-        await self._answers.forget(connection, held.id)
+    async def _release_open(self, connection: AsyncConnection, held: Any) -> None:
+        if held.state == State.OPEN:
+            await self._move(connection, held, "release", "held", "available", held.amount)
+            await self._end(connection, held.id, State.RELEASED)
+            await self._answers.forget(connection, held.id)
+
+    async def _move(
+        self,
+        connection: AsyncConnection,
+        held: Any,
+        kind: str,
+        source: str,
+        target: str,
+        amount: int,
+    ) -> None:
+        now = self._clock()
+        await move(connection, held.account_id, kind, source, target, amount, now, held.id)
 
     async def _end(
         self,
         connection: AsyncConnection,
         reservation_id: str,
         state: State,
-        amount: int | None = None,
+        **more: int,
     ) -> None:
-        values: dict[str, Any] = {"state": state, "ended_at": self._clock()}
-        if amount is not None:
-            values["amount"] = amount
+        values = {"state": state, "ended_at": self._clock(), **more}
         await connection.execute(
             reservations.update().where(reservations.c.id == reservation_id).values(values)
         )
 
 
-async def _lock(connection: AsyncConnection, account_id: int) -> None:
-    await connection.execute(
-        sa.select(accounts.c.id).where(accounts.c.id == account_id).with_for_update()
-    )
+async def _locked(connection: AsyncConnection, account_id: int, reservation_id: str) -> Any:
+    """The reservation, or None, once its account is locked."""
+    await lock(connection, account_id)
+    return await _reservation(connection, reservation_id)
 
 
 async def _reservation(connection: AsyncConnection, reservation_id: str) -> Any:
@@ -292,9 +289,28 @@ async def _reservation(connection: AsyncConnection, reservation_id: str) -> Any:
     return (await connection.execute(query.where(columns.id == reservation_id))).one_or_none()
 
 
-async def _balance(connection: AsyncConnection, account_id: int) -> Balance:
-    query = sa.select(accounts.c.available, accounts.c.held).where(accounts.c.id == account_id)
-    return Balance(*(await connection.execute(query)).one())
+async def _insert(
+    connection: AsyncConnection,
+    order: Order,
+    state: State,
+    amount: int,
+    now: int,
+    ended_at: int | None = None,
+) -> None:
+    await connection.execute(
+        reservations.insert().values(
+            id=order.id,
+            account_id=order.account_id,
+            amount=amount,
+            state=state,
+            server=order.server,
+            request_id=order.request_id,
+            lease_until=now + int(order.lease_seconds * 1000),
+            created_at=now,
+            ended_at=ended_at,
+            images=order.images,
+        )
+    )
 
 
 def _is_attended(now: int) -> sa.ColumnElement[bool]:
@@ -316,53 +332,3 @@ async def _check_concurrency(connection: AsyncConnection, order: Order, now: int
     )
     if (await connection.execute(query)).scalar_one() >= order.concurrency:
         raise TooManyAtOnce(order.concurrency)
-
-
-async def _spend(
-    connection: AsyncConnection,
-    account_id: int,
-    reservation_id: str,
-    kind: str,
-    amount: int,
-    ledger: Ledger,
-) -> None:
-    """Move from `available` to where `kind` puts it, or raise InsufficientCredits."""
-    balance = await _balance(connection, account_id)
-    if balance.available < amount:
-        raise InsufficientCredits(
-            f"not enough credits: this picture costs {credits_text(amount)}, "
-            f"{credits_text(balance.available)} are left",
-            balance.available,
-        )
-    target = "held" if kind == "reserve" else "earned"
-    await _move(connection, account_id, kind, "available", target, amount, ledger, reservation_id)
-
-
-async def _move(
-    connection: AsyncConnection,
-    account_id: int,
-    kind: str,
-    source: str,
-    target: str,
-    amount: int,
-    ledger: Ledger,
-    reservation_id: str | None = None,
-) -> None:
-    """Write one entry, and with it the balances that it changes."""
-    await connection.execute(
-        entries.insert().values(
-            account_id=account_id,
-            reservation_id=reservation_id,
-            kind=kind,
-            source=source,
-            target=target,
-            amount=amount,
-            created_at=ledger.clock(),
-        )
-    )
-    changes: dict[str, Any] = {}
-    for book in ("available", "held"):
-        if book in (source, target):
-            column = accounts.c[book]
-            changes[book] = column - amount if book == source else column + amount
-    await connection.execute(accounts.update().where(accounts.c.id == account_id).values(**changes))

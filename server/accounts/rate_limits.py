@@ -17,7 +17,7 @@ from typing import Any
 
 from limits import RateLimitItem
 from limits import errors as limits_errors
-from limits.aio.storage import RedisStorage, Storage
+from limits.aio.storage import MemoryStorage, RedisStorage, Storage
 from limits.aio.storage.redis.redispy import RedispyBridge
 from limits.aio.strategies import MovingWindowRateLimiter
 from limits.errors import StorageError
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 RETRY_STORE_SECONDS = 5.0
 _MEMORY = "memory://"
+_STEP_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,58 @@ class Count:
     place: Place
 
 
+class OwnStorage(MemoryStorage):
+    """The store in this process, which keeps to intervals when the wall clock is set back.
+
+    The library asks that clock for the time: what was counted before would lie in the future, and
+    refuse everything until the clock has come there again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ahead = _wall_ahead()
+
+    async def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
+        self._follow_clock()
+        return await super().acquire_entry(key, limit, expiry, amount)
+
+    async def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
+        self._follow_clock()
+        return await super().get_moving_window(key, limit, expiry)
+
+    async def incr(self, key: str, expiry: float, amount: int = 1) -> int:
+        self._follow_clock()
+        return await super().incr(key, expiry, amount)
+
+    async def get_expiry(self, key: str) -> float:
+        self._follow_clock()
+        return await super().get_expiry(key)
+
+    def _follow_clock(self) -> None:
+        back = self._ahead - _wall_ahead()
+        if 0 < back < _STEP_SECONDS:  # A clock that is corrected little by little.
+            return
+        self._ahead -= back
+        if back <= 0:
+            return
+        for events in self.events.values():
+            for entry in events:
+                entry.atime -= back
+                entry.expiry -= back
+        for key in self.expirations:
+            self.expirations[key] -= back
+
+
+def _wall_ahead() -> float:
+    return time.time() - time.monotonic()
+
+
 class Rates:
     """Counts events by name: over moving windows, and over fixed ones where counts are undone."""
 
     def __init__(self, url: str = _MEMORY) -> None:
         """`url`: `memory://` or `redis://host:6379`. Raises LimitsProblem."""
-        self._own = MovingWindowRateLimiter(_storage(_MEMORY))
+        self._own = MovingWindowRateLimiter(OwnStorage())
         self._shared = self._own if url == _MEMORY else MovingWindowRateLimiter(_storage(url))
         self._shared_again_at = 0.0
 

@@ -20,7 +20,7 @@ from server.accounts.clock import Clock, now_millis
 from server.accounts.db import Database, first_line, require_known
 from server.accounts.ledger import Ledger
 from server.accounts.presence import Presence
-from server.accounts.types import Account
+from server.accounts.types import Account, Order
 from server.errors import DatabaseAway, DatabaseUnusable
 from server.settings import MIB, Settings
 
@@ -52,7 +52,7 @@ class Accounts:
         self.presence = Presence(self.database, self._lock_folder())
         self.failure: DatabaseUnusable | None = None
         self._open = False
-        self._unsettled: set[str] = set()
+        self._unsettled: dict[str, Order] = {}
         self._next_sweep = 0.0
         self._keeper: asyncio.Task[None] | None = None
 
@@ -99,16 +99,9 @@ class Accounts:
             raise DatabaseAway
         return await self.keys.find(key)
 
-    async def release(self, reservation_id: str) -> None:
-        """Release now, or as soon as the database is back."""
-        try:
-            await self.ledger.release(reservation_id)
-        except DatabaseAway:
-            self._unsettled.add(reservation_id)
-
-    def withdraw_later(self, reservation_id: str) -> None:
-        """Undo, when that is possible, a settlement that may or may not have gone through."""
-        self._unsettled.add(reservation_id)
+    def withdraw_later(self, order: Order) -> None:
+        """Undo, when that is possible, what may or may not have gone through."""
+        self._unsettled[order.id] = order
 
     async def _open_or_fail(self, on_failure: Callable[[], None]) -> None:
         try:
@@ -147,8 +140,8 @@ class Accounts:
                     await self._open_or_fail(on_failure)
                     continue
                 await self.presence.beat()
-                await self._withdraw_unsettled()
                 await self._sweep()
+                await self._withdraw_unsettled()
             except DatabaseAway:
                 continue
             except Exception:
@@ -181,6 +174,12 @@ class Accounts:
         return self._data_dir / "servers"
 
     async def _withdraw_unsettled(self) -> None:
-        for reservation_id in list(self._unsettled):
-            await self.ledger.withdraw(reservation_id)
-            self._unsettled.discard(reservation_id)
+        """Raises what kept any of them from it; that keeps none of the others."""
+        orders = list(self._unsettled.values())
+        told = await asyncio.gather(*map(self.ledger.withdraw, orders), return_exceptions=True)
+        for order, error in zip(orders, told, strict=True):
+            if error is None:
+                del self._unsettled[order.id]
+        for error in told:
+            if error is not None:
+                raise error

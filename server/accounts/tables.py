@@ -71,6 +71,8 @@ reservations = sa.Table(
     sa.Column("lease_until", Millis, nullable=False),
     sa.Column("created_at", Millis, nullable=False),
     sa.Column("ended_at", Millis),
+    # Asked for; once settled, those that came.
+    sa.Column("images", sa.Integer, nullable=False, server_default="1"),
     sa.CheckConstraint("amount >= 0", name="amount_not_negative"),
     sa.CheckConstraint("state IN ('open', 'settled', 'released', 'refunded')", name="known_state"),
     sa.Index("ix_reservations_state_lease_until", "state", "lease_until"),

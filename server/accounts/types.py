@@ -28,7 +28,10 @@ class Idempotency:
 
 
 class State(StrEnum):
-    """The state of a reservation. It leaves `open` once."""
+    """The state of a reservation. It leaves `open` once.
+
+    `released` may still be charged anew; `refunded` is given up for good.
+    """
 
     OPEN = "open"
     SETTLED = "settled"
@@ -40,8 +43,8 @@ class State(StrEnum):
 class Order:
     """An order to reserve. `id` is the server's own for this request: never a client's word.
 
-    `amount` in tenths; the lease runs `lease_seconds`; `concurrency` is the number of the account's
-    reservations that may be open, this one included.
+    `amount` in tenths for so many `images`; the lease runs `lease_seconds`; `concurrency` is the
+    number of the account's reservations that may be open, this one included.
     """
 
     id: str
@@ -52,6 +55,7 @@ class Order:
     request_id: str = ""
     concurrency: int | None = None
     idempotency: Idempotency | None = None
+    images: int = 1
 
 
 @dataclass(frozen=True)

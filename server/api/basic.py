@@ -10,14 +10,21 @@ import anyio.to_thread
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.accounts.admission import FILTERED_HEADER, SEED_HEADER, Admitted, fingerprint
+from server.accounts.admission import (
+    FILTERED_HEADER,
+    SEED_HEADER,
+    Admission,
+    Admitted,
+    fingerprint,
+)
 from server.api.accept import accepted_image_format
-from server.api.flow import Flow, client_of, finished
+from server.api.flow import Answer, Flow, client_of
 from server.api.runs import NamedRun, stream_run
 from server.api.values import parts_of
 from server.http.bytes_in_flight import release_upload
 from server.http.envelope import image_body, image_response, with_member
 from server.http.multipart import Part
+from server.http.response_headers import response_headers
 from server.http.waiting import within
 from server.images.encode import ImageFormat
 from server.img2img.events import stream_finished, stream_response, wants_events
@@ -63,38 +70,37 @@ async def image_to_image(request: Request, admission: Admitted, run: NamedRun) -
     """
     flow = Flow(request, admission)
     parts = await parts_of(request, flow.limit, texts=frozenset(TEXT_FIELDS), files=FILE_FIELDS)
-    beginning = _begin(flow, parts)
+    format = accepted_image_format(request) or ImageFormat.PNG
+    beginning = _begin(flow, parts, format)
     del parts  # The upload is held until its picture is decoded, and not while it is worked on.
     begun = await within(request, flow.limit, beginning, withdraw)
     release_upload(request.scope)
-    flow.name_model()
     if not isinstance(begun, Batch):
-        return _replayed(request, begun)
+        return _replayed(request, admission, Answer.unpacked(begun))
     batch = begun
-    format = accepted_image_format(request) or ImageFormat.PNG
+    flow.name_model()
 
     async def settled(outcomes: list[Outcome]) -> bytes:
         if run is not None:
             run.begin_charging()
-        body = await flow.service.in_thread(lambda: _body(finished(outcomes)[0]))
-        await admission.settle(body)
-        return body
+        return (await flow.settle(batch, outcomes, lambda images: Answer(_body(images[0])))).body
 
     async def settled_response() -> bytes:
         body = await settled(await flow.finish_streamed(batch, format))
-        credits = admission.credits_told
-        return body if credits is None else with_member(body, "credits", credits)
+        return _with_credits(admission, body)
 
     if run is not None:
-        return stream_run(request, run, batch, settled_response)
+        return stream_run(request, run, batch, settled_response, flow.failed)
     if wants_events(request):
-        return stream_response(batch.running[0].handle, settled_response, flow.limit)
+        return stream_response(batch.running[0].handle, settled_response, flow.limit, flow.failed)
     return _answer(request, await settled(await flow.finish(batch, format)))
 
 
-async def _begin(flow: Flow, parts: Mapping[str, Part]) -> Batch | bytes:
+async def _begin(flow: Flow, parts: Mapping[str, Part], format: ImageFormat) -> Batch | bytes:
     """Check the form, reserve its price and hand it to the engine; or the kept answer to it."""
-    mark = await anyio.to_thread.run_sync(fingerprint, parts)
+    # Under one key another type is another request. Of PNG the mark is that of versions before.
+    asked_type = "" if format is ImageFormat.PNG else format.media_type
+    mark = await anyio.to_thread.run_sync(fingerprint, parts, asked_type)
     if (kept := await flow.admission.kept_response(mark)) is not None:
         return kept
     client = client_of(flow.request, flow.admission)
@@ -102,10 +108,19 @@ async def _begin(flow: Flow, parts: Mapping[str, Part]) -> Batch | bytes:
     return await flow.submit(plan)
 
 
-def _replayed(request: Request, body: bytes) -> Response:
+def _replayed(request: Request, admission: Admission, answer: Answer) -> Response:
     # It costs its sender nothing, so it is not made for one more who may not read it.
-    request.app.state.byte_budget.check(len(body))
-    return stream_finished(body) if wants_events(request) else _answer(request, body)
+    request.app.state.byte_budget.check(len(answer.body))
+    response_headers(request.scope).update(answer.headers)
+    if wants_events(request):
+        return stream_finished(_with_credits(admission, answer.body))
+    return _answer(request, answer.body)
+
+
+def _with_credits(admission: Admission, body: bytes) -> bytes:
+    """Return a stream's answer with what the headers of another would say of credits."""
+    credits = admission.credits_told
+    return body if credits is None else with_member(body, "credits", credits)
 
 
 def _answer(request: Request, body: bytes) -> Response:
@@ -114,7 +129,7 @@ def _answer(request: Request, body: bytes) -> Response:
         return image_response(body)
     data = json.loads(body)["data"]
     file = base64.b64decode(data["image"])
-    # By its bytes: a kept answer may be of another type than what is asked for now.
+    # By its bytes: one that a version before kept may be of another type than is asked for.
     media_type = next(kind for start, kind in _SIGNATURES.items() if file.startswith(start))
     headers = {SEED_HEADER: str(data["seed"]), "Cache-Control": "no-store"}
     if data.get("filtered"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import quote
 
 from fastapi import Request
@@ -22,7 +22,7 @@ from server.accounts.pricing import credits_text
 from server.engine_service import EngineHost, LoadedModel
 from server.errors import InsufficientCredits
 from server.http.bytes_in_flight import release_upload
-from server.http.errors import Unavailable
+from server.http.errors import ApiError, Unavailable, logged_api_error
 from server.http.response_headers import response_headers
 from server.http.waiting import TimeLimit, within
 from server.images.encode import QUALITY, ImageFormat
@@ -53,8 +53,11 @@ class Answer:
 
     @classmethod
     def unpacked(cls, kept: bytes) -> Answer:
-        """Return the answer that was packed."""
-        head, _, body = kept.partition(b"\n")
+        """Return the answer that was packed, or one of the contract's as versions before kept it:
+        its JSON alone, in one line."""
+        head, line_end, body = kept.partition(b"\n")
+        if not line_end:
+            return cls(kept)
         told = json.loads(head)
         return cls(body, told["type"], told["headers"])
 
@@ -114,7 +117,7 @@ class Flow:
         count = len(plan.generations)
         price = plan.price * count
         try:
-            kept = await self.admission.reserve(price)
+            kept = await self.admission.reserve(price, count)
         except InsufficientCredits as error:
             if count == 1:
                 raise
@@ -162,7 +165,7 @@ class Flow:
         images = finished(outcomes)
 
         def packed() -> tuple[Answer, bytes]:
-            answer = pack(images)
+            answer = self._named(pack(images))
             return answer, answer.packed() if self._keeps_answer else b""
 
         answer, kept = await self.service.in_thread(packed)
@@ -179,17 +182,31 @@ class Flow:
         images = finished(outcomes)
         kept = b""
         if self._keeps_answer:
-            kept = await self.service.in_thread(lambda: pack(images).packed())
+            kept = await self.service.in_thread(lambda: self._named(pack(images)).packed())
         await self._charge(batch, images, kept)
 
     async def _charge(self, batch: Batch, images: list[FinishedImage], kept: bytes) -> None:
         if images:
-            await self.admission.settle(kept, batch.plan.price * len(images))
-        self.name_model()
+            await self.admission.settle(kept, batch.plan.price * len(images), len(images))
+
+    async def failed(self, error: Exception) -> ApiError:
+        """Return the failure for a stream that has begun, once nothing is held for it any more:
+        a client that asks again at once is not to be refused for its own request."""
+        await self.admission.close()
+        return logged_api_error(error, self.limit.seconds)
 
     def name_model(self) -> None:
-        """Say in the response's headers which model made the images."""
-        response_headers(self.request.scope)[MODEL_HEADER] = quote(self.model.name, safe=" /:@+,()")
+        """Say which model makes the images in the headers of a response that begins before it."""
+        response_headers(self.request.scope)[MODEL_HEADER] = self._model_name
+
+    @property
+    def _model_name(self) -> str:
+        return quote(self.model.name, safe=" /:@+,()")
+
+    def _named(self, answer: Answer) -> Answer:
+        """Return the answer with the model's name, which is kept with it: another may be in service
+        when it is sent again."""
+        return replace(answer, headers={**answer.headers, MODEL_HEADER: self._model_name})
 
 
 def checked(batch: Batch, outcomes: list[Outcome]) -> list[Outcome]:

@@ -233,6 +233,7 @@ async def _respond(
     if asked.stream:
         if isinstance(begun, Answer):
             return await anyio.to_thread.run_sync(stream_kept, begun, asked, event, usage)
+        flow.name_model()
         return stream_images(flow, begun, asked, event, usage, pack)
     if isinstance(begun, Answer):
         answer = begun

@@ -9,6 +9,7 @@ import logging
 import secrets
 import time
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import anyio.to_thread
@@ -68,7 +69,7 @@ class Addresses:
         except ImageStoreAway:
             logger.warning("images are answered in base64: their store is away")
             return answer
-        return Answer(json_bytes(body))
+        return replace(answer, body=json_bytes(body))
 
     def _named(self, body: dict[str, Any]) -> dict[str, bytes]:
         """Write addresses into ``body`` and return the files by their names. Blocking."""

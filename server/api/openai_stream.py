@@ -17,7 +17,6 @@ from server.api.flow import Answer, Flow, finished
 from server.api.openai_errors import error_of
 from server.api.openai_form import OpenAIForm
 from server.http.envelope import json_bytes
-from server.http.errors import logged_api_error
 from server.images.encode import preview_file
 from server.img2img.events import EVENT_STREAM, STREAM_HEADERS, EventStream, event
 from server.img2img.service import Batch, FinishedImage
@@ -54,7 +53,7 @@ def stream_images(
                 write = partial(_event, f"{name}.completed", asked, image.file)
                 yield await flow.service.in_thread(partial(write, usage=usage(1), seed=image.seed))
         except Exception as error:
-            failure = logged_api_error(error, flow.limit.seconds)
+            failure = await flow.failed(error)
             told = {"type": "error", "error": error_of(failure.status, failure.message)}
             yield event("error", json.dumps(told).encode())
 
@@ -69,7 +68,8 @@ def stream_kept(
         _written(f"{name}.completed", asked, item["b64_json"], usage=usage(1), seed=item["seed"])
         for item in json.loads(answer.body)["data"]
     ]
-    return Response(b"".join(events), media_type=EVENT_STREAM, headers=STREAM_HEADERS)
+    headers = {**STREAM_HEADERS, **answer.headers}
+    return Response(b"".join(events), media_type=EVENT_STREAM, headers=headers)
 
 
 async def _partial_images(

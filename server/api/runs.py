@@ -18,13 +18,13 @@ from server.accounts.auth import AnyCaller
 from server.api.flow import Answer
 from server.errors import ImageStoreAway, RunWithdrawn
 from server.http.envelope import success
-from server.http.errors import BadRequest, NotFound, logged_api_error
+from server.http.errors import BadRequest, NotFound
 from server.http.response_headers import response_headers
 from server.http.waiting import TimeLimit, within
 from server.img2img.events import (
     EventStream,
+    Failing,
     event,
-    failed_body,
     progress_events,
     refused_body,
     stream_finished,
@@ -79,11 +79,15 @@ NamedRun = Annotated[Run | None, Depends(named_run)]
 
 
 def stream_run(
-    request: Request, run: Run, batch: Batch, answer: Callable[[], Awaitable[bytes]]
+    request: Request,
+    run: Run,
+    batch: Batch,
+    answer: Callable[[], Awaitable[bytes]],
+    failed: Failing,
 ) -> Response:
     """Go on with a run by itself, and stream what happens to it.
 
-    ``answer`` awaits the success's body, or raises what `api_error` has a failure for.
+    ``answer`` awaits the success's body, or raises what ``failed`` has a failure for.
     """
     runs: Runs = request.app.state.runs
     run.headers[MODEL_HEADER] = response_headers(request.scope)[MODEL_HEADER]
@@ -92,9 +96,9 @@ def stream_run(
         try:
             body = await answer()
         except GenerationCancelled:
-            return failed_body(RunWithdrawn(), run.limit)
+            return refused_body(await failed(RunWithdrawn()))
         except Exception as error:
-            refusal = logged_api_error(error, run.limit.seconds)
+            refusal = await failed(error)
             body = refused_body(refusal)
             run.headers.update(refusal.headers)
         finally:

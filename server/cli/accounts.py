@@ -62,16 +62,19 @@ MAX_CONCURRENCY = 1_000_000
 MAX_GRACE_HOURS = 10 * 366 * 24
 
 
-def _run(work: Callable[[Database], Awaitable[T]], *, make: bool = False) -> T:
+def _run(
+    work: Callable[[Database], Awaitable[T]], *, make: bool = False, unsure: str = "do it again"
+) -> T:
     """Do it on the settings' database; exits with 1 if it cannot be done.
 
-    With `make` the work makes a key, which is noted in the data folder.
+    With `make` the work makes a key, which is noted in the data folder. `unsure` says what to do
+    where the database did not say whether it was done.
     """
     from sqlalchemy.exc import SQLAlchemyError
 
     from server.accounts.api_keys import KeyProblem
     from server.accounts.db import Database, first_line, require_known
-    from server.errors import DatabaseAway, DatabaseUnusable
+    from server.errors import DatabaseAway, DatabaseUnusable, OutcomeUnknown
 
     settings = read_settings()
     if not make and not settings.has_database:
@@ -94,6 +97,9 @@ def _run(work: Callable[[Database], Awaitable[T]], *, make: bool = False) -> T:
             return asyncio.run(main())
     except (KeyProblem, DatabaseUnusable) as error:
         raise stop(str(error), FAILURE) from None
+    except OutcomeUnknown as error:
+        reason = first_line(error.__cause__)
+        raise stop(f"it is not known whether this was done ({reason}): {unsure}", FAILURE) from None
     except DatabaseAway as error:
         reason = first_line(error.__cause__)
         raise stop(f"the database cannot be reached: {reason}", FAILURE) from None
@@ -140,14 +146,15 @@ def create(
 ) -> None:
     """Make a key and print it. It is shown this once."""
     from server.accounts.api_keys import KeyStore
-    from server.accounts.ledger import Ledger
 
     async def work(database: Database) -> str:
-        account, key = await KeyStore(database).create(name, rate=rate, concurrency=concurrency)
-        await Ledger(database).grant(account.id, int(credits))
+        _, key = await KeyStore(database).create(
+            name, rate=rate, concurrency=concurrency, tenths=int(credits)
+        )
         return key
 
-    typer.echo(_run(work, make=True))
+    unsure = "if `img2img keys list` has it, `img2img keys rotate` prints a key for it"
+    typer.echo(_run(work, make=True, unsure=unsure))
 
 
 @keys_app.command("list")
@@ -218,7 +225,8 @@ def add(
         account = await KeyStore(database).account(name)
         return (await Ledger(database).grant(account.id, int(amount))).available
 
-    typer.echo(f"{name}: {credits_text(_run(work))}")
+    unsure = "see by `img2img keys list` whether they are there before you add them again"
+    typer.echo(f"{name}: {credits_text(_run(work, unsure=unsure))}")
 
 
 @credits_app.command("audit")

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from pipelines.request import Pixels, Progress
 from server.engine_service import Handle
 from server.http.envelope import failure, json_bytes, with_member
-from server.http.errors import ApiError, logged_api_error
+from server.http.errors import ApiError
 from server.http.waiting import TimeLimit
 from server.images.decode import encode_png
 
@@ -92,13 +92,17 @@ class EventStream(StreamingResponse):
             self._handle.cancel()
 
 
+Failing = Callable[[Exception], Awaitable[ApiError]]
+"""Gives back what a request holds, logs why it failed, and returns what its client is told."""
+
+
 def stream_response(
-    handle: Handle, answer: Callable[[], Awaitable[bytes]], limit: TimeLimit
+    handle: Handle, answer: Callable[[], Awaitable[bytes]], limit: TimeLimit, failed: Failing
 ) -> EventStream:
     """Stream a request's progress and its answer.
 
-    `answer` awaits the success's body; what it raises is the `result` too. A client that
-    leaves withdraws the request, and so does the end of its time.
+    `answer` awaits the success's body; what `failed` makes of its exception is the `result` too. A
+    client that leaves withdraws the request, and so does the end of its time.
     """
 
     async def events() -> AsyncGenerator[bytes]:
@@ -107,7 +111,7 @@ def stream_response(
                 yield told
             body = await answer()
         except Exception as error:
-            body = failed_body(error, limit)
+            body = refused_body(await failed(error))
         yield event("result", body)
 
     return EventStream(handle, events())
@@ -125,11 +129,6 @@ async def progress_events(handle: Handle, limit: TimeLimit) -> AsyncGenerator[by
         else:
             yield await anyio.to_thread.run_sync(progress_event, progress, preview)
         sent = progress.preview
-
-
-def failed_body(error: Exception, limit: TimeLimit) -> bytes:
-    """Return the body of a `result` event for a failure, and log it."""
-    return refused_body(logged_api_error(error, limit.seconds))
 
 
 def refused_body(refusal: ApiError) -> bytes:

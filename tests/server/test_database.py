@@ -13,6 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from scripts.services.throwaway_postgres import Postgres
 from server.accounts.api_keys import KeyStore
@@ -26,19 +27,23 @@ from server.accounts.key_text import digest_of, make_key
 from server.accounts.ledger import Ledger
 from server.accounts.tables import answers, metadata
 from server.accounts.types import Balance
-from server.errors import DatabaseAway, DatabaseUnusable
+from server.errors import DatabaseAway, DatabaseUnusable, OutcomeUnknown
 from tests.server.databases import new_postgres_database, sqlite_url
 
-REVISIONS = ["0001", "0002", "0003", "0004"]
+REVISIONS = ["0001", "0002", "0003", "0004", "0005"]
 
 KEY = make_key()
+RESERVATION = (
+    "INSERT INTO reservations (id, account_id, amount, state, server, request_id, lease_until, "
+    "created_at, ended_at) VALUES"
+)
 ROWS = {
     "0001": [
         "INSERT INTO accounts VALUES (7, 'alice', 90, 6, '9/hour', 3, 1000)",
         "INSERT INTO keys VALUES "
         f"(1, 7, '{digest_of(KEY)[:16]}', '{digest_of(KEY)}', 1000, NULL, NULL)",
-        "INSERT INTO reservations VALUES ('r', 7, 4, 'settled', 's', 'id', 9000, 1000, 2000)",
-        "INSERT INTO reservations VALUES ('q', 7, 6, 'open', 's', 'id', 9000, 1000, NULL)",
+        f"{RESERVATION} ('r', 7, 4, 'settled', 's', 'id', 9000, 1000, 2000)",
+        f"{RESERVATION} ('q', 7, 6, 'open', 's', 'id', 9000, 1000, NULL)",
         "INSERT INTO entries VALUES (1001, 7, NULL, 'grant', 'issued', 'available', 100, 1000)",
         "INSERT INTO entries VALUES (1002, 7, 'r', 'reserve', 'available', 'held', 4, 1000)",
         "INSERT INTO entries VALUES (1003, 7, 'r', 'settle', 'held', 'earned', 4, 2000)",
@@ -47,6 +52,7 @@ ROWS = {
     "0002": ["INSERT INTO answers VALUES (7, 'k', 'f', 'r', 2000, 9000, 1, '1')"],
     "0003": ["INSERT INTO servers VALUES ('a:1:b', 3)"],
     "0004": [],
+    "0005": [],
 }
 """What a database of each revision holds beyond what the one before does."""
 
@@ -181,6 +187,51 @@ def test_another_process_that_writes_is_waited_for_and_given_up_on(tmp_path: Pat
             other.execute("COMMIT")
         other.close()
         await KeyStore(database).create("alice")
+        await database.close()
+
+    asyncio.run(main())
+
+
+def test_what_did_not_begin_in_its_time_never_does(tmp_path: Path) -> None:
+    async def main() -> None:
+        url = sqlite_url(tmp_path)
+        database = Database(url)
+        await database.migrate()
+        begun: list[int] = []
+
+        async def one(number: int) -> None:
+            async def work(_: AsyncConnection) -> None:
+                begun.append(number)
+
+            with pytest.raises(OutcomeUnknown):
+                await database.write(work, seconds=0.1)
+
+        with sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None) as other:
+            other.execute("BEGIN IMMEDIATE")
+            await asyncio.gather(*map(one, range(5)))
+            other.execute("COMMIT")
+        other.close()
+        await database.close()
+        assert begun == []
+
+    asyncio.run(main())
+
+
+def test_a_commit_that_nobody_acknowledged_may_have_happened(database_url: str) -> None:
+    def lost(_: Connection) -> None:
+        raise OSError("the connection was lost")
+
+    async def main() -> None:
+        database = Database(database_url)
+        await database.migrate()
+        store = KeyStore(database)
+        sa.event.listen(database._engine.sync_engine, "commit", lost)
+        with pytest.raises(OutcomeUnknown):
+            await store.create("alice")
+        with pytest.raises(DatabaseAway) as caught:
+            await store.list()
+        assert caught.type is DatabaseAway  # Nothing that is only read is in doubt.
+        sa.event.remove(database._engine.sync_engine, "commit", lost)
         await database.close()
 
     asyncio.run(main())

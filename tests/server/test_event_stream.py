@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from pipelines.request import GenerationRequest, GenerationResult, Progress
+from server.http.errors import ApiError
 from server.http.waiting import TimeLimit
 from server.img2img import events as event_stream
 from server.img2img.events import KEEP_ALIVE, kept_alive, stream_response
@@ -108,6 +109,9 @@ def test_a_client_that_leaves_withdraws_its_request_wherever_the_stream_is(
     async def answer() -> bytes:
         raise AssertionError
 
+    async def failed(error: Exception) -> ApiError:
+        raise AssertionError
+
     async def send(message: Message) -> None:
         if message["type"] == stuck_in:
             reached.set()
@@ -120,7 +124,7 @@ def test_a_client_that_leaves_withdraws_its_request_wherever_the_stream_is(
         return {"type": "http.disconnect"}
 
     async def scene() -> bool:
-        stream = stream_response(handle, answer, TimeLimit(60, time.monotonic() + 60))
+        stream = stream_response(handle, answer, TimeLimit(60, time.monotonic() + 60), failed)
         await stream({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)
         return handle.cancelled
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -10,8 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from server.accounts.db import Database
 from server.accounts.pricing import MAX_CREDITS, parse_credits
 from server.cli.main import app
+from server.errors import OutcomeUnknown
 
 runner = CliRunner()
 
@@ -141,3 +144,47 @@ def test_what_the_database_refuses(database_url: str, monkeypatch: pytest.Monkey
     for _ in range(2):
         assert ask("credits", "add", "alice", "100000000000").exit_code == 0
     assert ask("credits", "audit").output == "the ledger agrees with itself\n"
+
+
+def test_a_key_and_its_credits_are_made_together(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMG2IMG_DATABASE_URL", database_url)
+
+    async def away(*_: object) -> None:
+        raise OSError("the connection was lost")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("server.accounts.api_keys.move", away)
+        assert_one_line(ask("keys", "create", "alice", "--credits", "5"), 1)
+    assert ask("keys", "create", "alice", "--credits", "5").exit_code == 0
+    assert " 5.0 " in ask("keys", "list").output
+    assert ask("credits", "audit").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["credits", "add", "alice", "5"], "see by `img2img keys list` whether they are there"),
+        (["keys", "create", "bob"], "if `img2img keys list` has it, `img2img keys rotate`"),
+        (["keys", "rotate", "alice"], "do it again"),
+    ],
+    ids=" ".join,
+)
+def test_what_may_have_been_done_is_not_told_as_not_done(
+    command: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ask("keys", "create", "alice").exit_code == 0
+    write = Database.write
+
+    async def unanswered(self: Database, work: Any, **options: Any) -> Any:
+        result = await write(self, work, **options)
+        if options:  # The schema's.
+            return result
+        raise OutcomeUnknown from TimeoutError("no answer within 5 s")
+
+    monkeypatch.setattr(Database, "write", unanswered)
+    result = ask(*command)
+    assert_one_line(result, 1)
+    assert "it is not known whether this was done (no answer within 5 s)" in result.stderr
+    assert told in result.stderr

@@ -90,12 +90,12 @@ def test_every_step_may_be_repeated(database_url: str) -> None:
         assert await bench.balance() == Balance(96, 4)
         for _ in range(3):
             assert await bench.ledger.settle("r") == Balance(96, 0)
-        await bench.ledger.release("r")
+        await bench.ledger.release(bench.order("r"))
         await bench.ledger.reserve(bench.order("r"))
         assert await bench.balance() == Balance(96, 0)
         await bench.ledger.reserve(bench.order("s"))
         for _ in range(3):
-            await bench.ledger.release("s")
+            await bench.ledger.release(bench.order("s"))
         assert await bench.balance() == Balance(96, 0)
 
     run(database_url, test)
@@ -166,13 +166,13 @@ def test_settling_what_was_released_charges_it_or_is_refused(database_url: str) 
     async def test(bench: Bench) -> None:
         await bench.ledger.reserve(bench.order("r", 60))
         await bench.ledger.reserve(bench.order("s", 20, idempotency=key("k")))
-        await bench.ledger.release("r")
-        await bench.ledger.release("s")
+        await bench.ledger.release(bench.order("r"))
+        await bench.ledger.release(bench.order("s"))
         assert await bench.ledger.settle("r") == Balance(40, 0)
         with pytest.raises(ReservationLost):  # the key may stand for another request by now
             await bench.ledger.settle("s", b"answer")
         await bench.ledger.reserve(bench.order("t", 40))
-        await bench.ledger.release("t")
+        await bench.ledger.release(bench.order("t"))
         await bench.ledger.reserve(bench.order("u", 30))
         with pytest.raises(ReservationLost):
             await bench.ledger.settle("t")
@@ -191,9 +191,9 @@ def test_withdrawing_gives_back_what_nobody_got(database_url: str) -> None:
         await bench.ledger.settle("kept", b"answer")
         for _ in range(2):
             for name in ("open", "settled", "kept", "unknown"):
-                await bench.ledger.withdraw(name)
+                await bench.ledger.withdraw(bench.order(name))
         states = [await bench.state(name) for name in ("open", "settled", "kept")]
-        assert states == ["released", "refunded", "settled"]
+        assert states == ["refunded", "refunded", "settled"]
         assert await bench.balance() == Balance(90, 0)
         with pytest.raises(ReservationLost):
             await bench.ledger.settle("settled")
@@ -240,7 +240,7 @@ def test_the_same_request_gets_the_first_answer(database_url: str) -> None:
 def test_a_failed_request_frees_its_key(database_url: str) -> None:
     async def test(bench: Bench) -> None:
         await bench.ledger.reserve(bench.order("r", idempotency=key("k")))
-        await bench.ledger.release("r")
+        await bench.ledger.release(bench.order("r"))
         await bench.ledger.reserve(bench.order("s", idempotency=key("k", "other")))
         await bench.ledger.settle("s", b"answer")
         assert await bench.ledger.answer(bench.account_id, key("k", "other")) == b"answer"
@@ -311,6 +311,18 @@ def test_answers_are_kept_within_their_bytes(database_url: str) -> None:
     run(database_url, test, max_answer_bytes=100)
 
 
+def test_the_answer_just_kept_stays_whatever_the_clock_says(database_url: str) -> None:
+    async def test(bench: Bench) -> None:
+        for name in ("a", "b", "c", "d"):
+            bench.clock.forward(-3600)
+            await bench.ledger.reserve(bench.order(name, 1, idempotency=key(name)))
+            await bench.ledger.settle(name, b"x" * 50)
+            assert await bench.ledger.answer(bench.account_id, key(name)) is not None
+        assert await bench.kept() == ["c", "d"]
+
+    run(database_url, test, max_answer_bytes=100)
+
+
 def test_usage_by_day(database_url: str) -> None:
     async def test(bench: Bench) -> None:
         for day, amounts in enumerate(([4], [5, 6], [], [7])):
@@ -320,11 +332,22 @@ def test_usage_by_day(database_url: str) -> None:
                 await bench.ledger.settle(name)
             bench.clock.forward(24 * 3600)
         await bench.ledger.reserve(bench.order("released", 9))
-        await bench.ledger.release("released")
+        await bench.ledger.release(bench.order("released"))
         first = 20254
         days = [DayOfUse(first + 1, 2, 11), DayOfUse(first + 3, 1, 7)]
         assert await bench.ledger.usage(bench.account_id, 4) == days
         assert await bench.ledger.usage(bench.account_id, 5) == [DayOfUse(first, 1, 4), *days]
+
+    run(database_url, test)
+
+
+def test_usage_counts_the_images_that_came(database_url: str) -> None:
+    async def test(bench: Bench) -> None:
+        for name in ("all", "some"):
+            await bench.ledger.reserve(bench.order(name, 16, images=4))
+        await bench.ledger.settle("all")
+        await bench.ledger.settle("some", None, 12, 3)
+        assert await bench.ledger.usage(bench.account_id, 1) == [DayOfUse(20254, 7, 28)]
 
     run(database_url, test)
 

@@ -161,6 +161,10 @@ class LedgerMachine(RuleBasedStateMachine):
             if key is not None:
                 self.model.answers[account, key] = (fingerprint, name, 0, None)
 
+    def order_of(self, name: str) -> Order:
+        found = self.model.reservations[name]
+        return Order(name, self.ids[found.account], found.amount, found.server, LEASE)
+
     def pick(self, data: st.DataObject) -> tuple[str, Reservation]:
         name = data.draw(st.sampled_from(sorted(self.model.reservations)))
         return name, self.model.reservations[name]
@@ -200,19 +204,38 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         name, _ = self.pick(data)
-        self.do(self.ledger.release(name))
+        self.do(self.ledger.release(self.order_of(name)))
         self.model.release(name)
 
     @precondition(lambda self: self.model.reservations)
     @rule(data=st.data())
     def withdraw(self, data: st.DataObject) -> None:
         name, found = self.pick(data)
-        self.do(self.ledger.withdraw(name))
+        self.do(self.ledger.withdraw(self.order_of(name)))
         kept = any(row[1] == name for row in self.model.answers.values())
         if found.state == "settled" and not kept:
-            found.state = "refunded"
             self.model.available[found.account] += found.amount
         self.model.release(name)
+        if found.state != "settled" or not kept:
+            found.state = "refunded"
+
+    @precondition(lambda self: self.model.reservations)
+    @rule(data=st.data())
+    def reserve_late(self, data: st.DataObject) -> None:
+        name, found = self.pick(data)
+        if found.state in ("released", "refunded"):
+            with pytest.raises(ReservationLost):
+                self.do(self.ledger.reserve(self.order_of(name)))
+        else:
+            assert self.do(self.ledger.reserve(self.order_of(name))) is None
+
+    @rule(account=ACCOUNTS, amount=AMOUNTS, final=st.booleans())
+    def release_before_it_comes(self, account: int, amount: int, final: bool) -> None:
+        self.count += 1
+        name = f"{self.ids[0]}-{self.count}"
+        self.model.reservations[name] = Reservation(account, 0, None, 0, "a", "refunded")
+        order = Order(name, self.ids[account], amount, "a", LEASE)
+        self.do(self.ledger.withdraw(order) if final else self.ledger.release(order))
 
     @rule(server=st.none() | st.sampled_from("ab"))
     def release_stale(self, server: str | None) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -54,6 +55,34 @@ def test_a_window() -> None:
         assert all(3590 <= window.reset <= 3600 for window in windows)
         assert not (await rates.look(rate, "a")).allowed
         assert (await rates.hit(rate, "b")).allowed
+
+    asyncio.run(main())
+
+
+def test_a_clock_that_is_set_back_refuses_nobody_for_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wall, steady = time.time, time.monotonic
+    set_back = passed = 0.0
+    monkeypatch.setattr("time.time", lambda: wall() - set_back + passed)
+    monkeypatch.setattr("time.monotonic", lambda: steady() + passed)
+
+    async def main() -> None:
+        nonlocal set_back, passed
+        rates, rate = Rates(), parse_rate("3/minute")
+        for _ in range(2):
+            await rates.hit(rate, "a")
+            await rates.count(rate, "a")
+        set_back = 3600.0
+        hits = [await rates.hit(rate, "a") for _ in range(2)]
+        assert [hit.allowed for hit in hits] == [True, False]
+        assert hits[1].reset in (59, 60)
+        counts = [await rates.count(rate, "a") for _ in range(2)]
+        assert [count.allowed for count in counts] == [True, False]
+        assert await rates.reset(counts[1]) in (59, 60)
+        passed = 61.0
+        assert (await rates.hit(rate, "a")).remaining == 2
+        assert (await rates.count(rate, "a")).allowed
 
     asyncio.run(main())
 
