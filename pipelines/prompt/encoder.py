@@ -175,7 +175,7 @@ class PromptEncoder:
         tokenizer, length = self._bundle.tokenizer, self._bundle.text_length
         ids = [tokenizer.bos_token_id, *chunk.ids, tokenizer.eos_token_id]
         ids += [tokenizer.pad_token_id] * (length - len(ids))
-        (states,) = self._run(upload(np.array([ids], dtype=np.int64), self._bundle.device))
+        states = self._run(upload(np.array([ids], dtype=np.int64), self._bundle.device))[0]
         if all(weight == 1.0 for weight in chunk.weights):
             return states
         return weighted(states, chunk.weights)

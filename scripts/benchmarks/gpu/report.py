@@ -271,8 +271,8 @@ def _request_lines(run: Run) -> list[str]:
         stages = ", ".join(f"{n} {1e3 * s:.0f}" for n, s in engine.get("stages", {}).items())
         words += [f"Alone: p50 {1e3 * engine['latency']:.0f} ms ({stages})."]
     if "text" in engine:
-        figures = ", ".join(f"{ms:.1f} {name}" for name, ms in engine["text"].items())
-        words += [f"Prompt and negative prompt, ms: {figures}."]
+        texts = ", ".join(f"{ms:.1f} {name}" for name, ms in engine["text"].items())
+        words += [f"Prompt and negative prompt, ms: {texts}."]
     if "saturated" in engine:
         one, count = engine["saturated"], get(run, "scale", "outstanding") or 16
         words += [f"With {count} outstanding: {one['rate']:.2f} images/s"]
