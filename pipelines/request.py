@@ -221,4 +221,4 @@ class GenerationResult:
     seed: int
     evaluations: int = 0
     timings: dict[str, float] = field(default_factory=dict)
-    """Seconds by stage: ``queued``, ``prepare`` (the host's), ``encode``, ``denoise``, ``decode``."""
+    """Seconds by stage: ``queued``, ``prepare`` (host), ``encode``, ``denoise``, ``decode``."""
