@@ -181,12 +181,13 @@ class EngineHost:
         self._model: LoadedModel | None = None
         self._lock = threading.Lock()
         self._drain_lock = threading.Lock()
+        self._drained = False  # with its lock
         self._began = time.monotonic()
         self.failure: Exception | None = None
 
     @property
     def model(self) -> LoadedModel | None:
-        """The loaded model, None before that."""
+        """The loaded model, also once it drains; None before that."""
         return self._model
 
     @property
@@ -254,7 +255,7 @@ class EngineHost:
             if not abandoned:
                 self._state = State.SERVING
         if abandoned:
-            model.engine.drain(0.0)
+            self._drain_model(0.0)
             return
         logger.info(
             "ready",
@@ -286,12 +287,16 @@ class EngineHost:
 
     def _drain(self, grace: float, loop: asyncio.AbstractEventLoop, drained: asyncio.Event) -> None:
         try:
-            with self._drain_lock:
-                model, self._model = self._model, None
-                if model is not None:
-                    model.engine.drain(grace)
+            self._drain_model(grace)
         except Exception:
             logger.exception("draining failed")
         finally:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(drained.set)
+
+    def _drain_model(self, grace: float) -> None:
+        with self._drain_lock:
+            # Kept: what it did, and the requests that end after it, are still counted.
+            if self._model is not None and not self._drained:
+                self._drained = True
+                self._model.engine.drain(grace)
