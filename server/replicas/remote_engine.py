@@ -207,9 +207,11 @@ class RemoteEngine:
         while self._handles and time.monotonic() < give_up:
             time.sleep(0.02)
         if not self._ended.is_set():
-            asyncio.run_coroutine_threadsafe(self._end(), self.loop).result(10.0)
-            self._ended.set()
-            self._replicas.close()
+            try:
+                asyncio.run_coroutine_threadsafe(self._end(), self.loop).result(10.0)
+            finally:
+                self._ended.set()
+                self._replicas.close()
 
     # On the loop
 
@@ -286,6 +288,8 @@ class RemoteEngine:
         for _ in range(ATTEMPTS):
             if taken.done():
                 await self._until_usable(handle)
+            if handle.done:  # the drain has answered it: no replica is to begin with it
+                raise EngineDraining("the server is shutting down", retry_after=5.0)
             handle.attempt = uuid.uuid4().hex
             handle.stopping = self.loop.create_future()
             if handle.cancelled:

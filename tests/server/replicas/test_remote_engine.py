@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -215,6 +216,35 @@ def test_draining_fails_what_does_not_finish() -> None:
         engine.drain(0.1)
         with pytest.raises(EngineDraining):
             handle.wait(0)
+
+
+def test_what_a_drain_has_answered_is_given_to_no_replica() -> None:
+    """Its replica is lost, and another one comes just when the drain has told its caller."""
+    first, second = FakeReplica(SLOW), FakeReplica(SLOW)
+    with remote_engine(first) as (engine, replicas):
+        handle = engine.submit(picture(1))
+        engine.loop.call_soon_threadsafe(first.killed.set)
+        until(lambda: not engine.ready)
+        with ThreadPoolExecutor(1) as pool:
+            draining = pool.submit(engine.drain, 0.0)
+            until(lambda: handle.done)
+            replicas.replicas["b"] = second
+            draining.result(5)
+        assert replicas.closed
+        assert second.seeds == []
+
+
+def test_a_drain_that_fails_leaves_the_replicas_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def end(engine: RemoteEngine) -> None:
+        raise TimeoutError
+
+    with remote_engine(FakeReplica()) as (engine, replicas):
+        monkeypatch.setattr(RemoteEngine, "_end", end)
+        with pytest.raises(TimeoutError):
+            engine.drain(0.0)
+        assert replicas.closed
 
 
 def test_a_replica_that_stops_hands_its_requests_on() -> None:
