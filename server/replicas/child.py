@@ -12,6 +12,7 @@ import logging
 import os
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ from server.settings import Settings
 logger = logging.getLogger(__name__)
 
 LOAD_MODEL = "server.engine_service:load_model"
+NOT_FOR_IT = (signal.SIGINT, signal.SIGTERM)
+"""Signals that an engine's process gets where all of its group do, as by a Ctrl-C. It leaves them to
+the server, which lets what runs finish."""
 REPORT_SECONDS = 0.1
 CLOSE_SECONDS = 4.0
 """What an engine gets to stop, before the process ends all the same."""
@@ -114,9 +118,10 @@ def starter_of(name: str) -> ModelStarter:
 def main(pipe: Connection, job: Job) -> None:
     """Run an engine until the pipe closes. The process ends here, and never by its own way out:
     a thread that hangs, in a load that has failed or in the device's library, would keep it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # Whoever tells the group of processes to stop: the server lets what runs finish.
+    for number in NOT_FOR_IT:
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform != "win32":  # it was started with them blocked
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, NOT_FOR_IT)
     try:
         if job.card is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = job.card

@@ -7,14 +7,17 @@ import contextlib
 import logging
 import multiprocessing
 import queue
+import signal
+import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future
+from multiprocessing import resource_tracker
 
 from server.engine_service import StartError
 from server.replicas.balance import Report
-from server.replicas.child import CannotStart, Job, Said, Scored, Stop, Withdraw, main
+from server.replicas.child import NOT_FOR_IT, CannotStart, Job, Said, Scored, Stop, Withdraw, main
 from server.replicas.events import Call, Event, Facts
 from server.replicas.remote_engine import NoReplica, ReplicaLost
 
@@ -42,7 +45,8 @@ class EngineProcess:
         self._pipe, other = context.Pipe()
         self.process = context.Process(target=main, args=(other, job), name=name, daemon=True)
         try:
-            self.process.start()
+            with _signals_blocked():
+                self.process.start()
         except OSError as error:  # no memory, no descriptors
             self._end(f"no process could be started: {error}")
             return
@@ -144,6 +148,21 @@ def _settle(waiting: Future[float], score: float | str) -> None:
         waiting.set_exception(TimeoutError(score))
     else:
         waiting.set_result(score)
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Have what starts meanwhile hear no signal before it ignores them: a Ctrl-C would end it, with
+    a traceback, while it imports."""
+    if sys.platform == "win32":
+        yield
+        return
+    resource_tracker.ensure_running()  # now, as it leaves them unblocked
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, NOT_FOR_IT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class ProcessStream:

@@ -125,6 +125,8 @@ class ProcessReplicas:
         """End the processes at once and start no more: the server ends in another way."""
         with self._lock:
             self._leaving = True
+            for task in self._keeping:  # first, as an end that is wanted is no error
+                self.loop.call_soon_threadsafe(task.cancel)
             for process in self._processes.values():
                 process.kill()
 

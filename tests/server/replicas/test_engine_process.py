@@ -85,6 +85,22 @@ def test_while_it_loads_a_stop_and_a_server_that_is_gone_end_it(tmp_path: Path, 
 
 
 @pytest.mark.process
+def test_signals_of_its_group_are_not_for_it(tmp_path: Path) -> None:
+    """Those that come while it still imports neither."""
+
+    async def tell(process: EngineProcess) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(process.process.pid or 0, number)
+        await asyncio.to_thread(until, lambda: written(tmp_path / "a"))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(process.process.pid or 0, number)
+        await asyncio.sleep(0.5)
+        assert not process.ended.is_set()
+
+    with_process(job(tmp_path / "a", starts.hang), tell)
+
+
+@pytest.mark.process
 def test_a_start_that_hangs_counts_as_failed(tmp_path: Path) -> None:
     replicas = ProcessReplicas([job(tmp_path / "a", starts.hang)], 3.0, start_timeout=5.0)
     with pytest.raises(StartError, match="has not started within 5 s"):
