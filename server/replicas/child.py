@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 LOAD_MODEL = "server.engine_service:load_model"
 NOT_FOR_IT = (signal.SIGINT, signal.SIGTERM)
-"""Signals that an engine's process gets where all of its group do, as by a Ctrl-C. It leaves them to
-the server, which lets what runs finish."""
+"""Signals that an engine's process gets where all of its group do, as by a Ctrl-C. It leaves them
+to the server, which lets what runs finish."""
 REPORT_SECONDS = 0.1
 CLOSE_SECONDS = 4.0
 """What an engine gets to stop, before the process ends all the same."""
