@@ -181,11 +181,13 @@ class EngineHost:
         self._model: LoadedModel | None = None
         self._lock = threading.Lock()
         self._drain_lock = threading.Lock()
+        self._drained = False  # with its lock
+        self._began = time.monotonic()
         self.failure: Exception | None = None
 
     @property
     def model(self) -> LoadedModel | None:
-        """The loaded model, None before that."""
+        """The loaded model, also once it drains; None before that."""
         return self._model
 
     @property
@@ -198,6 +200,8 @@ class EngineHost:
     @property
     def obstacle(self) -> str:
         """The reason why it does not serve, in words for a client."""
+        if self._overdue:
+            return f"the model has not loaded within {self._settings.start_timeout:g} s"
         if self._state is not State.SERVING:
             return str(self._state.value)
         obstacle = None if self._model is None else self._model.obstacle
@@ -205,18 +209,27 @@ class EngineHost:
 
     @property
     def live(self) -> bool:
-        """Return whether waiting may help: false once loading failed, the engine has died, or what
-        hangs has done so for too long to come back."""
-        if self._state is State.FAILED:
+        """Return whether waiting may help: false once loading failed or takes too long, the engine
+        has died, or what hangs has done so for too long to come back."""
+        if self._state is State.FAILED or self._overdue:
             return False
         model = self._model
         return self._state is not State.SERVING or (model is not None and model.alive)
+
+    @property
+    def _overdue(self) -> bool:
+        """Return whether it loads for longer than a start may take. Engines elsewhere are looked
+        after by who starts them: a restart here would not bring them."""
+        if self._state is not State.LOADING or self._settings.has_replicas:
+            return False
+        return time.monotonic() - self._began > self._settings.start_timeout
 
     def start(self, on_failure: Callable[[], None] = lambda: None) -> None:
         """Load and warm up in a thread of its own, and return at once.
 
         `on_failure` is called in that thread if it does not succeed; `failure` then says why.
         """
+        self._began = time.monotonic()
         # A daemon, so that a server that is stopped while it loads does not wait for it.
         thread = threading.Thread(target=self._load, args=(on_failure,), name="load", daemon=True)
         thread.start()
@@ -242,7 +255,7 @@ class EngineHost:
             if not abandoned:
                 self._state = State.SERVING
         if abandoned:
-            model.engine.drain(0.0)
+            self._drain_model(0.0)
             return
         logger.info(
             "ready",
@@ -274,12 +287,16 @@ class EngineHost:
 
     def _drain(self, grace: float, loop: asyncio.AbstractEventLoop, drained: asyncio.Event) -> None:
         try:
-            with self._drain_lock:
-                model, self._model = self._model, None
-                if model is not None:
-                    model.engine.drain(grace)
+            self._drain_model(grace)
         except Exception:
             logger.exception("draining failed")
         finally:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(drained.set)
+
+    def _drain_model(self, grace: float) -> None:
+        with self._drain_lock:
+            # Kept: what it did, and the requests that end after it, are still counted.
+            if self._model is not None and not self._drained:
+                self._drained = True
+                self._model.engine.drain(grace)

@@ -122,6 +122,8 @@ class Engine:
         if self.config.warm_up:
             self._warm_up()
             self.statistics = EngineStatistics()  # of users' requests alone
+            for counts in self._runner.cache_counts.values():
+                counts.hits = counts.misses = 0
         self._ready.set()
 
     @property

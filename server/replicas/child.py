@@ -12,6 +12,7 @@ import logging
 import os
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +32,12 @@ from server.settings import Settings
 logger = logging.getLogger(__name__)
 
 LOAD_MODEL = "server.engine_service:load_model"
+NOT_FOR_IT = (signal.SIGINT, signal.SIGTERM)
+"""Signals that an engine's process gets where all of its group do, as by a Ctrl-C. It leaves them
+to the server, which lets what runs finish."""
 REPORT_SECONDS = 0.1
+CLOSE_SECONDS = 4.0
+"""What an engine gets to stop, before the process ends all the same."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +116,30 @@ def starter_of(name: str) -> ModelStarter:
 
 
 def main(pipe: Connection, job: Job) -> None:
-    """Run an engine until the pipe closes."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # Whoever tells the group of processes to stop: the server lets what runs finish.
+    """Run an engine until the pipe closes. The process ends here, and never by its own way out:
+    a thread that hangs, in a load that has failed or in the device's library, would keep it."""
+    for number in NOT_FOR_IT:
         signal.signal(number, signal.SIG_IGN)
-    if job.card is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = job.card
-    settings = Settings(**job.settings)
-    configure_logging(settings.log_level, settings.log_format)
+    if sys.platform != "win32":  # it was started with them blocked
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, NOT_FOR_IT)
+    try:
+        if job.card is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = job.card
+        settings = Settings(**job.settings)
+        configure_logging(settings.log_level, settings.log_format)
+        child = _Child(pipe)
+        replica = _start(pipe, job, settings)
+        # Not `asyncio.run`, which ends by waiting for threads.
+        asyncio.new_event_loop().run_until_complete(child.run(replica))
+        os._exit(0)
+    except Exception:
+        logger.exception("the engine's process fails")
+    finally:
+        os._exit(1)
+
+
+def _start(pipe: Connection, job: Job, settings: Settings) -> EngineReplica:
+    """Load the engine and warm it up. Where that fails, say why and end the process."""
     try:
         model = starter_of(job.starter)(settings)
         model.engine.start()
@@ -126,49 +148,62 @@ def main(pipe: Connection, job: Job) -> None:
             logger.exception("the engine could not be started")
         with contextlib.suppress(OSError):
             pipe.send(CannotStart(str(error) or repr(error)))
-        return
-    replica = EngineReplica(model, settings.capture_sizes_in_pixels)
-    asyncio.run(_Child(pipe, replica).run())
-    # What hangs in the device's library would keep the process.
-    logging.shutdown()
-    os._exit(0)
+        os._exit(1)
+    return EngineReplica(model, settings.capture_sizes_in_pixels)
 
 
 class _Child:
-    """Carries messages between the pipe and the replica."""
+    """Carries messages between the pipe and the replica.
 
-    def __init__(self, pipe: Connection, replica: EngineReplica) -> None:
+    It listens from before there is a replica: a server that stops, or is gone, while the engine
+    loads ends the process at once, whatever the load is at.
+    """
+
+    def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
-        self._replica = replica
         self._outgoing: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self._calls: dict[str, asyncio.Task[None]] = {}
         self._others: set[asyncio.Task[None]] = set()
+        self._closed = asyncio.Event()
+        self._lock = threading.Lock()  # of the loop
+        self._loop: asyncio.AbstractEventLoop | None = None
+        threading.Thread(target=self._read, daemon=True).start()
 
-    async def run(self) -> None:
-        loop, closed = asyncio.get_running_loop(), asyncio.Event()
-
-        def take(message: object) -> None:
-            if isinstance(message, Stop):
-                end()
-            else:
-                loop.call_soon_threadsafe(self._take, message)
-
-        def end() -> None:
-            loop.call_soon_threadsafe(closed.set)
-
-        threading.Thread(target=_read, args=(self._pipe, take, end), daemon=True).start()
-        threading.Thread(target=self._write, args=(end,), daemon=True).start()
-        self._outgoing.put(self._replica.facts())
-        while not closed.is_set():
-            self._outgoing.put(self._replica.report())
-            self._replica.check()  # ends the process, and another takes its place
+    async def run(self, replica: EngineReplica) -> None:
+        self._replica = replica
+        with self._lock:
+            self._loop = asyncio.get_running_loop()
+        threading.Thread(target=self._write, daemon=True).start()
+        self._outgoing.put(replica.facts())
+        while not self._closed.is_set():
+            self._outgoing.put(replica.report())
+            replica.check()  # ends the process, and another takes its place
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(closed.wait(), REPORT_SECONDS)
+                await asyncio.wait_for(self._closed.wait(), REPORT_SECONDS)
         for task in self._calls.values():
             task.cancel()
-        await asyncio.to_thread(self._replica.close)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.to_thread(replica.close), CLOSE_SECONDS)
 
-    def _write(self, end: Callable[[], None]) -> None:
+    def _read(self) -> None:
+        try:
+            while not isinstance(message := self._pipe.recv(), Stop):
+                self._call_soon(self._take, message)
+        except (EOFError, OSError):
+            pass
+        except Exception:
+            logger.exception("what the server says cannot be read")
+        self._call_soon(self._closed.set)
+
+    def _call_soon(self, what: Callable[..., None], *args: object) -> None:
+        """Have the loop call something. Before there is one, only the end can have come: the server
+        sends nothing else to an engine that has not reported yet."""
+        with self._lock:
+            if self._loop is None:
+                os._exit(0)
+            self._loop.call_soon_threadsafe(what, *args)
+
+    def _write(self) -> None:
         try:
             while True:
                 self._pipe.send(self._outgoing.get())
@@ -176,7 +211,7 @@ class _Child:
             pass
         except Exception:
             logger.exception("what was to be said cannot be sent")
-        end()
+        self._call_soon(self._closed.set)
 
     def _take(self, message: object) -> None:
         if isinstance(message, Call):
@@ -214,10 +249,3 @@ class _Child:
             logger.exception("the safety check failed")
             score = f"{type(error).__name__}: {error}"
         self._outgoing.put(Scored(asked.ident, score))
-
-
-def _read(pipe: Connection, take: Callable[[object], None], end: Callable[[], None]) -> None:
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            take(pipe.recv())
-    end()

@@ -97,3 +97,4 @@ class Finished:
 
 
 Event = Accepted | Progress | Lost | Failed | Finished
+"""Progress has its preview only where that is a new one."""

@@ -7,36 +7,26 @@ no port is opened. One that ends, or says nothing for long, is started anew.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
+import itertools
 import logging
-import multiprocessing
 import os
-import queue
 import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 
 from pipelines.request import Pixels
 from server.engine_service import LoadedModel, StartError
 from server.img2img.moderation import SafetyPolicy
-from server.replicas.balance import Balance, Report
-from server.replicas.child import (
-    LOAD_MODEL,
-    CannotStart,
-    Job,
-    Said,
-    Score,
-    Scored,
-    Stop,
-    Watch,
-    Withdraw,
-    main,
-)
+from server.replicas.balance import Balance
+from server.replicas.child import LOAD_MODEL, Job, Score, Watch
 from server.replicas.devices import Devices, devices_of, replica_settings
-from server.replicas.events import Call, Event, Facts
-from server.replicas.remote_engine import NoReplica, RemoteEngine, ReplicaLost, work_of
+from server.replicas.engine_process import END_SECONDS, EngineProcess, ProcessStream
+from server.replicas.events import Call, Facts
+from server.replicas.remote_engine import RemoteEngine, work_of
 from server.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -46,112 +36,31 @@ SILENT_SECONDS = 30.0
 _RESTART_SECONDS = (0.0, 1.0, 5.0, 30.0)
 """Before each new start of a process that has ended; after one of `_LASTING_SECONDS` anew."""
 _LASTING_SECONDS = 60.0
+_LEAST_START_SECONDS = 60.0
+_SLOW_STARTS = 5.0
+"""A new start gets so many times what the slowest took that has gone well here, and no less than
+`_LEAST_START_SECONDS`."""
 SCORE_SECONDS = 125.0
-_END_SECONDS = 5.0
-
-
-class EngineProcess:
-    """One process, as long as it lasts. Made on the loop that its messages are handled on."""
-
-    def __init__(self, name: str, job: Job, loop: asyncio.AbstractEventLoop) -> None:
-        self.name = name
-        self.report: Report | None = None
-        self.heard = time.monotonic()
-        self.facts: asyncio.Future[Facts] = loop.create_future()
-        self.ended = asyncio.Event()
-        self.calls: dict[str, asyncio.Queue[Event | None]] = {}
-        self.scores: dict[str, Future[float]] = {}
-        self.on_report: Callable[[], None] = lambda: None
-        self._outgoing: queue.SimpleQueue[object] = queue.SimpleQueue()
-        self._loop = loop
-        context = multiprocessing.get_context("spawn")  # a fork would inherit locks and CUDA
-        self._pipe, other = context.Pipe()
-        self.process = context.Process(target=main, args=(other, job), name=name, daemon=True)
-        self.process.start()
-        other.close()  # so that its end is seen here
-        for run in (self._read, self._write):
-            threading.Thread(target=run, name=f"{name}-pipe", daemon=True).start()
-
-    def send(self, message: object) -> None:
-        """Have a message written; a process that is gone gets none."""
-        self._outgoing.put(message)
-
-    def kill(self) -> None:
-        """End it at once."""
-        self.process.kill()
-
-    def close(self) -> None:
-        """Let it end by itself."""
-        self._outgoing.put(Stop())
-
-    def _read(self) -> None:
-        try:
-            while True:
-                message = self._pipe.recv()
-                self._loop.call_soon_threadsafe(self._take, message)
-        except (EOFError, OSError):
-            pass
-        except Exception:
-            # A message that cannot be read: what the process does is not known any more.
-            logger.exception("%s says what cannot be read", self.name)
-            self.process.kill()
-        self.process.join(_END_SECONDS)
-        self._pipe.close()
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._end)
-
-    def _write(self) -> None:
-        with contextlib.suppress(OSError):
-            while not self.ended.is_set():
-                self._pipe.send(self._outgoing.get())
-
-    def _take(self, message: object) -> None:
-        self.heard = time.monotonic()
-        if isinstance(message, Report):
-            self.report = message
-            self.on_report()
-        elif isinstance(message, Said):
-            if (events := self.calls.get(message.ident)) is not None:
-                events.put_nowait(message.event)
-        elif isinstance(message, Scored):
-            if (waiting := self.scores.pop(message.ident, None)) is not None:
-                _settle(waiting, message.score)
-        elif isinstance(message, Facts):
-            self.facts.set_result(message)
-        elif isinstance(message, CannotStart):
-            self.facts.set_exception(StartError(message.reason))
-
-    def _end(self) -> None:
-        self.ended.set()
-        self.report = None
-        if not self.facts.done():
-            status = self.process.exitcode
-            self.facts.set_exception(StartError(f"{self.name} ended with status {status}"))
-        for events in self.calls.values():
-            events.put_nowait(None)
-        for waiting in self.scores.values():
-            _settle(waiting, f"{self.name} has ended")
-        self._outgoing.put(Stop())  # so that its writer ends too
-
-
-def _settle(waiting: Future[float], score: float | str) -> None:
-    if isinstance(score, str):
-        waiting.set_exception(TimeoutError(score))
-    else:
-        waiting.set_result(score)
 
 
 class ProcessReplicas:
-    """The processes of `jobs`, kept running. Its own thread runs the loop that talks to them."""
+    """The processes of `jobs`, kept running. Its own thread runs the loop that talks to them.
 
-    def __init__(self, jobs: list[Job], patience: float) -> None:
+    A start gets ``start_timeout`` seconds.
+    """
+
+    def __init__(self, jobs: list[Job], patience: float, start_timeout: float) -> None:
         self.loop = asyncio.new_event_loop()
         self._jobs = jobs
+        self._start_timeout = start_timeout
+        self._slowest: float | None = None  # of the starts that have gone well
         self._balance = Balance(patience=patience)
         self._processes: dict[str, EngineProcess] = {}
         self._first: Future[Facts] = Future()
         self._failed: set[str] = set()  # those whose start has failed at least once
         self._keeping: list[asyncio.Task[None]] = []
+        self._lock = threading.Lock()  # of the next
+        self._leaving = False
         self._thread = threading.Thread(target=self._run, name="img2img-replicas", daemon=True)
 
     def open(self) -> Facts:
@@ -159,6 +68,8 @@ class ProcessReplicas:
 
         Raises StartError once the start of each has failed.
         """
+        # Before multiprocessing's own, which waits for the processes without a limit.
+        atexit.register(self._kill)
         self._thread.start()
         return self._first.result()
 
@@ -205,9 +116,19 @@ class ProcessReplicas:
 
     def close(self) -> None:
         """End the processes, then the loop."""
-        asyncio.run_coroutine_threadsafe(self._end(), self.loop).result(2 * _END_SECONDS)
+        asyncio.run_coroutine_threadsafe(self._end(), self.loop).result(3 * END_SECONDS)
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(_END_SECONDS)
+        self._thread.join(END_SECONDS)
+        atexit.unregister(self._kill)
+
+    def _kill(self) -> None:
+        """End the processes at once and start no more: the server ends in another way."""
+        with self._lock:
+            self._leaving = True
+            for task in self._keeping:  # first, as an end that is wanted is no error
+                self.loop.call_soon_threadsafe(task.cancel)
+            for process in self._processes.values():
+                process.kill()
 
     # On the loop
 
@@ -225,34 +146,54 @@ class ProcessReplicas:
     async def _keep(self, name: str, job: Job) -> None:
         """Start a process, and a new one whenever it has ended."""
         failures = 0
-        while True:
-            ready_at: float | None = None
-            process = EngineProcess(name, job, self.loop)
-            process.on_report = self._hear
-            self._processes[name] = process
-            try:
-                facts = await process.facts
-            except StartError as error:
-                self._failed.add(name)
-                if not self._first.done() and len(self._failed) == len(self._jobs):
-                    self._first.set_exception(error)
-                logger.error(
-                    "engine not started", extra={"fields": {"engine": name, "reason": error}}
-                )
-            else:
-                ready_at = time.monotonic()
-                fields = {"engine": name, "pid": process.process.pid}
-                logger.info("engine ready", extra={"fields": fields})
-                if not self._first.done():
-                    self._first.set_result(facts)
-                await self._until_silent(process)
+        for count in itertools.count():
+            served = await self._run_one(name, job, again=count > 0)
             self._hear()
-            lasted = ready_at is not None and time.monotonic() - ready_at > _LASTING_SECONDS
-            failures = 0 if lasted else failures + 1
+            failures = 0 if served > _LASTING_SECONDS else failures + 1
             wait = _RESTART_SECONDS[min(failures, len(_RESTART_SECONDS) - 1)]
-            ended = {"engine": name, "status": process.process.exitcode, "again_in": wait}
+            status = self._processes[name].process.exitcode
+            ended = {"engine": name, "status": status, "again_in": wait}
             logger.error("engine ended", extra={"fields": ended})
             await asyncio.sleep(wait)
+
+    async def _run_one(self, name: str, job: Job, *, again: bool) -> float:
+        """Run a process until it is gone. Returns for how many seconds it could serve."""
+        began = time.monotonic()
+        process = self._begin(name, job)
+        try:
+            facts = await process.started(self._patience_with_start(again=again))
+            ready_at = time.monotonic()
+            self._slowest = max(ready_at - began, self._slowest or 0.0)
+            fields = {"engine": name, "pid": process.process.pid}
+            logger.info("engine ready", extra={"fields": fields})
+            if not self._first.done():
+                self._first.set_result(facts)
+            await self._until_silent(process)
+            return time.monotonic() - ready_at
+        except StartError as error:
+            fields = {"engine": name, "reason": str(error)}
+            logger.error("engine not started", extra={"fields": fields})
+            self._failed.add(name)
+            if not self._first.done() and len(self._failed) == len(self._jobs):
+                self._first.set_exception(error)
+            return 0.0
+        finally:
+            await process.end()  # the next one needs its card
+
+    def _begin(self, name: str, job: Job) -> EngineProcess:
+        with self._lock:
+            if self._leaving:
+                raise asyncio.CancelledError
+            process = self._processes[name] = EngineProcess(name, job, self.loop)
+        process.on_report = self._hear
+        return process
+
+    def _patience_with_start(self, *, again: bool) -> float:
+        """Return the seconds that a start gets."""
+        if not again or self._slowest is None:
+            return self._start_timeout
+        usual = max(_LEAST_START_SECONDS, _SLOW_STARTS * self._slowest)
+        return min(self._start_timeout, usual)
 
     async def _until_silent(self, process: EngineProcess) -> None:
         """Return when it has ended; end it when it has said nothing for long."""
@@ -267,41 +208,10 @@ class ProcessReplicas:
     async def _end(self) -> None:
         for task in self._keeping:
             task.cancel()
-        for process in self._processes.values():
-            process.close()
-        ended = (process.ended.wait() for process in self._processes.values())
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*ended), _END_SECONDS)
-        for process in self._processes.values():
-            process.kill()
-
-
-class ProcessStream:
-    """The events of one call on one process."""
-
-    def __init__(self, process: EngineProcess | None, call: Call) -> None:
-        self._process = process
-        self._call = call
-        self._ended = False
-
-    async def __aiter__(self) -> AsyncGenerator[Event]:
-        process, call = self._process, self._call
-        if process is None:
-            raise NoReplica("no engine is running")
-        events: asyncio.Queue[Event | None] = asyncio.Queue()
-        process.calls[call.ident] = events
-        process.send(call)
-        while (event := await events.get()) is not None:
-            yield event
-        self._ended = True
-        if process.ended.is_set():
-            raise ReplicaLost(f"{process.name} ended with status {process.process.exitcode}")
-
-    def cancel(self) -> None:
-        if self._process is not None:
-            self._process.calls.pop(self._call.ident, None)
-            if not self._ended:
-                self._process.send(Withdraw(self._call.ident))
+        # Until they are all gone; one that the system itself cannot end is left behind.
+        ending = [self.loop.create_task(one.end()) for one in self._processes.values()]
+        if ending:
+            await asyncio.wait([*ending, *self._keeping], timeout=2 * END_SECONDS)
 
 
 class RemoteScorer:
@@ -322,7 +232,7 @@ def start_on_devices(settings: Settings, starter: str = LOAD_MODEL) -> LoadedMod
     devices = devices_of(settings, card_count())
     jobs = [Job(replica_settings(settings, devices), starter, card) for card in _cards(devices)]
     logger.info("devices", extra={"fields": {"engines": devices.count, "gpus": devices.gpus}})
-    replicas = ProcessReplicas(jobs, settings.replica_patience)
+    replicas = ProcessReplicas(jobs, settings.replica_patience, settings.start_timeout)
     try:
         facts = replicas.open()
     except StartError:

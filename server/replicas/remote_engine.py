@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Protocol
 
 from pipelines.engine.statistics import EngineSnapshot, EngineStatistics
@@ -33,7 +34,7 @@ from pipelines.errors import (
     as_failure,
 )
 from pipelines.handle import GenerationHandle
-from pipelines.request import GenerationRequest, GenerationResult, Progress
+from pipelines.request import GenerationRequest, GenerationResult, Pixels, Progress
 from pipelines.samplers.programs import evaluation_count
 from pipelines.scheduler.batching import guidance_rows
 from pipelines.scheduler.cost_model import SizeCost
@@ -207,9 +208,11 @@ class RemoteEngine:
         while self._handles and time.monotonic() < give_up:
             time.sleep(0.02)
         if not self._ended.is_set():
-            asyncio.run_coroutine_threadsafe(self._end(), self.loop).result(10.0)
-            self._ended.set()
-            self._replicas.close()
+            try:
+                asyncio.run_coroutine_threadsafe(self._end(), self.loop).result(10.0)
+            finally:
+                self._ended.set()
+                self._replicas.close()
 
     # On the loop
 
@@ -286,6 +289,8 @@ class RemoteEngine:
         for _ in range(ATTEMPTS):
             if taken.done():
                 await self._until_usable(handle)
+            if handle.done:  # the drain has answered it: no replica is to begin with it
+                raise EngineDraining("the server is shutting down", retry_after=5.0)
             handle.attempt = uuid.uuid4().hex
             handle.stopping = self.loop.create_future()
             if handle.cancelled:
@@ -337,6 +342,7 @@ class RemoteEngine:
         stream = self._replicas.call(call, self._prices.guess(*work), avoid)
         events = stream.__aiter__()
         coming: asyncio.Task[Event] | None = None
+        preview: Pixels | None = None  # the last that has come: it does not come again
         try:
             while True:
                 coming = asyncio.ensure_future(_next(events))
@@ -353,7 +359,8 @@ class RemoteEngine:
                     if not taken.done():
                         taken.set_result(handle)
                 elif isinstance(event, Progress):
-                    handle.publish(event)
+                    preview = preview if event.preview is None else event.preview
+                    handle.publish(replace(event, preview=preview))
                 elif isinstance(event, Lost):
                     raise ReplicaLost(event.reason)
                 elif isinstance(event, Failed):

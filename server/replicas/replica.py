@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from functools import partial
 
@@ -165,21 +165,27 @@ def writable(request: GenerationRequest) -> GenerationRequest:
     return replace(request, **copies) if copies else request
 
 
-async def _paced(handle: Handle, watched: asyncio.Event) -> AsyncIterator[Progress]:
-    """Yield progress while somebody watches, at a bounded rate, until the request has ended."""
+async def _paced(handle: Handle, watched: asyncio.Event) -> AsyncGenerator[Progress]:
+    """Yield progress while somebody watches, at a bounded rate, until the request has ended.
+
+    A preview goes with the first of it alone: it would travel with every step.
+    """
     ended = asyncio.ensure_future(_ended(handle))
     watching = asyncio.ensure_future(watched.wait())
     try:
         await asyncio.wait((ended, watching), return_when=asyncio.FIRST_COMPLETED)
         if ended.done():
             return
-        last = 0.0
+        last, sent = 0.0, None
         updates = handle.progress()
         async for progress in updates:
-            now = time.monotonic()
-            if now - last >= PROGRESS_SECONDS or progress.preview is not None:
-                last = now
+            now, preview = time.monotonic(), progress.preview
+            if preview is not sent:
+                last, sent = now, preview
                 yield progress
+            elif now - last >= PROGRESS_SECONDS:
+                last = now
+                yield replace(progress, preview=None)
     finally:
         for task in (ended, watching):
             task.cancel()

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from models.spec import AccelerationMode
-from server.settings.base import MOST_MIB, MOST_REQUESTS, Choice, StringList, Subject
+from server.settings.base import MOST_MIB, MOST_REQUESTS, MOST_SECONDS, Choice, StringList, Subject
 from server.settings.values import split_size
 
 
@@ -42,6 +42,15 @@ class EngineSettings(Subject):
         le=4096,
         description="CPU threads a tensor operation uses; 0: torch's number, but no more than the "
         "process's affinity and its container's quota allow.",
+    )
+
+    start_timeout: float = Field(
+        900.0,
+        ge=1,
+        le=MOST_SECONDS,
+        description="Seconds that a start may take, kernels and warm-up included. An engine of "
+        "`devices` that takes longer is started anew; a server with the engine in its own process "
+        "is not live any more (`/health/live`).",
     )
 
     memory_limit_mib: int = Field(

@@ -133,6 +133,7 @@ def test_probes_ask_what_the_server_answers() -> None:
     assert start["failureThreshold"] * start["periodSeconds"] == 605
     (port,) = (p for p in container["ports"] if p["name"] == "http")
     assert str(port["containerPort"]) == variables()["IMG2IMG_PORT"]
+    assert environment(container)["IMG2IMG_START_TIMEOUT"] == "601"
 
 
 def test_no_rights() -> None:

@@ -14,7 +14,9 @@ from models.acceleration.modes import Acceleration
 from models.bundle import CompiledParts, ModelBundle
 from models.spec import AccelerationMode
 from pipelines.engine import warmup as fast_path
+from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.config import EngineConfig
+from pipelines.engine.engine import Engine
 from pipelines.engine.policy import make_policy
 
 
@@ -60,3 +62,17 @@ def test_steps_are_captured_without_the_compiled_parts_where_one_fails(
     for rows in buckets:
         runner.denoiser.step(pool, fast_path.dummy_evaluations(rows, pool.scratch), rows)
     assert counts.fallbacks == fallbacks
+
+
+def test_the_warm_up_is_counted_nowhere(tiny: ModelBundle) -> None:
+    engine = Engine(tiny, EngineConfig(), costs=guessed_costs())
+    engine.start()
+    try:
+        now = engine.snapshot()
+        assert now.statistics.images == 0
+        assert {name: (c.hits, c.misses) for name, c in now.caches.items()} == {
+            "prompts": (0, 0),
+            "pictures": (0, 0),
+        }
+    finally:
+        engine.drain(grace=0)

@@ -51,12 +51,16 @@ class ServerProcess:
 
     def log_line(self, part: str, seconds: float = 30) -> str:
         """The one line that holds `part`; an answer may arrive before its line is written."""
+        (line,) = self.lines(part, 1, seconds)
+        return line
+
+    def lines(self, part: str, count: int, seconds: float = 30) -> list[str]:
+        """The lines that hold `part`, once there are so many."""
         give_up = time.monotonic() + seconds
-        while not (lines := [line for line in self.log.splitlines() if part in line]):
+        while len(lines := [line for line in self.log.splitlines() if part in line]) < count:
             assert time.monotonic() < give_up, self.log
             time.sleep(0.05)
-        (line,) = lines
-        return line
+        return lines
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)

@@ -2,13 +2,14 @@
 until the file that it names is there.
 
 Run as `python -m tests.server.stub_server`, with the settings in the environment. With a model
-named `slow` loading takes a second, with one named `broken` it fails. With `devices` its engines
-are in processes of their own.
+named `slow` loading takes a second, with one named `broken` it fails, with one named `hanging` it
+never ends. With `devices` its engines are in processes of their own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from functools import partial
@@ -69,6 +70,10 @@ def start(settings: Settings) -> LoadedModel:
         raise StartError("no such weights")
     if settings.model == "slow":
         time.sleep(1.0)
+    if settings.model == "hanging":
+        # One write, which nothing else that is written can come between.
+        print(f"loading in process {os.getpid()}\n", end="", flush=True)
+        time.sleep(3600)
     return LoadedModel(engine=WaitingEngine(), name="stub", device="cpu", dtype="float32")
 
 

@@ -351,6 +351,7 @@ def test_the_end_of_the_lifespan_drains(engine: StubEngine, make_client: MakeCli
     asyncio.run(application.state.engine_host.drain(3.0))
     asyncio.run(application.state.engine_host.drain(3.0))
     assert engine.drained_with == [3.0]
+    assert application.state.engine_host.model is not None, "what it did is still counted"
     assert_failure(client.get("/health/ready"), 503, "shutting down")
     assert_failure(client.post(PATH), 503, "shutting down")
     assert client.get("/health/live").status_code == 200

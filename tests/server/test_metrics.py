@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import string
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import requests
@@ -207,6 +209,20 @@ def test_the_engine_is_counted(
         "graph_fallbacks_total[('graph', 'step')]": 4,
     }
     assert {name: found[f"img2img:{name}"] for name in expected} == pytest.approx(expected)
+
+
+def test_while_it_drains_the_engine_is_still_counted(
+    engine: StubEngine, make_client: MakeClient, picture_file: bytes
+) -> None:
+    client = make_client(metrics="on")
+    application: Any = client.app
+    asyncio.run(application.state.engine_host.drain(0.0))
+    assert ask(client, picture_file) == 503
+    counted = scrape(client)
+    assert counted["img2img:ready"] == 0
+    assert counted["img2img:num_requests_running"] == 0
+    name = "img2img:requests_total[('api', 'basic'), ('model', 'stub'), ('outcome', 'unavailable')]"
+    assert counted[name] == 1
 
 
 def test_before_the_model_is_there_it_says_so() -> None:

@@ -110,6 +110,29 @@ def test_a_stop_while_loading(tmp_path: Path) -> None:
         assert server.exit_status() == 0, server.log
 
 
+@pytest.mark.parametrize("devices", ["", "2"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_load_that_hangs_keeps_neither_the_server_nor_its_engines(
+    tmp_path: Path, devices: str, number: signal.Signals
+) -> None:
+    with stub_server(tmp_path, model="hanging", devices=devices) as server:
+        loading = int(devices or 1)
+        engines = [int(line.split()[-1]) for line in server.lines("loading in process", loading)]
+        server.wait_for("/health/live")
+        server.process.send_signal(number)
+        assert server.exit_status(20) == (-number if number == signal.SIGKILL else 0), server.log
+        give_up = time.monotonic() + 20
+        while any(Path(f"/proc/{pid}").exists() for pid in engines):
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+
+
+def test_a_load_that_takes_too_long_is_not_live(tmp_path: Path) -> None:
+    with stub_server(tmp_path, model="hanging", start_timeout="1") as server:
+        refused = server.wait_for("/health/live", 503)
+        assert_failure(refused, 503, "the model has not loaded within 1 s")
+
+
 HUNG_THREAD = """
 import threading
 from server.serve import leave_hung_threads

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,10 +18,13 @@ from pipelines.errors import (
     GenerationCancelled,
     RequestTooLong,
 )
-from pipelines.request import Progress
+from pipelines.handle import GenerationHandle
+from pipelines.request import GenerationResult, Progress
 from scripts.benchmarks.replicas.sleeping import drawn
 from server.replicas import remote_engine as remote_engine_module
-from server.replicas.remote_engine import RemoteEngine
+from server.replicas import replica as replica_module
+from server.replicas.events import Accepted, Event, Finished, Stages
+from server.replicas.remote_engine import RemoteEngine, RemoteHandle
 from tests.server.replicas.fakes import FakeReplica, picture, remote_engine
 
 SLOW = 200.0
@@ -215,6 +219,76 @@ def test_draining_fails_what_does_not_finish() -> None:
         engine.drain(0.1)
         with pytest.raises(EngineDraining):
             handle.wait(0)
+
+
+def test_what_a_drain_has_answered_is_given_to_no_replica() -> None:
+    """Its replica is lost, and another one comes just when the drain has told its caller."""
+    first, second = FakeReplica(SLOW), FakeReplica(SLOW)
+    with remote_engine(first) as (engine, replicas):
+        handle = engine.submit(picture(1))
+        engine.loop.call_soon_threadsafe(first.killed.set)
+        until(lambda: not engine.ready)
+        with ThreadPoolExecutor(1) as pool:
+            draining = pool.submit(engine.drain, 0.0)
+            until(lambda: handle.done)
+            replicas.replicas["b"] = second
+            draining.result(5)
+        assert replicas.closed
+        assert second.seeds == []
+
+
+def test_a_drain_that_fails_leaves_the_replicas_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def end(engine: RemoteEngine) -> None:
+        raise TimeoutError
+
+    with remote_engine(FakeReplica()) as (engine, replicas):
+        monkeypatch.setattr(RemoteEngine, "_end", end)
+        with pytest.raises(TimeoutError):
+            engine.drain(0.0)
+        assert replicas.closed
+
+
+def test_a_preview_travels_once_and_is_the_same_object_until_there_is_a_new_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replica_module, "PROGRESS_SECONDS", 0.0)
+    one, other = (np.full((4, 4, 3), shade, np.uint8) for shade in (1, 2))
+    drawn_in_turn = [None, one, one, other, other]
+
+    async def carried() -> list[Progress]:
+        handle, watched, told = GenerationHandle(picture()), asyncio.Event(), []
+        watched.set()
+        events = replica_module._paced(handle, watched)
+        for step, preview in enumerate(drawn_in_turn):
+            handle.publish(Progress(step, 5, step, 5, preview=preview))
+            told.append(await anext(events))
+        handle.cancel()
+        await events.aclose()
+        return told
+
+    told = asyncio.run(carried())
+    assert [at.preview for at in told] == [None, one, None, other, None]
+
+    class Told:
+        async def __aiter__(self) -> AsyncGenerator[Event]:
+            yield Accepted(1.0)
+            for progress in told:
+                yield progress
+            yield Finished(GenerationResult(one, 1), Stages())
+
+        def cancel(self) -> None:
+            pass
+
+    published: list[Progress] = []
+    with remote_engine(FakeReplica()) as (engine, replicas):
+        monkeypatch.setattr(replicas, "call", lambda *_: Told())
+        monkeypatch.setattr(RemoteHandle, "publish", lambda _, told: published.append(told))
+        engine.submit(picture()).wait(10)
+    assert [at.step for at in published] == [0, 1, 2, 3, 4]
+    for at, preview in zip(published, drawn_in_turn, strict=True):
+        assert at.preview is preview
 
 
 def test_a_replica_that_stops_hands_its_requests_on() -> None:

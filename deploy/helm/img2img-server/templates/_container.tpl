@@ -44,6 +44,7 @@ capabilities: {drop: [ALL]}
 {{- end }}
 - {name: IMG2IMG_REQUEST_TIMEOUT, value: {{ include "img2img.settingValue" .Values.requestTimeout | quote }}}
 - {name: IMG2IMG_GRACE_PERIOD, value: {{ ceil .Values.requestTimeout | int64 | quote }}}
+- {name: IMG2IMG_START_TIMEOUT, value: {{ .Values.probes.startupSeconds | int64 | quote }}}
 {{- if .Values.auth.disabled }}
 - {name: IMG2IMG_NO_AUTH, value: "true"}
 {{- end }}

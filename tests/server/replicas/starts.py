@@ -1,0 +1,63 @@
+"""Starters whose engines do not start, or do not end, as they should. Each writes the id of its
+process into the file that the model's name is."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+from pipelines.handle import GenerationHandle
+from pipelines.request import GenerationRequest
+from scripts.benchmarks.replicas.sleeping import SleepingEngine
+from scripts.benchmarks.simulation.tables import load_table
+from server.engine_service import LoadedModel, StartError
+from server.settings import Settings
+
+LONG = 3600.0
+
+
+def _write_who(settings: Settings) -> None:
+    with Path(settings.model).open("a") as file:
+        file.write(f"{os.getpid()}\n")
+
+
+def hang(settings: Settings) -> LoadedModel:
+    """Load for ever."""
+    _write_who(settings)
+    time.sleep(LONG)
+    raise AssertionError
+
+
+def fail_and_stay(settings: Settings) -> LoadedModel:
+    """Fail beside a thread that would keep the process."""
+    _write_who(settings)
+    threading.Thread(target=time.sleep, args=(LONG,)).start()
+    raise StartError("no such weights")
+
+
+class _Breaking(SleepingEngine):
+    """Hangs in the first request, and is broken then."""
+
+    broken = False
+
+    @property
+    def alive(self) -> bool:
+        return not self.broken
+
+    def submit(
+        self,
+        request: GenerationRequest,
+        timeout: float | None = None,
+        arrived: float | None = None,
+    ) -> GenerationHandle:
+        self.broken = True
+        time.sleep(LONG)
+        raise AssertionError
+
+
+def breaking(settings: Settings) -> LoadedModel:
+    """Start well, and break."""
+    _write_who(settings)
+    return LoadedModel(_Breaking(load_table("h200")), "breaking", "sleeping", "none")

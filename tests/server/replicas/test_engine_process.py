@@ -1,0 +1,187 @@
+"""The beginning and the end of an engine's process: none hangs, stays, or is forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+
+import pytest
+
+from server.engine_service import StartError
+from server.replicas import processes
+from server.replicas.child import Job, Stop, main
+from server.replicas.engine_process import EngineProcess, ProcessStream
+from server.replicas.events import Call, Waited
+from server.replicas.processes import ProcessReplicas
+from server.replicas.remote_engine import ReplicaLost
+from tests.server.replicas import starts
+from tests.server.replicas.fakes import picture
+
+CALL = Call("a", picture(), Waited(), eager=False)
+
+
+def job(file: Path, starter: Callable[..., object] = starts.breaking) -> Job:
+    settings = {"model": str(file), "device": "cpu"}
+    return Job(settings, f"{starts.__name__}:{starter.__name__}")
+
+
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+
+
+def written(file: Path) -> list[int]:
+    return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def with_process(
+    job: Job, what: Callable[[EngineProcess], Coroutine[object, object, None]]
+) -> None:
+    async def run() -> None:
+        process = EngineProcess("engine", job, asyncio.get_running_loop())
+        try:
+            async with asyncio.timeout(60):
+                await what(process)
+        finally:
+            process.kill()
+
+    asyncio.run(run())
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("tell", [True, False])
+def test_while_it_loads_a_stop_and_a_server_that_is_gone_end_it(tmp_path: Path, tell: bool) -> None:
+    context = multiprocessing.get_context("spawn")
+    pipe, other = context.Pipe()
+    process = context.Process(target=main, args=(other, job(tmp_path / "a", starts.hang)))
+    process.start()
+    other.close()
+    try:
+        until(lambda: written(tmp_path / "a"))
+        if tell:
+            pipe.send(Stop())
+        else:
+            pipe.close()
+        process.join(10)
+        assert process.exitcode == 0
+    finally:
+        process.kill()
+
+
+@pytest.mark.process
+def test_signals_of_its_group_are_not_for_it(tmp_path: Path) -> None:
+    """Those that come while it still imports neither."""
+
+    async def tell(process: EngineProcess) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(process.process.pid or 0, number)
+        await asyncio.to_thread(until, lambda: written(tmp_path / "a"))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(process.process.pid or 0, number)
+        await asyncio.sleep(0.5)
+        assert not process.ended.is_set()
+
+    with_process(job(tmp_path / "a", starts.hang), tell)
+
+
+@pytest.mark.process
+def test_a_start_that_hangs_counts_as_failed(tmp_path: Path) -> None:
+    replicas = ProcessReplicas([job(tmp_path / "a", starts.hang)], 3.0, start_timeout=5.0)
+    with pytest.raises(StartError, match="has not started within 5 s"):
+        replicas.open()
+    replicas.close()
+    assert not [pid for pid in written(tmp_path / "a") if is_alive(pid)]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("starter", [starts.fail_and_stay, starts.hang])
+def test_the_next_one_starts_when_the_last_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starter: Callable[..., object]
+) -> None:
+    monkeypatch.setattr(processes, "_RESTART_SECONDS", (0.0,))
+    file = tmp_path / "a"
+    replicas = ProcessReplicas([job(file, starter)], 3.0, start_timeout=5.0)
+    with pytest.raises(StartError):
+        replicas.open()
+    try:
+        until(lambda: len(written(file)) > 1)
+        assert sum(map(is_alive, written(file))) <= 1
+    finally:
+        replicas.close()
+
+
+@pytest.mark.process
+def test_one_that_breaks_with_a_request_in_it_ends_at_once(tmp_path: Path) -> None:
+    async def ask(process: EngineProcess) -> None:
+        await process.started(60)
+        with pytest.raises(ReplicaLost, match="ended with status 1"):
+            async for _ in ProcessStream(process, CALL):
+                pass
+
+    with_process(job(tmp_path / "a"), ask)
+
+
+@pytest.mark.process
+def test_one_that_cannot_be_told_is_killed(tmp_path: Path) -> None:
+    async def tell(process: EngineProcess) -> None:
+        await process.started(60)
+        process.send(threading.Lock())  # as a call that there is no memory to write
+        await process.ended.wait()
+        assert process.process.exitcode == -signal.SIGKILL
+
+    with_process(job(tmp_path / "a"), tell)
+
+
+@pytest.mark.process
+def test_a_call_of_one_that_has_just_ended_is_told(tmp_path: Path) -> None:
+    async def ask(process: EngineProcess) -> None:
+        await process.started(60)
+        stream = ProcessStream(process, CALL)
+        process.kill()
+        await process.ended.wait()
+        with pytest.raises(ReplicaLost, match="has ended"):
+            await anext(stream.__aiter__())
+
+    with_process(job(tmp_path / "a"), ask)
+
+
+def test_one_that_cannot_be_made_has_not_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(process: object) -> None:
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", start)
+
+    async def hear(process: EngineProcess) -> None:
+        with pytest.raises(StartError, match="too many open files"):
+            await process.started(60)
+        await process.end()
+
+    with_process(job(tmp_path / "a"), hear)
+
+
+def test_how_long_a_start_may_take(tmp_path: Path) -> None:
+    replicas = ProcessReplicas([job(tmp_path / "a")], 3.0, start_timeout=900.0)
+    replicas.loop.close()
+    assert replicas._patience_with_start(again=True) == 900, "none has gone well yet"
+    for slowest, seconds in ((2.0, 60), (40.0, 200), (400.0, 900)):
+        replicas._slowest = slowest
+        assert replicas._patience_with_start(again=False) == 900
+        assert replicas._patience_with_start(again=True) == seconds
