@@ -174,7 +174,11 @@ class Scheduler:
 
     def waiting(self) -> list[RequestState]:
         """Return the requests of which nothing is on the device yet, in order of due time."""
-        return [task for task in sorted(self, key=_order) if not task.holds_place]
+        return [task for task in self._in_order() if not task.holds_place]
+
+    def _in_order(self) -> list[RequestState]:
+        """Return the requests for which anything is still to be planned, in order of due time."""
+        return sorted((task for group in self._groups.values() for task in group.tasks), key=_order)
 
     # Working
 
@@ -267,14 +271,14 @@ class Scheduler:
         """Return the predicted seconds until each request has its picture, by ident, if none comes.
 
         One after the other in order of due time, which is right for those that wait; of those that
-        share their steps already only the last one is.
+        share their steps already only the last one is. Those that are leaving are left out.
         """
         each = {}
         for key, group in self._groups.items():
             sharing, rows = self._share(group.tasks)
             each[key] = self._step_seconds(key, rows) / len(sharing)
         seconds, until = {}, 0.0
-        for task in sorted(self, key=_order):
+        for task in self._in_order():
             until += self._remaining(task, each[task.key])
             seconds[task.ident] = max(until, self.alone_seconds(task))
         return seconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from pipelines.prompt.encoder import PromptEncoder
 from pipelines.request import GenerationRequest, Pixels, Progress, Sampler, Stage
 from pipelines.scheduler.request_state import RequestState
 from pipelines.scheduler.work import Encode, Step, Work
+from tests.waiting import wait_until
 
 UNIT_SECONDS = 0.25
 
@@ -59,6 +60,7 @@ class FakeRunner(ModelRunner):
         self.broken: set[int] = set()
         self.row_cap: int | None = None
         self.withdrawn: GenerationHandle | None = None  # cancelled while the third unit runs
+        self.at_decode: Callable[[], None] | None = None
         self.breaks = False
         self.may_launch = threading.Event()
         self.may_launch.set()
@@ -83,6 +85,8 @@ class FakeRunner(ModelRunner):
             self.encoded.add(work.ident)
         elif not isinstance(work, Step):
             self.encoded -= set(work.idents)
+            if self.at_decode is not None:
+                self.at_decode()
         self.encoded -= set(failures)
         launched = Launched(ordinary=not failures, failures=failures)
         if isinstance(work, Step):
@@ -247,6 +251,23 @@ def test_after_a_row_cap_steps_are_narrower(rig: Rig) -> None:
         handle.wait(10)
     steps = [unit for unit in rig.runner.units if isinstance(unit, Step)]
     assert [unit.rows for unit in steps[1:]] == [2] * (len(steps) - 1)
+
+
+def test_one_of_another_size_may_come_while_the_last_unit_of_its_size_runs(
+    rig: Rig, picture: Pixels
+) -> None:
+    """On a card it is predicted after the plan for the other's size is done, before its end."""
+    other = GenerationRequest(picture, "a cat", image_strength=0.7, steps=10)
+    handles: list[GenerationHandle] = []
+
+    def come() -> None:
+        rig.runner.at_decode = None
+        handles.append(rig.engine.submit(other))
+        wait_until(lambda: not rig.engine._inbox.empty())
+
+    rig.runner.at_decode = come
+    assert rig.ask().wait(10).evaluations == 3
+    assert handles[0].wait(10).evaluations == 3
 
 
 def test_a_place_is_free_once_its_decode_is_launched(tiny: ModelBundle) -> None:

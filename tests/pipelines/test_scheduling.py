@@ -656,3 +656,20 @@ def test_what_is_left_is_predicted_as_the_steps_are_shared() -> None:
     assert scheduler.seconds_left(work) == pytest.approx(dict.fromkeys((1, 2), 3 * 14 + decode))
     scheduler.complete(work)
     assert scheduler.seconds_left(work) == pytest.approx(dict.fromkeys((1, 2), 2 * 14 + decode))
+
+
+def test_what_is_leaving_is_predicted_no_more() -> None:
+    """On a card its last unit runs, or its failure is not collected yet, when others come."""
+    scheduler = Scheduler(GAINFUL)
+    put(scheduler, 0, SMALL, evaluations=1)
+    ending: list[int] = []
+    while (work := scheduler.plan()) is not None:
+        ending += scheduler.advance(work)
+    put(scheduler, 1, MEDIUM)
+    work = scheduler.plan()
+    assert work is not None
+    ending += scheduler.advance(work, failed=(1,))
+    assert ending == [0]
+    task = put(scheduler, 2, LARGE)
+    assert [state.ident for state in scheduler.waiting()] == [2]
+    assert scheduler.seconds_to_pictures() == {2: scheduler.alone_seconds(task)}
