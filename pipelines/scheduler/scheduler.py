@@ -4,9 +4,11 @@ The device does one *unit* of work at a time: encode a picture, one denoise step
 part of a decode. After each, `Scheduler.plan` names the next. What it goes by:
 
 - **Earliest due first**, within a group (latent size, text length, padding) and between groups. A
-  request is due at its arrival plus a slack in proportion to what it would take alone, or at its
-  deadline if that is sooner. So a small picture does not wait behind a large one, and nobody
-  starves: nothing that arrives after a request's due time comes before it.
+  request is due at its arrival plus a slack in proportion to what it would take alone, or when it
+  must be begun to meet its deadline if that is sooner. So a small picture does not wait behind a
+  large one, and nobody starves: nothing that arrives after a request's due time comes before it.
+- **What is taken is done.** A request is refused if those before it leave it too little time, or if
+  it would leave too little to one that is due after it.
 - **Width.** The leader's group mates share its step as far as the cost table says that sharing
   gains. Where cost is linear in rows it never does, and requests run one by one to their end.
 - **Trials.** What would take longer alone than it is allowed is refused for good. Once in a while
@@ -37,8 +39,9 @@ class PolicyConfig:
     ``max_queue`` requests wait or run at most, ``max_places`` of them hold latents on the device.
     ``limits`` bound and pad a step. Encodes and decodes are handed out in one
     part for every ``part_pixels`` latent pixels. A group mate joins a step if it adds at most
-    ``1 - min_gain`` of what it would cost alone. A request without a nearer deadline is due
-    ``slack_seconds + slack_factor * (its predicted seconds alone)`` after it arrived.
+    ``1 - min_gain`` of what it would cost alone. A request is due ``slack_seconds + slack_factor *
+    (its predicted seconds alone)`` after it arrived, or ``deadline_margin`` times those before its
+    deadline if that is sooner.
     Decodes that wait at the same time share one, by numbers of ``shared_decodes``; empty: they
     never do. Requests that take too long alone are tried every ``trial_seconds``, one at a time.
     """
@@ -50,6 +53,7 @@ class PolicyConfig:
     min_gain: float = 0.1
     slack_seconds: float = 0.0
     slack_factor: float = 8.0
+    deadline_margin: float = 1.15
     trial_seconds: float = 60.0
     shared_decodes: Sequence[int] = ()
 
@@ -99,14 +103,13 @@ class Scheduler:
         task.due = task.arrived + self.config.slack_seconds + self.config.slack_factor * seconds
         trial = task.allowed is not None and seconds > task.allowed
         if task.deadline is not None and not trial:
-            task.due = min(task.due, task.deadline)
+            latest = task.deadline - self.config.deadline_margin * seconds
+            task.due = max(task.arrived, min(task.due, latest))
         if trial and not self._may_try(task, now):
             return TooLong(seconds, task.allowed or 0.0)
         if len(self._tasks) >= self.config.max_queue:
             return Refusal(f"{len(self._tasks)} requests are waiting", self.backlog_seconds())
-        if trial:
-            self._trial, self._last_trial = task.ident, now
-        elif task.deadline is not None:
+        if task.deadline is not None and not trial:
             ahead = self.backlog_seconds(ahead_of=task)
             late = now + ahead + seconds - task.deadline
             if late > 0.0:
@@ -114,11 +117,30 @@ class Scheduler:
                 why = f"{ahead:.0f} s are before it" if ahead >= 1.0 else f"{left:.0f} s are left"
                 # Once those before it are done, waiting longer gains nothing.
                 return Refusal(f"the request cannot be done in time: about {why}", min(late, ahead))
+        refusal = self._take(task, now)
+        if trial and refusal is None:
+            self._trial, self._last_trial = task.ident, now
+        return refusal
+
+    def _take(self, task: RequestState, now: float) -> Refusal | None:
+        """Take ``task``, unless one due after it would miss its deadline by that alone."""
+        behind = [
+            (other.ident, other.deadline - now)
+            for other in self._in_order()
+            if other.deadline is not None and _order(other) > _order(task)
+        ]
+        before = self.seconds_to_pictures() if behind else {}
         self._tasks[task.ident] = task
         group = self._groups.get(task.key)
         if group is None:
             group = self._groups[task.key] = _Group(task.key)
         insort(group.tasks, task, key=_order)
+        after = self.seconds_to_pictures() if behind else {}
+        for ident, left in behind:
+            if before[ident] <= left < after[ident]:
+                self.remove(task.ident)
+                why = "one that was taken before could not be done in time"
+                return Refusal(why, before[ident])
         return None
 
     def _may_try(self, task: RequestState, now: float) -> bool:
