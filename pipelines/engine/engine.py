@@ -243,12 +243,13 @@ class Engine:
         while self.alive and self.backlog and time.monotonic() < give_up:
             time.sleep(0.02)
         self._stop.set()
+        # Before the present unit ends: whoever stops the process may not wait for that.
+        self._fail_all(EngineDraining("the server is shutting down", retry_after=5.0))
         self._inbox.put(None)
         if self._thread is not None:
             patience = 0.0 if self.obstacle else self._watch.remaining
             self._thread.join(_END_SECONDS + min(60.0, patience))
         self._preparer.close(_END_SECONDS)
-        self._fail_all(EngineDraining("the server is shutting down", retry_after=5.0))
 
     def _key(self, request: GenerationRequest) -> tuple[GroupKey, PromptChunks]:
         """The group that a request belongs to, and its texts, whose length is part of that."""
@@ -377,9 +378,10 @@ class Engine:
         for state in states:
             if (outcome := outcomes.get(state.ident) or state.lost(now)) is not None:
                 with self._lock:
-                    self._scheduler.remove(state.ident)
+                    removed = self._scheduler.remove(state.ident)
                 self._runner.release(state.ident)
-                self._end(state, outcome)
+                if removed:  # else `_fail_all` has ended it meanwhile
+                    self._end(state, outcome)
 
     def _account(self, unit: _Unit) -> dict[int, GenerationResult | GenerationError]:
         """Learn from a unit's time and report progress; return the outcomes of what it ends."""

@@ -160,11 +160,12 @@ class Scheduler:
         if (task := self._tasks.get(ident)) is not None:
             task.prepared = True
 
-    def remove(self, ident: int) -> None:
-        """Forget a request: finished, cancelled, failed or expired. Unknown ones are ignored."""
+    def remove(self, ident: int) -> bool:
+        """Forget a request: finished, cancelled, failed or expired. False if it was not here."""
         task = self._tasks.pop(ident, None)
         if task is not None:
             self._leave(task)
+        return task is not None
 
     def _leave(self, task: RequestState) -> None:
         """Plan nothing more for ``task``, whose place is free from now on."""

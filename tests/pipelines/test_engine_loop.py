@@ -15,12 +15,19 @@ from pipelines.engine.device_timer import Elapsed
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.engine.model_runner import Launched, ModelRunner
 from pipelines.engine.preparer import Prepared
-from pipelines.errors import DeadlineExceeded, GenerationCancelled, GenerationFailed
+from pipelines.engine.watch import Watch
+from pipelines.errors import (
+    DeadlineExceeded,
+    EngineDraining,
+    GenerationCancelled,
+    GenerationError,
+    GenerationFailed,
+)
 from pipelines.handle import GenerationHandle
 from pipelines.prompt.encoder import PromptEncoder
 from pipelines.request import GenerationRequest, Pixels, Progress, Sampler, Stage
 from pipelines.scheduler.request_state import RequestState
-from pipelines.scheduler.work import Encode, Step, Work
+from pipelines.scheduler.work import Decode, Encode, Step, Work
 from tests.waiting import wait_until
 
 UNIT_SECONDS = 0.25
@@ -60,7 +67,7 @@ class FakeRunner(ModelRunner):
         self.broken: set[int] = set()
         self.row_cap: int | None = None
         self.withdrawn: GenerationHandle | None = None  # cancelled while the third unit runs
-        self.at_decode: Callable[[], None] | None = None
+        self.hooks: dict[type[Work], Callable[[], None]] = {}  # called as a unit is launched
         self.breaks = False
         self.may_launch = threading.Event()
         self.may_launch.set()
@@ -73,6 +80,7 @@ class FakeRunner(ModelRunner):
         if self.breaks:
             raise SystemError("the device is gone")
         self.units.append(work)
+        self.hooks.get(type(work), lambda: None)()
         if len(self.units) == 3 and self.withdrawn is not None:
             self.withdrawn.cancel()
         failures = {
@@ -85,8 +93,6 @@ class FakeRunner(ModelRunner):
             self.encoded.add(work.ident)
         elif not isinstance(work, Step):
             self.encoded -= set(work.idents)
-            if self.at_decode is not None:
-                self.at_decode()
         self.encoded -= set(failures)
         launched = Launched(ordinary=not failures, failures=failures)
         if isinstance(work, Step):
@@ -261,11 +267,11 @@ def test_one_of_another_size_may_come_while_the_last_unit_of_its_size_runs(
     handles: list[GenerationHandle] = []
 
     def come() -> None:
-        rig.runner.at_decode = None
+        rig.runner.hooks.clear()
         handles.append(rig.engine.submit(other))
         wait_until(lambda: not rig.engine._inbox.empty())
 
-    rig.runner.at_decode = come
+    rig.runner.hooks[Decode] = come
     assert rig.ask().wait(10).evaluations == 3
     assert handles[0].wait(10).evaluations == 3
 
@@ -277,6 +283,56 @@ def test_a_place_is_free_once_its_decode_is_launched(tiny: ModelBundle) -> None:
         assert handle.wait(10).evaluations == 3
     rig.engine.drain(grace=5)
     assert rig.kinds == ["Encode", "Step", "Step", "Step", "Decode"] * 3
+
+
+@pytest.mark.parametrize("kind", [Encode, Step, Decode])
+def test_a_drain_answers_whoever_waits_before_the_present_unit_has_ended(
+    rig: Rig, kind: type[Work], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the unit then ends without those that it was for."""
+    monkeypatch.setattr(Watch, "remaining", 60.0)
+    runs, may_end = threading.Event(), threading.Event()
+
+    def last() -> None:
+        runs.set()
+        assert may_end.wait(30)
+
+    rig.runner.hooks[kind] = last
+    handles = [rig.ask(seed) for seed in (1, 2)]
+    assert runs.wait(10)
+    drain = threading.Thread(target=rig.engine.drain, args=(0.0,))
+    drain.start()
+    for handle in handles:
+        with pytest.raises(EngineDraining):
+            handle.wait(10)
+    units = len(rig.runner.units)
+    may_end.set()
+    drain.join(10)
+    assert not drain.is_alive()
+    assert len(rig.runner.units) == units
+    assert rig.engine.backlog == 0
+
+
+def test_a_request_that_the_drain_has_ended_does_not_end_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = RequestState.lost
+
+    def ended_meanwhile(state: RequestState, now: float) -> GenerationError | None:
+        if (error := lost(state, now)) is not None:
+            rig.engine._fail_all(EngineDraining("stopping", retry_after=5.0))
+        return error
+
+    monkeypatch.setattr(RequestState, "lost", ended_meanwhile)
+    rig.runner.may_launch.clear()
+    handle = rig.ask()
+    rig.runner.hooks[Encode] = handle.cancel
+    rig.runner.may_launch.set()
+    with pytest.raises(EngineDraining):
+        handle.wait(10)
+    rig.engine.drain(grace=5)
+    assert rig.engine.statistics.failed == 1
+    assert rig.engine.statistics.cancelled == 0
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
