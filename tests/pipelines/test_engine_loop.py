@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -196,6 +199,30 @@ def test_a_preview_is_told_with_the_step_that_drew_it(
     assert [p.evaluation for p in told] == [0, 0, 0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize(("pause", "told"), [(0.0, [2, 1, 0]), (1e9, [2, 0])])
+def test_those_that_wait_are_told_of_their_place_as_others_begin_and_end(
+    tiny: ModelBundle, monkeypatch: pytest.MonkeyPatch, pause: float, told: list[int]
+) -> None:
+    """Though none comes after them; not more often than the pause allows."""
+    monkeypatch.setattr("pipelines.engine.engine._TELL_SECONDS", pause)
+    places: dict[GenerationHandle, list[int]] = {}
+    monkeypatch.setattr(
+        GenerationHandle,
+        "publish",
+        lambda handle, now: places.setdefault(handle, []).append(now.queue_position),
+    )
+    rig = Rig(tiny, runs_ahead=False, places=1)
+    rig.runner.may_launch.clear()
+    rig.ask(seed=1)
+    wait_until(lambda: "launch 0" in rig.events)
+    handles = [rig.ask(seed) for seed in (2, 3)]
+    wait_until(lambda: rig.engine._inbox.qsize() == 2)
+    rig.runner.may_launch.set()
+    handles[-1].wait(10)
+    rig.engine.drain(grace=5)
+    assert [place for place, _ in groupby(places[handles[-1]])] == told
+
+
 def test_a_unit_is_collected_after_the_next_launch_only_where_the_device_runs_ahead(
     tiny: ModelBundle,
 ) -> None:
@@ -207,6 +234,19 @@ def test_a_unit_is_collected_after_the_next_launch_only_where_the_device_runs_ah
         assert (order[1] < order[0]) is runs_ahead
         assert order[0] < order[2]
         assert rig.events[-1] == "collect 4"
+
+
+def test_a_listener_whose_loop_closes_meanwhile_does_not_end_the_engine(rig: Rig) -> None:
+    """It may close after it was asked whether it has, which only its own thread could prevent."""
+    loop = MagicMock(asyncio.AbstractEventLoop)
+    loop.is_closed.return_value = False
+    loop.call_soon_threadsafe.side_effect = RuntimeError("Event loop is closed")
+    rig.runner.may_launch.clear()
+    handle = rig.ask()
+    handle._listeners.append((loop, asyncio.Event()))
+    rig.runner.may_launch.set()
+    assert handle.wait(10).evaluations == 3
+    assert loop.call_soon_threadsafe.called
 
 
 def test_a_failure_ends_its_request_alone(rig: Rig) -> None:
