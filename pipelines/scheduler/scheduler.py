@@ -28,7 +28,7 @@ from pipelines.request import ClipGuidancePreset
 from pipelines.scheduler.batching import GroupKey, StepLimits
 from pipelines.scheduler.cost_model import MOST_ERROR, CostTable
 from pipelines.scheduler.guidance_cost import GuidanceCosts
-from pipelines.scheduler.request_state import RequestState
+from pipelines.scheduler.request_state import RequestState, due_order
 from pipelines.scheduler.work import Decode, Encode, Refusal, Step, TooLong, Work
 
 
@@ -65,10 +65,6 @@ class _Group:
     key: GroupKey
     tasks: list[RequestState] = field(default_factory=list)
     row_cap: int = sys.maxsize
-
-
-def _order(task: RequestState) -> tuple[float, float, int]:
-    return task.due, task.arrived, task.ident
 
 
 class Scheduler:
@@ -126,15 +122,15 @@ class Scheduler:
         """Take ``task``, unless one due after it would miss its deadline by that alone."""
         behind = [
             (other.ident, other.deadline - now)
-            for other in self._in_order()
-            if other.deadline is not None and _order(other) > _order(task)
+            for other in self._indue_order()
+            if other.deadline is not None and due_order(other) > due_order(task)
         ]
         before = self.seconds_to_pictures() if behind else {}
         self._tasks[task.ident] = task
         group = self._groups.get(task.key)
         if group is None:
             group = self._groups[task.key] = _Group(task.key)
-        insort(group.tasks, task, key=_order)
+        insort(group.tasks, task, key=due_order)
         after = self.seconds_to_pictures() if behind else {}
         for ident, left in behind:
             if before[ident] <= left < after[ident]:
@@ -197,11 +193,13 @@ class Scheduler:
 
     def waiting(self) -> list[RequestState]:
         """Return the requests of which nothing is on the device yet, in order of due time."""
-        return [task for task in self._in_order() if not task.holds_place]
+        return [task for task in self._indue_order() if not task.holds_place]
 
-    def _in_order(self) -> list[RequestState]:
+    def _indue_order(self) -> list[RequestState]:
         """Return the requests for which anything is still to be planned, in order of due time."""
-        return sorted((task for group in self._groups.values() for task in group.tasks), key=_order)
+        return sorted(
+            (task for group in self._groups.values() for task in group.tasks), key=due_order
+        )
 
     # Working
 
@@ -211,7 +209,7 @@ class Scheduler:
         Without the time ``now`` nothing that has a deadline waits for another's decode.
         """
         firsts = (next(self._able(group.tasks), None) for group in self._groups.values())
-        first = min((task for task in firsts if task is not None), key=_order, default=None)
+        first = min((task for task in firsts if task is not None), key=due_order, default=None)
         if first is None:
             return None
         mates = list(self._able(self._groups[first.key].tasks))
@@ -272,7 +270,7 @@ class Scheduler:
         for group in self._groups.values():
             tasks = group.tasks
             if ahead_of is not None:
-                tasks = [task for task in tasks if _order(task) <= _order(ahead_of)]
+                tasks = [task for task in tasks if due_order(task) <= due_order(ahead_of)]
             if tasks:
                 sharing, rows = self._share(tasks)
                 each = self._step_seconds(group.key, rows) / len(sharing)
@@ -301,7 +299,7 @@ class Scheduler:
             sharing, rows = self._share(group.tasks)
             each[key] = self._step_seconds(key, rows) / len(sharing)
         seconds, until = {}, 0.0
-        for task in self._in_order():
+        for task in self._indue_order():
             until += self._remaining(task, each[task.key])
             seconds[task.ident] = max(until, self.alone_seconds(task))
         return seconds
