@@ -6,6 +6,7 @@ The engine's thread writes, any event loop (or none) reads.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
@@ -99,5 +100,5 @@ class GenerationHandle:
         with self._lock:
             listeners = list(self._listeners)
         for loop, event in listeners:
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
                 loop.call_soon_threadsafe(event.set)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import queue
 import threading
 import time
@@ -57,6 +58,9 @@ logger = logging.getLogger(__name__)
 _STAGES = {Step: "denoise", Encode: "encode", Decode: "decode"}
 _IDLE_WAIT = 0.25
 """Seconds between looks at the flags while there is no work."""
+_TELL_SECONDS = 0.5
+"""Between two times that those who wait are told of their place, unless another has come: with 64
+of them it takes half a millisecond."""
 _END_SECONDS = 1.0
 """What a thread gets to end after draining, beyond what its unit should still take."""
 
@@ -109,6 +113,7 @@ class Engine:
         self._draining = threading.Event()
         self._stop = threading.Event()
         self._dead = False
+        self._told, self._tell_at = -math.inf, math.inf  # those that wait; of the engine's thread
         self._ended = False  # with the lock: no request that comes now would be failed or done
 
     # From any thread
@@ -245,12 +250,13 @@ class Engine:
         while self.alive and self.backlog and time.monotonic() < give_up:
             time.sleep(0.02)
         self._stop.set()
+        # Before the present unit ends: whoever stops the process may not wait for that.
+        self._fail_all(EngineDraining("the server is shutting down", retry_after=5.0))
         self._inbox.put(None)
         if self._thread is not None:
             patience = 0.0 if self.obstacle else self._watch.remaining
             self._thread.join(_END_SECONDS + min(60.0, patience))
         self._preparer.close(_END_SECONDS)
-        self._fail_all(EngineDraining("the server is shutting down", retry_after=5.0))
 
     def _key(self, request: GenerationRequest) -> tuple[GroupKey, PromptChunks]:
         """The group that a request belongs to, and its texts, whose length is part of that."""
@@ -302,6 +308,7 @@ class Engine:
         idle = False
         while not self._stop.is_set():
             self._receive(block=idle)
+            self._tell_waiting()
             with self._lock:
                 work = self._scheduler.plan(time.monotonic())
             expected = sum(unit.seconds for unit in (work, in_flight and in_flight.work) if unit)
@@ -326,7 +333,7 @@ class Engine:
             return
 
     def _enter(self, state: RequestState, prepared: Prepared | Exception) -> None:
-        """Plan for a request from now on, and tell those that wait how many are before them."""
+        """Plan for a request from now on."""
         if isinstance(prepared, Exception):
             state.failure = as_failure(prepared)
             return
@@ -336,11 +343,22 @@ class Engine:
             state.program = prepared.program
             self._runner.add(state, prepared)
             self._scheduler.prepared(state.ident)
+        self._tell_at = -math.inf
+
+    def _tell_waiting(self) -> None:
+        """Tell those that wait how many are before them, if that may have changed."""
+        if (now := time.monotonic()) < self._tell_at:
+            return
+        self._told, self._tell_at = now, math.inf
+        with self._lock:
             waiting = self._scheduler.waiting()
             seconds = self._scheduler.seconds_to_pictures()
-        for position, other in enumerate(waiting, 1):
-            if other.prepared:
-                other.publish(seconds[other.ident], queue_position=position)
+        for position, state in enumerate(waiting, 1):
+            if state.prepared:
+                state.publish(seconds[state.ident], queue_position=position)
+
+    def _queue_moves(self) -> None:
+        self._tell_at = min(self._tell_at, self._told + _TELL_SECONDS)
 
     def _launch(self, work: Work | None) -> _Unit | None:
         """Have the runner start a unit, and count it as far as the plan goes."""
@@ -366,6 +384,7 @@ class Engine:
             state.timings["queued"] = now - state.arrived
             state.timeline.extend("queue", state.arrived, now)
             state.publish(seconds[state.ident])
+        self._queue_moves()
 
     def _collect(self, unit: _Unit | None) -> None:
         """Wait for a unit's end and account for it; end the requests that end, here alone.
@@ -379,9 +398,11 @@ class Engine:
         for state in states:
             if (outcome := outcomes.get(state.ident) or state.lost(now)) is not None:
                 with self._lock:
-                    self._scheduler.remove(state.ident)
+                    removed = self._scheduler.remove(state.ident)
                 self._runner.release(state.ident)
-                self._end(state, outcome)
+                if removed:  # else `_fail_all` has ended it meanwhile
+                    self._end(state, outcome)
+                    self._queue_moves()
 
     def _account(self, unit: _Unit) -> dict[int, GenerationResult | GenerationError]:
         """Learn from a unit's time and report progress; return the outcomes of what it ends."""

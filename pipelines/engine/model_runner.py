@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -68,7 +69,7 @@ class Launched:
     last: bool = False
     text_chunks: int = 0
     failures: dict[int, GenerationError] = field(default_factory=dict)
-    previews: dict[int, Drawing] = field(default_factory=dict)
+    previews: dict[int, Callable[[], Pixels | None]] = field(default_factory=dict)
     row_cap: int | None = None
 
 
@@ -363,11 +364,27 @@ class ModelRunner:
         try:
             drawing = self._previews.begin(predicted, member.previewed)
         except Exception:
-            logger.exception("no more previews of request %s", member.request.request_id)
-            member.previewed = math.inf
+            _end_previews(member)
             launched.ordinary = False
             return
         if drawing is not None:
-            launched.previews[member.state.ident], member.previewed = drawing, time.monotonic()
+            launched.previews[member.state.ident] = partial(_drawn, member, drawing)
+            member.previewed = time.monotonic()
         if self._previews.worked:
             launched.ordinary = False
+
+
+def _drawn(member: _DeviceState, drawing: Drawing) -> Pixels | None:
+    """Return a preview, or the last one where it cannot be drawn."""
+    if member.previewed < math.inf:
+        try:
+            return drawing()
+        except Exception:
+            _end_previews(member)
+    return member.state.preview
+
+
+def _end_previews(member: _DeviceState) -> None:
+    """Draw no more previews of a request; call it where the error is handled, for the log."""
+    logger.exception("no more previews of request %s", member.request.request_id)
+    member.previewed = math.inf

@@ -136,3 +136,8 @@ class RequestState:
             self.handle.fail(outcome)
         else:
             self.handle.succeed(outcome)
+
+
+def due_order(state: RequestState) -> tuple[float, float, int]:
+    """Return the key of the order in which requests are worked on."""
+    return state.due, state.arrived, state.ident

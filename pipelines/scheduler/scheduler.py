@@ -4,9 +4,11 @@ The device does one *unit* of work at a time: encode a picture, one denoise step
 part of a decode. After each, `Scheduler.plan` names the next. What it goes by:
 
 - **Earliest due first**, within a group (latent size, text length, padding) and between groups. A
-  request is due at its arrival plus a slack in proportion to what it would take alone, or at its
-  deadline if that is sooner. So a small picture does not wait behind a large one, and nobody
-  starves: nothing that arrives after a request's due time comes before it.
+  request is due at its arrival plus a slack in proportion to what it would take alone, or when it
+  must be begun to meet its deadline if that is sooner. So a small picture does not wait behind a
+  large one, and nobody starves: nothing that arrives after a request's due time comes before it.
+- **What is taken is done.** A request is refused if those before it leave it too little time, or if
+  it would leave too little to one that is due after it.
 - **Width.** The leader's group mates share its step as far as the cost table says that sharing
   gains. Where cost is linear in rows it never does, and requests run one by one to their end.
 - **Trials.** What would take longer alone than it is allowed is refused for good. Once in a while
@@ -26,7 +28,7 @@ from pipelines.request import ClipGuidancePreset
 from pipelines.scheduler.batching import GroupKey, StepLimits
 from pipelines.scheduler.cost_model import MOST_ERROR, CostTable
 from pipelines.scheduler.guidance_cost import GuidanceCosts
-from pipelines.scheduler.request_state import RequestState
+from pipelines.scheduler.request_state import RequestState, due_order
 from pipelines.scheduler.work import Decode, Encode, Refusal, Step, TooLong, Work
 
 
@@ -37,8 +39,9 @@ class PolicyConfig:
     ``max_queue`` requests wait or run at most, ``max_places`` of them hold latents on the device.
     ``limits`` bound and pad a step. Encodes and decodes are handed out in one
     part for every ``part_pixels`` latent pixels. A group mate joins a step if it adds at most
-    ``1 - min_gain`` of what it would cost alone. A request without a nearer deadline is due
-    ``slack_seconds + slack_factor * (its predicted seconds alone)`` after it arrived.
+    ``1 - min_gain`` of what it would cost alone. A request is due ``slack_seconds + slack_factor *
+    (its predicted seconds alone)`` after it arrived, or ``deadline_margin`` times those before its
+    deadline if that is sooner.
     Decodes that wait at the same time share one, by numbers of ``shared_decodes``; empty: they
     never do. Requests that take too long alone are tried every ``trial_seconds``, one at a time.
     """
@@ -50,6 +53,7 @@ class PolicyConfig:
     min_gain: float = 0.1
     slack_seconds: float = 0.0
     slack_factor: float = 8.0
+    deadline_margin: float = 1.15
     trial_seconds: float = 60.0
     shared_decodes: Sequence[int] = ()
 
@@ -61,10 +65,6 @@ class _Group:
     key: GroupKey
     tasks: list[RequestState] = field(default_factory=list)
     row_cap: int = sys.maxsize
-
-
-def _order(task: RequestState) -> tuple[float, float, int]:
-    return task.due, task.arrived, task.ident
 
 
 class Scheduler:
@@ -99,14 +99,13 @@ class Scheduler:
         task.due = task.arrived + self.config.slack_seconds + self.config.slack_factor * seconds
         trial = task.allowed is not None and seconds > task.allowed
         if task.deadline is not None and not trial:
-            task.due = min(task.due, task.deadline)
+            latest = task.deadline - self.config.deadline_margin * seconds
+            task.due = max(task.arrived, min(task.due, latest))
         if trial and not self._may_try(task, now):
             return TooLong(seconds, task.allowed or 0.0)
         if len(self._tasks) >= self.config.max_queue:
             return Refusal(f"{len(self._tasks)} requests are waiting", self.backlog_seconds())
-        if trial:
-            self._trial, self._last_trial = task.ident, now
-        elif task.deadline is not None:
+        if task.deadline is not None and not trial:
             ahead = self.backlog_seconds(ahead_of=task)
             late = now + ahead + seconds - task.deadline
             if late > 0.0:
@@ -114,11 +113,30 @@ class Scheduler:
                 why = f"{ahead:.0f} s are before it" if ahead >= 1.0 else f"{left:.0f} s are left"
                 # Once those before it are done, waiting longer gains nothing.
                 return Refusal(f"the request cannot be done in time: about {why}", min(late, ahead))
+        refusal = self._take(task, now)
+        if trial and refusal is None:
+            self._trial, self._last_trial = task.ident, now
+        return refusal
+
+    def _take(self, task: RequestState, now: float) -> Refusal | None:
+        """Take ``task``, unless one due after it would miss its deadline by that alone."""
+        behind = [
+            (other.ident, other.deadline - now)
+            for other in self._indue_order()
+            if other.deadline is not None and due_order(other) > due_order(task)
+        ]
+        before = self.seconds_to_pictures() if behind else {}
         self._tasks[task.ident] = task
         group = self._groups.get(task.key)
         if group is None:
             group = self._groups[task.key] = _Group(task.key)
-        insort(group.tasks, task, key=_order)
+        insort(group.tasks, task, key=due_order)
+        after = self.seconds_to_pictures() if behind else {}
+        for ident, left in behind:
+            if before[ident] <= left < after[ident]:
+                self.remove(task.ident)
+                why = "one that was taken before could not be done in time"
+                return Refusal(why, before[ident])
         return None
 
     def _may_try(self, task: RequestState, now: float) -> bool:
@@ -138,11 +156,12 @@ class Scheduler:
         if (task := self._tasks.get(ident)) is not None:
             task.prepared = True
 
-    def remove(self, ident: int) -> None:
-        """Forget a request: finished, cancelled, failed or expired. Unknown ones are ignored."""
+    def remove(self, ident: int) -> bool:
+        """Forget a request: finished, cancelled, failed or expired. False if it was not here."""
         task = self._tasks.pop(ident, None)
         if task is not None:
             self._leave(task)
+        return task is not None
 
     def _leave(self, task: RequestState) -> None:
         """Plan nothing more for ``task``, whose place is free from now on."""
@@ -174,7 +193,13 @@ class Scheduler:
 
     def waiting(self) -> list[RequestState]:
         """Return the requests of which nothing is on the device yet, in order of due time."""
-        return [task for task in sorted(self, key=_order) if not task.holds_place]
+        return [task for task in self._indue_order() if not task.holds_place]
+
+    def _indue_order(self) -> list[RequestState]:
+        """Return the requests for which anything is still to be planned, in order of due time."""
+        return sorted(
+            (task for group in self._groups.values() for task in group.tasks), key=due_order
+        )
 
     # Working
 
@@ -184,7 +209,7 @@ class Scheduler:
         Without the time ``now`` nothing that has a deadline waits for another's decode.
         """
         firsts = (next(self._able(group.tasks), None) for group in self._groups.values())
-        first = min((task for task in firsts if task is not None), key=_order, default=None)
+        first = min((task for task in firsts if task is not None), key=due_order, default=None)
         if first is None:
             return None
         mates = list(self._able(self._groups[first.key].tasks))
@@ -245,7 +270,7 @@ class Scheduler:
         for group in self._groups.values():
             tasks = group.tasks
             if ahead_of is not None:
-                tasks = [task for task in tasks if _order(task) <= _order(ahead_of)]
+                tasks = [task for task in tasks if due_order(task) <= due_order(ahead_of)]
             if tasks:
                 sharing, rows = self._share(tasks)
                 each = self._step_seconds(group.key, rows) / len(sharing)
@@ -267,14 +292,14 @@ class Scheduler:
         """Return the predicted seconds until each request has its picture, by ident, if none comes.
 
         One after the other in order of due time, which is right for those that wait; of those that
-        share their steps already only the last one is.
+        share their steps already only the last one is. Those that are leaving are left out.
         """
         each = {}
         for key, group in self._groups.items():
             sharing, rows = self._share(group.tasks)
             each[key] = self._step_seconds(key, rows) / len(sharing)
         seconds, until = {}, 0.0
-        for task in sorted(self, key=_order):
+        for task in self._indue_order():
             until += self._remaining(task, each[task.key])
             seconds[task.ident] = max(until, self.alone_seconds(task))
         return seconds

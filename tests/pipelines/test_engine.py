@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from pipelines.request import CONTRACT_SAMPLERS, GenerationRequest, Pixels, Prog
 from pipelines.samplers.schedules import make_scheduler
 from pipelines.scheduler.cost_model import CostTable, ImageCost, StepPoint
 from pipelines.scheduler.work import Step, Work
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.process
 
@@ -292,13 +293,6 @@ def hanging(tiny: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hang
     hanging = Hanging(tiny, monkeypatch)
     yield hanging
     hanging.release.set()
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
 
 
 def test_a_unit_that_hangs_ends_readiness_until_it_comes_back(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -15,12 +18,20 @@ from pipelines.engine.device_timer import Elapsed
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.engine.model_runner import Launched, ModelRunner
 from pipelines.engine.preparer import Prepared
-from pipelines.errors import DeadlineExceeded, GenerationCancelled, GenerationFailed
+from pipelines.engine.watch import Watch
+from pipelines.errors import (
+    DeadlineExceeded,
+    EngineDraining,
+    GenerationCancelled,
+    GenerationError,
+    GenerationFailed,
+)
 from pipelines.handle import GenerationHandle
 from pipelines.prompt.encoder import PromptEncoder
 from pipelines.request import GenerationRequest, Pixels, Progress, Sampler, Stage
 from pipelines.scheduler.request_state import RequestState
-from pipelines.scheduler.work import Encode, Step, Work
+from pipelines.scheduler.work import Decode, Encode, Step, Work
+from tests.waiting import wait_until
 
 UNIT_SECONDS = 0.25
 
@@ -59,6 +70,7 @@ class FakeRunner(ModelRunner):
         self.broken: set[int] = set()
         self.row_cap: int | None = None
         self.withdrawn: GenerationHandle | None = None  # cancelled while the third unit runs
+        self.hooks: dict[type[Work], Callable[[], None]] = {}  # called as a unit is launched
         self.breaks = False
         self.may_launch = threading.Event()
         self.may_launch.set()
@@ -71,6 +83,7 @@ class FakeRunner(ModelRunner):
         if self.breaks:
             raise SystemError("the device is gone")
         self.units.append(work)
+        self.hooks.get(type(work), lambda: None)()
         if len(self.units) == 3 and self.withdrawn is not None:
             self.withdrawn.cancel()
         failures = {
@@ -186,6 +199,30 @@ def test_a_preview_is_told_with_the_step_that_drew_it(
     assert [p.evaluation for p in told] == [0, 0, 0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize(("pause", "told"), [(0.0, [2, 1, 0]), (1e9, [2, 0])])
+def test_those_that_wait_are_told_of_their_place_as_others_begin_and_end(
+    tiny: ModelBundle, monkeypatch: pytest.MonkeyPatch, pause: float, told: list[int]
+) -> None:
+    """Though none comes after them; not more often than the pause allows."""
+    monkeypatch.setattr("pipelines.engine.engine._TELL_SECONDS", pause)
+    places: dict[GenerationHandle, list[int]] = {}
+    monkeypatch.setattr(
+        GenerationHandle,
+        "publish",
+        lambda handle, now: places.setdefault(handle, []).append(now.queue_position),
+    )
+    rig = Rig(tiny, runs_ahead=False, places=1)
+    rig.runner.may_launch.clear()
+    rig.ask(seed=1)
+    wait_until(lambda: "launch 0" in rig.events)
+    handles = [rig.ask(seed) for seed in (2, 3)]
+    wait_until(lambda: rig.engine._inbox.qsize() == 2)
+    rig.runner.may_launch.set()
+    handles[-1].wait(10)
+    rig.engine.drain(grace=5)
+    assert [place for place, _ in groupby(places[handles[-1]])] == told
+
+
 def test_a_unit_is_collected_after_the_next_launch_only_where_the_device_runs_ahead(
     tiny: ModelBundle,
 ) -> None:
@@ -197,6 +234,19 @@ def test_a_unit_is_collected_after_the_next_launch_only_where_the_device_runs_ah
         assert (order[1] < order[0]) is runs_ahead
         assert order[0] < order[2]
         assert rig.events[-1] == "collect 4"
+
+
+def test_a_listener_whose_loop_closes_meanwhile_does_not_end_the_engine(rig: Rig) -> None:
+    """It may close after it was asked whether it has, which only its own thread could prevent."""
+    loop = MagicMock(asyncio.AbstractEventLoop)
+    loop.is_closed.return_value = False
+    loop.call_soon_threadsafe.side_effect = RuntimeError("Event loop is closed")
+    rig.runner.may_launch.clear()
+    handle = rig.ask()
+    handle._listeners.append((loop, asyncio.Event()))
+    rig.runner.may_launch.set()
+    assert handle.wait(10).evaluations == 3
+    assert loop.call_soon_threadsafe.called
 
 
 def test_a_failure_ends_its_request_alone(rig: Rig) -> None:
@@ -249,6 +299,23 @@ def test_after_a_row_cap_steps_are_narrower(rig: Rig) -> None:
     assert [unit.rows for unit in steps[1:]] == [2] * (len(steps) - 1)
 
 
+def test_one_of_another_size_may_come_while_the_last_unit_of_its_size_runs(
+    rig: Rig, picture: Pixels
+) -> None:
+    """On a card it is predicted after the plan for the other's size is done, before its end."""
+    other = GenerationRequest(picture, "a cat", image_strength=0.7, steps=10)
+    handles: list[GenerationHandle] = []
+
+    def come() -> None:
+        rig.runner.hooks.clear()
+        handles.append(rig.engine.submit(other))
+        wait_until(lambda: not rig.engine._inbox.empty())
+
+    rig.runner.hooks[Decode] = come
+    assert rig.ask().wait(10).evaluations == 3
+    assert handles[0].wait(10).evaluations == 3
+
+
 def test_a_place_is_free_once_its_decode_is_launched(tiny: ModelBundle) -> None:
     """With one place and the device ahead, the next encode comes before the decode has ended."""
     rig = Rig(tiny, runs_ahead=True, places=1)
@@ -256,6 +323,56 @@ def test_a_place_is_free_once_its_decode_is_launched(tiny: ModelBundle) -> None:
         assert handle.wait(10).evaluations == 3
     rig.engine.drain(grace=5)
     assert rig.kinds == ["Encode", "Step", "Step", "Step", "Decode"] * 3
+
+
+@pytest.mark.parametrize("kind", [Encode, Step, Decode])
+def test_a_drain_answers_whoever_waits_before_the_present_unit_has_ended(
+    rig: Rig, kind: type[Work], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the unit then ends without those that it was for."""
+    monkeypatch.setattr(Watch, "remaining", 60.0)
+    runs, may_end = threading.Event(), threading.Event()
+
+    def last() -> None:
+        runs.set()
+        assert may_end.wait(30)
+
+    rig.runner.hooks[kind] = last
+    handles = [rig.ask(seed) for seed in (1, 2)]
+    assert runs.wait(10)
+    drain = threading.Thread(target=rig.engine.drain, args=(0.0,))
+    drain.start()
+    for handle in handles:
+        with pytest.raises(EngineDraining):
+            handle.wait(10)
+    units = len(rig.runner.units)
+    may_end.set()
+    drain.join(10)
+    assert not drain.is_alive()
+    assert len(rig.runner.units) == units
+    assert rig.engine.backlog == 0
+
+
+def test_a_request_that_the_drain_has_ended_does_not_end_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = RequestState.lost
+
+    def ended_meanwhile(state: RequestState, now: float) -> GenerationError | None:
+        if (error := lost(state, now)) is not None:
+            rig.engine._fail_all(EngineDraining("stopping", retry_after=5.0))
+        return error
+
+    monkeypatch.setattr(RequestState, "lost", ended_meanwhile)
+    rig.runner.may_launch.clear()
+    handle = rig.ask()
+    rig.runner.hooks[Encode] = handle.cancel
+    rig.runner.may_launch.set()
+    with pytest.raises(EngineDraining):
+        handle.wait(10)
+    rig.engine.drain(grace=5)
+    assert rig.engine.statistics.failed == 1
+    assert rig.engine.statistics.cancelled == 0
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

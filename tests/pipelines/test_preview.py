@@ -27,9 +27,11 @@ def test_a_preview_looks_like_the_picture(embedded: ModelBundle, picture: Pixels
     assert np.abs(preview - small).mean() < flat / 2
 
 
+@pytest.mark.parametrize("begins", [False, True])
 def test_a_preview_that_cannot_be_drawn_changes_no_picture(
-    tiny: ModelBundle, picture: Pixels, monkeypatch: pytest.MonkeyPatch
+    tiny: ModelBundle, picture: Pixels, monkeypatch: pytest.MonkeyPatch, begins: bool
 ) -> None:
+    """It fails as its step is launched, or as that has ended."""
     tried = 0
 
     def fail(*_: Any) -> None:
@@ -37,7 +39,7 @@ def test_a_preview_that_cannot_be_drawn_changes_no_picture(
         tried += 1
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(LatentToRgb, "begin", fail)
+    monkeypatch.setattr(LatentToRgb, "begin", (lambda *_: fail) if begins else fail)
     engine = Engine(tiny, EngineConfig(warm_up=False), guessed_costs())
     engine.start()
     made = [

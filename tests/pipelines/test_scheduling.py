@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -350,6 +351,74 @@ def test_retrying_is_not_put_off_beyond_the_end_of_the_queue() -> None:
     assert refusal.retry_after == pytest.approx(alone)
 
 
+def serve(
+    scheduler: Scheduler, coming: Sequence[RequestState], slowness: float = 1.0
+) -> tuple[list[int], list[int], list[int]]:
+    """Serve all on a clock of their own: who is done, who expired and who was refused.
+
+    The device takes ``slowness`` times the predicted seconds.
+    """
+    clock = 0.0
+    done: list[int] = []
+    expired: list[int] = []
+    refused: list[int] = []
+    waiting = list(coming)
+    while waiting or len(scheduler):
+        if not len(scheduler):
+            clock = max(clock, waiting[0].arrived)
+        while waiting and waiting[0].arrived <= clock:
+            task = waiting.pop(0)
+            if scheduler.offer(task, clock) is not None:
+                refused.append(task.ident)
+        for task in scheduler:
+            if task.lost(clock):
+                scheduler.remove(task.ident)
+                expired.append(task.ident)
+        if (work := scheduler.plan(clock)) is not None:
+            clock += slowness * work.seconds
+            done += scheduler.complete(work)
+    return done, expired, refused
+
+
+@pytest.mark.parametrize("slowness", [1.0, 1.05])
+@pytest.mark.parametrize("share", [0.15, 0.3, 0.45])
+def test_a_large_one_is_done_though_small_ones_keep_the_device_busy(
+    share: float, slowness: float
+) -> None:
+    """Due at its deadline, it was passed until there was no time left for it."""
+    limit = 300.0
+    one = Scheduler(LINEAR).alone_seconds(RequestState(0, MEDIUM, 2, 1, 0.0))
+    evaluations = round(share * limit / LINEAR.step_seconds(LARGE.latent_pixels, 2))
+    coming = [RequestState(0, LARGE, 2, evaluations, 0.0, deadline=limit)]
+    for ident in range(1, round(limit / one)):
+        at = one * ident
+        coming.append(RequestState(ident, MEDIUM, 2, 1, at, deadline=at + limit))
+    done, expired, refused = serve(
+        Scheduler(LINEAR, PolicyConfig(max_queue=1000)), coming, slowness
+    )
+    assert 0 in done
+    assert not expired
+    assert not refused
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_taken_is_done_in_time_and_what_would_hinder_it_is_refused(seed: int) -> None:
+    """A quarter more work than the device can do, of requests that may take from a tenth of their
+    time to most of it: those due at once may not take what others were promised."""
+    rng = random.Random(seed)
+    scheduler = Scheduler(LINEAR, PolicyConfig(max_queue=1000))
+    coming, at = [], 0.0
+    for ident in range(150):
+        key = rng.choice(KEYS)
+        task = RequestState(ident, key, 2, rng.randint(1, 6), at)
+        seconds = scheduler.alone_seconds(task)
+        coming.append(replace(task, deadline=at + rng.choice((10.0, 4.0, 1.5)) * seconds))
+        at += rng.expovariate(1.25 / seconds)
+    done, expired, refused = serve(scheduler, coming)
+    assert len(expired) <= 1  # by a mate's decode, which comes before any step of its size
+    assert len(done) > len(refused) > 0
+
+
 # Too long for its limit
 
 
@@ -519,7 +588,8 @@ def test_every_admitted_request_ends_within_a_bound_behind_its_due_time(
 
     Each evaluation of that may be shared by a step full of mates, each encoded and decoded once.
     Where places are few, every request before it may meet them taken by later ones. A deadline may
-    be refused: those before a request may be sharing less than all do, which the backlog tells.
+    be refused: those before a request may be sharing less than all do, which the backlog tells. So
+    may what would make another miss its own.
     """
     config = PolicyConfig(limits=StepLimits(max_rows=max_rows), max_places=max_places)
     scheduler = Scheduler(make_program(fixed), config)
@@ -551,7 +621,8 @@ def test_every_admitted_request_ends_within_a_bound_behind_its_due_time(
                 present[task.ident] = task
                 admitted.append(task.ident)
             else:
-                assert task.deadline is not None, refusal
+                promised = any(other.deadline is not None for other in present.values())
+                assert promised or task.deadline is not None, refusal
         for task in present.values():
             if task.ident not in bounds and task.due <= clock:
                 before = [
@@ -656,3 +727,20 @@ def test_what_is_left_is_predicted_as_the_steps_are_shared() -> None:
     assert scheduler.seconds_left(work) == pytest.approx(dict.fromkeys((1, 2), 3 * 14 + decode))
     scheduler.complete(work)
     assert scheduler.seconds_left(work) == pytest.approx(dict.fromkeys((1, 2), 2 * 14 + decode))
+
+
+def test_what_is_leaving_is_predicted_no_more() -> None:
+    """On a card its last unit runs, or its failure is not collected yet, when others come."""
+    scheduler = Scheduler(GAINFUL)
+    put(scheduler, 0, SMALL, evaluations=1)
+    ending: list[int] = []
+    while (work := scheduler.plan()) is not None:
+        ending += scheduler.advance(work)
+    put(scheduler, 1, MEDIUM)
+    work = scheduler.plan()
+    assert work is not None
+    ending += scheduler.advance(work, failed=(1,))
+    assert ending == [0]
+    task = put(scheduler, 2, LARGE)
+    assert [state.ident for state in scheduler.waiting()] == [2]
+    assert scheduler.seconds_to_pictures() == {2: scheduler.alone_seconds(task)}
