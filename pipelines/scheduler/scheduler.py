@@ -52,7 +52,7 @@ class PolicyConfig:
     part_pixels: int = 64 * 64
     min_gain: float = 0.1
     slack_seconds: float = 0.0
-    slack_factor: float = 8.0
+    slack_factor: float = 16.0
     deadline_margin: float = 1.15
     trial_seconds: float = 60.0
     shared_decodes: Sequence[int] = ()
