@@ -7,6 +7,7 @@ original layout. Only safetensors are read: a pickle can run code.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ from models.loading.parts import (
 )
 from models.loading.textual_inversion import add_embeddings, add_words, read_embeddings
 from models.loading.weights_file import WeightsFile, refuse_pickle
-from models.spec import EMBEDDED, ModelSpec
+from models.noise_schedule import NoiseSchedule
+from models.spec import EMBEDDED, ModelSpec, Prediction
 
 __all__ = [
     "EMBEDDED",
@@ -50,6 +52,7 @@ __all__ = [
     "resolve_model",
 ]
 
+_BY_SETTING, _BY_FOLDER = "IMG2IMG_PREDICTION", "the folder's scheduler"
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "embedded"
 
 
@@ -83,7 +86,12 @@ def load_model(
     try:
         if path.is_dir():
             bundle = load_folder(
-                path, name=name, device=chosen_device, dtype=chosen_dtype, vae=spec.vae
+                path,
+                name=name,
+                device=chosen_device,
+                dtype=chosen_dtype,
+                vae=spec.vae,
+                prediction=spec.prediction,
             )
         else:
             bundle = load_checkpoint(
@@ -98,9 +106,6 @@ def load_model(
             bundle.preview_vae = _preview_vae(spec.preview_vae, bundle)
             bundle.facts["previews"] = f"AutoencoderTiny, {spec.preview_vae}"
         bundle.facts["dtype"] = dtype_in_words(dtype, chosen_device)
-        if spec.prediction != "auto":
-            bundle.scheduler_config["prediction_type"] = spec.prediction
-            bundle.facts["predicts"] = f"{spec.prediction} (IMG2IMG_PREDICTION)"
         words: dict[str, torch.Tensor] = {}
         if spec.loras:
             bundle.facts["loras"], words = fuse_loras(bundle, spec.loras)
@@ -155,6 +160,12 @@ def load_checkpoint(
     """Load one file in the original layout. Raises ModelLoadError."""
     file = checkpoint.open_checkpoint(path)
     prediction, reason = checkpoint.prediction_of(file)
+    if spec.prediction != "auto":
+        prediction, reason = spec.prediction, _BY_SETTING
+    known: dict[str, Any] = {"prediction_type": prediction}
+    if checkpoint.wants_zero_snr(file):
+        known["rescale_betas_zero_snr"] = True
+    config = checkpoint.scheduler_config(configuration, **known)
     if spec.vae:
         vae, vae_from = _other_vae(spec.vae, configuration, device, dtype), spec.vae
     elif checkpoint.has_vae(file):
@@ -165,24 +176,19 @@ def load_checkpoint(
     unet = checkpoint.load_unet(file, configuration, ema=spec.ema, device=device, dtype=dtype)
     facts = {
         "source": f"{path}, one file in the original layout",
-        "predicts": f"{prediction} ({reason})",
+        **_scheduler_facts(config, reason, "the file's ztsnr mark"),
     }
     if checkpoint.has_ema(file):
         facts["unet"] = (
             "its averaged (EMA) copy" if spec.ema else "the trained one, not its EMA copy"
         )
-    if checkpoint.wants_zero_snr(file):
-        facts["schedule"] = "the usual, although the file was trained for zero terminal SNR"
     bundle = ModelBundle(
         name=name,
         unet=unet,
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=_tokenizer(configuration),
-        scheduler_config={
-            **checkpoint.scheduler_config(configuration),
-            "prediction_type": prediction,
-        },
+        scheduler_config=config,
         device=device,
         dtype=dtype,
         path=path,
@@ -199,9 +205,13 @@ def load_folder(
     device: torch.device,
     dtype: torch.dtype,
     vae: str | None = None,
+    prediction: Prediction = "auto",
 ) -> ModelBundle:
     """Load a folder in diffusers' layout, with another VAE if named. Raises ModelLoadError."""
     check_layout(folder)
+    known = {} if prediction == "auto" else {"prediction_type": prediction}
+    config = checkpoint.scheduler_config(folder, **known)
+    said_by = _BY_SETTING if known else _BY_FOLDER
 
     def files(part: str) -> list[WeightsFile]:
         return part_files(folder / part, dtype)
@@ -214,7 +224,6 @@ def load_folder(
         autoencoder = _other_vae(vae, folder, device, dtype)
     else:
         autoencoder = filled("vae", make_vae(folder / "vae"), diffusers_vae_names)
-    config = checkpoint.scheduler_config(folder)
     bundle = ModelBundle(
         name=name,
         unet=filled("unet", make_unet(folder / "unet"), lambda n: (n,)),
@@ -229,7 +238,7 @@ def load_folder(
         path=folder,
         facts={
             "source": f"{folder}, a folder in diffusers' layout",
-            "predicts": f"{config.get('prediction_type', 'epsilon')} (the folder's scheduler)",
+            **_scheduler_facts(config, said_by, _BY_FOLDER),
         }
         | _vae_facts(autoencoder, vae or ""),
     )
@@ -261,6 +270,15 @@ def _preview_vae(where: str, bundle: ModelBundle) -> Any:
     if wanted != got:
         raise ModelLoadError(f"{where} has latents of {got} channels, the model of {wanted}")
     return vae
+
+
+def _scheduler_facts(config: Mapping[str, Any], prediction: str, zero_snr: str) -> dict[str, str]:
+    """The facts of a noise schedule; the other two say by what its parts are known."""
+    schedule = NoiseSchedule.from_config(config)
+    facts = {"predicts": f"{schedule.prediction_type} ({prediction})"}
+    if schedule.rescale_betas_zero_snr:
+        facts["schedule"] = f"to zero terminal SNR ({zero_snr})"
+    return facts
 
 
 def _vae_facts(vae: Any, where: str) -> dict[str, str]:
