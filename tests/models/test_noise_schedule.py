@@ -94,6 +94,7 @@ def test_a_folder_is_believed(
         ("use_flow_sigmas", True),
         ("shift", 3.0),
         ("sigma_data", 0.5),
+        ("predict_epsilon", False),
     ],
 )
 def test_what_is_not_understood_is_refused_by_name(
