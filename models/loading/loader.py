@@ -22,7 +22,7 @@ from models.loading import checkpoint
 from models.loading.autoencoder import downscale, load_autoencoder
 from models.loading.checkpoint import SD15_FOLDER
 from models.loading.clip import load_beside
-from models.loading.folder import check_layout, part_files
+from models.loading.folder import check_layout, part_files, variants
 from models.loading.hub import PINNED_REVISIONS, download, is_hub_id
 from models.loading.lora import fuse_loras
 from models.loading.parts import (
@@ -34,7 +34,7 @@ from models.loading.parts import (
     transformers_text_names,
 )
 from models.loading.textual_inversion import add_embeddings, add_words, read_embeddings
-from models.loading.weights_file import WeightsFile, refuse_pickle
+from models.loading.weights_file import refuse_pickle
 from models.noise_schedule import NoiseSchedule
 from models.spec import EMBEDDED, ModelSpec, Prediction
 
@@ -213,12 +213,13 @@ def load_folder(
     config = checkpoint.scheduler_config(folder, **known)
     said_by = _BY_SETTING if known else _BY_FOLDER
 
-    def files(part: str) -> list[WeightsFile]:
-        return part_files(folder / part, dtype)
+    half: list[str] = []
 
     def filled(part: str, module: Any, names: Any) -> Any:
-        what = str(folder / part)
-        return fill(module, files(part), names, device=device, dtype=dtype, what=what)
+        files, what = part_files(folder / part, dtype), str(folder / part)
+        if variants(file.path.name for file in files)[0]:
+            half.append(part)
+        return fill(module, files, names, device=device, dtype=dtype, what=what)
 
     if vae:
         autoencoder = _other_vae(vae, folder, device, dtype)
@@ -242,6 +243,7 @@ def load_folder(
         }
         | _vae_facts(autoencoder, vae or ""),
     )
+    bundle.facts["weights"] = f"fp16 files of {', '.join(half)}" if half else "plain files"
     _check_architecture(bundle)
     if (folder / "clip").is_dir():
         bundle.clip = load_beside(folder / "clip", device, dtype, bundle.tokenizer, f"{name}'s own")
