@@ -253,10 +253,17 @@ def load_folder(
 def _other_vae(where: str, configuration: Path, device: torch.device, dtype: torch.dtype) -> Any:
     """The VAE that replaces the model's own, which must see pictures at the same scale."""
     vae = load_autoencoder(where, configuration, device=device, dtype=dtype)
-    wanted = downscale(make_vae(configuration / "vae"))
-    if downscale(vae) != wanted:
+    own = make_vae(configuration / "vae")
+    if downscale(vae) != downscale(own):
         raise ModelLoadError(
-            f"{where}: a latent of this VAE is {downscale(vae)} pixels wide, of the model {wanted}"
+            f"{where}: a latent of this VAE is {downscale(vae)} pixels wide, of the model "
+            f"{downscale(own)}"
+        )
+    tiny = "AutoencoderTiny" in (type(vae).__name__, type(own).__name__)
+    if not tiny and vae.config.scaling_factor != own.config.scaling_factor:
+        raise ModelLoadError(
+            f"{where} was made for another model: its scaling_factor is "
+            f"{vae.config.scaling_factor}, of the model's own VAE {own.config.scaling_factor}"
         )
     return vae
 
@@ -308,3 +315,9 @@ def _check_architecture(bundle: ModelBundle) -> None:
             f"{bundle.path}: the U-Net reads {channels} channels, the VAE's latents have "
             f"{latents}; inpainting and depth models are not for this"
         )
+    for key in ("shift_factor", "latents_mean", "latents_std"):
+        if value := bundle.vae.config.get(key):
+            raise ModelLoadError(
+                f"{bundle.facts['vae']}: its {key} is {value}; latents of Stable Diffusion 1.x "
+                "are scaled by one factor alone"
+            )
