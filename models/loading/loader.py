@@ -23,7 +23,7 @@ from models.loading.autoencoder import downscale, load_autoencoder
 from models.loading.checkpoint import SD15_FOLDER
 from models.loading.clip import load_beside
 from models.loading.folder import check_layout, part_files, variants
-from models.loading.hub import PINNED_REVISIONS, download, is_hub_id
+from models.loading.hub import PINNED_REVISIONS
 from models.loading.lora import fuse_loras
 from models.loading.parts import (
     diffusers_vae_names,
@@ -33,8 +33,8 @@ from models.loading.parts import (
     make_vae,
     transformers_text_names,
 )
+from models.loading.sources import EMBEDDED_FOLDER, resolve_model
 from models.loading.textual_inversion import add_embeddings, add_words, read_embeddings
-from models.loading.weights_file import refuse_pickle
 from models.noise_schedule import NoiseSchedule
 from models.spec import EMBEDDED, ModelSpec, Prediction
 
@@ -53,7 +53,6 @@ __all__ = [
 ]
 
 _BY_SETTING, _BY_FOLDER = "IMG2IMG_PREDICTION", "the folder's scheduler"
-EMBEDDED_FOLDER = Path(__file__).parents[1] / "embedded"
 
 
 def load_bundle(
@@ -82,7 +81,7 @@ def load_model(
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
     check_quantization(spec.quantize, chosen_device, chosen_dtype)
-    name, path = resolve_model(spec.model, spec.revision, chosen_dtype)
+    name, path = resolve_model(spec, chosen_dtype)
     try:
         if path.is_dir():
             bundle = load_folder(
@@ -124,28 +123,6 @@ def load_model(
             "or choose a smaller IMG2IMG_DTYPE"
         ) from error
     return bundle
-
-
-def resolve_model(
-    model: str, revision: str | None, dtype: torch.dtype = torch.float32
-) -> tuple[str, Path]:
-    """(name, local folder or file) of a model. A hub id is downloaded if it is not there yet."""
-    if model == EMBEDDED:
-        return EMBEDDED, EMBEDDED_FOLDER
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path.resolve().name, path
-    refuse_pickle(path)
-    if path.exists():
-        return path.stem, path
-    if path.suffix.lower() == ".safetensors":
-        raise ModelLoadError(f"there is no file {model}")
-    if not is_hub_id(model):
-        raise ModelLoadError(
-            f"model {model!r} is neither 'embedded', nor a folder or file that exists, "
-            "nor a hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'"
-        )
-    return model, download(model, revision, dtype)
 
 
 def load_checkpoint(
