@@ -10,8 +10,8 @@ class HubUnreachable(ModelLoadError):
 
     def __init__(self, model: str, reason: str) -> None:
         super().__init__(
-            f"{model!r} is not in the local cache and the hub cannot be reached ({reason}). "
-            f"Fetch it with `img2img models pull {model}` on a connected machine, or name a local "
-            "folder or file"
+            f"{model!r} is not in the local cache, or not in float32 where that is asked for, and "
+            f"the hub cannot be reached ({reason}). Fetch it with `img2img models pull {model}` on "
+            "a connected machine, name a local folder or file, or set another IMG2IMG_DTYPE"
         )
         self.reason = reason

@@ -121,8 +121,9 @@ class GenerationRequest:
     ``first_step`` is the index, in 0..steps, of the first step that runs: at ``steps`` none does,
     and the result is the image. None finds it from ``image_strength``.
 
-    ``mask`` has the size of ``image`` and is as soft as it is to be: nothing here blurs it. Where
-    it is 0 the result is ``image`` to the bit. ``masked_content`` is what its area starts from.
+    ``mask`` has the size of ``image`` and is as soft as it is to be: nothing here blurs it. It
+    keeps latents; the result is what they decode to, as a whole, and whoever has the picture that
+    is to be kept mixes the two. ``masked_content`` is what the mask's area starts from.
 
     ``variation_seed`` is the other seed of the first noise (A1111's ``subseed``), which is
     ``variation_strength``, in [0, 1], of the way from that of ``seed`` to that of

@@ -17,6 +17,7 @@ from models.loading.identify import Contents, identify
 from models.loading.json_files import read_object
 from models.loading.parts import fill, make_text_encoder, make_unet, make_vae
 from models.loading.weights_file import WeightsFile
+from models.noise_schedule import NoiseSchedule
 
 SD15_FOLDER = Path(__file__).parents[1] / "sd15"
 
@@ -118,6 +119,15 @@ def wants_zero_snr(file: WeightsFile) -> bool:
     return "ztsnr" in file.tensors
 
 
-def scheduler_config(configuration: Path) -> dict[str, Any]:
-    """Return what ``scheduler_config.json`` says. Raises ModelLoadError."""
-    return read_object(configuration / "scheduler" / "scheduler_config.json")
+def scheduler_config(configuration: Path, **known: Any) -> dict[str, Any]:
+    """Return what ``scheduler_config.json`` says, but for what is ``known`` better.
+
+    Raises ModelLoadError for a noise schedule that this server does not understand.
+    """
+    path = configuration / "scheduler" / "scheduler_config.json"
+    config = {**read_object(path), **known}
+    try:
+        NoiseSchedule.from_config(config)
+    except ValueError as error:
+        raise ModelLoadError(f"{path}: {error}") from error
+    return config

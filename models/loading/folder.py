@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PureWindowsPath
+from collections.abc import Iterable
+from pathlib import Path, PurePath, PureWindowsPath
 
 import torch
 
@@ -40,6 +41,14 @@ def _hint(folder: Path) -> str:
     return f"; name a file in it, such as {files[0]}" if files else ""
 
 
+def variants(files: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the names of a part's fp16 weights, and those of its plain ones."""
+    weights = [file for file in files if file.endswith(".safetensors")]
+    half = [file for file in weights if ".fp16" in PurePath(file).name]
+    plain = [f for f in weights if "." not in PurePath(f).name.removesuffix(".safetensors")]
+    return half, plain
+
+
 def part_files(folder: Path, dtype: torch.dtype) -> list[WeightsFile]:
     """The weights of a part: the fp16 variant for float16 where there is one, else the plain ones.
 
@@ -47,14 +56,11 @@ def part_files(folder: Path, dtype: torch.dtype) -> list[WeightsFile]:
     refused. Raises ModelLoadError.
     """
     _check_indexes(folder)
-    found = sorted(folder.glob("*.safetensors"))
-    half = [file for file in found if ".fp16" in file.name]
-    plain = [file for file in found if "." not in file.name.removesuffix(".safetensors")]
-    if half and (dtype is torch.float16 or not plain):
-        plain = half
-    if not plain:
+    half, plain = variants(sorted(file.name for file in folder.glob("*.safetensors")))
+    chosen = half if half and (dtype is torch.float16 or not plain) else plain
+    if not chosen:
         raise ModelLoadError(f"{folder} has no .safetensors file that is plain or fp16")
-    return [WeightsFile.open(file) for file in plain]
+    return [WeightsFile.open(folder / name) for name in chosen]
 
 
 def _check_indexes(folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from models.errors import HubUnreachable, ModelLoadError
-from models.loading.folder import PARTS, check_layout
+from models.loading.folder import PARTS, check_layout, variants
 from models.spec import PRODUCTION_MODEL
 
 PINNED_REVISIONS = {PRODUCTION_MODEL: "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"}
@@ -53,7 +53,7 @@ def download(
 
     revision = revision or PINNED_REVISIONS.get(model)
     commit = revision is not None and _COMMIT.fullmatch(revision) is not None
-    if commit and not ask_hub and (kept := cached(model, revision)):
+    if commit and not ask_hub and (kept := cached(model, revision, dtype)):
         return kept
     try:
         # One request without the library's retries, which take half a minute without a network.
@@ -69,13 +69,16 @@ def download(
     except ValueError as error:
         raise ModelLoadError(f"{model!r} is no hub id: {error}") from error
     except (OSError, ClientError) as offline:
-        if not ask_hub and (kept := cached(model, revision)):
+        if not ask_hub and (kept := cached(model, revision, dtype)):
             return kept
         raise HubUnreachable(model, str(offline)) from offline
 
 
-def cached(model: str, revision: str | None) -> Path | None:
-    """The folder of a hub id if what a bundle needs is in the cache, else None."""
+def cached(model: str, revision: str | None, dtype: torch.dtype) -> Path | None:
+    """The folder of a hub id if what a bundle in ``dtype`` needs is in the cache, else None.
+
+    In float32 fp16 files are not it: the hub may have better ones.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import IncompleteSnapshotError
 
@@ -90,6 +93,11 @@ def cached(model: str, revision: str | None) -> Path | None:
         check_layout(folder)
     except ModelLoadError:
         return None
+    if dtype is torch.float32:
+        for part in PARTS:
+            _, plain = variants(file.name for file in (folder / part).iterdir())
+            if not plain:
+                return None
     return folder if all((folder / file).is_file() for file in _SMALL_FILES) else None
 
 
@@ -117,8 +125,6 @@ def wanted_files(files: Sequence[str], dtype: torch.dtype) -> list[str]:
     """The files of a repository that a bundle is made of."""
     wanted = [f for f in files if f.endswith((".json", ".txt")) and f.count("/") <= 1]
     for part in PARTS:
-        weights = [f for f in files if f.startswith(f"{part}/") and f.endswith(".safetensors")]
-        half = [f for f in weights if ".fp16" in f]
-        full = [f for f in weights if "." not in Path(f).name.removesuffix(".safetensors")]
-        wanted += half if half and dtype is not torch.float32 else full
+        half, plain = variants(f for f in files if f.startswith(f"{part}/"))
+        wanted += half if half and (dtype is not torch.float32 or not plain) else plain
     return wanted

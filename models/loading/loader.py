@@ -7,6 +7,7 @@ original layout. Only safetensors are read: a pickle can run code.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from models.loading import checkpoint
 from models.loading.autoencoder import downscale, load_autoencoder
 from models.loading.checkpoint import SD15_FOLDER
 from models.loading.clip import load_beside
-from models.loading.folder import check_layout, part_files
-from models.loading.hub import PINNED_REVISIONS, download, is_hub_id
+from models.loading.folder import check_layout, part_files, variants
+from models.loading.hub import PINNED_REVISIONS
 from models.loading.lora import fuse_loras
 from models.loading.parts import (
     diffusers_vae_names,
@@ -32,9 +33,10 @@ from models.loading.parts import (
     make_vae,
     transformers_text_names,
 )
+from models.loading.sources import EMBEDDED_FOLDER, resolve_model
 from models.loading.textual_inversion import add_embeddings, add_words, read_embeddings
-from models.loading.weights_file import WeightsFile, refuse_pickle
-from models.spec import EMBEDDED, ModelSpec
+from models.noise_schedule import NoiseSchedule
+from models.spec import EMBEDDED, ModelSpec, Prediction
 
 __all__ = [
     "EMBEDDED",
@@ -50,7 +52,7 @@ __all__ = [
     "resolve_model",
 ]
 
-EMBEDDED_FOLDER = Path(__file__).parents[1] / "embedded"
+_BY_SETTING, _BY_FOLDER = "IMG2IMG_PREDICTION", "the folder's scheduler"
 
 
 def load_bundle(
@@ -79,11 +81,16 @@ def load_model(
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
     check_quantization(spec.quantize, chosen_device, chosen_dtype)
-    name, path = resolve_model(spec.model, spec.revision, chosen_dtype)
+    name, path = resolve_model(spec, chosen_dtype)
     try:
         if path.is_dir():
             bundle = load_folder(
-                path, name=name, device=chosen_device, dtype=chosen_dtype, vae=spec.vae
+                path,
+                name=name,
+                device=chosen_device,
+                dtype=chosen_dtype,
+                vae=spec.vae,
+                prediction=spec.prediction,
             )
         else:
             bundle = load_checkpoint(
@@ -98,9 +105,6 @@ def load_model(
             bundle.preview_vae = _preview_vae(spec.preview_vae, bundle)
             bundle.facts["previews"] = f"AutoencoderTiny, {spec.preview_vae}"
         bundle.facts["dtype"] = dtype_in_words(dtype, chosen_device)
-        if spec.prediction != "auto":
-            bundle.scheduler_config["prediction_type"] = spec.prediction
-            bundle.facts["predicts"] = f"{spec.prediction} (IMG2IMG_PREDICTION)"
         words: dict[str, torch.Tensor] = {}
         if spec.loras:
             bundle.facts["loras"], words = fuse_loras(bundle, spec.loras)
@@ -121,28 +125,6 @@ def load_model(
     return bundle
 
 
-def resolve_model(
-    model: str, revision: str | None, dtype: torch.dtype = torch.float32
-) -> tuple[str, Path]:
-    """(name, local folder or file) of a model. A hub id is downloaded if it is not there yet."""
-    if model == EMBEDDED:
-        return EMBEDDED, EMBEDDED_FOLDER
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path.resolve().name, path
-    refuse_pickle(path)
-    if path.exists():
-        return path.stem, path
-    if path.suffix.lower() == ".safetensors":
-        raise ModelLoadError(f"there is no file {model}")
-    if not is_hub_id(model):
-        raise ModelLoadError(
-            f"model {model!r} is neither 'embedded', nor a folder or file that exists, "
-            "nor a hub id such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'"
-        )
-    return model, download(model, revision, dtype)
-
-
 def load_checkpoint(
     path: Path,
     spec: ModelSpec,
@@ -155,6 +137,12 @@ def load_checkpoint(
     """Load one file in the original layout. Raises ModelLoadError."""
     file = checkpoint.open_checkpoint(path)
     prediction, reason = checkpoint.prediction_of(file)
+    if spec.prediction != "auto":
+        prediction, reason = spec.prediction, _BY_SETTING
+    known: dict[str, Any] = {"prediction_type": prediction}
+    if checkpoint.wants_zero_snr(file):
+        known["rescale_betas_zero_snr"] = True
+    config = checkpoint.scheduler_config(configuration, **known)
     if spec.vae:
         vae, vae_from = _other_vae(spec.vae, configuration, device, dtype), spec.vae
     elif checkpoint.has_vae(file):
@@ -165,24 +153,19 @@ def load_checkpoint(
     unet = checkpoint.load_unet(file, configuration, ema=spec.ema, device=device, dtype=dtype)
     facts = {
         "source": f"{path}, one file in the original layout",
-        "predicts": f"{prediction} ({reason})",
+        **_scheduler_facts(config, reason, "the file's ztsnr mark"),
     }
     if checkpoint.has_ema(file):
         facts["unet"] = (
             "its averaged (EMA) copy" if spec.ema else "the trained one, not its EMA copy"
         )
-    if checkpoint.wants_zero_snr(file):
-        facts["schedule"] = "the usual, although the file was trained for zero terminal SNR"
     bundle = ModelBundle(
         name=name,
         unet=unet,
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=_tokenizer(configuration),
-        scheduler_config={
-            **checkpoint.scheduler_config(configuration),
-            "prediction_type": prediction,
-        },
+        scheduler_config=config,
         device=device,
         dtype=dtype,
         path=path,
@@ -199,22 +182,26 @@ def load_folder(
     device: torch.device,
     dtype: torch.dtype,
     vae: str | None = None,
+    prediction: Prediction = "auto",
 ) -> ModelBundle:
     """Load a folder in diffusers' layout, with another VAE if named. Raises ModelLoadError."""
     check_layout(folder)
+    known = {} if prediction == "auto" else {"prediction_type": prediction}
+    config = checkpoint.scheduler_config(folder, **known)
+    said_by = _BY_SETTING if known else _BY_FOLDER
 
-    def files(part: str) -> list[WeightsFile]:
-        return part_files(folder / part, dtype)
+    half: list[str] = []
 
     def filled(part: str, module: Any, names: Any) -> Any:
-        what = str(folder / part)
-        return fill(module, files(part), names, device=device, dtype=dtype, what=what)
+        files, what = part_files(folder / part, dtype), str(folder / part)
+        if variants(file.path.name for file in files)[0]:
+            half.append(part)
+        return fill(module, files, names, device=device, dtype=dtype, what=what)
 
     if vae:
         autoencoder = _other_vae(vae, folder, device, dtype)
     else:
         autoencoder = filled("vae", make_vae(folder / "vae"), diffusers_vae_names)
-    config = checkpoint.scheduler_config(folder)
     bundle = ModelBundle(
         name=name,
         unet=filled("unet", make_unet(folder / "unet"), lambda n: (n,)),
@@ -229,10 +216,11 @@ def load_folder(
         path=folder,
         facts={
             "source": f"{folder}, a folder in diffusers' layout",
-            "predicts": f"{config.get('prediction_type', 'epsilon')} (the folder's scheduler)",
+            **_scheduler_facts(config, said_by, _BY_FOLDER),
         }
         | _vae_facts(autoencoder, vae or ""),
     )
+    bundle.facts["weights"] = f"fp16 files of {', '.join(half)}" if half else "plain files"
     _check_architecture(bundle)
     if (folder / "clip").is_dir():
         bundle.clip = load_beside(folder / "clip", device, dtype, bundle.tokenizer, f"{name}'s own")
@@ -242,10 +230,17 @@ def load_folder(
 def _other_vae(where: str, configuration: Path, device: torch.device, dtype: torch.dtype) -> Any:
     """The VAE that replaces the model's own, which must see pictures at the same scale."""
     vae = load_autoencoder(where, configuration, device=device, dtype=dtype)
-    wanted = downscale(make_vae(configuration / "vae"))
-    if downscale(vae) != wanted:
+    own = make_vae(configuration / "vae")
+    if downscale(vae) != downscale(own):
         raise ModelLoadError(
-            f"{where}: a latent of this VAE is {downscale(vae)} pixels wide, of the model {wanted}"
+            f"{where}: a latent of this VAE is {downscale(vae)} pixels wide, of the model "
+            f"{downscale(own)}"
+        )
+    tiny = "AutoencoderTiny" in (type(vae).__name__, type(own).__name__)
+    if not tiny and vae.config.scaling_factor != own.config.scaling_factor:
+        raise ModelLoadError(
+            f"{where} was made for another model: its scaling_factor is "
+            f"{vae.config.scaling_factor}, of the model's own VAE {own.config.scaling_factor}"
         )
     return vae
 
@@ -261,6 +256,15 @@ def _preview_vae(where: str, bundle: ModelBundle) -> Any:
     if wanted != got:
         raise ModelLoadError(f"{where} has latents of {got} channels, the model of {wanted}")
     return vae
+
+
+def _scheduler_facts(config: Mapping[str, Any], prediction: str, zero_snr: str) -> dict[str, str]:
+    """The facts of a noise schedule; the other two say by what its parts are known."""
+    schedule = NoiseSchedule.from_config(config)
+    facts = {"predicts": f"{schedule.prediction_type} ({prediction})"}
+    if schedule.rescale_betas_zero_snr:
+        facts["schedule"] = f"to zero terminal SNR ({zero_snr})"
+    return facts
 
 
 def _vae_facts(vae: Any, where: str) -> dict[str, str]:
@@ -288,3 +292,9 @@ def _check_architecture(bundle: ModelBundle) -> None:
             f"{bundle.path}: the U-Net reads {channels} channels, the VAE's latents have "
             f"{latents}; inpainting and depth models are not for this"
         )
+    for key in ("shift_factor", "latents_mean", "latents_std"):
+        if value := bundle.vae.config.get(key):
+            raise ModelLoadError(
+                f"{bundle.facts['vae']}: its {key} is {value}; latents of Stable Diffusion 1.x "
+                "are scaled by one factor alone"
+            )

@@ -19,7 +19,7 @@ import torch
 from models.bundle import ModelBundle
 from models.errors import ModelLoadError
 from models.loading.identify import Contents, identify
-from models.loading.json_files import parse_object
+from models.loading.json_files import parse_object, read_object
 from models.loading.ldm_keys import unet_name
 from models.loading.lora_kinds import other_method, other_model
 from models.loading.textual_inversion import add_words, bundled_words, is_bundled
@@ -28,6 +28,11 @@ from models.loading.weights_file import WeightsFile
 _FACTOR = re.compile(
     r"(?P<layer>.+?)(?:\.lora_linear_layer|\.lora|_lora)?"
     r"\.(?:(?P<side>lora_down|lora_up|lora_mid|down|up)|(?P<peft>lora_[AB])(?:\.[^.]+)?)\.weight"
+)
+_PEFT, _PEFT_FILE, _PEFT_CONFIG = (
+    "base_model.model.",
+    "adapter_model.safetensors",
+    "adapter_config.json",
 )
 _TEXT_PREFIXES = (
     "",
@@ -94,7 +99,9 @@ def fuse_loras(
     for where, weight in loras:
         path = Path(where).expanduser()
         found = read_lora(path, layers)
-        words.append(f"{path.name} at {weight:g} ({len(found)} layers)")
+        assumed = any(change.alpha is None for change in found.values())
+        alpha = "; says no alpha, taken to be the rank" if assumed else ""
+        words.append(f"{path.name} at {weight:g} ({len(found)} layers{alpha})")
         for layer, change in found.items():
             changes.setdefault(layer, []).append((str(path), weight, change))
         add_words(learnt, bundled_words(WeightsFile.open(path), bundle.text_width), path)
@@ -157,7 +164,7 @@ def read_lora(path: Path, layers: Mapping[str, str]) -> dict[str, LayerChange]:
     for layer, change in changes.items():
         if not {"up", "down"} <= change.factors.keys():
             raise ModelLoadError(f"{path} is incomplete: {layer} has not both its factors")
-    _apply_metadata(file, changes)
+    _apply_scaling(file, changes)
     return changes
 
 
@@ -199,7 +206,7 @@ def _split(name: str) -> tuple[str, str]:
 
 def _plain(called: str) -> str:
     """A layer's name without what diffusers, peft and ComfyUI put around it."""
-    called = called.replace("base_model.model.", "").replace(".processor.", ".")
+    called = called.replace(_PEFT, "").replace(".processor.", ".")
     called = called.removeprefix("model.").removeprefix("diffusion_model.")
     called = called.removesuffix(".lora").removesuffix("_lora").removesuffix(".lora_linear_layer")
     text = called.startswith("text_encoder.")
@@ -241,26 +248,43 @@ def _layers_of(module: Any) -> list[str]:
     return [name for name, m in module.named_modules() if isinstance(m, kinds)]
 
 
-def _apply_metadata(file: WeightsFile, changes: Mapping[str, LayerChange]) -> None:
-    """Apply what peft says of scaling: in diffusers' files as JSON, ``unet.lora_alpha`` and so
-    on."""
+def _apply_scaling(file: WeightsFile, changes: Mapping[str, LayerChange]) -> None:
+    """Apply what peft says of scaling beside the tensors. Ranks are those of the tensors."""
+    said, where = _said_of_scaling(file)
     try:
-        said = parse_object(file.metadata.get("lora_adapter_metadata", "{}"), "it")
         for layer, change in changes.items():
             part, _, name = layer.partition(".")
+            # What peft may call it: a text encoder's layers had a longer path before.
+            names = (name,) if part == "unet" else (name, f"text_model.{name}")
             if said.get(f"{part}.use_dora"):
                 raise ModelLoadError(f"{file.path} is a DoRA, not a plain LoRA")
             change.root_rank = bool(said.get(f"{part}.use_rslora"))
             alpha = said.get(f"{part}.lora_alpha")
             for pattern, special in (said.get(f"{part}.alpha_pattern") or {}).items():
-                if re.match(rf"(.*\.)?({pattern})$", name):
+                if any(re.match(rf"(.*\.)?({pattern})$", each) for each in names):
                     alpha = special
             if change.alpha is None and alpha is not None:
                 change.alpha = _finite_number(alpha)
     except (ValueError, TypeError, AttributeError, OverflowError, re.error) as error:
-        raise ModelLoadError(
-            f"{file.path}: its lora_adapter_metadata is not usable: {error}"
-        ) from error
+        raise ModelLoadError(f"{where} is not usable: {error}") from error
+
+
+def _said_of_scaling(file: WeightsFile) -> tuple[dict[str, Any], str]:
+    """``unet.lora_alpha`` and so on, and where they are from: diffusers' metadata, or the
+    ``adapter_config.json`` that peft writes beside a file. Raises ModelLoadError."""
+    where = f"{file.path}: its lora_adapter_metadata"
+    beside = file.path.parent / _PEFT_CONFIG
+    if (text := file.metadata.get("lora_adapter_metadata")) is not None:
+        try:
+            return parse_object(text, "it"), where
+        except ValueError as error:
+            raise ModelLoadError(f"{where} is not usable: {error}") from error
+    ours = file.path.name == _PEFT_FILE or any(name.startswith(_PEFT) for name in file.tensors)
+    if ours and beside.is_file():
+        config = read_object(beside)
+        parts = ("unet", "text_encoder")
+        return {f"{p}.{key}": value for p in parts for key, value in config.items()}, str(beside)
+    return {}, where
 
 
 def _finite_number(value: Any) -> float:

@@ -20,6 +20,17 @@ Candidates = Callable[[str], Sequence[str]]
 """The names that a tensor of diffusers' layout may have in a file, the best one first."""
 
 
+_FURTHER_INPUTS = {
+    "time_cond_proj_dim": "the guidance scale",
+    "encoder_hid_dim": "a text or picture of another width",
+    "encoder_hid_dim_type": "a text or picture of another width",
+    "class_embed_type": "a class",
+    "num_class_embeds": "a class",
+    "addition_embed_type": "an addition to the timestep",
+}
+"""Keys that a U-Net's configuration has where it reads more than latents, timestep and text."""
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """``config.json`` of a part. Raises ModelLoadError."""
     return read_object(folder / "config.json")
@@ -29,7 +40,17 @@ def make_unet(folder: Path) -> Any:
     """A UNet2DConditionModel without weights, as a folder's ``config.json`` describes it."""
     from diffusers import UNet2DConditionModel
 
-    return _without_weights(lambda: UNet2DConditionModel.from_config(read_config(folder)), folder)
+    config = read_config(folder)
+    name = config.get("_class_name", "UNet2DConditionModel")
+    if name != "UNet2DConditionModel":
+        raise ModelLoadError(f"{folder} is a {name}, not a UNet2DConditionModel")
+    for key, what in _FURTHER_INPUTS.items():
+        if (value := config.get(key)) is not None:
+            raise ModelLoadError(
+                f"{folder / 'config.json'}: {key} is {value!r}: this U-Net also reads {what}, "
+                "which this server does not give"
+            )
+    return _without_weights(lambda: UNet2DConditionModel.from_config(config), folder)
 
 
 def make_vae(folder: Path) -> Any:

@@ -32,7 +32,6 @@ from pipelines.scheduler.work import Encode, Step, Work
 from pipelines.vae.decode import Decoded, Decoding, decode_together
 from pipelines.vae.encode import Encoding, ImageEncoder, Moments
 from pipelines.vae.graphs import VaeGraphs
-from pipelines.vae.mask import composite
 from pipelines.vae.preview import Drawing, Previews
 from pipelines.vae.start import start_latents
 
@@ -180,8 +179,7 @@ class ModelRunner:
         """
         member = self._requests[ident]
         assert member.decoded is not None
-        made, mask = member.decoded.wait(), member.request.mask
-        return made if mask is None else composite(member.request.image, made, mask)
+        return member.decoded.wait()
 
     def _leave_pool(self, member: _DeviceState) -> None:
         if member.position is not None:

@@ -127,8 +127,7 @@ class PromptEncoder:
         for fragment, units in zip(
             fragments, self._units([f.text for f in fragments]), strict=True
         ):
-            if fragment.breaks:
-                chunks.append([])
+            chunks += ([] for _ in range(fragment.breaks))
             for unit in units:
                 if len(chunks[-1]) + len(unit) > room and len(unit) <= room:
                     chunks.append([])
@@ -136,6 +135,8 @@ class PromptEncoder:
                     if len(chunks[-1]) == room:
                         chunks.append([])
                     chunks[-1].append((token, fragment.weight))
+        if len(chunks) > 1 and not chunks[-1]:
+            chunks.pop()  # What a BREAK at the end has begun; other empty ones count, as in A1111.
         return tuple(
             Chunk(tuple(t for t, _ in chunk), tuple(w for _, w in chunk)) for chunk in chunks
         )

@@ -44,11 +44,11 @@ _BREAK = re.compile(r"\bBREAK\b")
 
 @dataclass(frozen=True)
 class Fragment:
-    """A stretch of text of one weight; ``breaks`` says that a new chunk starts before it."""
+    """A stretch of text of one weight; ``breaks`` new chunks start before it."""
 
     text: str
     weight: float = 1.0
-    breaks: bool = False
+    breaks: int = 0
 
 
 class _Token(NamedTuple):
@@ -146,18 +146,18 @@ def _bounded(weight: float) -> float:
 
 def _joined(pieces: Sequence[tuple[str, float, bool]]) -> list[Fragment]:
     """Return neighbours of equal weight as one fragment, without empty ones."""
-    runs: list[tuple[list[str], float, bool]] = []
-    breaks = False
+    runs: list[tuple[list[str], float, int]] = []
+    breaks = 0
     for text, weight, breaks_here in pieces:
-        breaks = breaks or breaks_here
+        breaks += breaks_here
         if not text:
             continue
         if runs and runs[-1][1] == weight and not breaks:
             runs[-1][0].append(text)
         else:
             runs.append(([text], weight, breaks))
-        breaks = False
-    if breaks and runs:
-        runs.append(([], 1.0, True))
+        breaks = 0
+    if breaks:
+        runs.append(([], 1.0, breaks))
     fragments = [Fragment("".join(texts), weight, breaks) for texts, weight, breaks in runs]
     return fragments or [Fragment("")]

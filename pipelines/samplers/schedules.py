@@ -17,56 +17,13 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from models.noise_schedule import Float64 as Float64
+from models.noise_schedule import NoiseSchedule as NoiseSchedule
 from pipelines.request import ENGINE_MAX_STEPS, Sampler, SigmaSchedule
-
-Float64 = npt.NDArray[np.float64]
 
 _STEP_EPSILON = 1e-6
 """Larger than any float error of ``steps * (1 - image_strength)``, smaller than any real step."""
-
-
-@dataclass(frozen=True)
-class NoiseSchedule:
-    """The noise schedule a model was trained with (Stable Diffusion's by default)."""
-
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    beta_schedule: str = "scaled_linear"
-    num_train_timesteps: int = 1000
-    prediction_type: str = "epsilon"
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> NoiseSchedule:
-        """Take what a diffusers ``scheduler_config.json`` says, and the default for the rest."""
-        known = {name: config[name] for name in cls.__dataclass_fields__ if name in config}
-        return cls(**known)
-
-    @property
-    def sigmas(self) -> Float64:
-        """``sqrt((1 - alphas_cumprod) / alphas_cumprod)`` for every training timestep, float64."""
-        return _training_sigmas(self)
-
-    def timestep_at(self, sigma: float) -> float:
-        """The (fractional) timestep of a noise level, interpolated in log sigma."""
-        log_sigmas = np.log(self.sigmas)
-        return float(np.interp(math.log(sigma), log_sigmas, np.arange(len(log_sigmas))))
-
-
-@lru_cache(maxsize=8)
-def _training_sigmas(schedule: NoiseSchedule) -> Float64:
-    n = schedule.num_train_timesteps
-    if schedule.beta_schedule == "scaled_linear":
-        betas = np.linspace(schedule.beta_start**0.5, schedule.beta_end**0.5, n) ** 2
-    elif schedule.beta_schedule == "linear":
-        betas = np.linspace(schedule.beta_start, schedule.beta_end, n)
-    else:
-        raise ValueError(f"beta_schedule {schedule.beta_schedule!r} is not supported")
-    alphas_cumprod = np.cumprod(1.0 - betas)
-    sigmas: Float64 = np.sqrt((1.0 - alphas_cumprod) / alphas_cumprod)
-    sigmas.setflags(write=False)
-    return sigmas
 
 
 @dataclass(frozen=True)
@@ -146,14 +103,23 @@ def make_scheduler(sampler: Sampler, schedule: NoiseSchedule | None = None) -> A
 
     schedule = schedule or NoiseSchedule()
     spec = SAMPLER_SPECS[sampler]
-    return getattr(diffusers, spec.scheduler)(
+    own = schedule.is_diffusers_own
+    scheduler = getattr(diffusers, spec.scheduler)(
         beta_start=schedule.beta_start,
         beta_end=schedule.beta_end,
-        beta_schedule=schedule.beta_schedule,
+        beta_schedule=schedule.beta_schedule if own else "linear",
         num_train_timesteps=schedule.num_train_timesteps,
         prediction_type=schedule.prediction_type,
         **spec.options,
     )
+    if not own:
+        # Each class knows other beta schedules, and half of them no zero terminal SNR; all of
+        # them read this when they are told how many steps to take.
+        alphas = scheduler.alphas_cumprod.new_tensor(schedule.alphas_cumprod)
+        scheduler.alphas_cumprod = alphas
+        if not scheduler.config.get("set_alpha_to_one", True):
+            scheduler.final_alpha_cumprod = alphas[0]
+    return scheduler
 
 
 def denoising_steps(steps: int, image_strength: float) -> int:

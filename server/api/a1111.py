@@ -19,6 +19,7 @@ from server.accounts.admission import Admitted
 from server.accounts.auth import AnyCaller
 from server.api.a1111_form import A1111Form, styles_of, without_effect
 from server.api.a1111_lists import check_override
+from server.api.a1111_prompts import without_unsupported
 from server.api.flow import Answer, Flow
 from server.api.values import json_of, name_ignored, parsed, texts_of
 from server.http.envelope import json_bytes, json_response
@@ -97,6 +98,8 @@ async def _respond(
     handled = _HANDLED if upload is not None else _HANDLED - _OF_IMAGES
     ignored = [*without_effect(fields, handled), *(["styles"] if unknown else [])]
     ignored += check_override(fields.get("override_settings"), flow.model.name)
+    asked, of_prompts = without_unsupported(asked)
+    ignored += of_prompts
     name_ignored(request, ignored)
     left_out = () if asked.include_init_images else ("init_images", "mask")
     shown_fields = {name: value for name, value in fields.items() if name not in left_out}

@@ -52,7 +52,7 @@ def pull_model(settings: Settings, *, named: bool) -> str:
             )
         check_layout(folder)
     except HubUnreachable as offline:
-        kept = cached(model, settings.model_revision or PINNED_REVISIONS.get(model))
+        kept = cached(model, settings.model_revision or PINNED_REVISIONS.get(model), dtype)
         if kept is None:
             raise RuntimeError(
                 f"nothing was fetched: the hub cannot be reached ({offline.reason}), and {model} "

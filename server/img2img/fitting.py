@@ -68,15 +68,15 @@ def fit_with_mask(
     else:
         fitted = fit_image(source, *target, asked.resize_mode, shape=output)
         fitted_mask = fit_image(mask, *target, asked.resize_mode, "black", shape=output)
-        finishing = Finishing(size=output)
+        base, whole_mask = fitted, fitted_mask
         if output is not None and output != target:
-            # The engine keeps what is outside the mask, which is lost when its image is resized.
             base = fit_image(source, *output, asked.resize_mode)
             whole_mask = fit_image(mask, *output, asked.resize_mode, "black")
-            finishing = Finishing(base, whole_mask, None, output)
+        finishing = Finishing(base, whole_mask, None, output)
     if fitted_mask.getbbox() is None:
         size = f"{target[0]} x {target[1]}"
         raise InvalidInput([f"{options.field}: all that it selects is cut away to make {size}"])
     if options.fill:
+        # What is worked on; what is kept is the base, which still has its own colours.
         fitted = masks.filled(fitted, fitted_mask)
     return FittedImages(np.array(fitted), np.array(fitted_mask), finishing)

@@ -81,7 +81,8 @@ class ImagesRequest:
 class Finishing:
     """What is done with a made image: pasted into ``base`` at ``box`` under ``mask``, resized.
 
-    Base and mask have one size, in RGB and L. ``size`` is what the result has.
+    Base and mask have one size, in RGB and L. ``size`` is what the result has. This is the one
+    place where pixels are mixed under a mask: twice would square its weights.
     """
 
     base: Image.Image | None = None

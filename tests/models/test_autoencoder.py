@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +72,7 @@ def same_weights(bundle: ModelBundle, want: torch.nn.Module) -> bool:
 @pytest.fixture(scope="module")
 def other_vae(tiny: ModelBundle) -> AutoencoderKL:
     torch.manual_seed(9)
-    config = dict(tiny.vae.config) | {"scaling_factor": 0.5}
-    return AutoencoderKL.from_config(config).eval()
+    return AutoencoderKL.from_config(dict(tiny.vae.config)).eval()
 
 
 def test_a_folder(tiny_folder: Path, other_vae: AutoencoderKL, tmp_path: Path) -> None:
@@ -79,7 +80,6 @@ def test_a_folder(tiny_folder: Path, other_vae: AutoencoderKL, tmp_path: Path) -
     for folder in (tmp_path / "vae", tmp_path):
         bundle = load(tiny_folder, folder)
         assert same_weights(bundle, other_vae)
-        assert bundle.scaling_factor == 0.5
     (file,) = (tmp_path / "vae").glob("*.safetensors")
     assert same_weights(load(tiny_folder, file), other_vae)
     assert bundle.facts["vae"] == f"AutoencoderKL, {tmp_path}"
@@ -212,6 +212,17 @@ def test_what_does_not_fit_is_refused(
     shallow.save_pretrained(tmp_path / "shallow", safe_serialization=True)
     with pytest.raises(ModelLoadError, match="1 pixels wide, of the model 8"):
         load(tiny_folder, tmp_path / "shallow")
+    folder = shutil.copytree(tiny_folder / "vae", tmp_path / "xl")
+    own = json.loads((folder / "config.json").read_text())
+    for key, value in (
+        ("scaling_factor", 0.13025),
+        ("shift_factor", 0.1159),
+        ("latents_mean", [0.1, 0.2, 0.3, 0.4]),
+        ("latents_std", [1.1, 1.2, 1.3, 1.4]),
+    ):
+        (folder / "config.json").write_text(json.dumps({**own, key: value}))
+        with pytest.raises(ModelLoadError, match=rf"xl.*{key} is .*{re.escape(str(value))}"):
+            load(tiny_folder, folder)
     config = tmp_path / "flux" / "config.json"
     config.write_text(json.dumps({"_class_name": "VQModel"}))
     with pytest.raises(ModelLoadError, match="VQModel"):

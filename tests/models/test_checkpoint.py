@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from models.bundle import ModelBundle
 from models.loading.loader import ModelLoadError, ModelSpec, load_model
+from models.noise_schedule import NoiseSchedule
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Pixels
 from scripts.checkpoints.random_checkpoint import converted_by_diffusers, to_ldm, write_checkpoint
@@ -96,6 +97,8 @@ def test_what_the_unet_predicts(
     assert bundle.scheduler_config["prediction_type"] == expected
     assert bundle.facts["predicts"].startswith(expected)
     assert ("schedule" in bundle.facts) == mark
+    sigmas = NoiseSchedule.from_config(bundle.scheduler_config).sigmas
+    assert sigmas[-1] == pytest.approx(4096 if mark else 14.6146, rel=1e-4)
 
 
 def test_a_setting_overrules_a_folder(tiny_folder: Path) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from models.bundle import ModelBundle
 from models.loading import hub, loader
 from models.loading.loader import ModelLoadError, load_bundle
+from models.loading.sources import _EVERY_SOURCE, Source
 
 
 def test_a_local_folder(tiny_folder: Path) -> None:
@@ -37,6 +40,43 @@ def test_fp16_variant_files_are_found(tiny_folder: Path, tmp_path: Path) -> None
         save_file(halved, file.with_suffix(".fp16.safetensors"), metadata={"format": "pt"})
     bundle = load_bundle(str(folder), device="cpu", dtype="bfloat16")
     assert bundle.unet.dtype is bundle.vae.dtype is bundle.text_encoder.dtype is torch.bfloat16
+    assert bundle.facts["weights"] == "fp16 files of vae, unet, text_encoder"
+
+
+def halved_cache(tiny_folder: Path, repository: Path, revision: str) -> Path:
+    """A hub's cache with fp16 weights alone, as a pull in float16 leaves it."""
+    snapshot = shutil.copytree(tiny_folder, repository / "snapshots" / revision)
+    for part in ("unet", "vae", "text_encoder"):
+        (file,) = (snapshot / part).glob("*.safetensors")
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    return snapshot
+
+
+def test_float32_does_not_take_fp16_files_from_the_cache(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants as constants
+
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--someone--tiny-diffusion"
+    snapshot = halved_cache(tiny_folder, repository, revision)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def load(dtype: str) -> ModelBundle:
+        return load_bundle("someone/tiny-diffusion", revision=revision, device="cpu", dtype=dtype)
+
+    with pytest.raises(ModelLoadError, match="not in float32"):
+        load("float32")
+    assert load("bfloat16").facts["weights"].startswith("fp16 files")
+    (half,) = (snapshot / "vae").glob("*.safetensors")
+    shutil.copy(half, half.parent / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(ModelLoadError, match="not in float32"):
+        load("float32")
+    for part in ("unet", "text_encoder"):
+        (half,) = (snapshot / part).glob("*.safetensors")
+        half.rename(half.parent / half.name.replace(".fp16", ""))
+    assert load("float32").facts["weights"] == "plain files"
 
 
 def test_a_hub_id_is_taken_from_the_cache_when_offline(
@@ -77,6 +117,8 @@ def test_only_the_needed_files_of_a_repository_are_fetched() -> None:
     vae = {"vae/diffusion_pytorch_model.safetensors"}
     assert set(half) == common | vae | {"unet/diffusion_pytorch_model.fp16.safetensors"}
     assert set(full) == common | vae | {"unet/diffusion_pytorch_model.safetensors"}
+    files.remove("unet/diffusion_pytorch_model.safetensors")
+    assert set(hub.wanted_files(files, torch.float32)) == set(half)
 
 
 def test_production_default_is_pinned() -> None:
@@ -127,6 +169,52 @@ def test_another_architecture_is_refused(tiny_folder: Path, tmp_path: Path) -> N
     (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(ModelLoadError, match="StableDiffusionXLPipeline"):
         load_bundle(str(folder), device="cpu")
+
+
+FURTHER_INPUTS = [
+    ("time_cond_proj_dim", 256),
+    ("encoder_hid_dim", 32),
+    ("num_class_embeds", 4),
+    ("class_embed_type", "timestep"),
+    ("addition_embed_type", "text"),
+    ("_class_name", "UNetMotionModel"),
+    ("_class_name", "UNet3DConditionModel"),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), FURTHER_INPUTS)
+def test_a_unet_that_reads_more_than_it_would_get_is_refused(
+    tiny_folder: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    folder = _broken(tiny_folder, tmp_path)
+    config = folder / "unet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), key: value}))
+    said = f"is a {value}, not a" if key == "_class_name" else f"{key} is {value!r}: this U-Net"
+    with pytest.raises(ModelLoadError, match=said):
+        load_bundle(str(folder), device="cpu")
+
+
+def test_settings_that_do_nothing_for_a_source_are_refused(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.safetensors"
+    file.touch()
+    for model, setting, options in (
+        ("embedded", "IMG2IMG_EMA", {"ema": True}),
+        ("embedded", "IMG2IMG_MODEL_REVISION", {"revision": "main"}),
+        (str(tiny_folder), "IMG2IMG_EMA", {"ema": True}),
+        (str(tiny_folder), "IMG2IMG_MODEL_REVISION", {"revision": "main"}),
+        ("someone/tiny-diffusion", "IMG2IMG_EMA", {"ema": True}),
+        (str(file), "IMG2IMG_MODEL_REVISION", {"revision": "main"}),
+    ):
+        spec = loader.ModelSpec(model, **options)  # type: ignore[arg-type]
+        with pytest.raises(ModelLoadError, match=rf"for which {setting} does nothing: it is for"):
+            loader.load_model(spec, device="cpu")
+
+
+def test_every_part_of_a_spec_is_read_by_some_source() -> None:
+    for field in fields(loader.ModelSpec):
+        assert field.name in _EVERY_SOURCE or any(field.name in s.value[1] for s in Source)
 
 
 def test_a_folder_with_pickles_only_is_refused(tiny_folder: Path, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_kohyas_layout(
     fused = load(tiny_folder, (str(path), weight))
     scale = weight * (RANK if alpha is None else alpha) / RANK
     assert_changed(tiny, fused, by_formula(tiny, scale))
-    assert fused.facts["loras"] == f"style.safetensors at {weight:g} (7 layers)"
+    assert fused.facts["loras"].startswith(f"style.safetensors at {weight:g} (7 layers")
 
 
 def test_the_same_as_diffusers_loads_and_fuses(
@@ -197,6 +197,52 @@ def test_alpha_by_pattern_and_by_root_of_rank(
     wanted = by_formula(tiny, 1.0, set(UNET_LAYERS))
     wanted |= by_formula(tiny, 3.0, {to_q}) | by_formula(tiny, 2.0, set(TEXT_LAYERS))
     assert_changed(tiny, load(tiny_folder, (str(path), 1.0)), wanted)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "renamed.safetensors"])
+@pytest.mark.parametrize(
+    ("config", "scale", "special"),
+    [
+        ({"lora_alpha": 4 * RANK}, 4.0, 4.0),
+        ({"lora_alpha": 4 * RANK, "use_rslora": True}, 8.0, 8.0),
+        ({"lora_alpha": RANK, "alpha_pattern": {"^down.*attn1.to_q": 3 * RANK}}, 1.0, 3.0),
+        ({"lora_alpha": RANK, "r": 99, "rank_pattern": {"attn1.to_q": RANK}}, 1.0, 1.0),
+    ],
+)
+def test_the_configuration_beside_an_adapter_of_peft(
+    tiny_folder: Path,
+    tiny: ModelBundle,
+    tmp_path: Path,
+    name: str,
+    config: dict[str, object],
+    scale: float,
+    special: float,
+) -> None:
+    file = {
+        f"base_model.model.{layer.removeprefix('unet.')}": tensor
+        for layer, tensor in peft().items()
+        if layer.startswith("unet.")
+    }
+    save_file(file, tmp_path / name)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **config}))
+    to_q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    wanted = by_formula(tiny, scale, set(UNET_LAYERS)) | by_formula(tiny, special, {to_q})
+    bundle = load(tiny_folder, (str(tmp_path / name), 1.0))
+    assert_changed(tiny, bundle, wanted)
+    assert "alpha" not in bundle.facts["loras"]
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": "x"}')
+    with pytest.raises(ModelLoadError, match=r"adapter_config\.json is not usable"):
+        load(tiny_folder, (str(tmp_path / name), 1.0))
+
+
+def test_an_alpha_that_nothing_says_is_a_fact(tiny_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 99}')  # of another file
+    save_file(kohya(None), path)
+    facts = load(tiny_folder, (str(path), 1.0)).facts["loras"]
+    assert facts == "lora.safetensors at 1 (7 layers; says no alpha, taken to be the rank)"
+    save_file(kohya(1.0), path)
+    assert "alpha" not in load(tiny_folder, (str(path), 1.0)).facts["loras"]
 
 
 def test_the_older_layout_of_diffusers(
@@ -352,7 +398,7 @@ def test_the_words_that_a_lora_brings(tiny_folder: Path, tiny: ModelBundle, tmp_
     }
     table = fused.text_encoder.get_input_embeddings().weight
     assert table[fused.embeddings["toy"][0]].eq(0.25).all()
-    assert fused.facts["loras"] == "lora.safetensors at 1 (7 layers)"
+    assert fused.facts["loras"].startswith("lora.safetensors at 1 (7 layers")
     before = tiny.text_encoder.get_input_embeddings().weight
     assert torch.equal(table[: len(before)], before)
 

@@ -25,7 +25,7 @@ from pipelines.request import (
 )
 from pipelines.samplers.programs import SamplerProgram, make_program
 from pipelines.scheduler.batching import GroupKey
-from pipelines.vae.mask import composite, latent_mask
+from pipelines.vae.mask import latent_mask
 from pipelines.vae.noise import RequestNoise
 from pipelines.vae.start import start_latents
 
@@ -70,21 +70,6 @@ def test_a_latent_has_the_mean_of_its_pixels() -> None:
     assert latent_mask(mask, 8).tolist() == [[[1, 0, 0], [0, 0.5, 0.125]]]
 
 
-def test_a_composite_is_exact_at_both_ends_and_rounded_between(picture: Pixels) -> None:
-    made = np.random.default_rng(1).integers(0, 256, picture.shape).astype(np.uint8)
-    mask = np.zeros((128, 128), np.uint8)
-    mask[10:100, 20:121] = np.arange(0, 202, 2)[None]
-    mask[50:60, 15:125] = 255
-    share = mask[..., None].astype(np.float64) / 255
-    want = np.rint(share * made + (1 - share) * picture)
-    before = picture.copy()
-    got = composite(picture, made, mask)
-    assert np.array_equal(got, want)
-    assert np.array_equal(picture, before)
-    assert np.array_equal(composite(picture, made, np.zeros_like(mask)), picture)
-    assert np.array_equal(composite(picture, made, np.full_like(mask, 255)), made)
-
-
 def test_a_mask_of_another_size_or_from_noise_is_refused(picture: Pixels, mask: Mask) -> None:
     with pytest.raises(ValueError, match=r"mask: \(128, 127\) uint8"):
         GenerationRequest(picture, "", mask=mask[:, 1:])
@@ -95,16 +80,15 @@ def test_a_mask_of_another_size_or_from_noise_is_refused(picture: Pixels, mask: 
 # Whole pictures
 
 
-def test_outside_pixels_are_equal_and_inside_ones_change_for_every_sampler(
-    engine: Engine, picture: Pixels, mask: Mask
-) -> None:
+def test_the_result_is_all_that_was_decoded(engine: Engine, picture: Pixels, mask: Mask) -> None:
+    """No pixel of the image is put back, which would be done twice where it is done later too."""
     requests = [
         GenerationRequest(picture, "a cat", steps=5, seed=4, sampler=sampler, mask=mask)
         for sampler in CONTRACT_SAMPLERS
     ]
     for sampler, made in zip(CONTRACT_SAMPLERS, pictures(engine, requests), strict=True):
         changed = (made != picture).any(axis=-1)
-        assert not changed[mask == 0].any(), sampler
+        assert changed[mask == 0].mean() > 0.9, sampler
         assert changed[mask == 255].mean() > 0.9, sampler
 
 
@@ -156,7 +140,6 @@ def test_what_a_mask_starts_from_is_told_apart(engine: Engine, picture: Pixels, 
     made = pictures(engine, requests)
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert (made[one] != made[other]).mean() > 0.2
-    assert all(np.array_equal(image[mask == 0], picture[mask == 0]) for image in made)
 
 
 def test_only_the_masked_area_starts_from_something_else(picture: Pixels) -> None:

@@ -177,6 +177,27 @@ def test_break_starts_a_new_chunk_and_the_other_side_is_padded(tiny: ModelBundle
     assert torch.equal(longer[1], torch.cat([parts[0], parts[3], parts[3]]))
 
 
+@pytest.mark.parametrize(
+    ("text", "lengths"),
+    [
+        ("abc BREAK", [3]),
+        ("abc BREAK BREAK", [3, 0]),
+        ("abc BREAK BREAK de", [3, 0, 2]),
+        ("BREAK abc", [0, 3]),
+        ("BREAK", [0]),
+        ("BREAK BREAK", [0, 0]),
+        ("(abc BREAK:1.2)", [3]),
+        ("", [0]),
+        ("a" * 75 + " BREAK b", [75, 1]),
+    ],
+)
+def test_each_break_is_one_and_an_empty_last_chunk_is_none(
+    tiny: ModelBundle, text: str, lengths: list[int]
+) -> None:
+    """As A1111's `FrozenCLIPEmbedderWithCustomWordsBase.tokenize_line` has it."""
+    assert [len(chunk.ids) for chunk in PromptEncoder(tiny).chunks(text)] == lengths
+
+
 def test_a_weight_holds_across_chunks(tiny: ModelBundle) -> None:
     chunks = PromptEncoder(tiny).chunks("(" + "a" * 100 + ":1.2)")
     assert [len(chunk.ids) for chunk in chunks] == [75, 25]

