@@ -152,7 +152,8 @@ def create_app(
 def _failure_shapes() -> FailureShapes:
     shapes = FailureShapes()
     shapes.add("/v1", openai_errors.failure_shape)
-    shapes.add("/sdapi", a1111_errors.failure_shape)
+    for subtree in ("/sdapi", "/controlnet"):
+        shapes.add(subtree, a1111_errors.failure_shape)
     for subtree in ("/v1/generation", "/v1/engines", "/v1/user"):
         shapes.add(subtree, stability_errors.failure_shape)
     return shapes

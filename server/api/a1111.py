@@ -26,7 +26,7 @@ from server.http.errors import ApiError, NotFound
 from server.http.json_body import JsonBody, LongText, decode_image_text
 from server.http.waiting import TimeLimit
 from server.images.encode import preview_file
-from server.images.infotext import infotext
+from server.images.infotext import infotext, settings_in
 from server.img2img.running import RunningBatches
 from server.img2img.service import Batch, FinishedImage
 from server.settings import Settings
@@ -119,12 +119,13 @@ async def _respond(
     ]
     # Interrupted before any image was finished, there is none, and nothing is charged.
     shown = of_images or [begun.plan.first]
-    pack = partial(_packed, asked, shown_fields, shown, flow.model.name)
+    pack = partial(_packed, asked, styles, shown_fields, shown, flow.model.name)
     return (await flow.settle(begun, outcomes, pack)).response()
 
 
 def _packed(
     asked: A1111Form,
+    styles: tuple[str, ...],
     fields: Mapping[str, Any],
     shown: list[GenerationRequest],
     model: str,
@@ -136,7 +137,7 @@ def _packed(
     answer = {
         "images": files,
         "parameters": _plain(parameters),
-        "info": json.dumps(_info(asked, shown, model, made)),
+        "info": json.dumps(_info(asked, styles, shown, model, made)),
     }
     return Answer(json_bytes(answer))
 
@@ -158,16 +159,20 @@ def _plain(value: Any) -> Any:
 
 
 def _info(
-    asked: A1111Form, shown: list[GenerationRequest], model: str, made: list[FinishedImage]
+    asked: A1111Form,
+    styles: tuple[str, ...],
+    shown: list[GenerationRequest],
+    model: str,
+    made: list[FinishedImage],
 ) -> dict[str, Any]:
     """Return the fields that clients parse out of `info`."""
     first = shown[0]
     subseeds = [one.variation_seed or one.seed for one in shown]
     return {
-        "prompt": asked.prompt,
-        "all_prompts": [asked.prompt] * len(shown),
-        "negative_prompt": asked.negative_prompt,
-        "all_negative_prompts": [asked.negative_prompt] * len(shown),
+        "prompt": first.prompt,
+        "all_prompts": [one.prompt for one in shown],
+        "negative_prompt": first.negative_prompt,
+        "all_negative_prompts": [one.negative_prompt for one in shown],
         "seed": first.seed,
         "all_seeds": [one.seed for one in shown],
         "subseed": subseeds[0],
@@ -191,7 +196,7 @@ def _info(
         "extra_generation_params": {"Schedule type": SCHEDULE_LABELS[first.schedule]},
         "index_of_first_image": 0,
         "infotexts": [image.parameters for image in made],
-        "styles": [],
+        "styles": styles,
         "job_timestamp": time.strftime("%Y%m%d%H%M%S"),
         "clip_skip": 1,
         "is_using_inpainting_conditioning": False,
@@ -304,10 +309,10 @@ async def png_info(request: Request, caller: AnyCaller) -> Response:
     if not image:
         raise NotFound("Image not found: image is empty")
 
-    def read() -> str:
-        return infotext(decode_image_text("image", image, settings.max_upload_bytes))
+    def read() -> dict[str, Any]:
+        text = infotext(decode_image_text("image", image, settings.max_upload_bytes))
+        if not text:
+            return {"info": "", "items": {}, "parameters": {}}
+        return {"info": text, "items": {"parameters": text}, "parameters": settings_in(text)}
 
-    text = await anyio.to_thread.run_sync(read)
-    return json_response(
-        {"info": text, "items": {"parameters": text} if text else {}, "parameters": {}}
-    )
+    return json_response(await anyio.to_thread.run_sync(read))
