@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from tests.server.apis import Apis
+from pipelines.request import Sampler
+from tests.server.apis import Apis, message_of
 from tests.server.conftest import MakeClient
 from tests.server.stub_engine import StubEngine
 
@@ -39,3 +40,27 @@ def test_controlnets_failures_have_detail(apis: Apis, method: str, path: str) ->
     answer = apis.client.request(method, f"/controlnet/{path}")
     assert answer.status_code in (404, 405)
     assert answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "detail", "said"),
+    [
+        ({"sampler_name": "odd"}, "Sampler not found", "sampler 'odd' is not supported; near it: "),
+        ({"scheduler": "Beta"}, "Scheduler not found", "scheduler 'Beta' is not supported: the "),
+        ({"scheduler": "odd"}, "Scheduler not found", "there are Automatic, Karras, Exponential"),
+    ],
+)
+def test_an_unknown_name_is_told_for_what_it_is(
+    apis: Apis, fields: dict[str, str], detail: str, said: str
+) -> None:
+    answer = apis.img2img(**fields)
+    assert answer.status_code == 404
+    assert answer.json()["detail"].startswith(detail)
+    assert said in message_of(answer)
+
+
+def test_who_cuts_a_samplers_name_asks_again(apis: Apis, engine: StubEngine) -> None:
+    """SdPaint does so, on the status."""
+    assert apis.img2img(sampler_name="Euler", scheduler="a").status_code == 404
+    assert apis.img2img(sampler_name="Euler a").status_code == 200
+    assert engine.last_request.sampler is Sampler.K_EULER_ANCESTRAL
