@@ -117,7 +117,7 @@ async def _respond(
         for generation, outcome in zip(begun.plan.generations, outcomes, strict=True)
         if isinstance(outcome, FinishedImage)
     ]
-    # Interrupted before any image was finished, there is none, and nothing is charged.
+    # Withdrawn before any image was finished, there is none, and nothing is charged.
     shown = of_images or [begun.plan.first]
     pack = partial(_packed, asked, styles, shown_fields, shown, flow.model.name)
     return (await flow.settle(begun, outcomes, pack)).response()
@@ -293,10 +293,7 @@ async def skip(request: Request, caller: AnyCaller) -> Response:
     """Leave out the image that is worked on in each of the key's requests."""
     running: RunningBatches = request.app.state.running
     for batch in running.of(caller.identity):
-        ahead = [one for one in batch.running if not one.handle.done]
-        if ahead:
-            batch.interrupted = batch.interrupted or len(batch.running) == 1
-            ahead[0].handle.cancel()
+        batch.skip()
     return json_response(None)
 
 

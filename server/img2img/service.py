@@ -101,6 +101,7 @@ class Batch:
         self.running = tuple(running)
         self.began = time.monotonic()
         self.interrupted = False
+        self._withdrawn: set[int] = set()
 
     def cancel(self) -> None:
         """Withdraw what is not finished."""
@@ -110,7 +111,22 @@ class Batch:
     def interrupt(self) -> None:
         """Withdraw what is not finished; what is finished will be answered with."""
         self.interrupted = True
+        self._withdrawn.update(range(len(self.running)))
         self.cancel()
+
+    def skip(self) -> None:
+        """Withdraw the image that is worked on."""
+        for index, one in enumerate(self.running):
+            # One that was withdrawn a moment ago may not have ended yet.
+            if index not in self._withdrawn and not one.handle.done:
+                self._withdrawn.add(index)
+                one.handle.cancel()
+                return
+
+    def failures(self, outcomes: Sequence[Outcome]) -> list[Exception]:
+        """Return why images did not come, but for those that their client withdrew."""
+        told = enumerate(outcomes)
+        return [one for i, one in told if isinstance(one, Exception) and i not in self._withdrawn]
 
 
 Outcome = FinishedImage | Exception
