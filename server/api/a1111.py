@@ -20,7 +20,7 @@ from server.accounts.auth import AnyCaller
 from server.api.a1111_form import A1111Form, styles_of, without_effect
 from server.api.a1111_lists import check_override
 from server.api.flow import Answer, Flow
-from server.api.values import json_of, name_ignored, parsed, texts_of
+from server.api.values import form_of_json, json_of, name_ignored, parsed
 from server.http.envelope import json_bytes, json_response
 from server.http.errors import ApiError, NotFound
 from server.http.json_body import JsonBody, LongText, decode_image_text
@@ -35,10 +35,14 @@ _HANDLED = frozenset(
     (*A1111Form.model_fields, "init_images", "mask", "styles", "override_settings",
      "override_settings_restore_afterwards")
 )  # fmt: skip
-_OF_IMAGES = frozenset(
-    ("init_images", "include_init_images", "mask", "mask_blur", "denoising_strength", "resize_mode",
-     "inpainting_fill", "inpainting_mask_invert", "inpaint_full_res", "inpaint_full_res_padding")
+_OF_MASKS = frozenset(
+    ("mask", "mask_blur", "inpainting_fill", "inpainting_mask_invert", "inpaint_full_res",
+     "inpaint_full_res_padding")
 )  # fmt: skip
+"""Fields without effect where no mask is sent."""
+_OF_IMAGES = _OF_MASKS.union(
+    ("init_images", "include_init_images", "denoising_strength", "resize_mode")
+)
 """Fields without effect where no image is sent."""
 _PREVIEW_SIDE = 512
 
@@ -90,11 +94,11 @@ async def _respond(
     mask: bytes | None = None,
 ) -> Response:
     fields = body.fields
-    asked = parsed(A1111Form, texts_of(fields, A1111Form.model_fields))
+    handled = _HANDLED - (_OF_IMAGES if upload is None else _OF_MASKS if mask is None else set())
+    asked = parsed(A1111Form, form_of_json(body, handled & A1111Form.model_fields.keys()))
     if asked.script_name:
         raise UnknownScript(f"script_name: {asked.script_name[:60]} is not found; there are none")
     styles, unknown = styles_of(fields.get("styles"))
-    handled = _HANDLED if upload is not None else _HANDLED - _OF_IMAGES
     ignored = [*without_effect(fields, handled), *(["styles"] if unknown else [])]
     ignored += check_override(fields.get("override_settings"), flow.model.name)
     name_ignored(request, ignored)

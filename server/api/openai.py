@@ -7,6 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import anyio.to_thread
@@ -18,15 +19,9 @@ from server.accounts.admission import Admitted
 from server.accounts.auth import AnyCaller
 from server.api.flow import Answer, Flow, model_in_service
 from server.api.openai_files import Addresses
-from server.api.openai_form import (
-    ALIASES,
-    KNOWN_TEXTS,
-    TEXT_FIELDS,
-    WITHOUT_EFFECT,
-    OpenAIForm,
-)
+from server.api.openai_form import ALIASES, TEXT_FIELDS, OpenAIForm
 from server.api.openai_stream import stream_images, stream_kept
-from server.api.values import Form, form_of, json_of, name_ignored, parsed, texts_of
+from server.api.values import Form, form_of, form_of_json, json_of, name_ignored, parsed
 from server.errors import InvalidInput
 from server.http.envelope import json_bytes, json_response
 from server.http.errors import NotFound
@@ -57,16 +52,16 @@ async def edits(request: Request, admission: Admitted) -> Response:
         form = await form_of(
             request,
             flow.limit,
-            texts=KNOWN_TEXTS,
+            texts=TEXT_FIELDS,
             files=_FILES_IN_FORMS,
             keep_first=_FILES_IN_FORMS,
         )
     else:
         form = await _json_form(request, flow)
+    twice = [f"{name}[]" for name in ("image", "mask") if form.has(name)]
+    form = form.without(request, *twice)
     image = form.files.get("image") or form.files.get("image[]")
     mask = form.files.get("mask") or form.files.get("mask[]")
-    twice = [name for name in ("image", "mask") if {name, f"{name}[]"} <= form.files.keys()]
-    name_ignored(request, [f"{name}[]" for name in twice])
     asked = _form(request, flow, form)
     if image is None:
         raise InvalidInput(["image: is required"])
@@ -88,9 +83,8 @@ async def generations(request: Request, admission: Admitted) -> Response:
     name_fields(request.scope, _OUR_NAMES)
     flow = Flow(request, admission)
     body = await json_of(request, flow.limit)
-    form = Form(texts_of(body.fields, TEXT_FIELDS), {}, body.fingerprint)
-    ignored = _without_effect(body.fields, TEXT_FIELDS - {"image_strength"})
-    name_ignored(request, ignored)
+    name_ignored(request, _without_effect(body.fields, TEXT_FIELDS))
+    form = form_of_json(body, TEXT_FIELDS).without(request, "image_strength")
     asked = _form(request, flow, form)
     images = _images_request(asked)
     answering = _respond(request, flow, asked, images, form.fingerprint, "image_generation")
@@ -131,7 +125,7 @@ async def _json_form(request: Request, flow: Flow) -> Form:
         return {name: decode_image_text(name, value, most) for name, value in uploads.items()}
 
     files = await anyio.to_thread.run_sync(decode)
-    return Form(texts_of(fields, TEXT_FIELDS), files, body.fingerprint)
+    return replace(form_of_json(body, TEXT_FIELDS), files=files)
 
 
 def _without_effect(fields: Mapping[str, Any], taken: frozenset[str]) -> list[str]:
@@ -157,29 +151,27 @@ def _images_in(field: str, value: Any) -> list[Any]:
 
 
 def _form(request: Request, flow: Flow, form: Form) -> OpenAIForm:
-    texts = {name: text for name, text in form.texts.items() if text.strip()}
-    ignored = [name for name in WITHOUT_EFFECT if name in texts]
     names = dict(_OUR_NAMES)
     for alias, name in ALIASES.items():
-        if (text := texts.pop(alias, None)) is None:
-            continue
-        if name in texts:
-            ignored.append(alias)
-        else:
-            texts[name] = text
+        if form.has(name):
+            form = form.without(request, alias)
+        elif text := form.texts.pop(alias, ""):
+            form.texts[name] = text
             names[name] = alias
     name_fields(request.scope, names)
-    asked = parsed(OpenAIForm, texts)
-    if asked.model and asked.model != flow.model.name:
-        ignored.append("model")
-    if asked.partial_images and not asked.stream:
-        ignored.append("partial_images")
-    if asked.output_compression is not None and asked.output_format == "png":
-        ignored.append("output_compression")
-    if asked.stream and asked.response_format == "url":
-        ignored.append("response_format")
-    name_ignored(request, ignored)
-    return asked
+    return parsed(OpenAIForm, form.without(request, *_unused(form, flow.model.name)))
+
+
+def _unused(form: Form, model: str) -> list[str]:
+    """Return the fields that others leave without effect, as they were sent."""
+    unused = [] if form.text("model") == model else ["model"]
+    if form.text("stream").lower() not in ("true", "1"):
+        unused.append("partial_images")
+    elif form.text("response_format") != "b64_json":
+        unused.append("response_format")
+    if form.text("output_format") in ("", "png"):
+        unused.append("output_compression")
+    return unused
 
 
 def _images_request(asked: OpenAIForm, **more: Any) -> ImagesRequest:
