@@ -69,7 +69,10 @@ async def edits(request: Request, admission: Admitted) -> Response:
     images = _images_request(
         asked,
         upload=image,
-        mask=None if mask is None else MaskOptions(mask, MaskReads.TRANSPARENT),
+        image_field=form.paths.get("image", "image"),
+        mask=None
+        if mask is None
+        else MaskOptions(mask, MaskReads.TRANSPARENT, field=form.paths.get("mask", "mask")),
         image_strength=strength if asked.image_strength is None else asked.image_strength,
     )
     answering = _respond(request, flow, asked, images, form.fingerprint, "image_edit")
@@ -108,46 +111,50 @@ async def model(request: Request, caller: AnyCaller, name: str) -> Response:
 
 
 async def _json_form(request: Request, flow: Flow) -> Form:
-    """Return the form in a JSON body: `image`, or `images`, of which the first counts."""
+    """Return the form in a JSON body: of `image` and `images`, and of `mask`, the first counts."""
     body = await json_of(request, flow.limit)
     fields = body.fields
-    images = [item for name in ("image", "images") for item in _images_in(name, fields.get(name))]
-    uploads = {"image": images[0]} if images else {}
-    if mask := _images_in("mask", fields.get("mask")):
-        uploads["mask"] = mask[0]
+    images = [found for name in ("image", "images") for found in _images_in(name, fields.get(name))]
+    masks = _images_in("mask", fields.get("mask"))
     ignored = _without_effect(fields, TEXT_FIELDS.union(("image", "images", "mask")))
-    if len(images) > 1:
-        ignored.append("images" if fields.get("images") else "image")
-    name_ignored(request, ignored)
+    name_ignored(request, [*ignored, *(path for path, _ in (*images[1:], *masks[1:]))])
+    firsts = {name: found[0] for name, found in (("image", images), ("mask", masks)) if found}
     most = flow.request.app.state.settings.max_upload_bytes
 
     def decode() -> dict[str, bytes | bytearray]:
-        return {name: decode_image_text(name, value, most) for name, value in uploads.items()}
+        return {name: decode_image_text(*found, most) for name, found in firsts.items()}
 
     files = await anyio.to_thread.run_sync(decode)
-    return replace(form_of_json(body, TEXT_FIELDS), files=files)
+    paths = {name: path for name, (path, _) in firsts.items()}
+    return replace(form_of_json(body, TEXT_FIELDS), files=files, paths=paths)
 
 
 def _without_effect(fields: Mapping[str, Any], taken: frozenset[str]) -> list[str]:
     return [name for name, value in fields.items() if name not in taken and value not in (None, "")]
 
 
-def _images_in(field: str, value: Any) -> list[Any]:
-    """Return the images in a value: text, `{"image_url": text}`, `{"image_url": {"url": text}}`.
+def _images_in(path: str, value: Any) -> list[tuple[str, Any]]:
+    """Return the images in a value, each with the path to it in the body.
 
-    Raises InvalidInput for an object without an image: what it means must not pass unnoticed.
+    They are texts, `{"image_url": text}` or `{"image_url": {"url": text}}`. Raises InvalidInput for
+    an object without an image: what it means must not pass unnoticed.
     """
     if isinstance(value, list):
-        return [image for item in value for image in _images_in(field, item)]
+        return [
+            found
+            for index, item in enumerate(value)
+            for found in _images_in(f"{path}[{index}]", item)
+        ]
     if isinstance(value, dict):
-        images = _images_in(field, value.get("image_url") or value.get("url"))
+        keys = [key for key in ("image_url", "url") if key in value]
+        key = next((key for key in keys if value[key]), None)
+        images = [] if key is None else _images_in(f"{path}.{key}", value[key])
         if not images:
-            key = next((key for key in ("image_url", "url") if key in value), None)
             names = ", ".join(value)[:60]
-            fault = f"{{{names}}} has no image_url" if key is None else f"{key} is empty"
-            raise InvalidInput([f"{field}: {fault}; send a data URL in it"])
+            fault = f"{key or keys[0]} is empty" if keys else f"{{{names}}} has no image_url"
+            raise InvalidInput([f"{path}: {fault}; send a data URL in it"])
         return images
-    return [] if value is None or value == "" else [value]
+    return [] if value is None or value == "" else [(path, value)]
 
 
 def _form(request: Request, flow: Flow, form: Form) -> OpenAIForm:
@@ -186,7 +193,6 @@ def _images_request(asked: OpenAIForm, **more: Any) -> ImagesRequest:
         seed=asked.seed or 1 + secrets.randbelow(MAX_SEED),
         count=asked.n,
         previews=asked.stream and asked.partial_images > 0,
-        image_field="image",
         count_field="n, size",
         **asked.sizes,
         **more,

@@ -34,13 +34,14 @@ V = TypeVar("V")
 class Form:
     """A form's texts and files by name, and what tells it from other requests.
 
-    ``unreadable`` says why a field that came is neither.
+    ``unreadable`` says why a field that came is neither, ``paths`` where in a JSON body a file was.
     """
 
     texts: dict[str, str]
     files: dict[str, bytes | bytearray]
     fingerprint: str
     unreadable: dict[str, str] = field(default_factory=dict)
+    paths: dict[str, str] = field(default_factory=dict)
 
     def without(self, request: Request, *ignored: str) -> Form:
         """Return the form without fields that have no effect, which the response names.
