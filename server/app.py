@@ -151,7 +151,8 @@ def create_app(
 
 def _failure_shapes() -> FailureShapes:
     shapes = FailureShapes()
-    shapes.add("/v1", openai_errors.failure_shape)
+    for subtree in ("/v1", "/openai"):
+        shapes.add(subtree, openai_errors.failure_shape)
     for subtree in ("/sdapi", "/controlnet"):
         shapes.add(subtree, a1111_errors.failure_shape)
     for subtree in ("/v1/generation", "/v1/engines", "/v1/user"):
@@ -256,7 +257,7 @@ def _middleware(
             patience=settings.upload_patience,
             larger={
                 "/api/generate/": settings.max_form_bytes,
-                **dict.fromkeys(("/v1/", "/sdapi/"), settings.max_json_bytes),
+                **dict.fromkeys(("/v1/", "/openai/", "/sdapi/"), settings.max_json_bytes),
             },
         ),
     )

@@ -6,7 +6,7 @@ import base64
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -31,8 +31,13 @@ from server.images.masks import MaskOptions, MaskReads
 from server.img2img.images_request import ImagesRequest
 from server.img2img.service import FinishedImage
 
-EDITS = "/v1/images/edits"
-GENERATIONS = "/v1/images/generations"
+_BASES = (
+    "/v1",
+    "/v1/deployments/{deployment}",
+    "/openai/v1",
+    "/openai/deployments/{deployment}",
+)
+"""What stands before `/images`: below the first for all, below the others for Azure's clients."""
 _FILES_IN_FORMS = frozenset(("image", "image[]", "mask", "mask[]"))
 _OUR_NAMES = {"init_image": "image", "width": "size", "height": "size"}
 """Fields that failures name by the API's own names."""
@@ -40,10 +45,25 @@ _MASKED_STRENGTH = 0.0
 """image_strength under a mask, where none is sent: what was erased should not shine through."""
 _STRENGTH = 0.35
 
+_OWN_MASK_MODEL = "dall-e-2"
+"""Of edits by this model OpenAI says that an image's transparent pixels are its mask where none is
+sent. Clients of others send images whose background is merely transparent."""
+
+Handler = Callable[..., Awaitable[Response]]
+
 router = APIRouter(include_in_schema=False)
 
 
-@router.post(EDITS)
+def _at_every_base(path: str) -> Callable[[Handler], Handler]:
+    def add(handler: Handler) -> Handler:
+        for base in _BASES:
+            router.post(base + path)(handler)
+        return handler
+
+    return add
+
+
+@_at_every_base("/images/edits")
 async def edits(request: Request, admission: Admitted) -> Response:
     """Edit an image: a multipart form, or JSON with data URLs."""
     name_fields(request.scope, _OUR_NAMES)
@@ -62,10 +82,12 @@ async def edits(request: Request, admission: Admitted) -> Response:
     form = form.without(request, *twice)
     image = form.files.get("image") or form.files.get("image[]")
     mask = form.files.get("mask") or form.files.get("mask[]")
-    asked = _form(request, flow, form)
+    own_mask = mask is None and form.text("model") == _OWN_MASK_MODEL
+    asked = _form(request, flow, form, names_model=own_mask)
     if image is None:
         raise InvalidInput(["image: is required"])
-    strength = _STRENGTH if mask is None else _MASKED_STRENGTH
+    masked_strength = _MASKED_STRENGTH if asked.image_strength is None else asked.image_strength
+    strength = _STRENGTH if asked.image_strength is None else asked.image_strength
     images = _images_request(
         asked,
         upload=image,
@@ -73,14 +95,15 @@ async def edits(request: Request, admission: Admitted) -> Response:
         mask=None
         if mask is None
         else MaskOptions(mask, MaskReads.TRANSPARENT, field=form.paths.get("mask", "mask")),
-        image_strength=strength if asked.image_strength is None else asked.image_strength,
+        image_strength=strength if mask is None else masked_strength,
+        own_mask_strength=masked_strength if own_mask else None,
     )
     answering = _respond(request, flow, asked, images, form.fingerprint, "image_edit")
     del form, image, mask, images
     return await answering
 
 
-@router.post(GENERATIONS)
+@_at_every_base("/images/generations")
 async def generations(request: Request, admission: Admitted) -> Response:
     """Make images from noise."""
     name_fields(request.scope, _OUR_NAMES)
@@ -157,7 +180,7 @@ def _images_in(path: str, value: Any) -> list[tuple[str, Any]]:
     return [] if value is None or value == "" else [(path, value)]
 
 
-def _form(request: Request, flow: Flow, form: Form) -> OpenAIForm:
+def _form(request: Request, flow: Flow, form: Form, *, names_model: bool = False) -> OpenAIForm:
     names = dict(_OUR_NAMES)
     for alias, name in ALIASES.items():
         if form.has(name):
@@ -166,12 +189,15 @@ def _form(request: Request, flow: Flow, form: Form) -> OpenAIForm:
             form.texts[name] = text
             names[name] = alias
     name_fields(request.scope, names)
-    return parsed(OpenAIForm, form.without(request, *_unused(form, flow.model.name)))
+    unused = _unused(form)
+    if not names_model and form.text("model") != flow.model.name:
+        unused.append("model")
+    return parsed(OpenAIForm, form.without(request, *unused))
 
 
-def _unused(form: Form, model: str) -> list[str]:
+def _unused(form: Form) -> list[str]:
     """Return the fields that others leave without effect, as they were sent."""
-    unused = [] if form.text("model") == model else ["model"]
+    unused = []
     if form.text("stream").lower() not in ("true", "1"):
         unused.append("partial_images")
     elif form.text("response_format") != "b64_json":

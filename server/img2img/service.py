@@ -198,7 +198,7 @@ class ImageToImage:
         found = await _in_text_thread(partial(self._refusals, asked, model))
         found = [*problems, *found]
         try:
-            fitted = await self._fitted(asked, client, limit)
+            asked, fitted = await self._fitted(asked, client, limit)
         except ImageError as error:
             raise InvalidInput([f"{asked.image_field}: {error.reason}", *found]) from None
         except InvalidInput as error:
@@ -302,19 +302,19 @@ class ImageToImage:
 
     async def _fitted(
         self, asked: ImagesRequest, client: str, limit: TimeLimit | None
-    ) -> FittedImages:
-        """Decode the uploads and fit them to the size to make.
+    ) -> tuple[ImagesRequest, FittedImages]:
+        """Decode the uploads and fit them to the size to make; return what is asked of them too.
 
         Raises ImageError, or InvalidInput for a mask.
         """
         if asked.upload is None:
-            return canvas(asked)
-        if asked.mask is None and not asked.keep_size and asked.output_size is None:
+            return asked, canvas(asked)
+        if not asked.needs_own_size:
             sizes = self._auto_sizes if asked.auto_sizes else ()
             fit = Fit(asked.width, asked.height, asked.resize_mode, sizes)
             image = await self._decode(asked.upload, fit, client, limit)
             assert image is not None
-            return FittedImages(image, None, Finishing())
+            return asked, FittedImages(image, None, Finishing())
         uploads = {asked.image_field: asked.upload}
         if asked.mask is not None and asked.mask.upload is not None:
             uploads[asked.mask.field] = asked.mask.upload
@@ -331,9 +331,10 @@ class ImageToImage:
         if problems:
             raise InvalidInput(problems)
         own = images[asked.image_field]
+        asked = asked.seen(own)
         mask = None if asked.mask is None else images.get(asked.mask.field, own)
         sizes = self._auto_sizes if asked.auto_sizes else ()
-        return await self.in_thread(partial(fit_with_mask, asked, own, mask, sizes))
+        return asked, await self.in_thread(partial(fit_with_mask, asked, own, mask, sizes))
 
     async def _decode(
         self, upload: bytes | bytearray, wanted: Wanted, client: str, limit: TimeLimit | None
