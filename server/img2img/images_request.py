@@ -75,6 +75,11 @@ class ImagesRequest:
         plain = self.mask is None and self.own_mask_strength is None
         return not plain or self.keep_size or self.output_size is not None
 
+    @property
+    def answers_own_size(self) -> bool:
+        """Return whether the images that are answered have the upload's own size."""
+        return self.keep_size or (self.mask is not None and self.mask.only_masked)
+
     def seen(self, own: Pixels) -> ImagesRequest:
         """Return what is asked now that the upload is known, `(height, width, 4)` with opacity."""
         if self.own_mask_strength is None or own[..., 3].min() == 255:

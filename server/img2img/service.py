@@ -322,7 +322,8 @@ class ImageToImage:
         problems: list[str] = []
         for name, upload in uploads.items():
             try:
-                image = await self._decode(upload, OwnSize(), client, limit)
+                shrinks = name != asked.image_field or not asked.answers_own_size
+                image = await self._decode(upload, OwnSize(shrinks=shrinks), client, limit)
             except ImageError as error:
                 problems.append(f"{name}: {error.reason}")
             else:
