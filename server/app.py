@@ -140,7 +140,9 @@ def create_app(
     app.state.decoders = decoders_in_use
     app.state.hint = hints.hint
     app.state.shapes = _failure_shapes()
-    app.state.image_store = open_store(settings.limits_url.get_secret_value())
+    app.state.image_store = open_store(
+        settings.limits_url.get_secret_value(), settings.max_kept_bytes
+    )
     app.state.runs = Runs(settings.run_grace, app.state.image_store)
     app.state.running = RunningBatches()
     app.state.service = ImageToImage(settings, decoders_in_use, deny_list)

@@ -225,10 +225,10 @@ class AwayStore(MemoryStore):
     """Is away when images are put into it; also before, if it is told to."""
 
     def __init__(self, *, always: bool) -> None:
-        super().__init__()
+        super().__init__(2**20)
         self.always = always
 
-    async def put(self, name: str, file: bytes) -> None:
+    async def put(self, name: str, file: bytes, promised: float = 0) -> None:
         raise ImageStoreAway
 
     async def secret(self) -> bytes:
