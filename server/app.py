@@ -140,7 +140,9 @@ def create_app(
     app.state.decoders = decoders_in_use
     app.state.hint = hints.hint
     app.state.shapes = _failure_shapes()
-    app.state.image_store = open_store(settings.limits_url.get_secret_value())
+    app.state.image_store = open_store(
+        settings.limits_url.get_secret_value(), settings.max_kept_bytes
+    )
     app.state.runs = Runs(settings.run_grace, app.state.image_store)
     app.state.running = RunningBatches()
     app.state.service = ImageToImage(settings, decoders_in_use, deny_list)
@@ -151,8 +153,10 @@ def create_app(
 
 def _failure_shapes() -> FailureShapes:
     shapes = FailureShapes()
-    shapes.add("/v1", openai_errors.failure_shape)
-    shapes.add("/sdapi", a1111_errors.failure_shape)
+    for subtree in ("/v1", "/openai"):
+        shapes.add(subtree, openai_errors.failure_shape)
+    for subtree in ("/sdapi", "/controlnet"):
+        shapes.add(subtree, a1111_errors.failure_shape)
     for subtree in ("/v1/generation", "/v1/engines", "/v1/user"):
         shapes.add(subtree, stability_errors.failure_shape)
     return shapes
@@ -255,7 +259,7 @@ def _middleware(
             patience=settings.upload_patience,
             larger={
                 "/api/generate/": settings.max_form_bytes,
-                **dict.fromkeys(("/v1/", "/sdapi/"), settings.max_json_bytes),
+                **dict.fromkeys(("/v1/", "/openai/", "/sdapi/"), settings.max_json_bytes),
             },
         ),
     )

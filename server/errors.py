@@ -83,7 +83,7 @@ class OutcomeUnknown(DatabaseAway):
 
 
 class ImageStoreAway(Exception):
-    """The store of images that are fetched by their address cannot be reached."""
+    """The store of images that are fetched once more cannot be reached, or has no room."""
 
 
 class DatabaseUnusable(ConfigurationError):

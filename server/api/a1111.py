@@ -21,13 +21,13 @@ from server.api.a1111_form import A1111Form, styles_of, without_effect
 from server.api.a1111_lists import check_override
 from server.api.a1111_prompts import without_unsupported
 from server.api.flow import Answer, Flow
-from server.api.values import json_of, name_ignored, parsed, texts_of
+from server.api.values import form_of_json, json_of, name_ignored, parsed
 from server.http.envelope import json_bytes, json_response
 from server.http.errors import ApiError, NotFound
 from server.http.json_body import JsonBody, LongText, decode_image_text
 from server.http.waiting import TimeLimit
 from server.images.encode import preview_file
-from server.images.infotext import infotext
+from server.images.infotext import infotext, settings_in
 from server.img2img.running import RunningBatches
 from server.img2img.service import Batch, FinishedImage
 from server.settings import Settings
@@ -36,10 +36,14 @@ _HANDLED = frozenset(
     (*A1111Form.model_fields, "init_images", "mask", "styles", "override_settings",
      "override_settings_restore_afterwards")
 )  # fmt: skip
-_OF_IMAGES = frozenset(
-    ("init_images", "include_init_images", "mask", "mask_blur", "denoising_strength", "resize_mode",
-     "inpainting_fill", "inpainting_mask_invert", "inpaint_full_res", "inpaint_full_res_padding")
+_OF_MASKS = frozenset(
+    ("mask", "mask_blur", "inpainting_fill", "inpainting_mask_invert", "inpaint_full_res",
+     "inpaint_full_res_padding")
 )  # fmt: skip
+"""Fields without effect where no mask is sent."""
+_OF_IMAGES = _OF_MASKS.union(
+    ("init_images", "include_init_images", "denoising_strength", "resize_mode")
+)
 """Fields without effect where no image is sent."""
 _PREVIEW_SIDE = 512
 
@@ -91,11 +95,11 @@ async def _respond(
     mask: bytes | None = None,
 ) -> Response:
     fields = body.fields
-    asked = parsed(A1111Form, texts_of(fields, A1111Form.model_fields))
+    handled = _HANDLED - (_OF_IMAGES if upload is None else _OF_MASKS if mask is None else set())
+    asked = parsed(A1111Form, form_of_json(body, handled & A1111Form.model_fields.keys()))
     if asked.script_name:
         raise UnknownScript(f"script_name: {asked.script_name[:60]} is not found; there are none")
     styles, unknown = styles_of(fields.get("styles"))
-    handled = _HANDLED if upload is not None else _HANDLED - _OF_IMAGES
     ignored = [*without_effect(fields, handled), *(["styles"] if unknown else [])]
     ignored += check_override(fields.get("override_settings"), flow.model.name)
     asked, of_prompts = without_unsupported(asked)
@@ -120,14 +124,15 @@ async def _respond(
         for generation, outcome in zip(begun.plan.generations, outcomes, strict=True)
         if isinstance(outcome, FinishedImage)
     ]
-    # Interrupted before any image was finished, there is none, and nothing is charged.
+    # Withdrawn before any image was finished, there is none, and nothing is charged.
     shown = of_images or [begun.plan.first]
-    pack = partial(_packed, asked, shown_fields, shown, flow.model.name)
+    pack = partial(_packed, asked, styles, shown_fields, shown, flow.model.name)
     return (await flow.settle(begun, outcomes, pack)).response()
 
 
 def _packed(
     asked: A1111Form,
+    styles: tuple[str, ...],
     fields: Mapping[str, Any],
     shown: list[GenerationRequest],
     model: str,
@@ -139,7 +144,7 @@ def _packed(
     answer = {
         "images": files,
         "parameters": _plain(parameters),
-        "info": json.dumps(_info(asked, shown, model, made)),
+        "info": json.dumps(_info(asked, styles, shown, model, made)),
     }
     return Answer(json_bytes(answer))
 
@@ -161,16 +166,20 @@ def _plain(value: Any) -> Any:
 
 
 def _info(
-    asked: A1111Form, shown: list[GenerationRequest], model: str, made: list[FinishedImage]
+    asked: A1111Form,
+    styles: tuple[str, ...],
+    shown: list[GenerationRequest],
+    model: str,
+    made: list[FinishedImage],
 ) -> dict[str, Any]:
     """Return the fields that clients parse out of `info`."""
     first = shown[0]
     subseeds = [one.variation_seed or one.seed for one in shown]
     return {
-        "prompt": asked.prompt,
-        "all_prompts": [asked.prompt] * len(shown),
-        "negative_prompt": asked.negative_prompt,
-        "all_negative_prompts": [asked.negative_prompt] * len(shown),
+        "prompt": first.prompt,
+        "all_prompts": [one.prompt for one in shown],
+        "negative_prompt": first.negative_prompt,
+        "all_negative_prompts": [one.negative_prompt for one in shown],
         "seed": first.seed,
         "all_seeds": [one.seed for one in shown],
         "subseed": subseeds[0],
@@ -194,7 +203,7 @@ def _info(
         "extra_generation_params": {"Schedule type": SCHEDULE_LABELS[first.schedule]},
         "index_of_first_image": 0,
         "infotexts": [image.parameters for image in made],
-        "styles": [],
+        "styles": styles,
         "job_timestamp": time.strftime("%Y%m%d%H%M%S"),
         "clip_skip": 1,
         "is_using_inpainting_conditioning": False,
@@ -291,10 +300,7 @@ async def skip(request: Request, caller: AnyCaller) -> Response:
     """Leave out the image that is worked on in each of the key's requests."""
     running: RunningBatches = request.app.state.running
     for batch in running.of(caller.identity):
-        ahead = [one for one in batch.running if not one.handle.done]
-        if ahead:
-            batch.interrupted = batch.interrupted or len(batch.running) == 1
-            ahead[0].handle.cancel()
+        batch.skip()
     return json_response(None)
 
 
@@ -307,10 +313,10 @@ async def png_info(request: Request, caller: AnyCaller) -> Response:
     if not image:
         raise NotFound("Image not found: image is empty")
 
-    def read() -> str:
-        return infotext(decode_image_text("image", image, settings.max_upload_bytes))
+    def read() -> dict[str, Any]:
+        text = infotext(decode_image_text("image", image, settings.max_upload_bytes))
+        if not text:
+            return {"info": "", "items": {}, "parameters": {}}
+        return {"info": text, "items": {"parameters": text}, "parameters": settings_in(text)}
 
-    text = await anyio.to_thread.run_sync(read)
-    return json_response(
-        {"info": text, "items": {"parameters": text} if text else {}, "parameters": {}}
-    )
+    return json_response(await anyio.to_thread.run_sync(read))

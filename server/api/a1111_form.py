@@ -16,7 +16,13 @@ from pipelines.request import (
     MAX_SEED,
     MaskedContent,
 )
-from pipelines.samplers.names import A1111_LABELS, SamplerChoice, UnknownSampler, sampler_by_name
+from pipelines.samplers.names import (
+    A1111_LABELS,
+    SCHEDULE_LABELS,
+    SamplerChoice,
+    UnknownSampler,
+    sampler_by_name,
+)
 from server.errors import InvalidInput
 from server.http.errors import NotFound
 from server.images.fit import ResizeMode, made_and_answered
@@ -75,14 +81,19 @@ class A1111Form(BaseModel):
     def sampler(self) -> SamplerChoice:
         """Return the sampler by its name, its old name, or the one that is A1111's own default.
 
-        Raises NotFound with the words that its clients look for.
+        Raises NotFound: for a sampler with the words that its clients look for, and with that
+        status for a scheduler too, which may be the end of a sampler's name ("Euler", "a"): the
+        client that cuts it off asks in its old form then.
         """
         name = self.sampler_name or self.sampler_index or "Euler"
         try:
             return sampler_by_name(name, self.scheduler or "Automatic")
         except UnknownSampler as error:
-            known = ", ".join(A1111_LABELS.values())
-            raise NotFound(f"Sampler not found: {error}; there are {known}") from None
+            labels = A1111_LABELS if error.field == "sampler" else SCHEDULE_LABELS
+            known = "; there are " + ", ".join(labels.values())
+            if error.field == "scheduler" and error.reason:
+                known = ""  # The reason names them.
+            raise NotFound(f"{error.field.capitalize()} not found: {error}{known}") from None
 
     @property
     def count(self) -> int:

@@ -135,7 +135,7 @@ class Flow:
     ) -> list[Outcome]:
         """Return what became of each image, withdrawing them if the client leaves meanwhile.
 
-        Raises the first failure where no image came, but for a batch that was interrupted.
+        Raises the first failure where no image came, of those that the client did not withdraw.
         """
         try:
             work = self.service.finish(batch, format, quality)
@@ -210,9 +210,10 @@ class Flow:
 
 
 def checked(batch: Batch, outcomes: list[Outcome]) -> list[Outcome]:
-    """Return the outcomes; raise the first failure where no image came and none was to."""
-    failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
-    if len(failures) == len(outcomes) and not batch.interrupted:
+    """Return the outcomes; raise the first failure where no image came. What the client withdrew
+    is none: such a request may come to nothing."""
+    failures = batch.failures(outcomes)
+    if failures and not finished(outcomes):
         raise failures[0]
     return outcomes
 

@@ -6,7 +6,8 @@ import base64
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import anyio.to_thread
@@ -18,15 +19,9 @@ from server.accounts.admission import Admitted
 from server.accounts.auth import AnyCaller
 from server.api.flow import Answer, Flow, model_in_service
 from server.api.openai_files import Addresses
-from server.api.openai_form import (
-    ALIASES,
-    KNOWN_TEXTS,
-    TEXT_FIELDS,
-    WITHOUT_EFFECT,
-    OpenAIForm,
-)
+from server.api.openai_form import ALIASES, TEXT_FIELDS, OpenAIForm
 from server.api.openai_stream import stream_images, stream_kept
-from server.api.values import Form, form_of, json_of, name_ignored, parsed, texts_of
+from server.api.values import Form, form_of, form_of_json, json_of, name_ignored, parsed
 from server.errors import InvalidInput
 from server.http.envelope import json_bytes, json_response
 from server.http.errors import NotFound
@@ -36,8 +31,13 @@ from server.images.masks import MaskOptions, MaskReads
 from server.img2img.images_request import ImagesRequest
 from server.img2img.service import FinishedImage
 
-EDITS = "/v1/images/edits"
-GENERATIONS = "/v1/images/generations"
+_BASES = (
+    "/v1",
+    "/v1/deployments/{deployment}",
+    "/openai/v1",
+    "/openai/deployments/{deployment}",
+)
+"""What stands before `/images`: below the first for all, below the others for Azure's clients."""
 _FILES_IN_FORMS = frozenset(("image", "image[]", "mask", "mask[]"))
 _OUR_NAMES = {"init_image": "image", "width": "size", "height": "size"}
 """Fields that failures name by the API's own names."""
@@ -45,10 +45,25 @@ _MASKED_STRENGTH = 0.0
 """image_strength under a mask, where none is sent: what was erased should not shine through."""
 _STRENGTH = 0.35
 
+_OWN_MASK_MODEL = "dall-e-2"
+"""Of edits by this model OpenAI says that an image's transparent pixels are its mask where none is
+sent. Clients of others send images whose background is merely transparent."""
+
+Handler = Callable[..., Awaitable[Response]]
+
 router = APIRouter(include_in_schema=False)
 
 
-@router.post(EDITS)
+def _at_every_base(path: str) -> Callable[[Handler], Handler]:
+    def add(handler: Handler) -> Handler:
+        for base in _BASES:
+            router.post(base + path)(handler)
+        return handler
+
+    return add
+
+
+@_at_every_base("/images/edits")
 async def edits(request: Request, admission: Admitted) -> Response:
     """Edit an image: a multipart form, or JSON with data URLs."""
     name_fields(request.scope, _OUR_NAMES)
@@ -57,40 +72,45 @@ async def edits(request: Request, admission: Admitted) -> Response:
         form = await form_of(
             request,
             flow.limit,
-            texts=KNOWN_TEXTS,
+            texts=TEXT_FIELDS,
             files=_FILES_IN_FORMS,
             keep_first=_FILES_IN_FORMS,
         )
     else:
         form = await _json_form(request, flow)
+    twice = [f"{name}[]" for name in ("image", "mask") if form.has(name)]
+    form = form.without(request, *twice)
     image = form.files.get("image") or form.files.get("image[]")
     mask = form.files.get("mask") or form.files.get("mask[]")
-    twice = [name for name in ("image", "mask") if {name, f"{name}[]"} <= form.files.keys()]
-    name_ignored(request, [f"{name}[]" for name in twice])
-    asked = _form(request, flow, form)
+    own_mask = mask is None and form.text("model") == _OWN_MASK_MODEL
+    asked = _form(request, flow, form, names_model=own_mask)
     if image is None:
         raise InvalidInput(["image: is required"])
-    strength = _STRENGTH if mask is None else _MASKED_STRENGTH
+    masked_strength = _MASKED_STRENGTH if asked.image_strength is None else asked.image_strength
+    strength = _STRENGTH if asked.image_strength is None else asked.image_strength
     images = _images_request(
         asked,
         upload=image,
-        mask=None if mask is None else MaskOptions(mask, MaskReads.TRANSPARENT),
-        image_strength=strength if asked.image_strength is None else asked.image_strength,
+        image_field=form.paths.get("image", "image"),
+        mask=None
+        if mask is None
+        else MaskOptions(mask, MaskReads.TRANSPARENT, field=form.paths.get("mask", "mask")),
+        image_strength=strength if mask is None else masked_strength,
+        own_mask_strength=masked_strength if own_mask else None,
     )
     answering = _respond(request, flow, asked, images, form.fingerprint, "image_edit")
     del form, image, mask, images
     return await answering
 
 
-@router.post(GENERATIONS)
+@_at_every_base("/images/generations")
 async def generations(request: Request, admission: Admitted) -> Response:
     """Make images from noise."""
     name_fields(request.scope, _OUR_NAMES)
     flow = Flow(request, admission)
     body = await json_of(request, flow.limit)
-    form = Form(texts_of(body.fields, TEXT_FIELDS), {}, body.fingerprint)
-    ignored = _without_effect(body.fields, TEXT_FIELDS - {"image_strength"})
-    name_ignored(request, ignored)
+    name_ignored(request, _without_effect(body.fields, TEXT_FIELDS))
+    form = form_of_json(body, TEXT_FIELDS).without(request, "image_strength")
     asked = _form(request, flow, form)
     images = _images_request(asked)
     answering = _respond(request, flow, asked, images, form.fingerprint, "image_generation")
@@ -114,72 +134,77 @@ async def model(request: Request, caller: AnyCaller, name: str) -> Response:
 
 
 async def _json_form(request: Request, flow: Flow) -> Form:
-    """Return the form in a JSON body: `image`, or `images`, of which the first counts."""
+    """Return the form in a JSON body: of `image` and `images`, and of `mask`, the first counts."""
     body = await json_of(request, flow.limit)
     fields = body.fields
-    images = [item for name in ("image", "images") for item in _images_in(name, fields.get(name))]
-    uploads = {"image": images[0]} if images else {}
-    if mask := _images_in("mask", fields.get("mask")):
-        uploads["mask"] = mask[0]
+    images = [found for name in ("image", "images") for found in _images_in(name, fields.get(name))]
+    masks = _images_in("mask", fields.get("mask"))
     ignored = _without_effect(fields, TEXT_FIELDS.union(("image", "images", "mask")))
-    if len(images) > 1:
-        ignored.append("images" if fields.get("images") else "image")
-    name_ignored(request, ignored)
+    name_ignored(request, [*ignored, *(path for path, _ in (*images[1:], *masks[1:]))])
+    firsts = {name: found[0] for name, found in (("image", images), ("mask", masks)) if found}
     most = flow.request.app.state.settings.max_upload_bytes
 
     def decode() -> dict[str, bytes | bytearray]:
-        return {name: decode_image_text(name, value, most) for name, value in uploads.items()}
+        return {name: decode_image_text(*found, most) for name, found in firsts.items()}
 
     files = await anyio.to_thread.run_sync(decode)
-    return Form(texts_of(fields, TEXT_FIELDS), files, body.fingerprint)
+    paths = {name: path for name, (path, _) in firsts.items()}
+    return replace(form_of_json(body, TEXT_FIELDS), files=files, paths=paths)
 
 
 def _without_effect(fields: Mapping[str, Any], taken: frozenset[str]) -> list[str]:
     return [name for name, value in fields.items() if name not in taken and value not in (None, "")]
 
 
-def _images_in(field: str, value: Any) -> list[Any]:
-    """Return the images in a value: text, `{"image_url": text}`, `{"image_url": {"url": text}}`.
+def _images_in(path: str, value: Any) -> list[tuple[str, Any]]:
+    """Return the images in a value, each with the path to it in the body.
 
-    Raises InvalidInput for an object without an image: what it means must not pass unnoticed.
+    They are texts, `{"image_url": text}` or `{"image_url": {"url": text}}`. Raises InvalidInput for
+    an object without an image: what it means must not pass unnoticed.
     """
     if isinstance(value, list):
-        return [image for item in value for image in _images_in(field, item)]
+        return [
+            found
+            for index, item in enumerate(value)
+            for found in _images_in(f"{path}[{index}]", item)
+        ]
     if isinstance(value, dict):
-        images = _images_in(field, value.get("image_url") or value.get("url"))
+        keys = [key for key in ("image_url", "url") if key in value]
+        key = next((key for key in keys if value[key]), None)
+        images = [] if key is None else _images_in(f"{path}.{key}", value[key])
         if not images:
-            key = next((key for key in ("image_url", "url") if key in value), None)
             names = ", ".join(value)[:60]
-            fault = f"{{{names}}} has no image_url" if key is None else f"{key} is empty"
-            raise InvalidInput([f"{field}: {fault}; send a data URL in it"])
+            fault = f"{key or keys[0]} is empty" if keys else f"{{{names}}} has no image_url"
+            raise InvalidInput([f"{path}: {fault}; send a data URL in it"])
         return images
-    return [] if value is None or value == "" else [value]
+    return [] if value is None or value == "" else [(path, value)]
 
 
-def _form(request: Request, flow: Flow, form: Form) -> OpenAIForm:
-    texts = {name: text for name, text in form.texts.items() if text.strip()}
-    ignored = [name for name in WITHOUT_EFFECT if name in texts]
+def _form(request: Request, flow: Flow, form: Form, *, names_model: bool = False) -> OpenAIForm:
     names = dict(_OUR_NAMES)
     for alias, name in ALIASES.items():
-        if (text := texts.pop(alias, None)) is None:
-            continue
-        if name in texts:
-            ignored.append(alias)
-        else:
-            texts[name] = text
+        if form.has(name):
+            form = form.without(request, alias)
+        elif text := form.texts.pop(alias, ""):
+            form.texts[name] = text
             names[name] = alias
     name_fields(request.scope, names)
-    asked = parsed(OpenAIForm, texts)
-    if asked.model and asked.model != flow.model.name:
-        ignored.append("model")
-    if asked.partial_images and not asked.stream:
-        ignored.append("partial_images")
-    if asked.output_compression is not None and asked.output_format == "png":
-        ignored.append("output_compression")
-    if asked.stream and asked.response_format == "url":
-        ignored.append("response_format")
-    name_ignored(request, ignored)
-    return asked
+    unused = _unused(form)
+    if not names_model and form.text("model") != flow.model.name:
+        unused.append("model")
+    return parsed(OpenAIForm, form.without(request, *unused))
+
+
+def _unused(form: Form) -> list[str]:
+    """Return the fields that others leave without effect, as they were sent."""
+    unused = []
+    if form.text("stream").lower() not in ("true", "1"):
+        unused.append("partial_images")
+    elif form.text("response_format") != "b64_json":
+        unused.append("response_format")
+    if form.text("output_format") in ("", "png"):
+        unused.append("output_compression")
+    return unused
 
 
 def _images_request(asked: OpenAIForm, **more: Any) -> ImagesRequest:
@@ -194,7 +219,6 @@ def _images_request(asked: OpenAIForm, **more: Any) -> ImagesRequest:
         seed=asked.seed or 1 + secrets.randbelow(MAX_SEED),
         count=asked.n,
         previews=asked.stream and asked.partial_images > 0,
-        image_field="image",
         count_field="n, size",
         **asked.sizes,
         **more,

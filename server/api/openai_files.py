@@ -10,6 +10,7 @@ import secrets
 import time
 import uuid
 from dataclasses import replace
+from contextlib import suppress
 from typing import Any
 
 import anyio.to_thread
@@ -60,14 +61,20 @@ class Addresses:
     async def instead_of_images(self, answer: Answer) -> Answer:
         """Return the answer with `url` for each `b64_json`.
 
-        The images are paid for by now: if the store goes away meanwhile, they are answered.
+        The images are paid for by now: where the store has gone away meanwhile, or has no room for
+        all of them, they are answered themselves.
         """
         body = await anyio.to_thread.run_sync(json.loads, answer.body)
         data = await anyio.to_thread.run_sync(self._named, body)
-        try:
-            await asyncio.gather(*(self._store.put(name, file) for name, file in data.items()))
-        except ImageStoreAway:
-            logger.warning("images are answered in base64: their store is away")
+        puts = (self._store.put(name, file) for name, file in data.items())
+        faults = [fault for fault in await asyncio.gather(*puts, return_exceptions=True) if fault]
+        if faults:
+            with suppress(ImageStoreAway):
+                for name in data:  # Nobody will have the address of those that found room.
+                    await self._store.drop(name)
+            if other := [fault for fault in faults if not isinstance(fault, ImageStoreAway)]:
+                raise other[0]
+            logger.warning("images are answered in base64: their store is away or full")
             return answer
         return replace(answer, body=json_bytes(body))
 

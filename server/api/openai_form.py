@@ -29,12 +29,6 @@ MAX_OUTPUT_SIDE = 4096
 MAX_PARTIAL_IMAGES = 3
 FORMATS = {"png": ImageFormat.PNG, "jpeg": ImageFormat.JPEG, "webp": ImageFormat.WEBP}
 ALIASES = {"num_inference_steps": "steps", "guidance_scale": "cfg_scale"}
-WITHOUT_EFFECT = (
-    *("background", "quality", "input_fidelity", "user", "moderation", "style"),
-    "safety_identifier",
-)
-"""Fields of OpenAI's that are taken and named as ignored."""
-
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII | re.IGNORECASE)
 
 
@@ -104,4 +98,3 @@ class OpenAIForm(BaseModel):
 
 
 TEXT_FIELDS = frozenset((*OpenAIForm.model_fields, *ALIASES))
-KNOWN_TEXTS = TEXT_FIELDS.union(WITHOUT_EFFECT)

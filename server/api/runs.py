@@ -106,7 +106,9 @@ def stream_run(
         try:
             await runs.keep(run, Answer(body, headers=run.headers).packed())
         except ImageStoreAway:
-            logger.warning("a run is not kept for who comes back: the store of images is away")
+            logger.warning(
+                "a run is not kept for who comes back: the store of images is away or full"
+            )
         return body
 
     run.start(batch, work())

@@ -22,7 +22,7 @@ from server.api.stability_form import (
     prompts_of_form,
     prompts_of_json,
 )
-from server.api.values import Form, form_of, json_of, name_ignored, parsed, texts_of
+from server.api.values import Form, form_of, form_of_json, json_of, name_ignored, parsed
 from server.errors import InvalidInput
 from server.http.envelope import json_bytes, json_response
 from server.http.errors import ApiError, BadRequest
@@ -38,7 +38,6 @@ _READS = {
     "MASK_IMAGE_BLACK": MaskReads.DARK,
     "INIT_IMAGE_ALPHA": MaskReads.TRANSPARENT,
 }
-_WITHOUT_EFFECT = frozenset(("step_schedule_end", "extras"))
 _PROMPT_NAMES = {"prompt": "text_prompts", "negative_prompt": "text_prompts"}
 
 router = APIRouter(prefix="/v1", include_in_schema=False)
@@ -56,24 +55,23 @@ async def image_to_image(request: Request, admission: Admitted, engine: str) -> 
     flow = Flow(request, admission)
     name_fields(request.scope, _PROMPT_NAMES)
     names = frozenset((*ImageToImageForm.model_fields, "mode"))
-    form = await _form(request, flow, names, frozenset(("init_image",)))
-    texts = dict(form.texts)
+    files = frozenset(("init_image",))
+    form = await form_of(request, flow.limit, texts=names | PROMPT_FIELDS, files=files)
     # npm's stability-ai sends the one for the other.
-    if mode := texts.pop("mode", "").strip():
-        if texts.get("init_image_mode", "").strip():
-            name_ignored(request, ["mode"])
-        else:
-            texts["init_image_mode"] = mode
-            name_fields(request.scope, {"init_image_mode": "mode", **_PROMPT_NAMES})
-    asked = parsed(ImageToImageForm, texts)
-    unused = "image_strength" if asked.init_image_mode == "STEP_SCHEDULE" else "step_schedule_start"
-    name_ignored(request, [unused] if unused in texts else [])
+    if form.text("init_image_mode"):
+        form = form.without(request, "mode")
+    elif mode := form.texts.pop("mode", ""):
+        form.texts["init_image_mode"] = mode
+        name_fields(request.scope, {"init_image_mode": "mode", **_PROMPT_NAMES})
+    by_schedule = form.text("init_image_mode") == "STEP_SCHEDULE"
+    form = form.without(request, "image_strength" if by_schedule else "step_schedule_start")
+    asked = parsed(ImageToImageForm, form)
     answering = _respond(
         request,
         flow,
         asked.samples,
         asked.asked(
-            combined(prompts_of_form(texts)),
+            combined(prompts_of_form(form.texts)),
             upload=_upload(form, "init_image"),
             image_strength=asked.strength,
             keep_size=True,
@@ -91,11 +89,11 @@ async def masking(request: Request, admission: Admitted, engine: str) -> Respons
     flow = Flow(request, admission)
     name_fields(request.scope, {"mask": "mask_image", **_PROMPT_NAMES})
     files = frozenset(("init_image", "mask_image"))
-    form = await _form(request, flow, frozenset(MaskingForm.model_fields), files)
-    asked = parsed(MaskingForm, form.texts)
-    by_alpha = asked.mask_source == "INIT_IMAGE_ALPHA"
-    if by_alpha and "mask_image" in form.files:
-        name_ignored(request, ["mask_image"])
+    names = frozenset(MaskingForm.model_fields)
+    form = await form_of(request, flow.limit, texts=names | PROMPT_FIELDS, files=files)
+    by_alpha = form.text("mask_source") == "INIT_IMAGE_ALPHA"
+    form = form.without(request, "mask_image") if by_alpha else form
+    asked = parsed(MaskingForm, form)
     upload = _upload(form, "init_image")
     mask = MaskOptions(
         None if by_alpha else _upload(form, "mask_image"),
@@ -128,7 +126,7 @@ async def text_to_image(request: Request, admission: Admitted, engine: str) -> R
     body = await json_of(request, flow.limit)
     names = frozenset(TextToImageForm.model_fields)
     name_ignored(request, [name for name in body.fields if name not in names | {"text_prompts"}])
-    asked = parsed(TextToImageForm, texts_of(body.fields, names))
+    asked = parsed(TextToImageForm, form_of_json(body, names))
     prompts = combined(prompts_of_json(body.fields.get("text_prompts")))
     images = asked.asked(prompts, width=asked.width, height=asked.height)
     answering = _respond(request, flow, asked.samples, images, body.fingerprint)
@@ -176,14 +174,6 @@ async def account(request: Request, caller: AnyCaller) -> Response:
             "organizations": [organization],
         }
     )
-
-
-async def _form(request: Request, flow: Flow, names: frozenset[str], files: frozenset[str]) -> Form:
-    form = await form_of(
-        request, flow.limit, texts=names | PROMPT_FIELDS | _WITHOUT_EFFECT, files=files
-    )
-    name_ignored(request, [name for name in _WITHOUT_EFFECT if name in form.texts])
-    return form
 
 
 def _upload(form: Form, name: str) -> bytes | bytearray:

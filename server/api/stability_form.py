@@ -23,8 +23,9 @@ from pipelines.request import (
     Sampler,
     default_sampler,
 )
-from server.api.values import texts_of
+from server.api.values import form_of_json
 from server.errors import InvalidInput
+from server.http.json_body import JsonBody
 from server.img2img.fields import choice, decimal_number, real_number, whole_number
 from server.img2img.form import MAX_PROMPT_LENGTH
 from server.img2img.images_request import MAX_IMAGES, ImagesRequest
@@ -125,15 +126,11 @@ def prompts_of_json(value: object) -> list[tuple[str, str]]:
     pairs = []
     problems: list[str] = []
     for index, item in enumerate(value):
-        try:
-            texts = texts_of(item, ("text", "weight"))
-        except InvalidInput as error:
-            problems += [
-                f"text_prompts[{index}][{name}]:{rest}"
-                for name, _, rest in (line.partition(":") for line in error.problems)
-            ]
-        else:
-            pairs.append((texts.get("text", ""), texts.get("weight", "")))
+        form = form_of_json(JsonBody(item, ""), ("text", "weight"))
+        problems += [
+            f"text_prompts[{index}][{name}]: {why}" for name, why in form.unreadable.items()
+        ]
+        pairs.append((form.text("text"), form.text("weight")))
     if problems:
         raise InvalidInput(problems)
     return pairs
@@ -156,6 +153,7 @@ def combined(pairs: list[tuple[str, str]]) -> tuple[str, str]:
     problems: list[str] = []
     wanted: list[str] = []
     avoided: list[str] = []
+    lengths = {True: 0, False: 0}
     for index, (text, weight_text) in enumerate(pairs):
         name = f"text_prompts[{index}]"
         weight = _weight(weight_text)
@@ -174,17 +172,19 @@ def combined(pairs: list[tuple[str, str]]) -> tuple[str, str]:
         elif weight:
             written = text if abs(weight) == 1 else f"({_closed(text)}:{abs(weight):g})"
             (wanted if weight > 0 else avoided).append(written)
+            lengths[weight > 0] += len(text)
     if not problems and not wanted:
         problems.append("text_prompts: none has a weight above 0")
-    prompt, negative = ", ".join(wanted), ", ".join(avoided)
+    # What was sent is counted, not the brackets and commas that are put between.
     problems += [
-        f"text_prompts: {len(text)} characters are over the {MAX_PROMPT_LENGTH} there may be"
-        for text in (prompt, negative)
-        if len(text) > MAX_PROMPT_LENGTH
+        f"text_prompts: {length} characters of {sign} weight are over the {MAX_PROMPT_LENGTH} "
+        "there may be"
+        for sign, length in zip(("positive", "negative"), lengths.values(), strict=True)
+        if length > MAX_PROMPT_LENGTH
     ]
     if problems:
         raise InvalidInput(problems)
-    return prompt, negative
+    return ", ".join(wanted), ", ".join(avoided)
 
 
 def _closed(text: str) -> str:

@@ -7,10 +7,10 @@ out. So every value is read as text by the same strict rules as the contract's f
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Container, Iterable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import anyio.to_thread
 from fastapi import Request
@@ -27,15 +27,46 @@ from server.img2img.fields import validated
 from server.settings import Settings
 
 M = TypeVar("M", bound=BaseModel)
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
 class Form:
-    """A form's texts and files by name, and what tells it from other requests."""
+    """A form's texts and files by name, and what tells it from other requests.
+
+    ``unreadable`` says why a field that came is neither, ``paths`` where in a JSON body a file was.
+    """
 
     texts: dict[str, str]
     files: dict[str, bytes | bytearray]
     fingerprint: str
+    unreadable: dict[str, str] = field(default_factory=dict)
+    paths: dict[str, str] = field(default_factory=dict)
+
+    def without(self, request: Request, *ignored: str) -> Form:
+        """Return the form without fields that have no effect, which the response names.
+
+        Do so before `parsed`: what has no effect is not looked at, and never refused.
+        """
+        name_ignored(request, [name for name in ignored if self.has(name)])
+
+        def left(sent: dict[str, V]) -> dict[str, V]:
+            return {name: value for name, value in sent.items() if name not in ignored}
+
+        return replace(
+            self,
+            texts=left(self.texts),
+            files=left(self.files),
+            unreadable=left(self.unreadable),
+        )
+
+    def has(self, name: str) -> bool:
+        """Return whether a field came with something in it."""
+        return bool(self.text(name)) or name in self.files or name in self.unreadable
+
+    def text(self, name: str) -> str:
+        """Return a text without the blanks around it, `""` where there is none."""
+        return self.texts.get(name, "").strip()
 
 
 async def parts_of(
@@ -87,21 +118,21 @@ async def form_of(
 ) -> Form:
     """Return a multipart form, and name its unknown fields in the response.
 
-    Raises InvalidInput for a text that is a file, for a file that is empty, and for either if it
-    cannot be read; and what `read_form` does.
+    A text that is a file, a file that is empty, and either if it cannot be read is unreadable.
+    Raises what `read_form` does.
     """
     parts = await parts_of(
         request, limit, texts=texts, files=files, keep_first=keep_first, bare_files=True
     )
     mark = await anyio.to_thread.run_sync(fingerprint, parts)
     sent = {name: part for name, part in parts.items() if name in texts or not part.is_left_out}
-    told = [(name, _problem(part, name in files)) for name, part in sent.items()]
-    if problems := [f"{name}: {problem}" for name, problem in told if problem]:
-        raise InvalidInput(problems)
+    told = {name: _problem(part, name in files) for name, part in sent.items()}
+    sound = {name: part for name, part in sent.items() if not told[name]}
     return Form(
-        {name: part.text for name, part in sent.items() if name in texts},
-        {name: part.data for name, part in sent.items() if name in files},
+        {name: part.text for name, part in sound.items() if name in texts},
+        {name: part.data for name, part in sound.items() if name in files},
         f"{request.url.path} {mark}",
+        {name: problem for name, problem in told.items() if problem},
     )
 
 
@@ -144,24 +175,31 @@ def text_of(value: object) -> str | None:
     return str(value)
 
 
-def texts_of(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
-    """Return the named fields of a JSON object as texts. Raises InvalidInput for other values."""
-    problems = []
-    for name in names:
-        value = fields.get(name)
+def form_of_json(body: JsonBody, names: Container[str]) -> Form:
+    """Return the named fields of a JSON object; those that are no texts are unreadable."""
+    texts: dict[str, str] = {}
+    unreadable: dict[str, str] = {}
+    for name, value in body.fields.items():
+        if name not in names:
+            continue
         if isinstance(value, LongText):
-            problems.append(f"{name}: is a text of {len(value.data)} bytes, which no field holds")
+            unreadable[name] = f"is a text of {len(value.data)} bytes, which no field holds"
         elif isinstance(value, dict | list):
-            problems.append(f"{name}: is no text or number")
-    if problems:
-        raise InvalidInput(problems)
-    found = {name: text_of(fields.get(name)) for name in names}
-    return {name: text for name, text in found.items() if text is not None}
+            unreadable[name] = "is no text or number"
+        elif (text := text_of(value)) is not None:
+            texts[name] = text
+    return Form(texts, {}, body.fingerprint, unreadable)
 
 
-def parsed(model: type[M], texts: Mapping[str, str]) -> M:
-    """Return the model of texts; blank ones count as left out. Raises InvalidInput by field."""
-    form, problems = validated(model, texts)
-    if form is None:
+def parsed(model: type[M], form: Form) -> M:
+    """Return the model of a form's texts; blank ones count as left out.
+
+    Raises InvalidInput by field, for those too that are unreadable.
+    """
+    found, problems = validated(model, form.texts)
+    # A field that came, but cannot be read, is not also reported as missing.
+    problems = [line for line in problems if line.split(":")[0] not in form.unreadable]
+    problems = [*(f"{name}: {why}" for name, why in form.unreadable.items()), *problems]
+    if found is None or problems:
         raise InvalidInput(problems)
-    return form
+    return found

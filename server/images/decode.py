@@ -128,14 +128,24 @@ def decode_image(data: bytes | bytearray, on_size: OnSize = lambda _: None) -> I
 
 
 def decode_with_opacity(
-    data: bytes | bytearray, most_pixels: int, on_size: OnSize = lambda _: None
+    data: bytes | bytearray,
+    most_pixels: int,
+    on_size: OnSize = lambda _: None,
+    *,
+    shrinks: bool = True,
 ) -> Pixels:
     """Return the upload upright at its own size, `(height, width, 4)` uint8.
 
     Three channels are its sRGB, laid on white, and the fourth its opacity: 255 where the file has
-    no alpha. One of more than ``most_pixels`` is made smaller. Raises ImageError.
+    no alpha. One of more than ``most_pixels`` is made smaller if it ``shrinks``. Raises ImageError.
     """
-    raster, _, orientation = _read(bytes(data), on_size)
+    raster, size, orientation = _read(bytes(data), on_size)
+    if not shrinks and size[0] * size[1] > most_pixels:
+        width, height = size[::-1] if orientation in SIDEWAYS else size
+        raise ImageError(
+            f"{width} x {height} is over {most_pixels} pixels, the most of an image that is "
+            "answered at its own size"
+        )
     factor = _shrink_factor(raster)
     opacity = Image.new("L", shrunk_size(raster.image.size, factor), 255)
     image = to_srgb(raster, factor, opacity)

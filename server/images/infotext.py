@@ -1,4 +1,5 @@
-"""The settings that a file of a generated image holds as text, without decoding its pixels.
+"""The settings that a file of a generated image holds as text, without decoding its pixels, and
+their names and values.
 
 PNG has them as the text chunk `parameters`, JPEG and WebP as EXIF's UserComment: A1111's way, and
 ours. Whatever is damaged or too long is taken for no text.
@@ -6,6 +7,8 @@ ours. Whatever is damaged or too long is taken for no text.
 
 from __future__ import annotations
 
+import json
+import re
 import struct
 import zlib
 from itertools import islice
@@ -16,6 +19,11 @@ from PIL.ExifTags import IFD, Base
 from server.images.files import jpeg, png, webp
 
 MAX_TEXT = 1024 * 1024
+_PAIR = re.compile(r'(\w[\w \-/]{1,80}):[ ]{0,20}("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+_SIZE = re.compile(r"(-?\d+)x(-?\d+)", re.ASCII)
+_LONGEST_LINE = 100_000
+"""Characters of a line of settings that are read: the text is a stranger's."""
+_NEGATIVE = "Negative prompt:"
 _MOST_PARTS = 10_000
 """Chunks or segments that are looked at, of whatever kind: a file that large has fewer."""
 
@@ -32,6 +40,36 @@ def infotext(file: bytes) -> str:
     except (ValueError, KeyError, struct.error, zlib.error, SyntaxError, TypeError, IndexError):
         return ""
     return ""
+
+
+def settings_in(text: str) -> dict[str, str]:
+    """Return the settings in such a text by A1111's names: `Prompt`, `Steps`, `Size-1`, ...
+
+    As there, the last line holds them if it has three at least. Blocking.
+    """
+    lines = text.strip().split("\n")
+    pairs = {name.strip(): value for name, value in _PAIR.findall(lines[-1][:_LONGEST_LINE])}
+    if len(pairs) < 3:
+        pairs = {}
+    else:
+        lines.pop()
+    prompt, _, negative = "\n".join(["", *lines]).partition(f"\n{_NEGATIVE}")
+    found = {"Prompt": prompt.strip(), "Negative prompt": negative.strip()}
+    for name, value in pairs.items():
+        if size := _SIZE.fullmatch(value.strip()):
+            found |= {f"{name}-1": size[1], f"{name}-2": size[2]}
+        else:
+            found[name] = _unquoted(value.strip())
+    return found
+
+
+def _unquoted(value: str) -> str:
+    if not value.startswith('"'):
+        return value
+    try:
+        return str(json.loads(value))
+    except ValueError:
+        return value
 
 
 def _png_text(file: bytes) -> str:

@@ -26,7 +26,8 @@ _FILL_RADII = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))
 
 
 class MaskReads(StrEnum):
-    """What of a mask's image is to be made anew."""
+    """What of a mask's image is to be made anew. What is transparent is unpainted: nothing of it,
+    and half of what is half transparent, unless transparency is what is read."""
 
     LIGHT = "light"
     DARK = "dark"
@@ -63,8 +64,10 @@ def selection(image: Pixels, options: MaskOptions, size: tuple[int, int]) -> Ima
     light = picture.convert("RGB").convert("L")
     match options.reads:
         case MaskReads.LIGHT:
-            mask = light
+            # Laid on white it is a * light + 255 - a under the opacity a; a * light is asked for.
+            mask = ImageChops.subtract(light, ImageChops.invert(alpha))
         case MaskReads.DARK:
+            # Laid on white, what is transparent is as light as it can be: this is a * dark already.
             mask = ImageChops.invert(light)
         case MaskReads.TRANSPARENT:
             mask = ImageChops.invert(alpha)

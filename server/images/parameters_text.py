@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from pipelines.request import ClipGuidancePreset, GenerationRequest, SigmaSchedule
-from pipelines.samplers.names import A1111_LABELS, SCHEDULE_LABELS
+from pipelines.samplers.names import A1111_AUTOMATIC, A1111_LABELS, SCHEDULE_LABELS
 from server import __version__
 
 KEY = "parameters"
@@ -42,23 +42,30 @@ def parameters_text(
     filtered: bool = False,
     size: tuple[int, int] | None = None,
 ) -> str:
-    """The prompt, the negative prompt if there is one, and a line of settings."""
+    """The prompt, the negative prompt if there is one, and a line of settings.
+
+    They are those that were asked for, not what was made of them: sent again to the same API, they
+    give the same picture.
+    """
     width, height = size or (request.width, request.height)
     settings = {
         "Steps": str(request.steps),
         "Sampler": A1111_LABELS[request.sampler],
-        "CFG scale": f"{request.cfg_scale:g}",
+        "CFG scale": _number(request.cfg_scale),
         "Seed": str(request.seed),
         "Size": f"{width}x{height}",
         "Model": model_name,
     }
     if not request.from_noise:
-        settings["Denoising strength"] = f"{1 - request.strength:.6g}"
+        settings["Denoising strength"] = _number(1 - request.image_strength)
     if request.variation_seed is not None and request.variation_strength > 0:
         settings["Variation seed"] = str(request.variation_seed)
-        settings["Variation seed strength"] = f"{request.variation_strength:g}"
+        settings["Variation seed strength"] = _number(request.variation_strength)
     if request.schedule is not SigmaSchedule.AUTOMATIC:
         settings["Schedule type"] = SCHEDULE_LABELS[request.schedule]
+    elif request.sampler in A1111_AUTOMATIC:
+        # Where none is said, A1111 takes another than the sampler's plain one.
+        settings["Schedule type"] = "Uniform"
     if request.clip_guidance is not ClipGuidancePreset.NONE:
         settings["CLIP guidance"] = request.clip_guidance.value
     if request.tile:
@@ -71,6 +78,11 @@ def parameters_text(
         lines.append(f"Negative prompt: {request.negative_prompt}")
     lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in settings.items()))
     return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    # Twelve digits: of what is sent, no one sends more, and 1 - 0.65 has its errors behind them.
+    return f"{value:.12g}"
 
 
 def _quoted(value: str) -> str:

@@ -275,8 +275,8 @@ def form_request_body() -> dict[str, Any]:
     mask = {
         "type": "string",
         "format": "binary",
-        "description": "An image whose white is made anew and whose black keeps init_image to the "
-        "bit. An addition to the hosted service's fields.",
+        "description": "An image whose white is made anew. What is black or transparent keeps "
+        "init_image to the bit. An addition to the hosted service's fields.",
     }
     properties = {IMAGE_FIELD: image, **schema["properties"], MASK_FIELD: mask}
     for field_schema in properties.values():

@@ -11,20 +11,20 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Protocol
 
 from server.errors import ImageStoreAway
 
 KEEP_SECONDS = 3600
-MAX_BYTES = 256 * 2**20
 
 
 class ImageStore(Protocol):
-    """Keeps images for `KEEP_SECONDS`."""
+    """Keeps images for `KEEP_SECONDS`. Raises ImageStoreAway where it cannot."""
 
-    async def put(self, name: str, file: bytes) -> None:
-        """Keep a file."""
+    async def put(self, name: str, file: bytes, promised: float = KEEP_SECONDS) -> None:
+        """Keep a file; after ``promised`` seconds it may go before its time for want of room."""
 
     async def get(self, name: str) -> bytes | None:
         """Return a file, None if it is gone."""
@@ -39,46 +39,64 @@ class ImageStore(Protocol):
         """Let go of what it holds."""
 
 
-class MemoryStore:
-    """In this process; the oldest go where all are over `MAX_BYTES`."""
+@dataclass(frozen=True)
+class _Kept:
+    file: bytes
+    promised: float
+    ends: float
 
-    def __init__(self, max_bytes: int = MAX_BYTES, seconds: float = KEEP_SECONDS) -> None:
-        self._files: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
+
+class MemoryStore:
+    """In this process, at most ``max_bytes``; what was promised never goes for want of room."""
+
+    def __init__(self, max_bytes: int, seconds: float = KEEP_SECONDS) -> None:
+        self._files: OrderedDict[str, _Kept] = OrderedDict()
         self._bytes = 0
         self._max_bytes = max_bytes
         self._seconds = seconds
         self._secret = secrets.token_bytes(32)
 
-    async def put(self, name: str, file: bytes) -> None:
-        await self.drop(name)
-        self._files[name] = (time.monotonic() + self._seconds, file)
-        self._bytes += len(file)
+    async def put(self, name: str, file: bytes, promised: float = KEEP_SECONDS) -> None:
         now = time.monotonic()
-        while self._files:
-            ends, oldest = next(iter(self._files.values()))
-            if self._bytes <= self._max_bytes and ends > now:
-                break
-            self._files.popitem(last=False)
-            self._bytes -= len(oldest)
+        self._pop(name)
+        while self._files and next(iter(self._files.values())).ends <= now:
+            self._pop(next(iter(self._files)))
+        short = self._bytes + len(file) - self._max_bytes
+        if short > 0:
+            lent = {name: kept for name, kept in self._files.items() if kept.promised <= now}
+            if sum(len(kept.file) for kept in lent.values()) < short:
+                raise ImageStoreAway
+            for other, kept in lent.items():
+                if short <= 0:
+                    break
+                self._pop(other)
+                short -= len(kept.file)
+        self._files[name] = _Kept(file, now + promised, now + self._seconds)
+        self._bytes += len(file)
 
     async def get(self, name: str) -> bytes | None:
-        ends, file = self._files.get(name, (0.0, b""))
-        return file if ends > time.monotonic() else None
+        kept = self._files.get(name)
+        return kept.file if kept is not None and kept.ends > time.monotonic() else None
 
     async def drop(self, name: str) -> bool:
-        ends, file = self._files.pop(name, (0.0, b""))
-        self._bytes -= len(file)
-        return ends > time.monotonic()
+        kept = self._pop(name)
+        return kept is not None and kept.ends > time.monotonic()
+
+    def _pop(self, name: str) -> _Kept | None:
+        if (kept := self._files.pop(name, None)) is not None:
+            self._bytes -= len(kept.file)
+        return kept
 
     async def secret(self) -> bytes:
         return self._secret
 
     async def close(self) -> None:
         self._files.clear()
+        self._bytes = 0
 
 
 class RedisStore:
-    """In Redis, for several servers. Raises ImageStoreAway where it cannot be reached."""
+    """In Redis, for several servers; within the bounds that Redis itself was given."""
 
     def __init__(self, url: str, seconds: int = KEEP_SECONDS) -> None:
         # Imported here: a server without Redis should not load its client.
@@ -89,7 +107,7 @@ class RedisStore:
         self._errors = (RedisError, OSError)
         self._seconds = seconds
 
-    async def put(self, name: str, file: bytes) -> None:
+    async def put(self, name: str, file: bytes, promised: float = KEEP_SECONDS) -> None:
         with self._reached():
             await self._redis.set(f"img2img:image:{name}", file, ex=self._seconds)
 
@@ -121,10 +139,13 @@ class RedisStore:
             raise ImageStoreAway from error
 
 
-def open_store(limits_url: str) -> ImageStore:
-    """Return the store that goes with where the limits are kept."""
+def open_store(limits_url: str, max_bytes: int) -> ImageStore:
+    """Return the store that goes with where the limits are kept.
+
+    ``max_bytes`` is its room where that is this process.
+    """
     url = limits_url.removeprefix("async+")
-    return RedisStore(url) if url.startswith(("redis://", "rediss://")) else MemoryStore()
+    return RedisStore(url) if url.startswith(("redis://", "rediss://")) else MemoryStore(max_bytes)
 
 
 def signature(secret: bytes, name: str, ends: int) -> str:

@@ -20,7 +20,7 @@ from pipelines.request import (
 )
 from server.accounts.pricing import price
 from server.images.fit import ResizeMode
-from server.images.masks import Box, MaskOptions, composite
+from server.images.masks import Box, MaskOptions, MaskReads, composite
 
 MAX_IMAGES = 10
 MAX_ANSWER_PIXELS = 16 * MAX_SIDE**2
@@ -35,8 +35,9 @@ class ImagesRequest:
     ``upload`` None asks for images from noise, of `width` x `height`. ``styles`` are applied one
     after the other. ``first_step`` counts the form's steps; None lets `image_strength` say it.
     ``keep_size`` and ``output_size`` ask for images of the upload's own or another size than the
-    ones that are made. ``image_field`` is the API's name of the upload, ``count_field`` that of how
-    many images it asks for.
+    ones that are made. ``own_mask_strength`` says that an upload with transparent pixels is its own
+    mask, with that `image_strength`: only the decoded upload tells (`seen`). ``image_field`` is the
+    API's name of the upload, ``count_field`` that of how many images it asks for.
     """
 
     prompt: str
@@ -53,6 +54,7 @@ class ImagesRequest:
     keep_size: bool = False
     output_size: tuple[int, int] | None = None
     image_strength: float = 0.35
+    own_mask_strength: float | None = None
     first_step: int | None = None
     cfg_scale: float = 7.0
     clip_guidance: ClipGuidancePreset = ClipGuidancePreset.NONE
@@ -66,6 +68,24 @@ class ImagesRequest:
     previews: bool = False
     image_field: str = "init_image"
     count_field: str = "samples"
+
+    @property
+    def needs_own_size(self) -> bool:
+        """Return whether the upload is needed whole, with its opacity, before it is fitted."""
+        plain = self.mask is None and self.own_mask_strength is None
+        return not plain or self.keep_size or self.output_size is not None
+
+    @property
+    def answers_own_size(self) -> bool:
+        """Return whether the images that are answered have the upload's own size."""
+        return self.keep_size or (self.mask is not None and self.mask.only_masked)
+
+    def seen(self, own: Pixels) -> ImagesRequest:
+        """Return what is asked now that the upload is known, `(height, width, 4)` with opacity."""
+        if self.own_mask_strength is None or own[..., 3].min() == 255:
+            return self
+        mask = MaskOptions(None, MaskReads.TRANSPARENT, field=self.image_field)
+        return replace(self, mask=mask, image_strength=self.own_mask_strength)
 
     @property
     def styled(self) -> StyledPrompt:

@@ -165,8 +165,8 @@ class Runs:
         return run if run is not None and run.begun else None
 
     async def keep(self, run: Run, answer: bytes) -> None:
-        """Keep the answer of a run. Raises ImageStoreAway."""
-        await self._store.put(run.name, answer)
+        """Keep the answer of a run, for the grace time at least. Raises ImageStoreAway."""
+        await self._store.put(run.name, answer, self.grace)
 
     async def kept(self, identity: str, run_id: str) -> bytes | None:
         """Return the answer of a run that has ended, None if it is gone. Raises ImageStoreAway."""

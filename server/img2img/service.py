@@ -101,6 +101,7 @@ class Batch:
         self.running = tuple(running)
         self.began = time.monotonic()
         self.interrupted = False
+        self._withdrawn: set[int] = set()
 
     def cancel(self) -> None:
         """Withdraw what is not finished."""
@@ -110,7 +111,22 @@ class Batch:
     def interrupt(self) -> None:
         """Withdraw what is not finished; what is finished will be answered with."""
         self.interrupted = True
+        self._withdrawn.update(range(len(self.running)))
         self.cancel()
+
+    def skip(self) -> None:
+        """Withdraw the image that is worked on."""
+        for index, one in enumerate(self.running):
+            # One that was withdrawn a moment ago may not have ended yet.
+            if index not in self._withdrawn and not one.handle.done:
+                self._withdrawn.add(index)
+                one.handle.cancel()
+                return
+
+    def failures(self, outcomes: Sequence[Outcome]) -> list[Exception]:
+        """Return why images did not come, but for those that their client withdrew."""
+        told = enumerate(outcomes)
+        return [one for i, one in told if isinstance(one, Exception) and i not in self._withdrawn]
 
 
 Outcome = FinishedImage | Exception
@@ -182,7 +198,7 @@ class ImageToImage:
         found = await _in_text_thread(partial(self._refusals, asked, model))
         found = [*problems, *found]
         try:
-            fitted = await self._fitted(asked, client, limit)
+            asked, fitted = await self._fitted(asked, client, limit)
         except ImageError as error:
             raise InvalidInput([f"{asked.image_field}: {error.reason}", *found]) from None
         except InvalidInput as error:
@@ -286,19 +302,19 @@ class ImageToImage:
 
     async def _fitted(
         self, asked: ImagesRequest, client: str, limit: TimeLimit | None
-    ) -> FittedImages:
-        """Decode the uploads and fit them to the size to make.
+    ) -> tuple[ImagesRequest, FittedImages]:
+        """Decode the uploads and fit them to the size to make; return what is asked of them too.
 
         Raises ImageError, or InvalidInput for a mask.
         """
         if asked.upload is None:
-            return canvas(asked)
-        if asked.mask is None and not asked.keep_size and asked.output_size is None:
+            return asked, canvas(asked)
+        if not asked.needs_own_size:
             sizes = self._auto_sizes if asked.auto_sizes else ()
             fit = Fit(asked.width, asked.height, asked.resize_mode, sizes)
             image = await self._decode(asked.upload, fit, client, limit)
             assert image is not None
-            return FittedImages(image, None, Finishing())
+            return asked, FittedImages(image, None, Finishing())
         uploads = {asked.image_field: asked.upload}
         if asked.mask is not None and asked.mask.upload is not None:
             uploads[asked.mask.field] = asked.mask.upload
@@ -306,7 +322,8 @@ class ImageToImage:
         problems: list[str] = []
         for name, upload in uploads.items():
             try:
-                image = await self._decode(upload, OwnSize(), client, limit)
+                shrinks = name != asked.image_field or not asked.answers_own_size
+                image = await self._decode(upload, OwnSize(shrinks=shrinks), client, limit)
             except ImageError as error:
                 problems.append(f"{name}: {error.reason}")
             else:
@@ -315,9 +332,10 @@ class ImageToImage:
         if problems:
             raise InvalidInput(problems)
         own = images[asked.image_field]
+        asked = asked.seen(own)
         mask = None if asked.mask is None else images.get(asked.mask.field, own)
         sizes = self._auto_sizes if asked.auto_sizes else ()
-        return await self.in_thread(partial(fit_with_mask, asked, own, mask, sizes))
+        return asked, await self.in_thread(partial(fit_with_mask, asked, own, mask, sizes))
 
     async def _decode(
         self, upload: bytes | bytearray, wanted: Wanted, client: str, limit: TimeLimit | None

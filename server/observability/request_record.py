@@ -23,6 +23,8 @@ CLIENT_GONE = 499
 APIS: Mapping[str, str] = {
     "/api/generate/": "basic",
     "/v1/images": "openai",
+    "/v1/deployments/": "openai",
+    "/openai/": "openai",
     "/v1/models": "openai",
     "/v1/generation/": "stability",
     "/v1/engines/": "stability",

@@ -65,6 +65,14 @@ class LimitSettings(Subject):
         description="MiB of uploads and unread answers held at the same time, at least one "
         "upload; what would go beyond is answered 503, Retry-After.",
     )
+    max_kept_images_mib: float = Field(
+        256.0,
+        ge=0,
+        le=MOST_MIB,
+        description="MiB of finished images held for their addresses, an hour, and of answers held "
+        "for runs, IMG2IMG_RUN_GRACE at least, where IMG2IMG_LIMITS_URL is no Redis. None goes "
+        "before its time: what finds no room is answered in base64, and a run is not kept.",
+    )
     max_header_kib: int = Field(
         64,
         ge=1,
@@ -121,6 +129,10 @@ class LimitSettings(Subject):
     def max_bytes_in_flight(self) -> int:
         """Bytes of requests and answers that may be held; the largest request always has room."""
         return max(int(self.max_bytes_in_flight_mib * MIB), self.max_body_bytes)
+
+    @property
+    def max_kept_bytes(self) -> int:
+        return int(self.max_kept_images_mib * MIB)
 
     @property
     def max_body_bytes(self) -> int:

@@ -44,6 +44,14 @@ def mask() -> bytes:
     return buffer.getvalue()
 
 
+@pytest.fixture(scope="session")
+def light_mask() -> bytes:
+    """A PNG without transparency whose right half is white, and black where it is not."""
+    light = np.zeros((SIDE, SIDE), np.uint8)
+    light[:, SIDE // 2 :] = 255
+    return file_of(Image.fromarray(light))
+
+
 def pixels(file: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """Return the `(height, width, 3)` uint8 of a file."""
     return np.array(Image.open(io.BytesIO(file)).convert("RGB"))

@@ -83,9 +83,11 @@ def test_the_answer_has_the_inputs_size(server: ServerProcess) -> None:
 @pytest.mark.parametrize(
     ("source", "kept"), [("MASK_IMAGE_WHITE", 0), ("MASK_IMAGE_BLACK", 1), ("INIT_IMAGE_ALPHA", 0)]
 )
-def test_masking(server: ServerProcess, image: bytes, mask: bytes, source: str, kept: int) -> None:
+def test_masking(
+    server: ServerProcess, image: bytes, mask: bytes, light_mask: bytes, source: str, kept: int
+) -> None:
     fields = PROMPT | {"steps": "10", "seed": "3", "mask_source": source}
-    files = {"init_image": ("a.png", image), "mask_image": ("m.png", mask)}
+    files = {"init_image": ("a.png", image), "mask_image": ("m.png", light_mask)}
     before = pixels(image)
     if source == "INIT_IMAGE_ALPHA":
         alpha = Image.open(io.BytesIO(mask)).getchannel("A")

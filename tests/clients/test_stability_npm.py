@@ -48,10 +48,10 @@ def modules() -> Path:
 
 @pytest.mark.slow("protocols")
 def test_its_calls_work(
-    server: ServerProcess, modules: Path, image: bytes, mask: bytes, tmp_path: Path
+    server: ServerProcess, modules: Path, image: bytes, light_mask: bytes, tmp_path: Path
 ) -> None:
     files = [tmp_path / "image.png", tmp_path / "mask.png"]
-    for file, data in zip(files, (image, mask), strict=True):
+    for file, data in zip(files, (image, light_mask), strict=True):
         file.write_bytes(data)
     done = subprocess.run(
         ["node", str(SCRIPT), server.url, KEY, *map(str, files)],

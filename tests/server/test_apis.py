@@ -181,9 +181,10 @@ def test_masks_of_openais_clients(apis: Apis, engine: StubEngine) -> None:
     assert np.array_equal(engine.last_request.mask, right_half())
     twice = {**files, "mask": ("m.png", transparent_right)}
     assert ignored(apis.edit(files=twice)) == {"mask%5B%5D"}
-    for mask in ({"file_id": "f"}, [{"b64": "x"}]):
+    masks: list[tuple[Any, str]] = [({"file_id": "f"}, "mask"), ([{"b64": "x"}], "mask[0]")]
+    for mask, param in masks:
         response = apis.json(EDITS, {"prompt": "a", "image": URL, "mask": mask})
-        assert (response.status_code, response.json()["error"]["param"]) == (400, "mask")
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param)
         assert "has no image_url" in message_of(response)
 
 
@@ -247,21 +248,23 @@ def test_an_empty_file_field_counts_as_left_out(
 
 
 @pytest.mark.parametrize(
-    ("mask", "said"),
+    ("mask", "param", "said"),
     [
-        ({"image_url": ""}, "image_url is empty; send"),
-        ({"image_url": {"url": ""}}, "url is empty; send"),
-        ({"image_url": []}, "image_url is empty; send"),
-        ([{"image_url": [None]}], "image_url is empty; send"),
-        ({"file_id": "f"}, "{file_id} has no image_url; send"),
-        ("not base64", ""),
-        (" ", ""),
+        ({"image_url": ""}, "mask", "image_url is empty; send"),
+        ({"image_url": {"url": ""}}, "mask.image_url", "url is empty; send"),
+        ({"image_url": []}, "mask", "image_url is empty; send"),
+        ([{"image_url": [None]}], "mask[0]", "image_url is empty; send"),
+        ({"file_id": "f"}, "mask", "{file_id} has no image_url; send"),
+        ("not base64", "mask", ""),
+        (" ", "mask", ""),
     ],
 )
-def test_a_mask_in_json_that_is_none_is_refused_by_name(apis: Apis, mask: Any, said: str) -> None:
+def test_a_mask_in_json_that_is_none_is_refused_by_name(
+    apis: Apis, mask: Any, param: str, said: str
+) -> None:
     response = apis.json(EDITS, {"prompt": "a", "image": URL, "mask": mask})
-    assert (response.status_code, response.json()["error"]["param"]) == (400, "mask")
-    assert message_of(response).startswith(f"mask: {said}")
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    assert message_of(response).startswith(f"{param}: {said}")
 
 
 def test_of_two_addresses_the_one_that_is_there_counts(apis: Apis) -> None:

@@ -227,10 +227,10 @@ class AwayStore(MemoryStore):
     """Is away when images are put into it; also before, if it is told to."""
 
     def __init__(self, *, always: bool) -> None:
-        super().__init__()
+        super().__init__(2**20)
         self.always = always
 
-    async def put(self, name: str, file: bytes) -> None:
+    async def put(self, name: str, file: bytes, promised: float = 0) -> None:
         raise ImageStoreAway
 
     async def secret(self) -> bytes:
@@ -284,8 +284,9 @@ def test_what_was_finished_before_an_interruption_is_charged(
     assert team.balance() == Balance(100 - len(left) * PRICE, 0)
 
 
-def test_an_interruption_before_any_image_costs_nothing(
-    apis: Apis, engine: PartlyFailingEngine, team: Team
+@pytest.mark.parametrize("way", ["interrupt", "skip"])
+def test_what_is_withdrawn_before_any_image_costs_nothing(
+    apis: Apis, engine: PartlyFailingEngine, team: Team, way: str
 ) -> None:
     engine.held = {1, 2, 3, 4}
     answers: list[Any] = []
@@ -295,10 +296,25 @@ def test_an_interruption_before_any_image_costs_nothing(
     while len(engine.handles) < 4 and time.monotonic() < give_up:
         time.sleep(0.005)
     while running.is_alive() and time.monotonic() < give_up:
-        apis.client.post("/sdapi/v1/interrupt", headers=apis.headers)
+        apis.client.post(f"/sdapi/v1/{way}", headers=apis.headers)
         time.sleep(0.01)
     assert answers[0].status_code == 200
     assert answers[0].json()["images"] == []
+    assert team.balance() == Balance(100, 0)
+
+
+def test_what_failed_beside_skipped_images_is_a_failure(
+    apis: Apis, engine: PartlyFailingEngine, team: Team
+) -> None:
+    engine.failing, engine.held = {1}, {2, 3, 4}
+    answers: list[Any] = []
+    running = threading.Thread(target=lambda: answers.append(ask(apis, "a1111")))
+    running.start()
+    give_up = time.monotonic() + 20
+    while running.is_alive() and time.monotonic() < give_up:
+        apis.client.post("/sdapi/v1/skip", headers=apis.headers)
+        time.sleep(0.01)
+    assert answers[0].status_code == 500
     assert team.balance() == Balance(100, 0)
 
 

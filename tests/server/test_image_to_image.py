@@ -168,7 +168,7 @@ def test_png_carries_the_settings(send: Send) -> None:
         "a cat, 猫",
         "Negative prompt: dog",
         "Steps: 20, Sampler: DPM++ 2M, CFG scale: 7, Seed: 9, Size: 320x320, Model: stub, "
-        f"Denoising strength: 0.65, Version: img2img-server {__version__}",
+        f"Denoising strength: 0.65, Schedule type: Uniform, Version: img2img-server {__version__}",
     ]
 
 

@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from server.images.encode import ImageFormat, encode_image
 from server.images.files import png
-from server.images.infotext import infotext
+from server.images.infotext import infotext, settings_in
 
 TEXT = "a caf\u00e9, \u732b\nSteps: 10, Sampler: Euler, Seed: 7"
 PIXELS = np.zeros((8, 8, 3), np.uint8)
@@ -123,3 +123,34 @@ def test_no_cut_of_a_file_does_harm(form: ImageFormat) -> None:
     file = encode_image(PIXELS, {"parameters": TEXT}, form)
     for end in range(len(file)):
         assert infotext(file[:end]) in ("", TEXT) or form is not ImageFormat.PNG
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (
+            'a cat,\nNegative: no\nNegative prompt: dog\ncat\nSteps: 10, Model: "a, b: \\"c\\"", '
+            "Size: 320x64, Schedule type: SGM Uniform",
+            {
+                "Prompt": "a cat,\nNegative: no",
+                "Negative prompt": "dog\ncat",
+                "Steps": "10",
+                "Model": 'a, b: "c"',
+                "Size-1": "320",
+                "Size-2": "64",
+                "Schedule type": "SGM Uniform",
+            },
+        ),
+        ("a cat: sits, yes", {"Prompt": "a cat: sits, yes", "Negative prompt": ""}),
+        ('a: "b, cd: "\\", ef: "x', {"Prompt": 'a: "b, cd: "\\", ef: "x', "Negative prompt": ""}),
+        ("Negative prompt: dog", {"Prompt": "", "Negative prompt": "dog"}),
+        ("", {"Prompt": "", "Negative prompt": ""}),
+    ],
+)
+def test_settings_are_read_by_their_names(text: str, found: dict[str, str]) -> None:
+    assert settings_in(text) == found
+
+
+@pytest.mark.parametrize("piece", ['ab:"\\"', "ab: ", 'a:"b,', "a" * 70 + " ", '"'])
+def test_a_strangers_text_is_read_at_once(piece: str) -> None:
+    assert settings_in(piece * (2**20 // len(piece)))["Prompt"] is not None

@@ -198,7 +198,7 @@ LIMIT = TimeLimit(60.0, time.monotonic() + 60.0)
 
 def test_withdrawn_ids_are_bounded_for_each_caller_alone() -> None:
     async def withdraw() -> Runs:
-        runs = Runs(60.0, MemoryStore())
+        runs = Runs(60.0, MemoryStore(2**20))
         await runs.withdraw("alice", ID)
         for number in range(3 * MOST_IDS):
             await runs.withdraw("bob", f"{number:016}")
@@ -221,7 +221,7 @@ def test_a_run_that_comes_while_its_withdrawal_looks_for_it_is_withdrawn() -> No
                 stack.enter_context(runs.open("alice", ID, LIMIT))
                 return False
 
-        runs = Runs(60.0, SlowStore())
+        runs = Runs(60.0, SlowStore(2**20))
         assert asyncio.run(runs.withdraw("alice", ID)) == "cancelled"
 
 

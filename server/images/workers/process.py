@@ -28,7 +28,7 @@ WORKER = "server.images.workers.worker"
 
 _CRASHED = "the picture could not be decoded: its decoder crashed"
 MOST_OWN_PIXELS = 2048 * 2048
-"""Pixels of an image that is wanted at its own size; a larger one is made smaller."""
+"""Pixels of an image that is wanted at its own size; a larger one is made smaller, or refused."""
 _MOST_ANSWER = max(3 * MAX_SIDE**2, 4 * MOST_OWN_PIXELS) + 64 * 1024
 """Bytes of the largest picture, and of what is said of it."""
 _SECONDS_TO_END = 1.0
@@ -61,6 +61,8 @@ class OwnSize:
     """An image at its own size, with its opacity as a fourth channel."""
 
     most_pixels: int = MOST_OWN_PIXELS
+    shrinks: bool = True
+    """Make a larger one smaller; else it is refused."""
 
 
 Wanted = Fit | OwnSize | None

@@ -123,7 +123,8 @@ def _decode(
     limiter.set(limits)
     try:
         if "most_pixels" in header:
-            made = decode_with_opacity(payload, header["most_pixels"], on_size)
+            most, shrinks = header["most_pixels"], header["shrinks"]
+            made = decode_with_opacity(payload, most, on_size, shrinks=shrinks)
             return job | {"shape": made.shape}, made.tobytes()
         if "mode" not in header:
             decode_image(payload, on_size)

@@ -1,0 +1,70 @@
+"""Images that are kept to be fetched once more: what was promised stays, whatever comes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+
+import pytest
+
+from server.errors import ImageStoreAway
+from server.img2img.image_store import MemoryStore
+from tests.server.apis import Apis
+from tests.server.conftest import MakeClient
+from tests.server.stub_engine import StubEngine
+
+
+def test_what_was_promised_stays_where_room_is_short() -> None:
+    async def kept() -> None:
+        store = MemoryStore(100)
+        await store.put("promised", b"x" * 60)
+        await store.put("run", b"x" * 40, promised=0)
+        with pytest.raises(ImageStoreAway):
+            await store.put("too much", b"x" * 41)
+        assert await store.get("too much") is None
+        assert [await store.get(name) is None for name in ("promised", "run")] == [False, False]
+        await store.put("next", b"x" * 40)
+        assert await store.get("run") is None  # only lent its room
+        with pytest.raises(ImageStoreAway):
+            await store.put("one more", b"x")
+        assert await store.drop("promised")
+        await store.put("one more", b"x" * 60)
+
+    asyncio.run(kept())
+
+
+def test_no_more_goes_than_room_is_needed() -> None:
+    async def kept() -> None:
+        store = MemoryStore(100)
+        for name in "abc":
+            await store.put(name, b"x" * 30, promised=0)
+        await store.put("d", b"x" * 30)
+        found = [name for name in "abcd" if await store.get(name)]
+        assert found == ["b", "c", "d"]
+
+    asyncio.run(kept())
+
+
+def test_what_has_ended_makes_room() -> None:
+    async def kept() -> None:
+        store = MemoryStore(100, seconds=0)
+        await store.put("a", b"x" * 90)
+        assert await store.get("a") is None
+        await store.put("b", b"x" * 90)
+        await store.put("b", b"x" * 100)
+
+    asyncio.run(kept())
+
+
+def test_an_answer_without_room_for_its_addresses_has_its_images(
+    make_client: MakeClient, engine: StubEngine
+) -> None:
+    made = Apis(make_client()).edit().json()["data"][0]["b64_json"]
+    size = len(base64.b64decode(made))
+    apis = Apis(make_client(max_kept_images_mib=2.5 * size / 2**20))
+    one = apis.edit(response_format="url").json()["data"][0]["url"]
+    both = apis.edit(response_format="url", n="2", seed="1").json()["data"]
+    assert all(base64.b64decode(item["b64_json"]).startswith(b"\x89PNG") for item in both)
+    # The one of them that found room is let go of.
+    other = apis.edit(response_format="url").json()["data"][0]["url"]
+    assert [apis.client.get(url).status_code for url in (one, other)] == [200, 200]
