@@ -9,8 +9,8 @@ import logging
 import secrets
 import time
 import uuid
-from dataclasses import replace
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import anyio.to_thread
