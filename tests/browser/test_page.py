@@ -273,6 +273,25 @@ def test_a_busy_server_is_asked_again_after_its_time(visitor: Visitor) -> None:
 
 
 @pytest.mark.slow("browser")
+def test_a_run_waits_for_a_model_that_loads(visitor: Visitor) -> None:
+    keys = visitor.fulfil_once(
+        lambda route: route.fulfill(
+            status=503,
+            headers={"Retry-After": "0.1", "Content-Type": "application/json"},
+            body='{"code":-1,"message":"the model is loading","data":null}',
+        ),
+        times=6,
+    )
+    visitor.sample()
+    visitor.fill(**QUICK)
+    visitor.generate()
+    visitor.page.locator("#run-text", has_text="The model is loading. Trying again").wait_for()
+    visitor.result()
+    assert len(keys) == 7
+    assert len(set(keys)) == 1
+
+
+@pytest.mark.slow("browser")
 def test_a_server_that_is_gone_and_comes_back(visitor: Visitor) -> None:
     keys = visitor.fulfil_once(lambda route: route.abort("connectionrefused"))
     visitor.sample()

@@ -25,12 +25,13 @@ import { ownTab } from "./tabs.js";
 import { theme } from "./theme.js";
 
 const MODEL_PAUSE = 3000;
+const PATIENCE = 3600; // Seconds for which a run waits for a model that loads; someone may cancel it.
 
 class Page {
   constructor(fields, about, pictures, tabId) {
     this.about = about;
     this.pictures = pictures;
-    this.client = new ImageToImage({ url: document.baseURI });
+    this.client = new ImageToImage({ url: document.baseURI, patience: PATIENCE });
     this.form = new Form(fields);
     this.seed = addSeed(this.form);
     addStyles(this.form);

@@ -145,9 +145,9 @@ export class Runner extends EventTarget {
   }
 
   async #retry({ seconds, reason, status }, aborter) {
-    const why = status === 0 ? "No connection to the server" : `The server says: ${reason.replace(/\.$/, "")}`;
+    const why = status === 0 ? "No connection to the server." : sentence(reason);
     for (let left = Math.ceil(seconds); left > 0 && this.aborter === aborter; left -= 1) {
-      this.#say(null, `${why}. Trying again in ${left} s, with the same seed; nothing is charged twice.`, why);
+      this.#say(null, `${why} Trying again in ${left} s, with the same seed; nothing is charged twice.`, why);
       await new Promise((resolve) => setTimeout(resolve, 1000));
     }
   }
