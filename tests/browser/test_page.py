@@ -238,7 +238,7 @@ def test_use_a_result_as_the_input_and_its_settings(visitor: Visitor) -> None:
     visitor.result()
     seed = visitor.seed_shown()
     page.locator("#use-as-input").click()
-    page.locator("#stage-note", has_text=f"result-{seed}.png · 320 × 320").wait_for()
+    page.locator("#stage-note", has_text=f"img2img-{seed}.png · 320 × 320").wait_for()
     visitor.fill(prompt="something else")
     page.locator("#show-result").click()
     page.locator("#use-settings").click()

@@ -6,6 +6,7 @@ import { offerSettings } from "./metadata/offer.js";
 import { NotTaken, readPicture } from "./picture.js";
 import { showFrame, showInput, showView } from "./stage.js";
 
+const OWN = new Set(["file", "pasted"]); // kinds that may be any picture
 const SERVERS = new Set(["TIFF", "AVIF", "HEIC"]); // what the server reads and a browser may not
 
 export class Input extends EventTarget {
@@ -45,7 +46,7 @@ export class Input extends EventTarget {
       this.replace(picture);
       showView("input");
       // Anyone may have written them: where they are not as they should be, the picture is taken alone.
-      if (kind === "file") await offerSettings(picture.blob, this.form, this.onSettings, () => picture === this.picture).catch(console.warn);
+      if (OWN.has(kind)) await offerSettings(picture.blob, this.form, this.onSettings, () => picture === this.picture).catch(console.warn);
       return picture === this.picture;
     } catch (error) {
       if (!(error instanceof NotTaken)) throw error;
@@ -110,7 +111,7 @@ export class Input extends EventTarget {
       says.push(`This browser cannot show ${why} It is sent all the same.`);
     }
     if (picture?.alpha) says.push("Where it is transparent it counts as white.");
-    if (picture?.kind === "file" && this.about.demo) {
+    if (OWN.has(picture?.kind) && this.about.demo) {
       says.push(`The demo model has seen drawings like the samples only, and will not understand this picture. For real pictures: ${this.about.demo.command}`);
     }
     note($("picture-note"), says.join(" "));
