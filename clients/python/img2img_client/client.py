@@ -204,7 +204,8 @@ class Client(_Base):
         ``on_retry`` why it is asked for once more, and in how many seconds.
         All tries have one Idempotency-Key, so that no picture is paid for twice.
 
-        Raises ImageToImageError, and OSError where a path cannot be read.
+        Raises ImageToImageError, OSError where a path cannot be read, and ValueError for an image
+        of floating-point numbers, whose white is not known.
         """
         call = _Generation(
             self, image, prompt, mask, progress, on_retry, format, idempotency_key, fields
