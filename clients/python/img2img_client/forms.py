@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from PIL import Image, ImageOps
 
@@ -47,7 +47,7 @@ def file_of(source: ImageSource) -> bytes:
 def _of_16_bits(image: Image.Image) -> Image.Image:
     """Return a deep grey image as the 16 bits a PNG holds: by way of RGB all over 255 is white."""
     wide = image.convert("I")
-    darkest, lightest = wide.getextrema()
+    darkest, lightest = cast(tuple[float, float], wide.getextrema())  # It has one band.
     if not 0 <= darkest <= lightest <= _DEEP_WHITE:
         raise ValueError(
             f"the image has mode {image.mode} and values from {darkest} to {lightest}, where 0 is "
