@@ -5,6 +5,7 @@ import { keptBox } from "./picture.js";
 
 const VIEWS = ["input", "result", "grid"];
 const PREVIEW_PAUSE = 250;
+const UNSEEN_RATIO = 1.6; // of the place of a picture that is not shown
 
 /** Show one of the views. */
 export function showView(name) {
@@ -39,8 +40,8 @@ export function showInput(picture) {
   showBlob(image, visible ? picture.blob : null);
   image.alt = picture ? `Input: ${picture.name}` : "";
   $("easel").classList.toggle("unseen", Boolean(picture) && !visible);
+  $("input-picture").style.setProperty("--ratio", visible ? picture.width / picture.height : UNSEEN_RATIO);
   if (visible) {
-    $("easel").style.setProperty("--ratio", picture.width / picture.height);
     image.width = picture.width;
     image.height = picture.height;
   }
@@ -99,7 +100,7 @@ export class ResultView {
   }
 
   #box(input, width, height, fit) {
-    $("result-box").style.setProperty("--ratio", width / height);
+    $("result-box").parentElement.style.setProperty("--ratio", width / height);
     $("before").className = `fit-${fit || "crop"}`;
     showBlob($("before"), input && input.width !== null && input.kind !== "noise" ? input.blob : null);
     $("before").alt = input ? `Input: ${input.name}` : "";
