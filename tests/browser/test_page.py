@@ -90,6 +90,21 @@ def test_seconds_are_told_before_the_first_picture(
                 [{...values, clip_guidance_preset: preset}], {width: 320, height: 320}));
         }"""
     )
+    # What is blank has the server's default, what is no number no price.
+    blank = visitor.page.evaluate(
+        """async () => {
+            const at = (file) => import(new URL(`static/page/${file}.js`, document.baseURI));
+            const [{ Costs }, { readFields }] = [await at("costs"), await at("schema")];
+            const about = (await (await fetch(new URL("api/about", document.baseURI))).json()).data;
+            about.costs = [{pixels: 320 * 320, evaluation: 1, rest: 0}];
+            const costs = new Costs(about, {credits: {}}, await readFields());
+            const rest = {sampler: "", clip_guidance_preset: "NONE"};
+            return [["30", "0.35"], ["", ""], ["x", "0.35"]].map(([steps, image_strength]) =>
+                costs.of([{steps, image_strength, ...rest}], {width: 320, height: 320}));
+        }"""
+    )
+    assert blank == [blank[0], blank[0], ""]
+    assert re.fullmatch(r"\d\.\d credits · ~19 s", blank[0])
     assert guided == ["~10 s", f"~{10 * (1 + MEASURED[ClipGuidancePreset.SLOW]):.0f} s"]
 
 
@@ -270,6 +285,22 @@ def test_a_busy_server_is_asked_again_after_its_time(visitor: Visitor) -> None:
     visitor.result()
     assert len(keys) == 2
     assert keys[0] == keys[1]
+
+
+@pytest.mark.slow("browser")
+def test_a_limit_says_how_long_to_wait(visitor: Visitor) -> None:
+    visitor.fulfil_once(
+        lambda route: route.fulfill(
+            status=429,
+            headers={"Retry-After": "600", "Content-Type": "application/json"},
+            body='{"code":-1,"message":"over the rate of this key","data":null}',
+        ),
+    )
+    visitor.sample()
+    visitor.fill(**QUICK)
+    visitor.generate()
+    said = "Over the rate of this key. The server asks to wait 10 min 0 s."
+    expect(visitor.page.locator("#form-error")).to_contain_text(said)
 
 
 @pytest.mark.slow("browser")

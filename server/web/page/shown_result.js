@@ -1,7 +1,7 @@
 /** The result that is shown, and what can be done with it. */
 
 import { codeFor, fileName, LANGUAGES } from "./code.js";
-import { $, copyText, el, note } from "./dom.js";
+import { $, copyText, el, holdFocus, note } from "./dom.js";
 import { showView } from "./stage.js";
 
 const SAID = 2000;
@@ -85,7 +85,9 @@ export class ShownResult {
     const base = document.baseURI.replace(/[^/]*$/, "");
     const files = { init_image: fileOf(this.input, base) };
     if (maskKept) files.mask = { file: "mask.png", source: "the mask that was painted in the page, to be saved there under this name" };
+    const refocus = holdFocus();
     $("code").open = false;
+    refocus($("code").querySelector("summary"));
     if (!(await copyText(codeFor(language, base, fields, files, needsKey), LANGUAGES[language]))) return;
     const summary = $("code").querySelector("summary");
     summary.textContent = "Copied ✓";
