@@ -32,6 +32,9 @@ export async function readPicture(blob, name, kind, maxBytes) {
   return { id: newKey(), blob: copy, name, kind, type, alpha, width: null, height: null, ...size };
 }
 
+/** Whether nothing of a picture stays, whatever image strength is asked for: there is none. */
+export const isNoise = (picture) => picture?.kind === "noise";
+
 /** Upright width and height as the browser shows them (EXIF applied), or null. */
 export async function shownSize(blob) {
   const url = URL.createObjectURL(blob);
