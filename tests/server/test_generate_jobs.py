@@ -459,10 +459,13 @@ main()
 """The command, where the model's loading or its end take their time, or its pictures none."""
 
 
-def started(case: str, *arguments: str, **options: int) -> subprocess.Popen[str]:
+def started(
+    case: str, *arguments: str, stderr: int, stdout: int | None = None
+) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", SLOW, case, *arguments, "a cat"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, encoding="utf-8", **options
+        command, env=environment, encoding="utf-8", stdout=stdout, stderr=stderr
     )
 
 
