@@ -42,7 +42,7 @@ export function announce(text) {
  * after it, with the elements that take the focus over then: the first one that is there to be used. */
 export function holdFocus() {
   const held = document.activeElement;
-  const usable = (element) => element?.isConnected && !element.disabled && element.getClientRects().length > 0;
+  const usable = (element) => element?.checkVisibility() && !element.disabled;
   return (...next) => {
     const now = document.activeElement;
     const elsewhere = now !== held && now !== document.body && usable(now);
