@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -29,6 +30,8 @@ from server.cli.shared import (
     DtypeOption,
     ModelOption,
     RevisionOption,
+    leave,
+    print_line,
     read_settings,
     stop,
 )
@@ -70,11 +73,11 @@ def _field_option(name: str) -> Any:
     )
 
 
-def _not_blank(text: str) -> Path:
-    # As a path, blank text is the current folder.
+def _not_blank(text: str) -> str:
+    # As a path, blank text is the current folder; and a separator at the end would be lost.
     if not text.strip():
         raise typer.BadParameter("it is blank; name a file or a folder")
-    return Path(text)
+    return text
 
 
 EXIT_CODES = (
@@ -99,12 +102,13 @@ def generate(
         ),
     ] = None,
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "-o",
             "--output",
             help="File to write; its suffix (.png, .jpg, .webp) names the format. For several "
-            "pictures a folder, made if need be. Default: out.png, for several out.",
+            "pictures, or with / at its end, a folder, made if need be. Default: out.png, for "
+            "several out.",
             parser=_not_blank,
             metavar="PATH",
             show_default=False,
@@ -216,6 +220,7 @@ def generate(
         if given := [f"--{name.replace('_', '-')}" for name, value in own.items() if value]:
             raise stop(f"{', '.join(given)}: the server of --url has its own", USAGE_ERROR)
     todo: list[Job] = []
+    threads = set(threading.enumerate())
     try:
         wanted = _wanted(inputs or [], jobs, texts, mask, output, f".{format}")
         if grid is not None and (problem := _grid_problem(grid, wanted)):
@@ -232,7 +237,10 @@ def generate(
     except NotMade as error:
         raise stop(str(error), error.status) from None
     except KeyboardInterrupt:
-        raise stop(_stopped(todo, overwrite), STOPPED) from None
+        ended = stop(_stopped(todo, overwrite), STOPPED)
+        if set(threading.enumerate()) - threads:  # A model that loads, or what a device has begun.
+            leave(STOPPED)
+        raise ended from None
     if grid is not None:
         statuses.append(_write_grid(grid, wanted))
     if any(statuses):
@@ -252,7 +260,7 @@ def _wanted(
     list_file: Path | None,
     texts: dict[str, str],
     mask: Path | None,
-    output: Path | None,
+    output: str | None,
     suffix: str,
 ) -> list[Job]:
     """Return what is to be made. Raises JobsError."""
@@ -287,5 +295,5 @@ def _write_grid(grid: Path, jobs: Sequence[Job]) -> int:
     except (OSError, ValueError) as error:
         typer.echo(f"{grid}: {error}", err=True)
         return FAILURE
-    typer.echo(f"{grid} ({len(there)} of {len(jobs)} pictures)")
+    print_line(f"{grid} ({len(there)} of {len(jobs)} pictures)")
     return 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 from PIL import Image
 
@@ -64,8 +65,7 @@ class _Own:
         async with self._loading:
             if self._model is None:
                 observer.stage(f"loading {self._settings.model}")
-                self._model = model = load_model(self._settings, warm_up=False)
-                model.engine.start()
+                self._model = await _in_thread(self._load)
         model = self._model
         # Once more, if it was without the model: that decides on guidance and previews.
         if observer.previews or plan.first.clip_guidance is not ClipGuidancePreset.NONE:
@@ -80,9 +80,43 @@ class _Own:
         observer.stage("writing")
         return await self._service.finish_one(running, job.format)
 
+    def _load(self) -> LoadedModel:
+        model = load_model(self._settings, warm_up=False)
+        model.engine.start()
+        return model
+
     def close(self) -> None:
         if self._model is not None:
             self._model.engine.drain(0.0)
+
+
+async def _in_thread(work: Callable[[], LoadedModel]) -> LoadedModel:
+    """Return what `work` does, in a thread that nothing waits for where this is cancelled.
+
+    asyncio's own are waited for at its end: Ctrl+C would be heard once the model is loaded.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[LoadedModel] = loop.create_future()
+
+    def tell(model: LoadedModel | None, error: Exception | None) -> None:
+        if done.cancelled():
+            return
+        if model is not None:
+            done.set_result(model)
+        elif error is not None:
+            done.set_exception(error)
+
+    def run() -> None:
+        model, failure = None, None
+        try:
+            model = work()
+        except Exception as error:
+            failure = error
+        with suppress(RuntimeError):  # The loop is closed: nobody wants to know any more.
+            loop.call_soon_threadsafe(tell, model, failure)
+
+    threading.Thread(target=run, name="img2img-load", daemon=True).start()
+    return await done
 
 
 @contextmanager

@@ -26,6 +26,7 @@ ROW_FIELDS = ("input", "output", "mask")
 
 _KNOWN = frozenset((*ROW_FIELDS, *TEXT_FIELDS))
 _MOST_LINES = 100
+_SEPARATORS = tuple(filter(None, (os.sep, os.altsep)))
 
 _File = tuple[int, int]
 """What a file is to the disk, whatever it is called: device and inode."""
@@ -53,6 +54,8 @@ class Row:
     texts: Mapping[str, str]
     mask: Path | None = None
     output: str = ""
+    by_pattern: bool = False
+    """Whether it was found by a pattern, which another day finds several."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,12 @@ def rows_of_inputs(
     wrong: list[str] = []
     for pattern in patterns:
         found = [pattern]
-        if not os.path.exists(pattern):  # noqa: PTH110  no text is too long for it
+        is_pattern = not os.path.exists(pattern)  # noqa: PTH110  no text is too long for it
+        if is_pattern:
             found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  takes absolute ones
         if not found:
             wrong.append(f"{pattern}: there is no such file")
-        rows += [Row(name, Path(name), texts, mask) for name in found]
+        rows += [Row(name, Path(name), texts, mask, by_pattern=is_pattern) for name in found]
     if os.path.isfile(texts.get("prompt", "")):  # noqa: PTH113  no text is too long for it
         wrong.append(f"PROMPT: {texts['prompt']} is a file; the prompt comes last: 'a cat'")
     wrong += [f"{row.input}: {said}" for row in rows if (said := _unreadable(row.input))]
@@ -223,12 +227,13 @@ def reason_of(error: OSError | ValueError) -> str:
 
 
 def jobs_of(
-    rows: Sequence[Row], wrong: Sequence[str], output: Path | None, suffix: str
+    rows: Sequence[Row], wrong: Sequence[str], output: str | None, suffix: str
 ) -> list[Job]:
     """Return what is to be made, with the folders of the outputs made.
 
-    One row without an output of its own goes into the file ``output``. Else ``output`` is a folder:
-    files in it have the inputs' names, numbered where several would be the same.
+    One row without an output of its own goes into the file ``output``. Else ``output`` is a folder,
+    as it is where it ends with a separator, or where a pattern found that one row and it has no
+    picture's suffix: files in it have the inputs' names, numbered where several would be the same.
     Raises JobsError, with what is ``wrong`` with the rows and their outputs.
     """
     said = list(wrong)
@@ -258,14 +263,16 @@ def jobs_of(
     return jobs
 
 
-def _outputs(rows: Sequence[Row], output: Path | None, suffix: str) -> list[Path]:
-    folder = output or Path("out")
-    one = len(rows) == 1 and not rows[0].output
-    if one and output is not None and _is_folder(output):
-        one = False
-    if one:
-        return [output or Path(f"out{suffix}")]
-    if rows and folder.suffix.lower() in SUFFIXES and not _is_folder(folder):
+def _outputs(rows: Sequence[Row], output: str | None, suffix: str) -> list[Path]:
+    folder = Path(output or "out")
+    is_picture = folder.suffix.lower() in SUFFIXES
+    is_folder = _is_folder(folder) or (output or "").endswith(_SEPARATORS)
+    if len(rows) == 1 and not rows[0].output:
+        if output is None:
+            return [Path(f"out{suffix}")]
+        if not is_folder and (is_picture or not rows[0].by_pattern):
+            return [folder]
+    if rows and is_picture and not is_folder:
         raise JobsError([f"--output: {folder}: name a folder, for more than one picture"])
     paths: list[Path] = []
     own = {folder / row.output for row in rows if row.output}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from server.cli.accounts import credits_app, keys_app
 from server.cli.generate import EXIT_CODES, generate
 from server.cli.shared import (
     FAILURE,
+    STOPPED,
     USAGE_ERROR,
     DeviceOption,
     DtypeOption,
@@ -173,7 +175,10 @@ def pull(
 
 def main() -> None:
     """The console command."""
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:  # A second one, say, while the first one's is being ended.
+        sys.exit(STOPPED)
 
 
 if __name__ == "__main__":

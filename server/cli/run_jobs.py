@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from server.cli.jobs import Job, reason_of
 from server.cli.maker import Maker, NotMade, by_server
-from server.cli.shared import FAILURE
+from server.cli.shared import FAILURE, STOPPED, leave, print_line
 from server.cli.view import View
 from server.settings import Settings
 
@@ -57,8 +60,10 @@ class _Run:
         try:
             yield
         except asyncio.CancelledError:
-            # Of Ctrl+C. What the device has begun goes on to its end, which may take seconds.
+            # Of Ctrl+C. What the device has begun goes on to its end, which may take seconds; who
+            # presses it again does not wait for that.
             self._view.say("stopping ...")
+            signal.signal(signal.SIGINT, _leave)
             raise
 
     async def _work(self, maker: Maker) -> None:
@@ -84,19 +89,17 @@ class _Run:
             raise NotMade(str(error), FAILURE) from None
         for remark in made.remarks:
             self._view.say(self._named(job, remark))
-        _print(f"{job.output} (seed {made.seed})")
+        print_line(f"{job.output} (seed {made.seed})")
         self._statuses.append(0)
 
     def _named(self, job: Job, words: str) -> str:
         return f"{job.output.name}: {words}" if self._several else words
 
 
-def _print(line: str) -> None:
-    # Not by typer.echo, which looks behind what rich has put in the place of sys.stdout.
-    try:
-        print(line, flush=True)
-    except UnicodeEncodeError:  # The name of a file can be any bytes.
-        print(ascii(line)[1:-1], flush=True)
+def _leave(*_: object) -> None:
+    # Not by rich, whose lock may be held; it had the cursor hidden.
+    os.write(2, b"\x1b[?25hstopped\n" if sys.stderr.isatty() else b"stopped\n")
+    leave(STOPPED)
 
 
 def _write(job: Job, file: bytes) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import os
+import sys
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from pydantic import ValidationError
@@ -28,6 +30,31 @@ def stop(message: str, status: int) -> typer.Exit:
     """Print the message and return the exception that ends the command."""
     typer.echo(message, err=True)
     return typer.Exit(status)
+
+
+def print_line(line: str) -> None:
+    """Print a line of results; where nobody reads them any more (`| head`), that is no failure."""
+    try:
+        # Not by typer.echo, which looks behind what rich has put in the place of sys.stdout.
+        try:
+            print(line, flush=True)
+        except UnicodeEncodeError:  # The name of a file can be any bytes.
+            print(ascii(line)[1:-1], flush=True)
+    except OSError:
+        silence(sys.stdout)
+
+
+def silence(stream: TextIO) -> None:
+    """Have nothing more written to a stream that is broken, at the interpreter's end either."""
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123  no path of anyone's
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def leave(status: int) -> NoReturn:
+    """End the process now, whatever its threads do: the interpreter would wait for them."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def read_settings(**overrides: Any) -> Settings:

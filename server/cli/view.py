@@ -15,6 +15,7 @@ from rich.style import Style
 from rich.text import Text
 
 from server.cli.graphics import Inline, protocol_of, removal
+from server.cli.shared import silence
 
 PREVIEW_COLUMNS = 40
 _REFRESHES = 8
@@ -35,6 +36,13 @@ def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # By default it ends the program; but that nobody reads how far they are costs no picture.
+        self.quiet = True
+        silence(sys.stderr)
+
+
 class View:
     """Shows progress on standard error: bars on a terminal, a line a stage elsewhere.
 
@@ -44,7 +52,7 @@ class View:
     """
 
     def __init__(self, pictures: int, *, previews: bool = True) -> None:
-        self._console = Console(stderr=True)
+        self._console = _Console(stderr=True)
         full_colour = self._console.color_system == "truecolor"
         self._protocol = protocol_of(os.environ) if self._console.is_terminal else None
         drawable = self._console.is_terminal and (full_colour or self._protocol is not None)

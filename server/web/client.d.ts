@@ -74,10 +74,12 @@ export interface ClientOptions {
   /** Default: the server that this module came from. */
   url?: string | URL;
   key?: string;
-  /** Tries after the first; 3. */
+  /** Tries after the first, but for what `patience` bounds; 3. With 0 nothing is asked again. */
   retries?: number;
   /** Seconds for which a Retry-After is honoured; 120. */
   maxWait?: number;
+  /** Seconds for which a server that answers 503 with a Retry-After is asked again, in all; 600. */
+  patience?: number;
   /** Seconds without a byte after which a stream counts as lost; 30. */
   silence?: number;
 }

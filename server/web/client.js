@@ -42,14 +42,16 @@ export class ImageToImage {
   /**
    * @param {object} [options] `url` of the server (by default the one this file came from), `key`,
    *   `retries` after the first try, `maxWait` in seconds for which a Retry-After is honoured,
+   *   `patience` in seconds for which a server that names one with 503 is asked again in all,
    *   `silence` in seconds after which a stream counts as lost.
    */
-  constructor({ url, key = "", retries = 3, maxWait = 120, silence = 30 } = {}) {
+  constructor({ url, key = "", retries = 3, maxWait = 120, patience = 600, silence = 30 } = {}) {
     const base = String(url ?? new URL(".", import.meta.url));
     this.url = base.endsWith("/") ? base : `${base}/`;
     this.key = key;
     this.retries = retries;
     this.maxWait = maxWait;
+    this.patience = patience;
     this.silence = silence;
   }
 
@@ -114,17 +116,29 @@ export class ImageToImage {
     if (runId) this.#streams.set(ending, runId);
     const both = signal ? AbortSignal.any([signal, ending.signal]) : ending.signal;
     let before = null;
+    let failed = 0;
+    let busySince = null;
     try {
-      for (let attempt = 0; ; attempt += 1) {
+      for (;;) {
         try {
           yield* this.#read(await open(both, before), both);
           return;
         } catch (error) {
           both.throwIfAborted();
           before = error;
-          const wait = error.retryAfter ?? 2 ** attempt;
           const again = error instanceof ImageToImageError && error.mayRetry && (begins || !error.ended);
-          if (!again || attempt >= this.retries || wait > this.maxWait) throw error;
+          const wait = error.retryAfter ?? 2 ** failed;
+          if (!again || this.retries <= 0 || wait > this.maxWait) throw error;
+          // A server that loads its model or is full is there, and says when to come back: that takes
+          // its time, however often it is asked meanwhile.
+          if (error.status === 503 && error.retryAfter > 0) {
+            const now = performance.now() / 1000;
+            busySince ??= now;
+            if (now - busySince + wait > this.patience) throw error;
+          } else {
+            if (failed >= this.retries) throw error;
+            failed += 1;
+          }
           yield { type: "retry", seconds: wait, reason: error.message, status: error.status };
           await pause(wait, both);
         }
@@ -171,8 +185,8 @@ export class ImageToImage {
 }
 
 /** Make one picture with a client of its own: `imageToImage(fields, {key, onProgress, signal})`. */
-export function imageToImage(fields, { url, key, retries, ...options } = {}) {
-  return new ImageToImage({ url, key, retries }).imageToImage(fields, options);
+export function imageToImage(fields, options = {}) {
+  return new ImageToImage(options).imageToImage(fields, options);
 }
 
 /** A random seed in 1..4294967295. */

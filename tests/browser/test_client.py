@@ -144,23 +144,23 @@ const json = (response, status, value, headers = {}) =>
     .end(JSON.stringify(value));
 
 /** What `use(client)` resolves to where `answer(response, request)` answers, and what was asked. */
-async function served(answer, use) {
+async function served(answer, use, options) {
   const asked = [];
   const server = createServer((request, response) => {
     asked.push(request.method);
     request.resume().on("end", () => answer(response, request, asked));
   });
   await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const client = new ImageToImage({ url: `http://127.0.0.1:${server.address().port}` });
+  const client = new ImageToImage({ url: `http://127.0.0.1:${server.address().port}`, ...options });
   const said = await use(client);
   server.closeAllConnections();
   server.close();
   return { said, asked };
 }
 
-/** A client that is told `header` with a failure, and then makes the picture. */
-const told = (status, header) => served(
-  (response, request, asked) => asked.length > 1 ? json(response, 200, made)
+/** A client that is told `header` with a failure, `times`, and then makes the picture. */
+const told = (status, header, { times = 1, ...options } = {}) => served(
+  (response, request, asked) => asked.length > times ? json(response, 200, made)
     : json(response, status, { code: -1, message: "busy", data: null }, { "Retry-After": header }),
   async (client) => {
     const waits = [];
@@ -168,6 +168,7 @@ const told = (status, header) => served(
       .then(({ seed }) => seed, ({ status, retryAfter }) => [status, retryAfter]);
     return [waits, end];
   },
+  options,
 );
 const hour = 3600_000;
 const date = (milliseconds) => new Date(Date.now() + milliseconds).toUTCString();
@@ -205,6 +206,10 @@ console.log(JSON.stringify({
   asctime: await told(409, "Sun Nov  6 08:49:37 1994"),
   nonsense: await told(409, "later, GMT"),
   words: await told(409, "Ask Later"),
+  loading: await told(503, "0.01", { times: 6 }),
+  impatient: await told(503, "0.6", { times: 9, patience: 1 }),
+  once: await told(503, "0.01", { retries: 0 }),
+  often: await told(429, "0.01", { times: 9 }),
   pause: await cancelled("retry", ["cancelled"], true),
   unknown: await cancelled("retry", ["unknown"], true),
   running: await cancelled("progress", ["cancelled"], false),
@@ -260,6 +265,14 @@ def test_a_retry_after_may_be_a_date(answers: dict[str, Any]) -> None:
         assert answers[form] == {"said": [[0], 3], "asked": ["POST", "POST"]}
     for nonsense in ("nonsense", "words"):
         assert answers[nonsense] == {"said": [[], [409, None]], "asked": ["POST"]}
+
+
+def test_a_model_that_loads_is_waited_for(answers: dict[str, Any]) -> None:
+    """It takes as long as it takes: what bounds that is time, not the number of tries."""
+    assert answers["loading"] == {"said": [[0.01] * 6, 3], "asked": ["POST"] * 7}
+    assert answers["impatient"] == {"said": [[0.6], [503, 0.6]], "asked": ["POST"] * 2}
+    assert answers["once"] == {"said": [[], [503, 0.01]], "asked": ["POST"]}
+    assert answers["often"] == {"said": [[0.01] * 3, [429, 0.01]], "asked": ["POST"] * 4}
 
 
 def test_a_cancel_ends_the_clients_own_stream(answers: dict[str, Any]) -> None:

@@ -36,11 +36,15 @@ FAILURES = {
 }
 """What goes wrong, and what is said of it on standard error."""
 NOBODY = "http://127.0.0.1:1/"
-CODE = """async ([language, base]) => {
+CODE = """async ([language, base, ...names]) => {
     const { codeFor } = await import(new URL("static/page/code.js", document.baseURI));
-    const fields = {prompt: "a", steps: "5"};
-    return codeFor(language, base, fields, {init_image: "star.png"}, false);
+    const fields = {prompt: "a", steps: "5", seed: "7"};
+    const [init_image, mask] = names.map((file) => ({file, source: "of elsewhere"}));
+    const files = mask ? {init_image, mask} : {init_image};
+    return codeFor(language, base, fields, files, false);
 }"""
+AWKWARD = """it's a "photo" été; $HOME `x` \\, (1).png"""
+"""A name that means something to every language."""
 
 
 def code_of(visitor: Visitor, language: str) -> str:
@@ -52,6 +56,7 @@ def code_of(visitor: Visitor, language: str) -> str:
 def made_by_code(visitor: Visitor, language: str, folder: Path) -> bytes:
     code = code_of(visitor, language)
     assert KEY not in code
+    before = {path: path.read_bytes() for path in folder.glob("*.png")}
     done = subprocess.run(
         COMMANDS[language],
         input=code,
@@ -62,17 +67,20 @@ def made_by_code(visitor: Visitor, language: str, folder: Path) -> bytes:
         timeout=60,
     )
     assert done.returncode == 0, f"{code}\n{done.stdout}{done.stderr}"
-    file = folder / "result.png"
+    assert all(path.read_bytes() == bytes_ for path, bytes_ in before.items())
+    (file,) = set(folder.glob("*.png")) - before.keys()
     made = file.read_bytes()
     file.unlink()
     return made
 
 
-def check_all(visitor: Visitor, server: ServerProcess, folder: Path) -> None:
+def check_all(
+    visitor: Visitor, server: ServerProcess, folder: Path, name: str = "star.png"
+) -> None:
     """Run every language's code in a folder that has the input, and compare."""
     shown = visitor.downloaded()
     sample = server.get("/static/pictures/star.png").content
-    (folder / "star.png").write_bytes(sample)
+    (folder / name).write_bytes(sample)
     missing = [name for name, (program, *_) in COMMANDS.items() if not shutil.which(program)]
     for language in COMMANDS:
         if language not in missing:
@@ -92,6 +100,46 @@ def test_the_copied_code_makes_the_same_picture(
     visitor.generate()
     visitor.result()
     check_all(visitor, real_server, tmp_path)
+
+
+@pytest.mark.slow("browser")
+def test_the_copied_code_has_the_users_own_name_of_the_file(
+    visit: Visit, real_server: ServerProcess, tmp_path: Path
+) -> None:
+    visitor = visit(real_server.url, permissions=CLIPBOARD)
+    sample = real_server.get("/static/pictures/star.png").content
+    file = {"name": AWKWARD, "mimeType": "image/png", "buffer": sample}
+    visitor.page.locator("#file").set_input_files(file)
+    visitor.fill(prompt="a cat", seed="7", **QUICK)
+    visitor.generate()
+    visitor.result()
+    check_all(visitor, real_server, tmp_path, AWKWARD)
+    # A result that became the input has the name under which it is downloaded, and is kept.
+    visitor.page.locator("#use-as-input").click()
+    visitor.page.locator("#stage-note", has_text="img2img-7.png").wait_for()
+    visitor.generate()
+    visitor.result()
+    code = code_of(visitor, "Python")
+    assert "# img2img-7.png: a result in the page, to be downloaded there\n" in code
+    assert '"init_image": open("img2img-7.png", "rb")' in code
+    assert 'open("img2img-7-2.png", "wb")' in code
+
+
+@pytest.mark.slow("browser")
+@pytest.mark.parametrize("language", [name.lower() for name in COMMANDS])
+def test_no_two_files_of_the_copied_code_are_one(
+    visit: Visit, real_server: ServerProcess, language: str
+) -> None:
+    page = visit(real_server.url).page
+    both = page.evaluate(CODE, [language, NOBODY, "Mask.PNG", "mask.png"])
+    assert "Mask.PNG" in both
+    assert "mask-2.png: of elsewhere" in both
+    for name in ("img2img-7.png", "IMG2IMG-7.PNG"):
+        assert "img2img-7-2.png" in page.evaluate(CODE, [language, NOBODY, name])
+    # A name does not end the comment that it is in.
+    ended = page.evaluate(CODE, [language, NOBODY, "a\nb\u2028c?>.png"])
+    lines = [line for line in ended.splitlines() if "of elsewhere" in line]
+    assert [line.lstrip("#/ ") for line in lines] == ["a b c? >.png: of elsewhere"]
 
 
 @contextmanager
@@ -122,7 +170,7 @@ def test_the_copied_code_fails_where_the_request_does(
 ) -> None:
     page = visit(real_server.url).page
     (tmp_path / "star.png").write_bytes(real_server.get("/static/pictures/star.png").content)
-    earlier = tmp_path / "result.png"
+    earlier = tmp_path / "img2img-7.png"
     earlier.write_bytes(b"an earlier result")
     runs = [*COMMANDS.items(), ("curl", ["sh"])]
     with busy_server() as busy:
@@ -132,7 +180,7 @@ def test_the_copied_code_fails_where_the_request_does(
                 continue
             done = subprocess.run(
                 command,
-                input=page.evaluate(CODE, [language.lower(), base]),
+                input=page.evaluate(CODE, [language.lower(), base, "star.png"]),
                 cwd=tmp_path,
                 capture_output=True,
                 encoding="utf-8",

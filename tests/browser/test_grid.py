@@ -55,6 +55,56 @@ def test_values_have_a1111s_syntax(visitor: Visitor) -> None:
             assert expected in found["problem"], text
 
 
+def test_the_axes_are_there_after_a_reload(visitor: Visitor) -> None:
+    page = visitor.page
+    page.locator("#grid-x").select_option("cfg_scale")
+    page.locator("#grid-x-values").fill("2, 5, 9")
+    page.locator("#grid-y").select_option("seed")
+    page.locator("#grid-y-values").fill("11, 22")
+    page.wait_for_timeout(500)
+    page.reload()
+    visitor.ready()
+    page.locator("#show-grid").click()
+    expect(page.locator("#grid-go")).to_have_text("Make 6 pictures")
+    for axis, name, values in (("x", "cfg_scale", "2, 5, 9"), ("y", "seed", "11, 22")):
+        expect(page.locator(f"#grid-{axis}")).to_have_value(name)
+        expect(page.locator(f"#grid-{axis}-values")).to_have_value(values)
+
+
+def test_from_noise_no_strength_is_offered_or_sent(visitor: Visitor) -> None:
+    page = visitor.page
+    bodies: list[bytes] = []
+
+    def note(route: Any) -> None:
+        bodies.append(route.request.post_data_buffer)
+        route.continue_()
+
+    page.route(f"**{GENERATE}", note)
+    page.locator("#show-input").click()
+    page.locator("#remove-picture").click()
+    page.locator("#noise").click()
+    page.locator("#picture-note", has_text="Starts from noise").wait_for()
+    page.locator("#show-grid").click()
+    expect(page.locator("#grid-x")).to_have_value("cfg_scale")
+    assert page.locator('#grid-x option[value="image_strength"]').is_disabled()
+    page.locator("#grid-x-values").fill("3, 7")
+    page.locator("#grid-go").click()
+    page.locator("#grid-save").wait_for(timeout=60_000)
+    assert len(bodies) == 2
+    assert all(re.search(rb'image_strength"\r\n\r\n0\r\n', body) for body in bodies)
+    # Nor by a job of other values, as of a grid whose axes were chosen before.
+    values = page.evaluate(
+        """async () => {
+            const { Making } = await import(new URL("static/page/making.js", document.baseURI));
+            const form = {request: (values) => values};
+            const making = {page: {form}};
+            const from = {input: {kind: "noise", blob: null}};
+            return Making.prototype.job.call(making, 1, null, {image_strength: "0.8"}, from).values;
+        }"""
+    )
+    assert values == {"image_strength": "0"}
+
+
 COUNT_URLS = """() => {
     window.urls = new Set();
     const {createObjectURL, revokeObjectURL} = URL;

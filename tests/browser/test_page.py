@@ -90,6 +90,21 @@ def test_seconds_are_told_before_the_first_picture(
                 [{...values, clip_guidance_preset: preset}], {width: 320, height: 320}));
         }"""
     )
+    # What is blank has the server's default, what is no number no price.
+    blank = visitor.page.evaluate(
+        """async () => {
+            const at = (file) => import(new URL(`static/page/${file}.js`, document.baseURI));
+            const [{ Costs }, { readFields }] = [await at("costs"), await at("schema")];
+            const about = (await (await fetch(new URL("api/about", document.baseURI))).json()).data;
+            about.costs = [{pixels: 320 * 320, evaluation: 1, rest: 0}];
+            const costs = new Costs(about, {credits: {}}, await readFields());
+            const rest = {sampler: "", clip_guidance_preset: "NONE"};
+            return [["30", "0.35"], ["", ""], ["x", "0.35"]].map(([steps, image_strength]) =>
+                costs.of([{steps, image_strength, ...rest}], {width: 320, height: 320}));
+        }"""
+    )
+    assert blank == [blank[0], blank[0], ""]
+    assert re.fullmatch(r"\d\.\d credits · ~19 s", blank[0])
     assert guided == ["~10 s", f"~{10 * (1 + MEASURED[ClipGuidancePreset.SLOW]):.0f} s"]
 
 
@@ -238,7 +253,7 @@ def test_use_a_result_as_the_input_and_its_settings(visitor: Visitor) -> None:
     visitor.result()
     seed = visitor.seed_shown()
     page.locator("#use-as-input").click()
-    page.locator("#stage-note", has_text=f"result-{seed}.png · 320 × 320").wait_for()
+    page.locator("#stage-note", has_text=f"img2img-{seed}.png · 320 × 320").wait_for()
     visitor.fill(prompt="something else")
     page.locator("#show-result").click()
     page.locator("#use-settings").click()
@@ -270,6 +285,41 @@ def test_a_busy_server_is_asked_again_after_its_time(visitor: Visitor) -> None:
     visitor.result()
     assert len(keys) == 2
     assert keys[0] == keys[1]
+
+
+@pytest.mark.slow("browser")
+def test_a_limit_says_how_long_to_wait(visitor: Visitor) -> None:
+    visitor.fulfil_once(
+        lambda route: route.fulfill(
+            status=429,
+            headers={"Retry-After": "600", "Content-Type": "application/json"},
+            body='{"code":-1,"message":"over the rate of this key","data":null}',
+        ),
+    )
+    visitor.sample()
+    visitor.fill(**QUICK)
+    visitor.generate()
+    said = "Over the rate of this key. The server asks to wait 10 min 0 s."
+    expect(visitor.page.locator("#form-error")).to_contain_text(said)
+
+
+@pytest.mark.slow("browser")
+def test_a_run_waits_for_a_model_that_loads(visitor: Visitor) -> None:
+    keys = visitor.fulfil_once(
+        lambda route: route.fulfill(
+            status=503,
+            headers={"Retry-After": "0.1", "Content-Type": "application/json"},
+            body='{"code":-1,"message":"the model is loading","data":null}',
+        ),
+        times=6,
+    )
+    visitor.sample()
+    visitor.fill(**QUICK)
+    visitor.generate()
+    visitor.page.locator("#run-text", has_text="The model is loading. Trying again").wait_for()
+    visitor.result()
+    assert len(keys) == 7
+    assert len(set(keys)) == 1
 
 
 @pytest.mark.slow("browser")

@@ -113,13 +113,16 @@ class Visitor:
     def seed_shown(self) -> str:
         return self.page.locator("#use-seed").inner_text().removeprefix("Seed ")
 
-    def fulfil_once(self, answer: Callable[[Any], None]) -> list[str]:
-        """Answer the next request for a picture by `answer`; the list has all Idempotency-Keys."""
+    def fulfil_once(self, answer: Callable[[Any], None], times: int = 1) -> list[str]:
+        """Answer the next request for a picture, or the next `times`, by `answer`.
+
+        The list has all Idempotency-Keys.
+        """
         keys: list[str] = []
 
         def handle(route: Any) -> None:
             keys.append(route.request.headers["idempotency-key"])
-            if len(keys) == 1:
+            if len(keys) <= times:
                 answer(route)
             else:
                 route.continue_()

@@ -108,12 +108,34 @@ def test_sources_of_a_picture_are_alike(
 
 
 def test_images_of_any_mode_go_upright() -> None:
-    for mode in ("1", "L", "LA", "P", "CMYK", "YCbCr", "HSV", "F", "I", "RGBa", "RGBX"):
+    for mode in ("1", "L", "LA", "P", "CMYK", "YCbCr", "HSV", "I", "RGBa", "RGBX"):
         sent = Image.open(io.BytesIO(file_of(Image.new(mode, (3, 2)))))
         assert sent.size == (3, 2)
     lying = Image.new("RGB", (3, 2))
     lying.getexif()[274] = 6
     assert Image.open(io.BytesIO(file_of(lying))).size == (2, 3)
+
+
+@pytest.mark.parametrize("mode", ["I", "I;16", "I;16B", "I;16L"])
+def test_a_deep_image_keeps_its_greys(mode: str) -> None:
+    greys = np.linspace(0, 65535, 12, dtype=np.uint16).reshape(3, 4)
+    if mode == "I":
+        deep = Image.fromarray(greys.astype(np.int32))
+    else:
+        bytes_ = greys.astype(">u2" if mode == "I;16B" else "<u2").tobytes()
+        deep = Image.frombytes(mode, (4, 3), bytes_)
+    sent = Image.open(io.BytesIO(file_of(deep)))
+    assert sent.mode == "I;16"
+    assert np.array_equal(np.array(sent), greys)
+
+
+def test_an_image_of_no_known_white_is_refused(generate: Generate) -> None:
+    beyond = Image.new("I", (3, 2), 65536)
+    with fake_server(picturing(1)) as server:
+        for image, why in ((Image.new("F", (3, 2), 0.5), "mode F"), (beyond, "to 65536")):
+            with pytest.raises(ValueError, match=why):
+                generate(server.url, image, "a cat")
+    assert not server.asked
 
 
 def test_a_mask_keeps_what_is_black(server: ServerProcess, image: bytes) -> None:
@@ -248,6 +270,21 @@ def test_tries_are_bounded(image: bytes, generate: Generate) -> None:
     with fake_server(*busy) as server, pytest.raises(ImageToImageError) as told:
         generate(server.url, image, "a cat", client={"retries": 2})
     assert (told.value.status, told.value.retry_after, len(server.asked)) == (503, 0, 3)
+
+
+def test_a_model_that_loads_is_waited_for(image: bytes, generate: Generate) -> None:
+    """It takes as long as it takes: what bounds that is time, not the number of tries."""
+    loading = [failing(503, "the model is loading", Retry_After="0.01")] * 6
+    with fake_server(*loading, dropping, picturing(3)) as server:
+        assert generate(server.url, image, "a cat", client={"retries": 1}).seed == 3
+    assert len(server.asked) == 8
+    loading = [failing(503, "the model is loading", Retry_After="0.6")] * 9
+    with fake_server(*loading) as server, pytest.raises(ImageToImageError, match="is loading"):
+        generate(server.url, image, "a cat", client={"patience": 1})
+    assert len(server.asked) == 2
+    with fake_server(*loading) as server, pytest.raises(ImageToImageError, match="is loading"):
+        generate(server.url, image, "a cat", client={"retries": 0})
+    assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize(

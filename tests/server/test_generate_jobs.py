@@ -90,6 +90,27 @@ def test_one_input_is_made_anew_and_may_go_into_a_folder(folder: Path, made: lis
     assert made[1].output == Path("a.png")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "written"),
+    [
+        (["in/a*.png", "-o", "new"], "new/a.png"),
+        (["in/a*.png", "-o", "v1.5"], "v1.5/a.png"),
+        (["in/a*.png", "-o", "new.png"], "new.png"),
+        (["in/a*.png", "-o", "new.png/"], "new.png/a.png"),
+        (["in/a.png", "-o", "new/"], "new/a.png"),
+        (["in/a*.png"], "out.png"),
+    ],
+)
+def test_a_pattern_that_finds_one_still_writes_into_its_folder(
+    folder: Path, made: list[Job], arguments: list[str], written: str
+) -> None:
+    name, *options = arguments
+    result = runner.invoke(app, ["generate", name, "a cat", *options])
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{written} (seed 1)\n"
+    assert Path(written).is_file()
+
+
 def test_a_failure_costs_no_other_picture(folder: Path, made: list[Job]) -> None:
     lines = ({"input": "in/a.png", "prompt": prompt} for prompt in ("a cat", "fail", "a dog"))
     Path("jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -247,6 +268,7 @@ def test_a_list_may_have_any_character_in_a_prompt_and_any_bytes_in_a_name(
         (["in/b.png", "a", "--mask", "in/a.png", "-o", "in/a.png"], "in/a.png is a mask; name"),
         (["in/a.png", "a", "--grid", "in/a.png"], "--grid: in/a.png is an input; name another"),
         (["in/a.png", "a", "--grid", "out.png"], "--grid: out.png is a picture of its own"),
+        (["in/a.png", "a", "-o", "new"], "--output: new has none of the suffixes .png"),
         (["in/a.png", "a", "-o", " "], "it is blank; name a file or a folder"),
         ([LONG, "a"], f"{LONG}: there is no such file"),
         (["in/a.png", "a", "-o", LONG], f"{LONG} cannot be written: File name too long"),
@@ -409,6 +431,88 @@ def test_ctrl_c_is_answered_at_once_and_says_what_there_is(
         signal.signal(signal.SIGINT, before)
     assert result.exit_code == 130
     assert result.stderr.splitlines() == ["stopping ...", said]
+
+
+SLOW = """
+import signal, sys, time
+import server.cli.in_process as own
+from server.cli.main import main
+from server.img2img.service import FinishedImage
+
+def wait(*_, **__):
+    time.sleep(100)
+
+async def make(_, job, observer):
+    observer.stage("making")
+    return FinishedImage(job.input.read_bytes(), 7)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # It is ignored in a shell's background.
+if sys.argv[1] == "make":
+    own._Own._make = make
+else:
+    own.load_model = wait
+if sys.argv[1] == "close":
+    own._Own.close = wait
+sys.argv[1] = "generate"
+main()
+"""
+"""The command, where the model's loading or its end take their time, or its pictures none."""
+
+
+def started(
+    case: str, *arguments: str, stderr: int, stdout: int | None = None
+) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SLOW, case, *arguments, "a cat"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, env=environment, encoding="utf-8", stdout=stdout, stderr=stderr
+    )
+
+
+def wait_for(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stderr is not None
+    seen = []
+    for told in process.stderr:
+        seen.append(told)
+        if line in told:
+            return
+    raise AssertionError(seen)
+
+
+def test_ctrl_c_is_answered_while_the_model_loads(folder: Path) -> None:
+    process = started("load", "in/a.png", stderr=subprocess.PIPE)
+    with process:
+        wait_for(process, "loading")
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+    assert told.splitlines() == ["stopping ...", "stopped; nothing was written"]
+    assert process.returncode == 130
+
+
+def test_a_second_ctrl_c_waits_for_nothing(folder: Path) -> None:
+    process = started("close", "in/a.png", stderr=subprocess.PIPE)
+    with process:
+        wait_for(process, "loading")
+        process.send_signal(signal.SIGINT)
+        wait_for(process, "stopping ...")
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+    assert told.splitlines() == ["stopped"]
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize("streams", [["stdout"], ["stdout", "stderr"]])
+def test_a_reader_that_leaves_costs_no_picture(folder: Path, streams: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | dict.fromkeys(streams, writer)
+    with started("make", "in/*.png", "--grid", "grid.png", **pipes) as process:
+        os.close(writer)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 0, told
+    assert "Traceback" not in (told or "")
+    assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "b.png"]
+    assert Path("grid.png").exists()
 
 
 def test_several_are_asked_for_at_the_same_time(folder: Path) -> None:

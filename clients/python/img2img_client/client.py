@@ -41,7 +41,8 @@ class _Base:
 
     ``key`` is the API key, by default that of the environment's IMG2IMG_API_KEY. What was lost, or
     refused with 429, 502 or 503, is sent again up to ``retries`` times, when a Retry-After says so,
-    unless that is more than ``max_wait`` seconds away.
+    unless that is more than ``max_wait`` seconds away. A server that loads its model or is full
+    says so by 503 with a Retry-After: it is asked again for ``patience`` seconds, however often.
     A connection counts as lost after ``silence`` seconds without a byte.
     """
 
@@ -52,11 +53,13 @@ class _Base:
         *,
         retries: int = 3,
         max_wait: float = 120.0,
+        patience: float = 600.0,
         silence: float = 60.0,
     ) -> None:
         self.url = _checked_url(url)
         self.retries = retries
         self.max_wait = max_wait
+        self.patience = patience
         key = os.environ.get(KEY_VARIABLE, "") if key is None else key
         if not (key.isascii() and key.isprintable()):
             raise ValueError("key: it has characters that are not printable ASCII")
@@ -93,6 +96,7 @@ class _Tries:
         self._client = client
         self._on_retry = on_retry
         self._failed = 0
+        self._busy_since: float | None = None
 
     def wait(self, error: Exception) -> float:
         """Return the seconds until the next try. Raises ImageToImageError where there is none."""
@@ -103,13 +107,21 @@ class _Tries:
         if seconds is None:
             # With chance in it: clients that were turned away together do not come back together.
             seconds = 2**self._failed * random.uniform(0.5, 1)
-        over = self._failed >= self._client.retries or seconds > self._client.max_wait
-        if over or not error.may_retry:
+        if not error.may_retry or seconds > self._client.max_wait or self._is_over(error, seconds):
             raise error
-        self._failed += 1
         if self._on_retry is not None:
             self._on_retry(error, seconds)
         return seconds
+
+    def _is_over(self, error: ImageToImageError, seconds: float) -> bool:
+        """Return whether enough was tried, and count this failure if it is one that counts."""
+        client = self._client
+        if error.status == 503 and error.retry_after and client.retries > 0:
+            now = time.monotonic()
+            self._busy_since = self._busy_since or now
+            return now - self._busy_since + seconds > client.patience
+        self._failed += 1
+        return self._failed > client.retries
 
 
 class _Generation(_Tries):
@@ -192,7 +204,8 @@ class Client(_Base):
         ``on_retry`` why it is asked for once more, and in how many seconds.
         All tries have one Idempotency-Key, so that no picture is paid for twice.
 
-        Raises ImageToImageError, and OSError where a path cannot be read.
+        Raises ImageToImageError, OSError where a path cannot be read, and ValueError for an image
+        of floating-point numbers, whose white is not known.
         """
         call = _Generation(
             self, image, prompt, mask, progress, on_retry, format, idempotency_key, fields

@@ -1,6 +1,6 @@
 /** The API key, kept in this tab, and what it has. */
 
-import { $, note, sentence } from "./dom.js";
+import { $, holdFocus, note, sentence } from "./dom.js";
 import { tab } from "./store.js";
 
 const KEY = "img2img.key";
@@ -33,6 +33,8 @@ export class Account extends EventTarget {
   ask(reason = "") {
     note($("key-said"), reason);
     $("key").value = this.client.key;
+    const refocus = holdFocus(); // What it was opened by may be gone when it is closed.
+    $("key-dialog").addEventListener("close", () => refocus($("generate")), { once: true });
     if (!$("key-dialog").open) $("key-dialog").showModal();
     $("key").focus();
   }

@@ -30,22 +30,27 @@ export function secondsOf(costs, pixels, count) {
 
 /** What a click costs, in words. */
 export class Costs {
-  /** @param about the server's description of itself @param account the Account */
-  constructor(about, account) {
+  /** @param about the server's description of itself @param account the Account @param fields the
+   *   form's, by name */
+  constructor(about, account, fields = new Map()) {
     this.about = about;
     this.account = account;
+    this.fields = fields;
   }
 
   /** Credits, where the key has any, and seconds for a picture of each of these values. */
   of(all, size) {
     if (!size) return "";
     const sum = (each) => all.reduce((total, values) => total + each(values), 0);
+    // What is blank is not sent, and so has the server's default.
+    const number = (values, name) => Number(values[name].trim() || this.fields.get(name)?.standard);
     const parts = [];
     if (this.account.credits) {
-      parts.push(`${creditsText(sum(({ steps }) => price(this.about.price, size.width, size.height, Number(steps))))} credits`);
+      const tenths = sum((values) => price(this.about.price, size.width, size.height, number(values, "steps")));
+      if (!Number.isNaN(tenths)) parts.push(`${creditsText(tenths)} credits`);
     }
-    const count = ({ steps, image_strength: strength, sampler, clip_guidance_preset: preset }) =>
-      evaluations(Number(steps), Number(strength), sampler) * (1 + (this.about.guidance[preset] ?? 0));
+    const count = (values) => evaluations(number(values, "steps"), number(values, "image_strength"), values.sampler)
+      * (1 + (this.about.guidance[values.clip_guidance_preset] ?? 0));
     const seconds = sum((values) => secondsOf(this.about.costs, size.width * size.height, count(values)) ?? NaN);
     if (!Number.isNaN(seconds)) parts.push(seconds < 1 ? duration(seconds) : `~${duration(seconds)}`);
     return parts.join(" · ");

@@ -38,14 +38,29 @@ export function announce(text) {
   $("status").textContent = text;
 }
 
+/** Call before what has the focus may hide, go or be disabled; the function that comes back is called
+ * after it, with the elements that take the focus over then: the first one that is there to be used. */
+export function holdFocus() {
+  const held = document.activeElement;
+  const usable = (element) => element?.checkVisibility() && !element.disabled;
+  return (...next) => {
+    const now = document.activeElement;
+    const elsewhere = now !== held && now !== document.body && usable(now);
+    if (held === document.body || elsewhere || usable(held)) return;
+    next.find(usable)?.focus();
+  };
+}
+
 const SWAP_PAUSE = 400;
 const swapped = new WeakMap();
 
 /** Show a button in the place of another one. */
 export function swap(gone, shown) {
   if (shown.hidden) swapped.set(shown, performance.now());
+  const refocus = holdFocus();
   gone.hidden = true;
   shown.hidden = false;
+  refocus(shown);
 }
 
 /** Whether a click is meant for its button: a hand that was on its way to the one that was in its

@@ -1,4 +1,5 @@
-/** What a reload, a crash or a slip must not lose: the form, the picture, its mask, runs that go on. */
+/** What a reload, a crash or a slip must not lose: the form, the grid's axes, the picture, its mask, runs that
+ * go on. */
 
 import { delayed } from "./dom.js";
 import { local, tab } from "./store.js";
@@ -30,7 +31,8 @@ export class Draft {
   }
 
   #saveForm() {
-    const kept = { version: FORM_VERSION, mode: this.page.sizes.mode, values: this.page.form.values() };
+    const { sizes, form, grid } = this.page;
+    const kept = { version: FORM_VERSION, mode: sizes.mode, values: form.values(), axes: grid.kept };
     tab.set(FORM, kept);
     local.set(FORM, kept);
   }
@@ -49,6 +51,7 @@ export class Draft {
     if (kept?.version === FORM_VERSION) {
       form.setAll(kept.values);
       sizes.mode = kept.mode;
+      this.page.grid.restore(kept.axes ?? []);
     }
     // From here on what is typed is not overwritten.
     const draft = await pictures.draft(this.tabId);

@@ -5,6 +5,8 @@ import { keyProblem } from "./account.js";
 import { axisValues, exampleOf } from "./axis.js";
 import { $, announce, download, el, markWrong, meant, swap } from "./dom.js";
 import { gridPicture } from "./grid_picture.js";
+import { isNoise } from "./picture.js";
+import { whenAgain } from "./run.js";
 import { settle, withdraw } from "./withdrawal.js";
 
 const AT_ONCE = 4; // A browser opens six connections to a server; the server batches what it gets.
@@ -42,21 +44,57 @@ export class Grid {
     const fields = [...this.page.form.fields.values()].filter(({ name, kind }) =>
       ["integer", "number", "choice"].includes(kind) && !["width", "height"].includes(name));
     fields.sort((a, b) => (FIRST.indexOf(a.name) + 99) % 99 - (FIRST.indexOf(b.name) + 99) % 99);
-    const select = el("select", { id: `grid-${id}`, autocomplete: "off", "aria-describedby": `grid-${id}-problem`, onchange: () => pick() },
+    const select = el("select", { id: `grid-${id}`, autocomplete: "off", "aria-describedby": `grid-${id}-problem`, onchange: () => this.#choose(axis, select.value) },
       id === "y" ? el("option", { value: "" }, "nothing") : null,
       ...fields.map((field) => el("option", { value: field.name }, field.label)));
-    const input = el("input", { id: `grid-${id}-values`, autocomplete: "off", "aria-label": `Values ${label.toLowerCase()}`, "aria-describedby": `grid-${id}-problem`, oninput: () => this.show() });
+    const input = el("input", { id: `grid-${id}-values`, autocomplete: "off", "aria-label": `Values ${label.toLowerCase()}`, "aria-describedby": `grid-${id}-problem`, oninput: () => this.#changed() });
     const problem = el("p", { class: "problem", id: `grid-${id}-problem` });
     const axis = { select, input, problem, place: el("div", { class: "field" }, el("label", { for: select.id }, label), el("div", { class: "row" }, select, input), problem) };
-    const pick = () => {
-      const field = this.page.form.fields.get(select.value);
-      input.value = field ? exampleOf(field) : "";
-      input.hidden = !field;
-      if (this.table) this.show();
-    };
-    select.value = standard;
-    pick();
+    this.#pick(axis, standard);
     return axis;
+  }
+
+  /** Have an axis vary a field by these values, at first by an example. */
+  #pick({ select, input }, name, values = null) {
+    select.value = name;
+    const field = this.page.form.fields.get(name);
+    input.value = values ?? (field ? exampleOf(field) : "");
+    input.hidden = !field;
+  }
+
+  #choose(axis, name) {
+    this.#pick(axis, name);
+    this.#changed();
+  }
+
+  #changed() {
+    this.show();
+    this.page.draft.saveForm();
+  }
+
+  /** What the axes are, for `restore` after a reload. */
+  get kept() {
+    return this.axes.map(({ select, input }) => [select.value, input.value]);
+  }
+
+  restore(kept) {
+    for (const [index, [name, values]] of kept.entries()) {
+      const axis = this.axes[index];
+      if ([...axis.select.options].some(({ value }) => value === name)) this.#pick(axis, name, values);
+    }
+    this.show();
+  }
+
+  /** From noise there is nothing to vary the strength of: no axis has it then. */
+  #followInput() {
+    const noise = isNoise(this.page.input.picture);
+    for (const axis of this.axes) {
+      const { options } = axis.select;
+      const strength = [...options].find(({ value }) => value === "image_strength");
+      strength.disabled = noise;
+      const taken = this.axes.map(({ select }) => select.value);
+      if (noise && strength.selected) this.#pick(axis, [...options].find(({ disabled, value }) => !disabled && !taken.includes(value)).value);
+    }
   }
 
   /** What the axes say: `{axes: [{field, values}]}`, or null with the problem shown. */
@@ -82,6 +120,7 @@ export class Grid {
 
   /** Show what a click would make and cost. */
   show() {
+    this.#followInput();
     const axes = this.#read();
     this.go.disabled = !axes;
     if (!axes) {
@@ -186,7 +225,7 @@ export class Grid {
       if (cell.looking) await this.#settle(cell);
       else if (!error.mayRetry) this.#forget(cell);
       if (again && error.status === 409 && !error.mayRetry && current()) return this.#make(cell, from, mask, round); // It was withdrawn.
-      if (current()) place.replaceChildren(el("span", { class: "problem" }, error.message));
+      if (current()) place.replaceChildren(el("span", { class: "problem" }, error.message + whenAgain(error)));
       if (current() && error.status === 401) {
         this.cancel(); // The others would meet the same.
         this.page.account.ask(keyProblem(Boolean(this.page.client.key)));

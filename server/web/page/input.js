@@ -1,11 +1,12 @@
 /** The picture to start from and its mask: taken, complained about, and brought back after a slip. */
 
-import { $, announce, note } from "./dom.js";
+import { $, announce, holdFocus, note } from "./dom.js";
 import { MaskEditor } from "./mask_editor.js";
 import { offerSettings } from "./metadata/offer.js";
-import { NotTaken, readPicture } from "./picture.js";
+import { isNoise, NotTaken, readPicture } from "./picture.js";
 import { showFrame, showInput, showView } from "./stage.js";
 
+const OWN = new Set(["file", "pasted"]); // kinds that may be any picture
 const SERVERS = new Set(["TIFF", "AVIF", "HEIC"]); // what the server reads and a browser may not
 
 export class Input extends EventTarget {
@@ -45,7 +46,7 @@ export class Input extends EventTarget {
       this.replace(picture);
       showView("input");
       // Anyone may have written them: where they are not as they should be, the picture is taken alone.
-      if (kind === "file") await offerSettings(picture.blob, this.form, this.onSettings, () => picture === this.picture).catch(console.warn);
+      if (OWN.has(kind)) await offerSettings(picture.blob, this.form, this.onSettings, () => picture === this.picture).catch(console.warn);
       return picture === this.picture;
     } catch (error) {
       if (!(error instanceof NotTaken)) throw error;
@@ -62,10 +63,12 @@ export class Input extends EventTarget {
     this.choose();
     if (this.picture) this.before = { picture: this.picture, mask: this.masks.kept };
     this.sizes.expect(picture);
+    const refocus = holdFocus();
     this.set(picture, mask);
     const other = this.before && this.before.picture.id !== picture?.id;
     $("undo-picture").hidden = !other;
     $("undo-picture").textContent = other ? `Back to ${this.before.picture.name}` : "";
+    refocus(picture ? $("change-picture") : $("undo-picture"), $("pick"));
   }
 
   /** Start from what a run had: its picture, and exactly its mask or none. */
@@ -83,13 +86,13 @@ export class Input extends EventTarget {
 
   /** Start from this picture, or from none; `mask` as for `replace`. */
   set(picture, mask) {
-    const noiseBefore = this.picture?.kind === "noise";
+    const noiseBefore = isNoise(this.picture);
     this.picture = picture;
-    if (picture?.kind === "noise") this.form.set("image_strength", 0);
+    if (isNoise(picture)) this.form.set("image_strength", 0);
     else if (noiseBefore) this.form.set("image_strength", this.form.fields.get("image_strength").standard);
     showInput(picture);
     $("found-settings").hidden = true;
-    this.masks.setPicture(picture?.kind === "noise" ? null : picture, mask);
+    this.masks.setPicture(isNoise(picture) ? null : picture, mask);
     $("mask-open").disabled = !this.masks.mask;
     this.sizes.setPicture(picture);
     this.#note();
@@ -104,13 +107,13 @@ export class Input extends EventTarget {
   #note() {
     const { picture } = this;
     const says = [];
-    if (picture?.kind === "noise") says.push("Starts from noise: nothing of a picture stays, so image strength is 0.");
+    if (isNoise(picture)) says.push("Starts from noise: nothing of a picture stays, so image strength is 0.");
     if (picture && picture.width === null) {
       const why = SERVERS.has(picture.type) ? `${picture.type} pictures, but the server can read them.` : "this picture: it may be damaged.";
       says.push(`This browser cannot show ${why} It is sent all the same.`);
     }
     if (picture?.alpha) says.push("Where it is transparent it counts as white.");
-    if (picture?.kind === "file" && this.about.demo) {
+    if (OWN.has(picture?.kind) && this.about.demo) {
       says.push(`The demo model has seen drawings like the samples only, and will not understand this picture. For real pictures: ${this.about.demo.command}`);
     }
     note($("picture-note"), says.join(" "));
@@ -135,8 +138,7 @@ export class Input extends EventTarget {
 
   #follow(name) {
     if (["width", "height", "resize_mode"].includes(name)) this.#frame();
-    const noise = this.picture?.kind === "noise";
-    if (noise && name === "image_strength" && Number(this.form.get(name)) !== 0) this.form.set(name, 0);
+    if (isNoise(this.picture) && name === "image_strength" && Number(this.form.get(name)) !== 0) this.form.set(name, 0);
   }
 
   #frame() {

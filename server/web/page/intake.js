@@ -19,7 +19,7 @@ export function intake(input) {
     const typing = event.target.closest?.("textarea, input");
     if (!files.length || (typing && text)) return;
     event.preventDefault();
-    takeFirst(input, files);
+    takeFirst(input, files, "pasted");
   });
   $("noise").addEventListener("click", () => fromServer(input, "blank.png", "noise"));
 }
@@ -46,10 +46,10 @@ function dropping(input) {
   });
 }
 
-async function takeFirst(input, files) {
+async function takeFirst(input, files, kind = "file") {
   if (!files.length) return;
   const [first, ...others] = files;
-  const taken = await input.take(first, first.name || "pasted.png", "file");
+  const taken = await input.take(first, first.name || "pasted.png", kind);
   if (taken && others.length) input.addNote(`Not taken: ${others.map(({ name }) => name).join(", ")}.`);
 }
 

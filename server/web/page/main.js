@@ -13,7 +13,7 @@ import { intake, samples } from "./intake.js";
 import { KeptRuns } from "./kept_runs.js";
 import { Making } from "./making.js";
 import { Results } from "./results.js";
-import { Runner } from "./run.js";
+import { forgetKeyProblem, Runner } from "./run.js";
 import { readFields } from "./schema.js";
 import { addSeed } from "./seed.js";
 import { ShownResult } from "./shown_result.js";
@@ -25,19 +25,20 @@ import { ownTab } from "./tabs.js";
 import { theme } from "./theme.js";
 
 const MODEL_PAUSE = 3000;
+const PATIENCE = 3600; // Seconds for which a run waits for a model that loads; someone may cancel it.
 
 class Page {
   constructor(fields, about, pictures, tabId) {
     this.about = about;
     this.pictures = pictures;
-    this.client = new ImageToImage({ url: document.baseURI });
+    this.client = new ImageToImage({ url: document.baseURI, patience: PATIENCE });
     this.form = new Form(fields);
     this.seed = addSeed(this.form);
     addStyles(this.form);
     this.sizes = new Sizes(this.form, about);
     this.account = new Account(this.client);
     this.view = new ResultView();
-    this.costs = new Costs(about, this.account);
+    this.costs = new Costs(about, this.account, fields);
     this.runs = new KeptRuns(tabId);
     this.runner = new Runner(this.client, this.view, this.runs);
     this.results = new Results(pictures, (record) => this.shown.open(record));
@@ -56,7 +57,10 @@ class Page {
       this.showCosts();
       this.draft.saveForm();
     });
-    this.account.addEventListener("change", () => this.showCosts());
+    this.account.addEventListener("change", () => {
+      this.showCosts();
+      if (!this.account.needsKey) forgetKeyProblem();
+    });
     this.input.addEventListener("change", () => {
       this.showCosts();
       this.draft.saveInput();
@@ -151,8 +155,9 @@ class Page {
     if (event.isComposing || event.defaultPrevented || document.querySelector("dialog[open]")) return;
     const generates = event.key === "Enter" && (event.ctrlKey || event.metaKey);
     if (event.repeat) {
-      // A key that is held is one click; Enter in a field submits the form too.
-      if (generates || (event.key === "Enter" && event.target.matches?.("input"))) event.preventDefault();
+      // A key that is held is one click, also where the focus goes on to Cancel; Enter in a field
+      // submits the form too.
+      if (generates || (event.key === "Enter" && event.target.matches?.("input, button"))) event.preventDefault();
     } else if (generates) {
       event.preventDefault();
       if (event.target.closest?.("#view-grid")) this.grid.run();

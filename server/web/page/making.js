@@ -1,8 +1,8 @@
 /** Making pictures: what is sent, what comes of it, what a reload cut off. */
 
 import { newKey } from "../../client.js";
-import { $ } from "./dom.js";
-import { shownSize, thumbnail } from "./picture.js";
+import { $, holdFocus } from "./dom.js";
+import { isNoise, shownSize, thumbnail } from "./picture.js";
 import { showError } from "./run.js";
 import { seeStage, showView } from "./stage.js";
 
@@ -16,7 +16,9 @@ export class Making {
   /** Run what the form says, or `again` what a run that was cut off had. */
   async run(again = null) {
     const { page } = this;
+    const refocus = holdFocus();
     $("form-error").replaceChildren();
+    refocus($("generate"), $("cancel"));
     if (again) {
       if (again.input.blob.size > 0) page.input.restore(again.input, again.maskKept); // else it is lost
       page.form.setAll(again.values);
@@ -105,7 +107,8 @@ export class Making {
   }
 
   /** What to send for these values, and what is to be known of it. */
-  job(seed, mask, values = this.page.form.values(), from = this.start()) {
+  job(seed, mask, wanted = this.page.form.values(), from = this.start()) {
+    const values = isNoise(from.input) ? { ...wanted, image_strength: "0" } : wanted;
     const fields = { ...this.page.form.request(values), seed, previews: "true", init_image: from.input.blob };
     if (mask) fields.mask = mask;
     return { id: newKey(), fields, values, seed, ...from };

@@ -11,7 +11,7 @@ const TAKEN = "PNG, JPEG, WebP, GIF, TIFF, BMP, AVIF and HEIC";
 export class NotTaken extends Error {}
 
 /** A picture `{id, blob, name, kind, type, width, height}`; sides are upright, or null where this
- * browser cannot show it. `kind` is file, sample, noise or result. Throws NotTaken. */
+ * browser cannot show it. `kind` is file, pasted, sample, noise or result. Throws NotTaken. */
 export async function readPicture(blob, name, kind, maxBytes) {
   if (blob.size > maxBytes) {
     const taken = (maxBytes / 2 ** 20).toFixed(0);
@@ -31,6 +31,9 @@ export async function readPicture(blob, name, kind, maxBytes) {
   const { type, alpha = false } = head;
   return { id: newKey(), blob: copy, name, kind, type, alpha, width: null, height: null, ...size };
 }
+
+/** Whether nothing of a picture stays, whatever image strength is asked for: there is none. */
+export const isNoise = (picture) => picture?.kind === "noise";
 
 /** Upright width and height as the browser shows them (EXIF applied), or null. */
 export async function shownSize(blob) {

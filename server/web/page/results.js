@@ -1,6 +1,6 @@
 /** The strip of results, kept over reloads. */
 
-import { $, el, note } from "./dom.js";
+import { $, el, holdFocus, note } from "./dom.js";
 import { MOST_RESULTS } from "./store.js";
 
 export class Results {
@@ -90,16 +90,21 @@ export class Results {
     const inputs = new Map();
     for (const { input } of records) if (!inputs.has(input)) inputs.set(input, await this.pictures.input(input));
     this.gone = records.map((record) => ({ record, input: inputs.get(record.input) }));
+    const refocus = holdFocus();
+    const { nextElementSibling: next, previousElementSibling: previous } = $(`result-${records[0].id}`) ?? {};
     for (const { id } of records) this.#remove(id);
     this.#count();
+    refocus((next ?? previous)?.querySelector(".delete"), $("undo-delete"));
     await this.pictures.deleteResults(records.map(({ id }) => id));
   }
 
   /** Bring back what was deleted last. */
   async undo() {
     const back = this.gone;
+    const refocus = holdFocus();
     this.gone = [];
     for (const { record, input } of back) await this.add(record, input, false);
     this.mark(this.current);
+    refocus($(`result-${back[0]?.record.id}`)?.querySelector("button"));
   }
 }

@@ -6,6 +6,7 @@ import { $, announce, el, sentence, swap } from "./dom.js";
 import { connection, cutOff, LOST_PATIENCE, LOST_PAUSE, settle, withdraw } from "./withdrawal.js";
 
 const TITLE = "img2img";
+const WANTS_KEY = "wants-key";
 
 export class Runner extends EventTarget {
   /** @param client an ImageToImage @param view the ResultView @param runs the KeptRuns */
@@ -145,9 +146,9 @@ export class Runner extends EventTarget {
   }
 
   async #retry({ seconds, reason, status }, aborter) {
-    const why = status === 0 ? "No connection to the server" : `The server says: ${reason.replace(/\.$/, "")}`;
+    const why = status === 0 ? "No connection to the server." : sentence(reason);
     for (let left = Math.ceil(seconds); left > 0 && this.aborter === aborter; left -= 1) {
-      this.#say(null, `${why}. Trying again in ${left} s, with the same seed; nothing is charged twice.`, why);
+      this.#say(null, `${why} Trying again in ${left} s, with the same seed; nothing is charged twice.`, why);
       await new Promise((resolve) => setTimeout(resolve, 1000));
     }
   }
@@ -179,6 +180,17 @@ function leftText(seconds) {
   return seconds === undefined || seconds === null ? "" : ` · about ${duration(seconds)} left`;
 }
 
+/** The time after which a server wants to be asked again, as a sentence to add. */
+export function whenAgain({ retryAfter }) {
+  return retryAfter > 0 ? ` The server asks to wait ${duration(retryAfter)}.` : "";
+}
+
+/** A key was accepted: that one was wanted is not so any more. */
+export function forgetKeyProblem() {
+  const place = $("form-error");
+  if (place.querySelector(`.${WANTS_KEY}`)) place.replaceChildren();
+}
+
 /** Show an error under the form: at its fields, or with what can be done about it. */
 export function showError(error, form, { hasKey, onKey, onAgain, onInput }) {
   const place = $("form-error");
@@ -196,10 +208,10 @@ export function showError(error, form, { hasKey, onKey, onAgain, onInput }) {
     return;
   }
   const again = el("button", { type: "button", onclick: onAgain }, "Run again with the same seed");
-  const says = sentence(error.message);
+  const says = sentence(error.message) + whenAgain(error);
   if (error.status === 401) {
     const reason = keyProblem(hasKey);
-    place.replaceChildren(`${reason} `, el("button", { type: "button", onclick: () => onKey(reason) }, "Enter an API key"));
+    place.replaceChildren(`${reason} `, el("button", { type: "button", class: WANTS_KEY, onclick: () => onKey(reason) }, "Enter an API key"));
   } else if (error.lost) {
     place.replaceChildren(`${says} Nothing is charged twice. `, again);
   } else if (error.cutOff || [429, 500, 502, 503, 504].includes(error.status)) {

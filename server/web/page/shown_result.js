@@ -1,7 +1,7 @@
 /** The result that is shown, and what can be done with it. */
 
-import { codeFor, LANGUAGES } from "./code.js";
-import { $, copyText, el, note } from "./dom.js";
+import { codeFor, fileName, LANGUAGES } from "./code.js";
+import { $, copyText, el, holdFocus, note } from "./dom.js";
 import { showView } from "./stage.js";
 
 const SAID = 2000;
@@ -38,7 +38,7 @@ export class ShownResult {
     await this.page.view.finish(record, input);
     if (this.record !== record) return; // Another was opened meanwhile.
     const download = $("download");
-    download.download = `img2img-${record.seed}.png`;
+    download.download = fileName(record.seed);
     if (this.url) URL.revokeObjectURL(this.url);
     download.href = this.url = URL.createObjectURL(record.picture);
     $("use-seed").textContent = `Seed ${record.seed}`;
@@ -52,7 +52,7 @@ export class ShownResult {
   /** The result becomes the input; the mask stays where it fits. */
   async #useAsInput() {
     const { picture, seed } = this.record;
-    await this.page.input.take(picture, `result-${seed}.png`, "result");
+    await this.page.input.take(picture, fileName(seed), "result");
   }
 
   /** All that made it: input, mask, settings and seed. */
@@ -81,14 +81,25 @@ export class ShownResult {
     const { client, form, account } = this.page;
     const { values, seed, maskKept } = this.record;
     const fields = { ...form.request(values), seed: String(seed) };
-    const files = { init_image: this.input?.name ?? "input.png" };
-    if (maskKept) files.mask = "mask.png";
     const needsKey = Boolean(client.key) || account.needsKey;
     const base = document.baseURI.replace(/[^/]*$/, "");
+    const files = { init_image: fileOf(this.input, base) };
+    if (maskKept) files.mask = { file: "mask.png", source: "the mask that was painted in the page, to be saved there under this name" };
+    const refocus = holdFocus();
     $("code").open = false;
+    refocus($("code").querySelector("summary"));
     if (!(await copyText(codeFor(language, base, fields, files, needsKey), LANGUAGES[language]))) return;
     const summary = $("code").querySelector("summary");
     summary.textContent = "Copied ✓";
     setTimeout(() => (summary.textContent = "Copy as code"), SAID);
   }
+}
+
+/** The file of an input, with where it is to be found if the user has none of it. */
+function fileOf(input, base) {
+  if (!input?.blob.size) return { file: "input.png", source: "the picture that it was made of, which the page has no more" };
+  const { name: file, kind } = input;
+  const shipped = `at ${base}static/pictures/${file}`;
+  const sources = { sample: shipped, noise: shipped, result: "a result in the page, to be downloaded there", pasted: "a picture that was pasted into the page" };
+  return { file, source: sources[kind] };
 }

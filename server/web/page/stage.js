@@ -1,13 +1,15 @@
 /** The large view: the input with the frame that is kept, what forms, the result beside its input. */
 
-import { $, announce, note, showBlob } from "./dom.js";
+import { $, announce, holdFocus, note, showBlob } from "./dom.js";
 import { keptBox } from "./picture.js";
 
 const VIEWS = ["input", "result", "grid"];
 const PREVIEW_PAUSE = 250;
+const UNSEEN_RATIO = 1.6; // of the place of a picture that is not shown
 
 /** Show one of the views. */
 export function showView(name) {
+  const refocus = holdFocus();
   for (const view of VIEWS) {
     $(`view-${view}`).hidden = view !== name;
     $(`show-${view}`).setAttribute("aria-pressed", String(view === name));
@@ -15,6 +17,7 @@ export function showView(name) {
   $("input-tools").hidden = name !== "input" || $("input-picture").hidden;
   $("stage-note").hidden = name !== "input";
   $("fit-note").hidden = name !== "input";
+  refocus($(`show-${name}`));
 }
 
 /** Bring the stage into view where one's own click has put something there that is out of sight. */
@@ -39,8 +42,8 @@ export function showInput(picture) {
   showBlob(image, visible ? picture.blob : null);
   image.alt = picture ? `Input: ${picture.name}` : "";
   $("easel").classList.toggle("unseen", Boolean(picture) && !visible);
+  $("input-picture").style.setProperty("--ratio", visible ? picture.width / picture.height : UNSEEN_RATIO);
   if (visible) {
-    $("easel").style.setProperty("--ratio", picture.width / picture.height);
     image.width = picture.width;
     image.height = picture.height;
   }
@@ -88,6 +91,7 @@ export class ResultView {
   /** A run begins: a box of the result's ratio, with the input dimmed in it. */
   begin(input, { width, height }, fit) {
     this.token = {};
+    const refocus = holdFocus();
     this.#box(input, width, height, fit);
     $("result-box").className = "waiting";
     showBlob($("after"), null);
@@ -95,11 +99,12 @@ export class ResultView {
     $("run-line").hidden = false;
     $("result-actions").hidden = true;
     note($("result-note"), null);
+    refocus($("cancel"));
     this.progress(null, "Sending");
   }
 
   #box(input, width, height, fit) {
-    $("result-box").style.setProperty("--ratio", width / height);
+    $("result-box").parentElement.style.setProperty("--ratio", width / height);
     $("before").className = `fit-${fit || "crop"}`;
     showBlob($("before"), input && input.width !== null && input.kind !== "noise" ? input.blob : null);
     $("before").alt = input ? `Input: ${input.name}` : "";

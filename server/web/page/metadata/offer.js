@@ -1,6 +1,6 @@
 /** Settings found in a picture: offered, never taken unasked, and undone by one click. */
 
-import { $, el } from "../dom.js";
+import { $, el, holdFocus } from "../dom.js";
 import { textsOf } from "./texts.js";
 import { translated } from "./translate.js";
 import { settingsIn } from "./writers.js";
@@ -21,11 +21,16 @@ export async function offerSettings(blob, form, take, wanted) {
     said.textContent = label === "Prompt only" ? "Taken." : ["Taken.", ...notes].join(" ");
   } }, label);
   const shown = prompt ? `“${prompt.length > 90 ? `${prompt.slice(0, 90)}…` : prompt}”` : "";
+  const dismiss = () => {
+    const refocus = holdFocus();
+    place.hidden = true;
+    refocus($("change-picture"));
+  };
   const said = el("p", { class: "help", role: "status" });
   place.replaceChildren(
     el("p", {}, `This picture has settings (${settings.writer}) ${shown}`),
     el("p", { class: "actions" }, "Use: ", ...Object.entries(parts).filter(([label]) => seed || label !== "All but the seed").map(button),
-      el("button", { type: "button", class: "plain", onclick: () => (place.hidden = true) }, "Dismiss")),
+      el("button", { type: "button", class: "plain", onclick: dismiss }, "Dismiss")),
     said,
   );
   place.hidden = false;
