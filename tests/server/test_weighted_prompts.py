@@ -29,7 +29,10 @@ def apis(make_client: MakeClient) -> Apis:
             [{"text": "a"}, {"text": "(" * 2001, "weight": 0.5}],
             "text_prompts[1][text]: 2001 characters are over 2000",
         ),
-        ([{"text": "a" * 1000}] * 2, "text_prompts: 2002 characters are over the 2000 there may"),
+        (
+            [{"text": "a" * 1001}] * 2,
+            "text_prompts: 2002 characters of positive weight are over the 2000 there may be",
+        ),
         ([{"text": "a"}, {"text": "b", "weight": "1_0"}], "body.text_prompts[1][weight] must be"),
         ([{"text": "a", "weight": True}], "body.text_prompts[0][weight] must be a number"),
         ([{"text": "a", "weight": -1}], "text_prompts: none has a weight above 0"),
