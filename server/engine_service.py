@@ -72,6 +72,8 @@ class RunningEngine(Protocol):
         request: GenerationRequest,
         timeout: float | None = None,
         arrived: float | None = None,
+        *,
+        taken: bool = False,
     ) -> Handle: ...
 
     def drain(self, grace: float) -> None: ...

@@ -189,6 +189,8 @@ class Engine:
         request: GenerationRequest,
         timeout: float | None = None,
         arrived: float | None = None,
+        *,
+        taken: bool = False,
     ) -> GenerationHandle:
         """Take a request in, in the milliseconds that reading its texts takes.
 
@@ -196,7 +198,8 @@ class Engine:
 
         ``timeout`` is in seconds from ``arrived``, a `time.monotonic()`: now if left out. Raises
         RequestTooLong (it alone takes longer than that), EngineBusy (the queue is full, or it could
-        not be done in time), EngineStalled, EngineDraining or EngineDead.
+        not be done in time), EngineStalled, EngineDraining or EngineDead. One that another engine
+        had ``taken`` is not refused for the sake of others.
         """
         self._check_state()
         handle = GenerationHandle(request)
@@ -219,6 +222,7 @@ class Engine:
             allowed=timeout,
             text_chunks=texts.total,
             handle=handle,
+            taken=taken,
         )
         with self._lock:
             if self._ended:

@@ -145,8 +145,6 @@ def compile_program(
         rows[-1] = replace(rows[-1], mix=rows[-1].mix / math.sqrt(1.0 + sigma[-1] ** 2))
     if noise_schedule.prediction_type == "v_prediction":
         rows = [_fold_v_prediction(row) for row in rows]
-    elif noise_schedule.prediction_type != "epsilon":
-        raise ValueError(f"prediction_type {noise_schedule.prediction_type!r} is not supported")
     return SamplerProgram(sampler, tuple(rows))
 
 

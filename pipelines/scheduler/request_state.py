@@ -31,7 +31,8 @@ class RequestState:
     elsewhere meanwhile; ``failure`` says why that could not be done. ``allowed``
     is how many seconds it may take in all, which may have begun before it came here; left out, as
     many as lie between its arrival and its deadline. ``text_chunks`` are encoded with its picture,
-    unless they are cached. A request without a ``handle`` is a simulated one.
+    unless they are cached. A request without a ``handle`` is a simulated one. One that another
+    engine had ``taken`` is not refused for the sake of those that were taken here.
 
     ``leaving`` says that nothing more is planned for it: its last unit runs, or one has failed.
     Of its ``evaluations`` ``done`` were launched and ``ended`` have ended, one less on a device
@@ -49,6 +50,7 @@ class RequestState:
     allowed: float | None = None
     text_chunks: int = 0
     handle: GenerationHandle | None = None
+    taken: bool = False
     program: SamplerProgram | None = field(default=None, init=False)
     due: float = field(default=0.0, init=False)
     encoded: bool = field(default=False, init=False)

@@ -122,8 +122,8 @@ class Scheduler:
         """Take ``task``, unless one due after it would miss its deadline by that alone."""
         behind = [
             (other.ident, other.deadline - now)
-            for other in self._indue_order()
-            if other.deadline is not None and due_order(other) > due_order(task)
+            for other in self._by_due()
+            if not task.taken and other.deadline is not None and due_order(other) > due_order(task)
         ]
         before = self.seconds_to_pictures() if behind else {}
         self._tasks[task.ident] = task
@@ -193,9 +193,9 @@ class Scheduler:
 
     def waiting(self) -> list[RequestState]:
         """Return the requests of which nothing is on the device yet, in order of due time."""
-        return [task for task in self._indue_order() if not task.holds_place]
+        return [task for task in self._by_due() if not task.holds_place]
 
-    def _indue_order(self) -> list[RequestState]:
+    def _by_due(self) -> list[RequestState]:
         """Return the requests for which anything is still to be planned, in order of due time."""
         return sorted(
             (task for group in self._groups.values() for task in group.tasks), key=due_order
@@ -299,7 +299,7 @@ class Scheduler:
             sharing, rows = self._share(group.tasks)
             each[key] = self._step_seconds(key, rows) / len(sharing)
         seconds, until = {}, 0.0
-        for task in self._indue_order():
+        for task in self._by_due():
             until += self._remaining(task, each[task.key])
             seconds[task.ident] = max(until, self.alone_seconds(task))
         return seconds

@@ -117,7 +117,7 @@ class Previews:
     def begin(self, latents: torch.Tensor, last: float) -> Drawing | None:
         """Begin to draw, unless the ``last`` one, in `time.monotonic()`, is too fresh.
 
-        ``worked`` says then whether it took more than the map, which the step's time has in it.
+        ``worked`` says then whether it took the device longer than to hand over latents.
         """
         self.worked = False
         if self._tiny is not None:

@@ -50,7 +50,7 @@ _MIGRATION_LOCK = 0x1312_1312
 class Database:
     """Connections to one database. Not for several event loops at once."""
 
-    def __init__(self, url: str, *, busy_seconds: float = 5.0) -> None:
+    def __init__(self, url: str, *, busy_seconds: float = 4.0) -> None:
         """`busy_seconds`: how long SQLite waits for another process's write.
 
         Raises DatabaseUnusable for a URL of another kind of database.
@@ -131,14 +131,23 @@ class Database:
         seconds: float | None,
     ) -> T:
         until = math.inf if seconds is None else time.monotonic() + seconds
-        task = asyncio.ensure_future(run(engine, work, until))
+        began = False
+
+        async def begun(connection: AsyncConnection) -> T:
+            nonlocal began
+            began = True
+            return await work(connection)
+
+        task = asyncio.ensure_future(run(engine, begun, until))
         self._running.add(task)
         task.add_done_callback(self._ended)
         done, _ = await asyncio.wait((task,), timeout=seconds)
         if not done:
             late = TimeoutError(f"no answer within {seconds:g} s")
             _log_away(late)
-            raise (OutcomeUnknown if engine is self._engine else DatabaseAway) from late
+            # What has not begun by now never will.
+            unknown = began and engine is self._engine
+            raise (OutcomeUnknown if unknown else DatabaseAway) from late
         return task.result()
 
     def _ended(self, task: asyncio.Task[Any]) -> None:

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = 1.0
 SWEEP_SECONDS = 15.0
 OPENING_SECONDS = 10.0
+_WITHDRAWN_AT_ONCE = 8
+"""So that after an outage those who ask now do not wait behind all that it left."""
 LEASE_MARGIN_SECONDS = 60.0
 """A lease lasts as long as a request may, and this much for encoding and settling."""
 
@@ -175,11 +177,15 @@ class Accounts:
 
     async def _withdraw_unsettled(self) -> None:
         """Raises what kept any of them from it; that keeps none of the others."""
+        places = asyncio.Semaphore(_WITHDRAWN_AT_ONCE)
+
+        async def withdraw(order: Order) -> None:
+            async with places:
+                await self.ledger.withdraw(order)
+            del self._unsettled[order.id]
+
         orders = list(self._unsettled.values())
-        told = await asyncio.gather(*map(self.ledger.withdraw, orders), return_exceptions=True)
-        for order, error in zip(orders, told, strict=True):
-            if error is None:
-                del self._unsettled[order.id]
+        told = await asyncio.gather(*map(withdraw, orders), return_exceptions=True)
         for error in told:
             if error is not None:
                 raise error

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from pipelines.request import GenerationRequest, Pixels
-from pipelines.samplers.names import A1111_LABELS, SCHEDULE_LABELS
+from pipelines.samplers.names import A1111_LABELS
 from server.accounts.admission import Admitted
 from server.accounts.auth import AnyCaller
 from server.api.a1111_form import A1111Form, styles_of, without_effect
@@ -28,6 +28,7 @@ from server.http.json_body import JsonBody, LongText, decode_image_text
 from server.http.waiting import TimeLimit
 from server.images.encode import preview_file
 from server.images.infotext import infotext, settings_in
+from server.images.parameters_text import schedule_label
 from server.img2img.running import RunningBatches
 from server.img2img.service import Batch, FinishedImage
 from server.settings import Settings
@@ -200,7 +201,7 @@ def _info(
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
         "denoising_strength": asked.denoising_strength,
-        "extra_generation_params": {"Schedule type": SCHEDULE_LABELS[first.schedule]},
+        "extra_generation_params": {"Schedule type": schedule_label(first)},
         "index_of_first_image": 0,
         "infotexts": [image.parameters for image in made],
         "styles": styles,

@@ -33,9 +33,9 @@ from server.img2img.service import FinishedImage
 
 _BASES = (
     "/v1",
-    "/v1/deployments/{deployment}",
+    "/v1/deployments/{deployment:path}",
     "/openai/v1",
-    "/openai/deployments/{deployment}",
+    "/openai/deployments/{deployment:path}",
 )
 """What stands before `/images`: below the first for all, below the others for Azure's clients."""
 _FILES_IN_FORMS = frozenset(("image", "image[]", "mask", "mask[]"))

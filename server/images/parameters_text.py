@@ -61,11 +61,8 @@ def parameters_text(
     if request.variation_seed is not None and request.variation_strength > 0:
         settings["Variation seed"] = str(request.variation_seed)
         settings["Variation seed strength"] = _number(request.variation_strength)
-    if request.schedule is not SigmaSchedule.AUTOMATIC:
-        settings["Schedule type"] = SCHEDULE_LABELS[request.schedule]
-    elif request.sampler in A1111_AUTOMATIC:
-        # Where none is said, A1111 takes another than the sampler's plain one.
-        settings["Schedule type"] = "Uniform"
+    if (label := schedule_label(request)) != SCHEDULE_LABELS[SigmaSchedule.AUTOMATIC]:
+        settings["Schedule type"] = label
     if request.clip_guidance is not ClipGuidancePreset.NONE:
         settings["CLIP guidance"] = request.clip_guidance.value
     if request.tile:
@@ -78,6 +75,14 @@ def parameters_text(
         lines.append(f"Negative prompt: {request.negative_prompt}")
     lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in settings.items()))
     return "\n".join(lines)
+
+
+def schedule_label(request: GenerationRequest) -> str:
+    """Return A1111's name of the request's sigmas. Where none is said it takes its own choice,
+    which for some samplers is not the plain one."""
+    if request.schedule is SigmaSchedule.AUTOMATIC and request.sampler in A1111_AUTOMATIC:
+        return "Uniform"
+    return SCHEDULE_LABELS[request.schedule]
 
 
 def _number(value: float) -> str:

@@ -19,10 +19,12 @@ Spans = dict[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Waited:
-    """How long a call may take: ``timeout`` seconds from its arrival, ``elapsed`` ago."""
+    """How long a call may take: ``timeout`` seconds from its arrival, ``elapsed`` ago; and whether
+    a replica that was lost had ``taken`` it."""
 
     timeout: float | None = None
     elapsed: float = 0.0
+    taken: bool = False
 
 
 @dataclass(frozen=True)

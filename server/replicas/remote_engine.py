@@ -176,19 +176,22 @@ class RemoteEngine:
         request: GenerationRequest,
         timeout: float | None = None,
         arrived: float | None = None,
+        *,
+        taken: bool = False,
     ) -> RemoteHandle:
         """Give a request to a replica, and return once one has taken it.
 
         As `pipelines.engine.engine.Engine.submit`; call it off an event loop. Raises EngineRefused.
         """
+        del taken  # that is between a front and its replicas
         self._check_state()
-        taken: Future[RemoteHandle] = Future()
+        accepted: Future[RemoteHandle] = Future()
         began = time.monotonic()
         running = asyncio.run_coroutine_threadsafe(
-            self._run(request, timeout, began if arrived is None else arrived, taken), self.loop
+            self._run(request, timeout, began if arrived is None else arrived, accepted), self.loop
         )
-        running.add_done_callback(lambda one: _never_taken(one, taken))
-        return taken.result()
+        running.add_done_callback(lambda one: _never_taken(one, accepted))
+        return accepted.result()
 
     def _check_state(self) -> None:
         if self._draining.is_set():
@@ -295,7 +298,7 @@ class RemoteEngine:
             handle.stopping = self.loop.create_future()
             if handle.cancelled:
                 raise GenerationCancelled("the caller withdrew the request")
-            waited = Waited(timeout, time.monotonic() - arrived)
+            waited = Waited(timeout, time.monotonic() - arrived, taken.done())
             try:
                 return await self._attempt(handle, waited, avoid, taken)
             except ReplicaLost as error:

@@ -130,7 +130,11 @@ class EngineReplica:
     ) -> tuple[Handle, float]:
         """Hand it to the engine, and return by how much that lengthened its backlog."""
         submit = partial(
-            self._engine.submit, request, waited.timeout, arrived=arrived - waited.elapsed
+            self._engine.submit,
+            request,
+            waited.timeout,
+            arrived=arrived - waited.elapsed,
+            taken=waited.taken,
         )
         async with self._submitting:  # so that the difference is this one's
             before = self._engine.snapshot().backlog_seconds

@@ -48,9 +48,10 @@ class EngineSettings(Subject):
         900.0,
         ge=1,
         le=MOST_SECONDS,
-        description="Seconds that a start may take, kernels and warm-up included. An engine of "
-        "`devices` that takes longer is started anew; a server with the engine in its own process "
-        "is not live any more (`/health/live`).",
+        description="Seconds that a start may take, downloads, kernels and warm-up included: fetch "
+        "a large model by `img2img models pull` first. An engine of `devices` that takes longer is "
+        "started anew, and where none has started by then the server ends; a server with the "
+        "engine in its own process is not live any more (`/health/live`).",
     )
 
     memory_limit_mib: int = Field(

@@ -114,7 +114,7 @@ export declare class ImageToImage {
   imageToImage(fields: Fields, options?: CallOptions): Promise<Result>;
   stream(fields: Fields, options?: RequestOptions): AsyncGenerator<Progress | Retry | Result>;
   /** What happens to a run that was begun with this id; rejects with status 404 if it is gone. */
-  watch(runId: string, options?: { signal?: AbortSignal }): AsyncGenerator<Progress | Retry | Result>;
+  watch(runId: string, options?: { signal?: AbortSignal; patience?: number }): AsyncGenerator<Progress | Retry | Result>;
   /** Unless it was finished, a `stream` of this client that makes the run rejects with status 409. */
   cancel(runId: string): Promise<"cancelled" | "finished" | "unknown">;
   account(options?: { signal?: AbortSignal }): Promise<Account>;

@@ -85,8 +85,8 @@ export class ImageToImage {
   }
 
   /** Yield what happens to a run that was begun with this id. Where it is gone: status 404. */
-  async *watch(runId, { signal } = {}) {
-    yield* this.#events(signal, (both) => this.#find(runId, both), { begins: false });
+  async *watch(runId, { signal, patience } = {}) {
+    yield* this.#events(signal, (both) => this.#find(runId, both), { begins: false, patience });
   }
 
   /**
@@ -111,12 +111,13 @@ export class ImageToImage {
 
   /** The events of what `open(signal, error before)` resolves to, opened anew as often as helps; of
    * what it only finds, not `begins`, an end is the end. */
-  async *#events(signal, open, { begins = true, runId = "" } = {}) {
+  async *#events(signal, open, { begins = true, runId = "", patience = this.patience } = {}) {
     const ending = new AbortController();
     if (runId) this.#streams.set(ending, runId);
     const both = signal ? AbortSignal.any([signal, ending.signal]) : ending.signal;
     let before = null;
     let failed = 0;
+    let busy = 0;
     let busySince = null;
     try {
       for (;;) {
@@ -127,14 +128,17 @@ export class ImageToImage {
           both.throwIfAborted();
           before = error;
           const again = error instanceof ImageToImageError && error.mayRetry && (begins || !error.ended);
-          const wait = error.retryAfter ?? 2 ** failed;
+          const isBusy = error.status === 503 && error.retryAfter > 0;
+          // Under load the server's word is for the next moment; who has asked often waits longer.
+          const wait = isBusy ? Math.max(error.retryAfter, Math.min(busy, 30)) : error.retryAfter ?? 2 ** failed;
           if (!again || this.retries <= 0 || wait > this.maxWait) throw error;
           // A server that loads its model or is full is there, and says when to come back: that takes
           // its time, however often it is asked meanwhile.
-          if (error.status === 503 && error.retryAfter > 0) {
+          if (isBusy) {
             const now = performance.now() / 1000;
             busySince ??= now;
-            if (now - busySince + wait > this.patience) throw error;
+            busy += 1;
+            if (now - busySince + wait > patience) throw error;
           } else {
             if (failed >= this.retries) throw error;
             failed += 1;

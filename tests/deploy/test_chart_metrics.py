@@ -50,7 +50,9 @@ def test_the_service_monitor_finds_the_metrics_service() -> None:
     ]
     assert chosen == ["demo-img2img-server-metrics"]
     assert monitor["metadata"]["labels"]["release"] == "p"
-    job = find(found, "Service", "-metrics")["metadata"]["labels"][monitor["spec"]["jobLabel"]]
+    (relabeling,) = monitor["spec"]["endpoints"][0]["relabelings"]
+    assert relabeling["targetLabel"] == "job"
+    job = relabeling["replacement"]
     alerts = (ROOT / "deploy" / "prometheus" / "alerts.yml").read_text("utf-8")
     assert f'up{{job="{job}"}}' in alerts
     assert "ServiceMonitor" not in {m["kind"] for m in manifests(KEYS)}

@@ -419,6 +419,18 @@ def test_what_is_taken_is_done_in_time_and_what_would_hinder_it_is_refused(seed:
     assert len(done) > len(refused) > 0
 
 
+def test_what_another_engine_had_taken_is_not_refused_for_the_sake_of_others() -> None:
+    for taken in (False, True):
+        scheduler = Scheduler(LINEAR)
+        large = RequestState(0, LARGE, 2, 3, 0.0)
+        seconds = scheduler.alone_seconds(large)
+        assert scheduler.offer(replace(large, deadline=1.16 * seconds), 0.0) is None
+        small = RequestState(1, MEDIUM, 2, 30, 0.0, deadline=100 * seconds, taken=taken)
+        scheduler.config = replace(scheduler.config, slack_factor=0.0)  # due at once
+        refusal = scheduler.offer(small, 0.0)
+        assert (refusal is None) is taken
+
+
 # Too long for its limit
 
 

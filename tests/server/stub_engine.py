@@ -78,6 +78,8 @@ class StubEngine:
         request: GenerationRequest,
         timeout: float | None = None,
         arrived: float | None = None,
+        *,
+        taken: bool = False,
     ) -> StubHandle:
         if self.refusal is not None:
             raise self.refusal

@@ -53,6 +53,8 @@ class WaitingEngine(StubEngine):
         request: GenerationRequest,
         timeout: float | None = None,
         arrived: float | None = None,
+        *,
+        taken: bool = False,
     ) -> StubHandle:
         self.running += 1
         return WaitingHandle(self, request)

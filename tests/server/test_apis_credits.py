@@ -44,6 +44,8 @@ class PartlyFailingEngine(StubEngine):
         request: GenerationRequest,
         timeout: float | None = None,
         arrived: float | None = None,
+        *,
+        taken: bool = False,
     ) -> StubHandle:
         super().submit(request, timeout, arrived)
         self.handles[-1] = handle = PartlyFailingHandle(self, request)

@@ -122,7 +122,13 @@ def test_a_mask_goes_before_the_images_own(apis: Apis, engine: StubEngine) -> No
     assert np.array_equal(got, 255 - opacity)
 
 
-AZURES = ["/v1/deployments/any", "/openai/v1", "/openai/deployments/dall.e-2"]
+AZURES = [
+    "/v1/deployments/any",
+    "/v1/deployments/a%2Fhub-id",
+    "/openai/v1",
+    "/openai/deployments/dall.e-2",
+    "/openai/deployments/a%2Fhub-id",
+]
 
 
 @pytest.mark.parametrize("base", AZURES)

@@ -96,6 +96,7 @@ class _Tries:
         self._client = client
         self._on_retry = on_retry
         self._failed = 0
+        self._busy = 0
         self._busy_since: float | None = None
 
     def wait(self, error: Exception) -> float:
@@ -104,6 +105,9 @@ class _Tries:
             words = str(error) or type(error).__name__
             error = ImageToImageError(f"no answer of {self._client.url}: {words}")
         seconds = error.retry_after
+        if _says_when(error):
+            # Under load the server's word is for the next moment: who has asked often waits longer.
+            seconds = max(error.retry_after or 0.0, min(self._busy, 30.0))
         if seconds is None:
             # With chance in it: clients that were turned away together do not come back together.
             seconds = 2**self._failed * random.uniform(0.5, 1)
@@ -116,12 +120,17 @@ class _Tries:
     def _is_over(self, error: ImageToImageError, seconds: float) -> bool:
         """Return whether enough was tried, and count this failure if it is one that counts."""
         client = self._client
-        if error.status == 503 and error.retry_after and client.retries > 0:
+        if _says_when(error) and client.retries > 0:
+            self._busy += 1
             now = time.monotonic()
             self._busy_since = self._busy_since or now
             return now - self._busy_since + seconds > client.patience
         self._failed += 1
         return self._failed > client.retries
+
+
+def _says_when(error: ImageToImageError) -> bool:
+    return error.status == 503 and bool(error.retry_after)
 
 
 class _Generation(_Tries):

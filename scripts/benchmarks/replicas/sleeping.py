@@ -74,6 +74,8 @@ class SleepingEngine:
         request: GenerationRequest,
         timeout: float | None = None,
         arrived: float | None = None,
+        *,
+        taken: bool = False,
     ) -> GenerationHandle:
         if self._stopping:
             raise EngineDraining("the server is shutting down", retry_after=5.0)

@@ -55,6 +55,8 @@ class EchoEngine:
         request: GenerationRequest,
         timeout: float | None = None,
         arrived: float | None = None,
+        *,
+        taken: bool = False,
     ) -> EchoHandle:
         return EchoHandle(request)
 

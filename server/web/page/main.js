@@ -25,7 +25,7 @@ import { ownTab } from "./tabs.js";
 import { theme } from "./theme.js";
 
 const MODEL_PAUSE = 3000;
-const PATIENCE = 3600; // Seconds for which a run waits for a model that loads; someone may cancel it.
+const PATIENCE = 3600; // Seconds for which a run waits for a server that loads or is full; someone may cancel it.
 
 class Page {
   constructor(fields, about, pictures, tabId) {

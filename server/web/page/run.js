@@ -122,7 +122,7 @@ export class Runner extends EventTarget {
       }
       this.#say(null, "No connection to the server. The run is looked for as soon as it is back.", "No connection to the server");
       await connection(LOST_PAUSE, signal);
-      events = this.client.watch(job.id, { signal });
+      events = this.client.watch(job.id, { signal, patience: LOST_PATIENCE / 1000 });
     }
   }
 

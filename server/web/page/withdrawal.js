@@ -29,7 +29,7 @@ export async function settle(client, id, state, signal) {
     if (state === "cancelled" || state === "unknown") return { state };
     try {
       // Looked for first: a withdrawal lets go of the picture of what is finished.
-      for await (const event of client.watch(id, { signal })) {
+      for await (const event of client.watch(id, { signal, patience: LOST_PATIENCE / 1000 })) {
         if (event.type === "result") return { state: "finished", result: event };
         if (event.type === "retry") continue;
         state ??= await client.cancel(id);

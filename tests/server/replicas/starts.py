@@ -51,6 +51,8 @@ class _Breaking(SleepingEngine):
         request: GenerationRequest,
         timeout: float | None = None,
         arrived: float | None = None,
+        *,
+        taken: bool = False,
     ) -> GenerationHandle:
         self.broken = True
         time.sleep(LONG)
