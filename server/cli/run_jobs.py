@@ -61,9 +61,9 @@ class _Run:
             yield
         except asyncio.CancelledError:
             # Of Ctrl+C. What the device has begun goes on to its end, which may take seconds; who
-            # presses it again does not wait for that.
-            self._view.say("stopping ...")
+            # presses it again does not wait for that, even at once.
             signal.signal(signal.SIGINT, _leave)
+            self._view.say("stopping ...")
             raise
 
     async def _work(self, maker: Maker) -> None:
