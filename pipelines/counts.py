@@ -6,9 +6,14 @@ all of them at the same one.
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass
@@ -44,6 +49,17 @@ class GraphCounts:
     def tried(self) -> int:
         """Return how many captures were begun."""
         return self.captures + self.failures
+
+    def capture(self, make: Callable[[], T], what: str) -> T | None:
+        """Return what ``make`` captures, or None, said once in the log, where it cannot be."""
+        try:
+            captured = make()
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            self.failures += 1
+            logger.warning("%s is not captured: %s", what, error)
+            return None
+        self.captures += 1
+        return captured
 
     def count_run(self, captured: bool) -> None:
         """Count one run, by a graph or as it comes."""

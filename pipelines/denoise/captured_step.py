@@ -7,7 +7,6 @@ few are kept (`pipelines/denoise/latent_pool.py`).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,8 +14,6 @@ import torch
 from models.acceleration.cuda_graphs import Capturer
 from pipelines.counts import GraphCounts
 from pipelines.denoise.batch import Batch, Evaluation, StaticBatch
-
-logger = logging.getLogger(__name__)
 
 PATIENCE = 4
 """Steps of a bucket before it is captured, in a size that nobody configured: a capture costs
@@ -82,11 +79,5 @@ class CapturedSteps:
             seen = self._seen[rows] = self._seen.get(rows, 0) + 1
             if self.patience is None or seen <= self.patience:
                 return None
-            try:
-                self._steps[rows] = capture()
-                counts.captures += 1
-            except RuntimeError as error:  # torch.OutOfMemoryError is one
-                counts.failures += 1
-                logger.warning("a step of %d rows is not captured: %s", rows, error)
-                self._steps[rows] = None
+            self._steps[rows] = counts.capture(capture, f"a step of {rows} rows")
         return self._steps[rows]

@@ -14,11 +14,11 @@ import torch
 
 from models.bundle import ModelBundle
 from models.device import host_tensor
+from models.noise_schedule import NoiseSchedule
 from pipelines.engine.watch import Watch
 from pipelines.prompt.encoder import PromptChunks
 from pipelines.request import GenerationRequest
 from pipelines.samplers.programs import SamplerProgram, make_program
-from pipelines.samplers.schedules import NoiseSchedule
 from pipelines.scheduler.cost_model import MOST_ERROR
 from pipelines.scheduler.request_state import RequestState, due_order
 from pipelines.vae.encode import image_digest

@@ -16,10 +16,10 @@ of the text encoder's table; they are never torn apart by the end of a chunk.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -31,8 +31,6 @@ from models.device import upload
 from pipelines.cache import ByteCache, CacheCounts
 from pipelines.counts import GraphCounts
 from pipelines.prompt.weights import parse_weights
-
-logger = logging.getLogger(__name__)
 
 _TRUSTED_MEAN = 0.01
 """Mean over standard deviation of a chunk's states above which the mean is restored."""
@@ -70,7 +68,7 @@ class PromptChunks:
 class PromptEncoder:
     """Encodes texts with a bundle's text tower and remembers the latest, within a byte budget.
 
-    With a ``capturer`` the pass of one chunk is captured, at the first one: it is some two hundred
+    With a ``capturer`` the pass of one chunk is captured, at the first one: it is many
     small kernels, which the host launches in longer than a card runs them. A compiled text tower
     runs as it is. On CUDA nothing waits for the card.
 
@@ -189,23 +187,14 @@ class PromptEncoder:
             return states
         if self._capturer is not None:
             if not self.graphs.tried:
-                self._captured = self._capture(ids, self._capturer)
+                capture = partial(CapturedPass, self._as_it_comes, ids, self._capturer)
+                self._captured = self.graphs.capture(capture, "the text encoder")
             self.graphs.count_run(self._captured is not None)
         run = self._captured or self._as_it_comes
         return run(ids)[0]
 
     def _as_it_comes(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (self._bundle.text_encoder(ids)[0],)
-
-    def _capture(self, ids: torch.Tensor, capturer: Capturer) -> CapturedPass | None:
-        try:
-            captured = CapturedPass(self._as_it_comes, ids, capturer)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one
-            self.graphs.failures += 1
-            logger.warning("the text encoder is not captured: %s", error)
-            return None
-        self.graphs.captures += 1
-        return captured
 
 
 def weighted(states: torch.Tensor, weights: tuple[float, ...]) -> torch.Tensor:

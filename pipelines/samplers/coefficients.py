@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.samplers.schedules import Float64
+from models.noise_schedule import Float64
 
 SLOTS = 4
 EPS = 4

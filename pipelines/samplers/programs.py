@@ -23,6 +23,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from models.noise_schedule import NoiseSchedule
 from pipelines.request import Sampler, SigmaSchedule
 from pipelines.samplers import multistep, single_step
 from pipelines.samplers.coefficients import (
@@ -35,7 +36,6 @@ from pipelines.samplers.coefficients import (
 )
 from pipelines.samplers.schedules import (
     SAMPLER_SPECS,
-    NoiseSchedule,
     denoising_steps,
     make_schedule,
 )

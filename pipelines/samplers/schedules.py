@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from models.noise_schedule import Float64 as Float64
-from models.noise_schedule import NoiseSchedule as NoiseSchedule
+from models.noise_schedule import Float64, NoiseSchedule
 from pipelines.request import ENGINE_MAX_STEPS, Sampler, SigmaSchedule
 
 _STEP_EPSILON = 1e-6

@@ -120,10 +120,11 @@ class Scheduler:
 
     def _take(self, task: RequestState, now: float) -> Refusal | None:
         """Take ``task``, unless one due after it would miss its deadline by that alone."""
+        others = [] if task.taken else self._by_due()
         behind = [
             (other.ident, other.deadline - now)
-            for other in self._by_due()
-            if not task.taken and other.deadline is not None and due_order(other) > due_order(task)
+            for other in others
+            if other.deadline is not None and due_order(other) > due_order(task)
         ]
         before = self.seconds_to_pictures() if behind else {}
         self._tasks[task.ident] = task

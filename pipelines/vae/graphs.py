@@ -7,17 +7,15 @@ only while few are kept. Passes in parts, in tiles and with circular padding run
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from models.acceleration.cuda_graphs import CapturedPass, Capturer, Forward
 from pipelines.counts import GraphCounts
-
-logger = logging.getLogger(__name__)
 
 Tensor = torch.Tensor
 
@@ -66,21 +64,12 @@ class VaeGraphs:
             if not hot and seen <= PATIENCE:
                 return None
             self._make_room(hot)
-            self._captured[key] = self._capture(key, given, forward)
+            self._captured[key] = self.counts[key.kind].capture(
+                partial(CapturedPass, forward, given, self._capturer),
+                f"an {key.kind} of {key.pictures} pictures",
+            )
         self._captured.move_to_end(key)
         return self._captured[key]
-
-    def _capture(self, key: PassKey, given: Tensor, forward: Forward) -> CapturedPass | None:
-        try:
-            captured = CapturedPass(forward, given, self._capturer)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one
-            self.counts[key.kind].failures += 1
-            logger.warning(
-                "an %s of %d pictures is not captured: %s", key.kind, key.pictures, error
-            )
-            return None
-        self.counts[key.kind].captures += 1
-        return captured
 
     def _make_room(self, hot: bool) -> None:
         others = [k for k in self._captured if (k.height, k.width) not in self._hot]

@@ -17,10 +17,11 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image, ImageDraw
 
 from models.loading.loader import load_bundle
+from models.noise_schedule import NoiseSchedule
 from pipelines.engine import model_runner
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import CONTRACT_SAMPLERS, GenerationRequest, Sampler
-from pipelines.samplers.schedules import NoiseSchedule, make_scheduler
+from pipelines.samplers.schedules import make_scheduler
 from pipelines.vae.decode import Decoding
 
 IMAGE_STRENGTHS = (0.1, 0.35, 0.65)

@@ -47,9 +47,10 @@ from models.bundle import ModelBundle
 from models.cpu import cpu_name, read_cpuinfo
 from models.loading.checkpoint import SD15_FOLDER
 from models.loading.loader import load_bundle
+from models.noise_schedule import NoiseSchedule
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.request import GenerationRequest, Sampler
-from pipelines.samplers.schedules import NoiseSchedule, make_scheduler
+from pipelines.samplers.schedules import make_scheduler
 from scripts.benchmarks import sdcpp_worker
 from scripts.benchmarks.against_diffusers import input_picture
 from scripts.checkpoints.random_checkpoint import write_checkpoint

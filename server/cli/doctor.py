@@ -111,9 +111,9 @@ def _threads_in_words(settings: Settings) -> str:
 
 def _sampler_problems(bundle: ModelBundle) -> list[str]:
     """Return a line for each sampler that cannot run on this model here."""
+    from models.noise_schedule import NoiseSchedule
     from pipelines.request import Sampler
     from pipelines.samplers.programs import make_program
-    from pipelines.samplers.schedules import NoiseSchedule
 
     problems = []
     for sampler in Sampler:

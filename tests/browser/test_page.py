@@ -271,13 +271,7 @@ def test_use_a_result_as_the_input_and_its_settings(visitor: Visitor) -> None:
 
 @pytest.mark.slow("browser")
 def test_a_busy_server_is_asked_again_after_its_time(visitor: Visitor) -> None:
-    keys = visitor.fulfil_once(
-        lambda route: route.fulfill(
-            status=503,
-            headers={"Retry-After": "1", "Content-Type": "application/json"},
-            body='{"code":-1,"message":"the server is busy; try again in 1 s","data":null}',
-        ),
-    )
+    keys = visitor.refuse_once(503, "1", "the server is busy; try again in 1 s")
     visitor.sample()
     visitor.fill(**QUICK)
     visitor.generate()
@@ -289,13 +283,7 @@ def test_a_busy_server_is_asked_again_after_its_time(visitor: Visitor) -> None:
 
 @pytest.mark.slow("browser")
 def test_a_limit_says_how_long_to_wait(visitor: Visitor) -> None:
-    visitor.fulfil_once(
-        lambda route: route.fulfill(
-            status=429,
-            headers={"Retry-After": "600", "Content-Type": "application/json"},
-            body='{"code":-1,"message":"over the rate of this key","data":null}',
-        ),
-    )
+    visitor.refuse_once(429, "600", "over the rate of this key")
     visitor.sample()
     visitor.fill(**QUICK)
     visitor.generate()
@@ -305,14 +293,7 @@ def test_a_limit_says_how_long_to_wait(visitor: Visitor) -> None:
 
 @pytest.mark.slow("browser")
 def test_a_run_waits_for_a_model_that_loads(visitor: Visitor) -> None:
-    keys = visitor.fulfil_once(
-        lambda route: route.fulfill(
-            status=503,
-            headers={"Retry-After": "0.1", "Content-Type": "application/json"},
-            body='{"code":-1,"message":"the model is loading","data":null}',
-        ),
-        times=6,
-    )
+    keys = visitor.refuse_once(503, "0.1", "the model is loading", times=6)
     visitor.sample()
     visitor.fill(**QUICK)
     visitor.generate()

@@ -113,6 +113,16 @@ class Visitor:
     def seed_shown(self) -> str:
         return self.page.locator("#use-seed").inner_text().removeprefix("Seed ")
 
+    def refuse_once(self, status: int, retry_after: str, message: str, times: int = 1) -> list[str]:
+        """As `fulfil_once`, by a failure in the envelope that says when to come again."""
+        failure = {"code": -1, "message": message, "data": None}
+        return self.fulfil_once(
+            lambda route: route.fulfill(
+                status=status, headers={"Retry-After": retry_after}, json=failure
+            ),
+            times,
+        )
+
     def fulfil_once(self, answer: Callable[[Any], None], times: int = 1) -> list[str]:
         """Answer the next request for a picture, or the next `times`, by `answer`.
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from models.bundle import ModelBundle
+from models.noise_schedule import NoiseSchedule
 from pipelines.denoise.batch import Evaluation
 from pipelines.denoise.clip_guidance import (
     FLAT_WINDOW,
@@ -33,7 +34,6 @@ from pipelines.request import (
     Sampler,
 )
 from pipelines.samplers.programs import make_program
-from pipelines.samplers.schedules import NoiseSchedule
 from pipelines.scheduler.batching import GroupKey
 from pipelines.vae.noise import RequestNoise
 from pipelines.vae.preview import LatentToRgb

@@ -105,32 +105,29 @@ class _Tries:
             words = str(error) or type(error).__name__
             error = ImageToImageError(f"no answer of {self._client.url}: {words}")
         seconds = error.retry_after
-        if _says_when(error):
+        busy = error.status == 503 and bool(seconds)
+        if seconds is not None and busy:
             # Under load the server's word is for the next moment: who has asked often waits longer.
-            seconds = max(error.retry_after or 0.0, min(self._busy, 30.0))
+            seconds = max(seconds, min(self._busy, 30.0))
         if seconds is None:
             # With chance in it: clients that were turned away together do not come back together.
             seconds = 2**self._failed * random.uniform(0.5, 1)
-        if not error.may_retry or seconds > self._client.max_wait or self._is_over(error, seconds):
+        if not error.may_retry or seconds > self._client.max_wait or self._is_over(busy, seconds):
             raise error
         if self._on_retry is not None:
             self._on_retry(error, seconds)
         return seconds
 
-    def _is_over(self, error: ImageToImageError, seconds: float) -> bool:
+    def _is_over(self, busy: bool, seconds: float) -> bool:
         """Return whether enough was tried, and count this failure if it is one that counts."""
         client = self._client
-        if _says_when(error) and client.retries > 0:
+        if busy and client.retries > 0:
             self._busy += 1
             now = time.monotonic()
             self._busy_since = self._busy_since or now
             return now - self._busy_since + seconds > client.patience
         self._failed += 1
         return self._failed > client.retries
-
-
-def _says_when(error: ImageToImageError) -> bool:
-    return error.status == 503 and bool(error.retry_after)
 
 
 class _Generation(_Tries):
