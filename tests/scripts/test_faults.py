@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from scripts.robustness.faults import of_clients, of_stores, of_the_server
+from scripts.robustness.faults.__main__ import growth
 from scripts.robustness.faults.scene import Fault
 from scripts.robustness.soak import MIB, Sample, Soak, report
 from tests.server.server_process import ROOT
@@ -49,6 +50,26 @@ def test_a_short_soak() -> None:
     problems = done.stdout.rpartition("\n\n")[2].splitlines()
     others = [line for line in problems if not line.startswith("memory grew")]
     assert done.returncode == 0 or not others, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("resident", "share"),
+    [
+        # Before each round and after it.
+        ([500, 510], 1.02),
+        ([500, 540, 540, 545], 545 / 540),
+        ([500, 540, 540, 590, 590, 640], 640 / 590),
+    ],
+    ids=["stays", "stays from the second round on", "grows each time"],
+)
+def test_memory_that_grows_each_time_is_told_from_a_heap_that_fills(
+    resident: list[int], share: float
+) -> None:
+    looks = iter(resident)
+    rounds: list[None] = []
+    found = growth(lambda: rounds.append(None), lambda: next(looks), rounds=3, seconds=-1.0)
+    assert found == pytest.approx(share)
+    assert len(rounds) == len(resident) // 2
 
 
 def soak_of(resident: list[int], descriptors: list[int]) -> Soak:

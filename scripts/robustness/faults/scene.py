@@ -60,8 +60,9 @@ class Place:
 class Fault:
     """A fault by name. `happen` brings it about and ends it; `patch` is put into the server.
 
-    One that is `rehearsed` happens once before memory is first looked at. Python's allocator keeps
-    what the most clients at a time took, for the next ones: only a second time shows a leak.
+    One that is `rehearsed` happens once before memory is first looked at, and again while it still
+    grows. Python's allocator keeps what the most clients at a time took, for the next ones, and
+    how many that were depends on the machine: only memory that grows each time shows a leak.
     """
 
     name: str
