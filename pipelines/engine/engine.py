@@ -15,7 +15,6 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,20 +22,21 @@ import torch
 from models.bundle import ModelBundle
 from models.device import make_current
 from models.device_usage import device_usage
+from pipelines.engine.accounting import Accounting, Outcome, Unit
 from pipelines.engine.calibration import guessed_costs, measure_costs
 from pipelines.engine.config import EngineConfig
-from pipelines.engine.device_timer import DeviceTimer, Elapsed, make_timer
-from pipelines.engine.model_runner import Launched, ModelRunner, StepCounts
+from pipelines.engine.device_timer import DeviceTimer, make_timer
+from pipelines.engine.model_runner import ModelRunner, StepCounts
 from pipelines.engine.policy import make_policy
 from pipelines.engine.preparer import Prepared, Preparer
 from pipelines.engine.refusal import refused
 from pipelines.engine.statistics import EngineSnapshot, EngineStatistics
+from pipelines.engine.vitals import Vitals
 from pipelines.engine.warmup import make_runner, warm_up
-from pipelines.engine.watch import Patience, Watch
+from pipelines.engine.watch import Patience
 from pipelines.errors import (
     EngineDead,
     EngineDraining,
-    EngineStalled,
     GenerationError,
     GenerationFailed,
     as_failure,
@@ -49,13 +49,12 @@ from pipelines.scheduler.batching import GroupKey, guidance_rows
 from pipelines.scheduler.cost_model import CostTable, SizeCost
 from pipelines.scheduler.request_state import RequestState
 from pipelines.scheduler.scheduler import Scheduler
-from pipelines.scheduler.work import Decode, Encode, Step, Work
+from pipelines.scheduler.work import Encode, Work
 
 __all__ = ["Engine", "EngineConfig"]
 
 logger = logging.getLogger(__name__)
 
-_STAGES = {Step: "denoise", Encode: "encode", Decode: "decode"}
 _IDLE_WAIT = 0.25
 """Seconds between looks at the flags while there is no work."""
 _TELL_SECONDS = 0.5
@@ -63,16 +62,6 @@ _TELL_SECONDS = 0.5
 of them it takes half a millisecond."""
 _END_SECONDS = 1.0
 """What a thread gets to end after draining, beyond what its unit should still take."""
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """A unit of work that may still be running; with it the ``finished`` requests end."""
-
-    work: Work
-    launched: Launched
-    finished: list[int]
-    elapsed: Elapsed
 
 
 class Engine:
@@ -100,19 +89,16 @@ class Engine:
         self._scheduler = Scheduler(costs or guessed_costs(), self._policy)
         self._inbox: queue.SimpleQueue[tuple[RequestState, Prepared | Exception] | None]
         self._inbox = queue.SimpleQueue()
-        patience = Patience(self.config.hang_seconds, lost_seconds=self.config.lost_seconds)
-        self._watch = Watch("the engine's unit of work", patience)
-        self._prepare_watch = Watch("the preparation of a request", patience)
-        self._preparer = Preparer(bundle, self._prepare_watch, self._hand_over)
+        self._vitals = Vitals(
+            Patience(self.config.hang_seconds, lost_seconds=self.config.lost_seconds)
+        )
+        self._preparer = Preparer(bundle, self._vitals.preparation, self._hand_over)
         self._lock = threading.Lock()  # of the scheduler
+        self._accounting = Accounting(self._scheduler, self._lock, self._runner)
         self._idents = itertools.count()
         self.statistics = EngineStatistics()  # of the engine's thread
-        self._thread: threading.Thread | None = None
         self._measured = threading.Event()
-        self._ready = threading.Event()
-        self._draining = threading.Event()
         self._stop = threading.Event()
-        self._dead = False
         self._told, self._tell_at = -math.inf, math.inf  # those that wait; of the engine's thread
         self._ended = False  # with the lock: no request that comes now would be failed or done
 
@@ -120,8 +106,9 @@ class Engine:
 
     def start(self) -> None:
         """Start the thread and warm up; returns when the engine is ready. Raises EngineDead."""
-        self._thread = threading.Thread(target=self._main, name="img2img-engine", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._main, name="img2img-engine", daemon=True)
+        self._vitals.thread = thread
+        thread.start()
         self._preparer.start()
         self._measured.wait()
         if self.config.warm_up:
@@ -129,30 +116,32 @@ class Engine:
             self.statistics = EngineStatistics()  # of users' requests alone
             for counts in self._runner.cache_counts.values():
                 counts.hits = counts.misses = 0
-        self._ready.set()
+        self._vitals.warm.set()
 
     @property
     def ready(self) -> bool:
         """Warm, alive, taking requests and getting on with them."""
-        taking = self._ready.is_set() and self.alive and not self._draining.is_set()
-        return taking and self.obstacle is None
+        return self._vitals.ready
 
     @property
     def alive(self) -> bool:
         """Return whether its thread runs, and is not in something that will never end."""
-        running = not self._dead and self._thread is not None and self._thread.is_alive()
-        return running and not (self._watch.lost or self._prepare_watch.lost)
+        return self._vitals.alive
 
     @property
     def obstacle(self) -> str | None:
         """Say what hangs, or None. It may come back by itself, and then this is None again."""
-        return self._watch.hang or self._prepare_watch.hang
+        return self._vitals.obstacle
 
     @property
     def backlog(self) -> int:
         """Requests that wait or run."""
         with self._lock:
             return len(self._scheduler)
+
+    def _backlog_seconds(self) -> float:
+        with self._lock:
+            return self._scheduler.backlog_seconds()
 
     @property
     def steps(self) -> StepCounts:
@@ -177,12 +166,12 @@ class Engine:
     def costs_by_size(self) -> Sequence[SizeCost]:
         """Return what requests of some sizes take alone, the smallest first. From any thread."""
         with self._lock:
-            return self._scheduler.table.by_size(self._policy.limits.padded(2))
+            return self._scheduler.predictions.table.by_size(self._policy.limits.padded(2))
 
     @property
     def costs(self) -> CostTable:
         """The cost of work on this device, as far as is known by now."""
-        return self._scheduler.table
+        return self._scheduler.predictions.table
 
     def submit(
         self,
@@ -201,7 +190,7 @@ class Engine:
         not be done in time), EngineStalled, EngineDraining or EngineDead. One that another engine
         had ``taken`` is not refused for the sake of others.
         """
-        self._check_state()
+        self._vitals.check(self._backlog_seconds)
         handle = GenerationHandle(request)
         if request.strength >= 1.0:
             # Nothing is to be denoised: the answer is the fitted picture itself.
@@ -226,7 +215,7 @@ class Engine:
         )
         with self._lock:
             if self._ended:
-                # Between the checks above and here: nobody would ever look at it.
+                # Between the check above and here: nobody would ever look at it.
                 raise EngineDead("the engine is not running", retry_after=30.0)
             refusal = self._scheduler.offer(state, now)
         if refusal is not None:
@@ -234,22 +223,12 @@ class Engine:
         self._preparer.submit(state, texts)
         return handle
 
-    def _check_state(self) -> None:
-        if self._draining.is_set():
-            raise EngineDraining("the server is shutting down", retry_after=5.0)
-        if not self.alive:
-            raise EngineDead("the engine is not running", retry_after=30.0)
-        if (obstacle := self.obstacle) is not None:
-            with self._lock:
-                backlog = self._scheduler.backlog_seconds()
-            raise EngineStalled(obstacle, retry_after=max(5.0, backlog))
-
     def drain(self, grace: float = 30.0) -> None:
         """Refuse new work, finish what runs within ``grace`` seconds, fail the rest, stop.
 
         A unit that does not end then is left behind, in a thread that does not keep the process.
         """
-        self._draining.set()
+        self._vitals.draining.set()
         give_up = time.monotonic() + grace
         while self.alive and self.backlog and time.monotonic() < give_up:
             time.sleep(0.02)
@@ -257,9 +236,9 @@ class Engine:
         # Before the present unit ends: whoever stops the process may not wait for that.
         self._fail_all(EngineDraining("the server is shutting down", retry_after=5.0))
         self._inbox.put(None)
-        if self._thread is not None:
-            patience = 0.0 if self.obstacle else self._watch.remaining
-            self._thread.join(_END_SECONDS + min(60.0, patience))
+        if self._vitals.thread is not None:
+            patience = 0.0 if self.obstacle else self._vitals.unit.remaining
+            self._vitals.thread.join(_END_SECONDS + min(60.0, patience))
         self._preparer.close(_END_SECONDS)
 
     def _key(self, request: GenerationRequest) -> tuple[GroupKey, PromptChunks]:
@@ -291,7 +270,7 @@ class Engine:
             raise
         finally:
             if not self._stop.is_set():
-                self._dead = True
+                self._vitals.died = True
                 self._fail_all(GenerationFailed("the engine's thread has died"))
             self._measured.set()
 
@@ -301,14 +280,14 @@ class Engine:
         if self._measures:
             limits = self._policy.limits
             runner = self._runner
-            self._scheduler.table = measure_costs(
+            self._scheduler.predictions.table = measure_costs(
                 self.bundle, runner.denoiser, limits, capturer=runner.capturer
             )
         self._measured.set()
 
     def _loop(self) -> None:
         """Run units of work until the engine stops, the device one ahead of the host."""
-        in_flight: _Unit | None = None
+        in_flight: Unit | None = None
         idle = False
         while not self._stop.is_set():
             self._receive(block=idle)
@@ -316,7 +295,7 @@ class Engine:
             with self._lock:
                 work = self._scheduler.plan(time.monotonic())
             expected = sum(unit.seconds for unit in (work, in_flight and in_flight.work) if unit)
-            with self._watch.unit(expected):
+            with self._vitals.unit.unit(expected):
                 launched = self._launch(work)
                 if self._timer.runs_ahead:
                     self._collect(in_flight)
@@ -364,7 +343,7 @@ class Engine:
     def _queue_moves(self) -> None:
         self._tell_at = min(self._tell_at, self._told + _TELL_SECONDS)
 
-    def _launch(self, work: Work | None) -> _Unit | None:
+    def _launch(self, work: Work | None) -> Unit | None:
         """Have the runner start a unit, and count it as far as the plan goes."""
         if work is None:
             return None
@@ -377,7 +356,7 @@ class Engine:
             if launched.row_cap is not None:
                 self._scheduler.cap_rows(work.key, launched.row_cap)
             finished = self._scheduler.advance(work, last=launched.last, failed=launched.failures)
-        return _Unit(work, launched, finished, elapsed)
+        return Unit(work, launched, finished, elapsed)
 
     def _begin(self, ident: int) -> None:
         with self._lock:
@@ -390,12 +369,12 @@ class Engine:
             state.publish(seconds[state.ident])
         self._queue_moves()
 
-    def _collect(self, unit: _Unit | None) -> None:
+    def _collect(self, unit: Unit | None) -> None:
         """Wait for a unit's end and account for it; end the requests that end, here alone.
 
         What a card does is collected when the next unit is launched: the card never waits.
         """
-        outcomes = {} if unit is None else self._account(unit)
+        outcomes = {} if unit is None else self._accounting.outcomes(unit, self.statistics)
         now = time.monotonic()
         with self._lock:
             states = list(self._scheduler)
@@ -408,42 +387,7 @@ class Engine:
                     self._end(state, outcome)
                     self._queue_moves()
 
-    def _account(self, unit: _Unit) -> dict[int, GenerationResult | GenerationError]:
-        """Learn from a unit's time and report progress; return the outcomes of what it ends."""
-        work, launched, seconds = unit.work, unit.launched, unit.elapsed()
-        with self._lock:
-            if launched.ordinary:
-                self._scheduler.learn(work, seconds, launched.text_chunks)
-            states = self._scheduler.present(work.idents)
-            left = self._scheduler.seconds_left(work)
-        limit = self._policy.limits.rows_for(work.key)
-        self.statistics.count_unit(work, seconds, states, launched.ordinary, limit)
-        self.statistics.halvings += launched.row_cap is not None
-        outcomes: dict[int, GenerationResult | GenerationError] = {**launched.failures}
-        for state in states:
-            state.spend(_STAGES[type(work)], seconds)
-            if state.ident in launched.failures:
-                continue
-            if state.ident in unit.finished:
-                outcomes[state.ident] = self._result(state)
-            elif isinstance(work, Step):
-                state.ended += 1
-                if (draw := launched.previews.get(state.ident)) is not None:
-                    state.preview = draw()
-                state.publish(left[state.ident])
-            elif isinstance(work, Encode) and state.encoded:
-                state.publish(left[state.ident])
-        return outcomes
-
-    def _result(self, state: RequestState) -> GenerationResult | GenerationError:
-        try:
-            image = self._runner.picture(state.ident)
-        except Exception as error:
-            logger.exception("request %s could not be decoded", state.request.request_id)
-            return as_failure(error)
-        return GenerationResult(image, state.request.seed, state.done, state.timings)
-
-    def _end(self, state: RequestState, outcome: GenerationResult | GenerationError) -> None:
+    def _end(self, state: RequestState, outcome: Outcome) -> None:
         if "queue" not in state.timeline.spans:
             state.timeline.extend("queue", state.arrived, time.monotonic())
         self.statistics.count_end(outcome, state.timeline)

@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 
 from pipelines.request import ClipGuidancePreset
 from pipelines.scheduler.batching import GroupKey, StepLimits
-from pipelines.scheduler.cost_model import MOST_ERROR, CostTable
-from pipelines.scheduler.guidance_cost import GuidanceCosts
+from pipelines.scheduler.cost_model import CostTable
+from pipelines.scheduler.predictions import Predictions
 from pipelines.scheduler.request_state import RequestState, due_order
 from pipelines.scheduler.work import Decode, Encode, Refusal, Step, TooLong, Work
 
@@ -71,13 +71,12 @@ class Scheduler:
     """Takes requests, hands out units of work. Not thread-safe: it belongs to the engine's thread.
 
     The life of a unit: ``work = plan()``, the engine launches it, ``advance(work)``; at its end
-    ``learn(work, seconds it took)``, and `remove` for the requests that it finished.
+    ``predictions.learn(work, seconds it took)``, and `remove` for the requests that it finished.
     """
 
     def __init__(self, table: CostTable, config: PolicyConfig | None = None) -> None:
-        self.table = table
         self.config = config or PolicyConfig()
-        self.guidance = GuidanceCosts()
+        self.predictions = Predictions(table, self.config.limits, self.config.part_pixels)
         self._last_trial = -math.inf
         self._trial: int | None = None
         self._tasks: dict[int, RequestState] = {}  # by ident: all that wait, run or leave
@@ -95,7 +94,7 @@ class Scheduler:
     def offer(self, task: RequestState, now: float) -> Refusal | TooLong | None:
         """Take ``task``, or say why not: it takes too long in itself, the queue is full, or its
         deadline cannot be met."""
-        seconds = self.alone_seconds(task)
+        seconds = self.predictions.alone(task)
         task.due = task.arrived + self.config.slack_seconds + self.config.slack_factor * seconds
         trial = task.allowed is not None and seconds > task.allowed
         if task.deadline is not None and not trial:
@@ -246,21 +245,18 @@ class Scheduler:
     ) -> list[int]:
         """Account for a done unit; gives the requests that are finished, which are forgotten.
 
-        As `advance`, `learn` and `remove`, for a device that ends one unit before the next.
-        ``seconds`` is what it took and teaches the cost table; None teaches nothing.
+        As `advance`, `Predictions.learn` and `remove`, for a device that ends one unit before it
+        begins the next. ``seconds`` is what it took and teaches the cost table; None teaches
+        nothing.
         """
         finished = self.advance(work, last=last)
         if seconds is not None:
-            self.learn(work, seconds)
+            self.predictions.learn(work, seconds)
         for ident in finished:
             self.remove(ident)
         return finished
 
     # Predicting
-
-    def alone_seconds(self, task: RequestState) -> float:
-        """Return what is left of a request, in predicted seconds on a device of its own."""
-        return self._remaining(task, self._step_seconds(task.key, task.rows))
 
     def backlog_seconds(self, ahead_of: RequestState | None = None) -> float:
         """Predicted seconds of all that is left to do, or of what comes before ``ahead_of``.
@@ -274,8 +270,8 @@ class Scheduler:
                 tasks = [task for task in tasks if due_order(task) <= due_order(ahead_of)]
             if tasks:
                 sharing, rows = self._share(tasks)
-                each = self._step_seconds(group.key, rows) / len(sharing)
-                seconds += sum(self._remaining(task, each) for task in tasks)
+                each = self.predictions.step(group.key, rows) / len(sharing)
+                seconds += sum(self.predictions.left(task, each) for task in tasks)
         return seconds
 
     def seconds_left(self, work: Work) -> dict[int, float]:
@@ -286,7 +282,7 @@ class Scheduler:
         left = {}
         for task in self.present(work.idents):
             rows = work.rows if isinstance(work, Step) else task.rows
-            left[task.ident] = self._remaining(task, self._step_seconds(task.key, rows))
+            left[task.ident] = self.predictions.left(task, self.predictions.step(task.key, rows))
         return left
 
     def seconds_to_pictures(self) -> dict[int, float]:
@@ -298,22 +294,12 @@ class Scheduler:
         each = {}
         for key, group in self._groups.items():
             sharing, rows = self._share(group.tasks)
-            each[key] = self._step_seconds(key, rows) / len(sharing)
+            each[key] = self.predictions.step(key, rows) / len(sharing)
         seconds, until = {}, 0.0
         for task in self._by_due():
-            until += self._remaining(task, each[task.key])
-            seconds[task.ident] = max(until, self.alone_seconds(task))
+            until += self.predictions.left(task, each[task.key])
+            seconds[task.ident] = max(until, self.predictions.alone(task))
         return seconds
-
-    def _remaining(self, task: RequestState, step_seconds: float) -> float:
-        pixels = task.key.latent_pixels
-        parts = self._parts(pixels)
-        left = (parts - task.encode_parts_done) / parts
-        left *= task.has_picture and not task.encoded
-        encode = self.table.encode_seconds(pixels) * left + self._text_seconds(task)
-        decode = self.table.decode_seconds(pixels) * (parts - task.parts_done) / parts
-        step_seconds += self._guidance_seconds(task.key, task.guidance, task.rows)
-        return encode + (task.evaluations - task.done) * step_seconds + decode
 
     # Choosing
 
@@ -326,17 +312,14 @@ class Scheduler:
         """The leader's next unit; ``mates`` (the leader among them) may share it."""
         key = leader.key
         if leader.denoised:
-            parts = self._parts(key.latent_pixels)
-            seconds = self.table.decode_seconds(key.latent_pixels) / parts
+            parts, seconds = self.predictions.parts(key), self.predictions.decode_part(key)
             others = self._decoding_with(leader, mates, seconds, now) if parts == 1 else ()
             seconds *= 1 + len(others)
             return Decode(key, leader.ident, leader.parts_done, parts, seconds, others)
         sharing, rows = self._share(mates)
         for task in sharing:
             if not task.encoded:
-                parts = self._parts(key.latent_pixels)
-                seconds = self.table.encode_seconds(key.latent_pixels) / parts
-                seconds = seconds * task.has_picture + self._text_seconds(task)
+                parts, seconds = self.predictions.parts(key), self.predictions.encode_part(task)
                 return Encode(key, task.ident, task.encode_parts_done, parts, seconds)
         padded = self.config.limits.padded(rows)
         idents = tuple(task.ident for task in sharing)
@@ -345,8 +328,8 @@ class Scheduler:
             for task in sharing
             if task.guidance is not ClipGuidancePreset.NONE
         )
-        seconds = self._step_seconds(key, rows)
-        seconds += sum(self._guidance_seconds(key, *guidance) for guidance in guided)
+        seconds = self.predictions.step(key, rows)
+        seconds += sum(self.predictions.guiding(key, *guidance) for guidance in guided)
         return Step(key, idents, rows, padded, seconds, guided)
 
     def _decoding_with(
@@ -384,50 +367,9 @@ class Scheduler:
             rows += task.rows
             if best and (rows > room or limits.alone):
                 break
-            added_alone += self._step_seconds(key, task.rows)
-            seconds = self._step_seconds(key, rows)
+            added_alone += self.predictions.step(key, task.rows)
+            seconds = self.predictions.step(key, rows)
             if not best or seconds - best_seconds <= (1.0 - self.config.min_gain) * added_alone:
                 best, best_rows, best_seconds = count, rows, seconds
                 added_alone = 0.0
         return tasks[:best], best_rows
-
-    def _step_seconds(self, key: GroupKey, rows: int) -> float:
-        padded = self.config.limits.padded(rows)
-        return self.table.step_seconds(key.latent_pixels, padded, key.text_tokens, key.tile)
-
-    def _text_seconds(self, task: RequestState) -> float:
-        """Return the seconds left of encoding a request's text, which goes with its picture's first
-        part."""
-        waits = not task.holds_place
-        return self.table.text.encode * task.text_chunks if waits else 0.0
-
-    def _guidance_seconds(self, key: GroupKey, preset: ClipGuidancePreset, rows: int) -> float:
-        return self.guidance.ratio(preset) * self._step_seconds(key, rows)
-
-    def _parts(self, pixels: int) -> int:
-        return max(1, -(-pixels // self.config.part_pixels))
-
-    def learn(self, work: Work, seconds: float, text_chunks: int = 0) -> None:
-        """Correct the cost table by what a unit took, in seconds.
-
-        ``text_chunks`` were encoded with a picture's part.
-        """
-        key, pixels = work.key, work.key.latent_pixels
-        # One that hung says nothing; a table that is as wrong is corrected by a few all the same.
-        seconds = min(seconds, (1.0 + MOST_ERROR) * work.seconds)
-        if isinstance(work, Step) and work.guided:
-            self._learn_guidance(work, seconds)
-        elif isinstance(work, Step):
-            self.table.observe_step(pixels, work.padded, seconds, key.text_tokens, key.tile)
-        elif isinstance(work, Encode):
-            self.table.observe_encode(pixels, seconds, work.parts, text_chunks)
-        elif not work.mates:
-            self.table.observe_decode(pixels, seconds * work.parts)
-
-    def _learn_guidance(self, work: Step, seconds: float) -> None:
-        """Count what a step took beyond its rows as its guidance's, where that is of one preset."""
-        presets = {preset for preset, _ in work.guided}
-        alone = sum(self._step_seconds(work.key, rows) for _, rows in work.guided)
-        if len(presets) == 1 and alone > 0.0:
-            added = seconds - self._step_seconds(work.key, work.rows)
-            self.guidance.observe(presets.pop(), added / alone)

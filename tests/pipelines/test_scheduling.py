@@ -233,7 +233,9 @@ def test_a_step_keeps_within_its_limits_and_never_costs_more_than_its_members_al
         scheduler.complete(work)
     assert isinstance(work, Step)
     assert work.rows == sum(rows[ident] for ident in work.idents) <= limits.rows_for(key)
-    alone = sum(scheduler.table.step_seconds(key.latent_pixels, rows[i]) for i in work.idents)
+    alone = sum(
+        scheduler.predictions.table.step_seconds(key.latent_pixels, rows[i]) for i in work.idents
+    )
     assert work.seconds <= alone * (1 + 1e-9)
 
 
@@ -245,7 +247,7 @@ def test_what_is_told_of_a_size_is_what_a_request_of_it_takes_alone(costs: CostT
     for cost in told:
         side = math.isqrt(cost.pixels) // 8
         task = RequestState(0, GroupKey(side, side, 77, False), rows=2, evaluations=7, arrived=0.0)
-        alone = scheduler.alone_seconds(task)
+        alone = scheduler.predictions.alone(task)
         assert 7 * cost.evaluation + cost.rest == pytest.approx(alone, rel=1e-6)
 
 
@@ -323,7 +325,7 @@ def test_a_removed_request_does_not_come_back() -> None:
 
 def test_a_full_queue_refuses_until_its_work_is_done() -> None:
     scheduler = Scheduler(LINEAR, PolicyConfig(max_queue=2))
-    work = sum(scheduler.alone_seconds(put(scheduler, ident)) for ident in range(2))
+    work = sum(scheduler.predictions.alone(put(scheduler, ident)) for ident in range(2))
     refusal = scheduler.offer(RequestState(2, MEDIUM, 2, 3, 0.0), 0.0)
     assert isinstance(refusal, Refusal)
     assert refusal.retry_after == pytest.approx(work)
@@ -332,7 +334,7 @@ def test_a_full_queue_refuses_until_its_work_is_done() -> None:
 
 def test_what_cannot_meet_its_deadline_is_refused() -> None:
     scheduler = Scheduler(LINEAR, PolicyConfig(slack_factor=0.0))
-    alone = scheduler.alone_seconds(put(scheduler, 0))
+    alone = scheduler.predictions.alone(put(scheduler, 0))
     late = RequestState(1, MEDIUM, 2, 3, 0.0, deadline=1.5 * alone)
     refusal = scheduler.offer(late, 0.0)
     assert isinstance(refusal, Refusal)
@@ -344,7 +346,7 @@ def test_what_cannot_meet_its_deadline_is_refused() -> None:
 def test_retrying_is_not_put_off_beyond_the_end_of_the_queue() -> None:
     """Of 100 s the upload took 90: what is late by more than the queue holds gains by no wait."""
     scheduler = Scheduler(LINEAR, PolicyConfig(slack_factor=0.0))
-    alone = scheduler.alone_seconds(put(scheduler, 0))
+    alone = scheduler.predictions.alone(put(scheduler, 0))
     late = RequestState(1, MEDIUM, 2, 3, 90.0, deadline=90.0 + 0.1 * alone, allowed=10.0 * alone)
     refusal = scheduler.offer(late, 90.0)
     assert isinstance(refusal, Refusal)
@@ -387,7 +389,7 @@ def test_a_large_one_is_done_though_small_ones_keep_the_device_busy(
 ) -> None:
     """Due at its deadline, it was passed until there was no time left for it."""
     limit = 300.0
-    one = Scheduler(LINEAR).alone_seconds(RequestState(0, MEDIUM, 2, 1, 0.0))
+    one = Scheduler(LINEAR).predictions.alone(RequestState(0, MEDIUM, 2, 1, 0.0))
     evaluations = round(share * limit / LINEAR.step_seconds(LARGE.latent_pixels, 2))
     coming = [RequestState(0, LARGE, 2, evaluations, 0.0, deadline=limit)]
     for ident in range(1, round(limit / one)):
@@ -411,7 +413,7 @@ def test_what_is_taken_is_done_in_time_and_what_would_hinder_it_is_refused(seed:
     for ident in range(150):
         key = rng.choice(KEYS)
         task = RequestState(ident, key, 2, rng.randint(1, 6), at)
-        seconds = scheduler.alone_seconds(task)
+        seconds = scheduler.predictions.alone(task)
         coming.append(replace(task, deadline=at + rng.choice((10.0, 4.0, 1.5)) * seconds))
         at += rng.expovariate(1.25 / seconds)
     done, expired, refused = serve(scheduler, coming)
@@ -423,7 +425,7 @@ def test_what_another_engine_had_taken_is_not_refused_for_the_sake_of_others() -
     for taken in (False, True):
         scheduler = Scheduler(LINEAR)
         large = RequestState(0, LARGE, 2, 3, 0.0)
-        seconds = scheduler.alone_seconds(large)
+        seconds = scheduler.predictions.alone(large)
         assert scheduler.offer(replace(large, deadline=1.16 * seconds), 0.0) is None
         small = RequestState(1, MEDIUM, 2, 30, 0.0, deadline=100 * seconds, taken=taken)
         scheduler.config = replace(scheduler.config, slack_factor=0.0)  # due at once
@@ -437,7 +439,7 @@ def test_what_another_engine_had_taken_is_not_refused_for_the_sake_of_others() -
 def too_long(ident: int, scheduler: Scheduler, at: float, limit: float = 60.0) -> RequestState:
     """A request that alone takes about a minute and a half, and may take one."""
     task = RequestState(ident, MEDIUM, 2, 45, at, deadline=at + limit)
-    assert scheduler.alone_seconds(task) == pytest.approx(91.2, abs=0.1)
+    assert scheduler.predictions.alone(task) == pytest.approx(91.2, abs=0.1)
     return task
 
 
@@ -478,7 +480,7 @@ def test_a_table_that_is_wrong_heals_by_what_is_let_through() -> None:
         assert scheduler.offer(task, task.arrived) is None
         while (work := scheduler.plan()) is not None:
             scheduler.complete(work, 1.0 if isinstance(work, Step) else work.seconds)
-        if scheduler.alone_seconds(RequestState(-1, MEDIUM, 2, 10, 0.0)) < 60.0:
+        if scheduler.predictions.alone(RequestState(-1, MEDIUM, 2, 10, 0.0)) < 60.0:
             break
     assert 2 <= minute <= 6
 
@@ -486,17 +488,17 @@ def test_a_table_that_is_wrong_heals_by_what_is_let_through() -> None:
 def test_one_unit_that_hung_does_not_make_others_too_long() -> None:
     scheduler = Scheduler(LINEAR)
     put(scheduler, 0)
-    before = scheduler.table.step_seconds(4096, 2)
+    before = scheduler.predictions.table.step_seconds(4096, 2)
     while not isinstance(work := scheduler.plan(), Step):
         assert work is not None
         scheduler.complete(work)
     scheduler.complete(work, 3600.0)
-    assert before < scheduler.table.step_seconds(4096, 2) < 1.5 * before
+    assert before < scheduler.predictions.table.step_seconds(4096, 2) < 1.5 * before
 
 
 def test_time_spent_before_it_came_makes_no_request_too_long() -> None:
     scheduler = Scheduler(LINEAR)
-    alone = scheduler.alone_seconds(RequestState(0, MEDIUM, 2, 3, 0.0))
+    alone = scheduler.predictions.alone(RequestState(0, MEDIUM, 2, 3, 0.0))
     task = RequestState(0, MEDIUM, 2, 3, 0.0, deadline=0.5 * alone, allowed=2.0 * alone)
     assert isinstance(scheduler.offer(task, 0.0), Refusal)
 
@@ -509,23 +511,26 @@ def test_guidance_is_predicted_and_learned_by_preset() -> None:
     slow = ClipGuidancePreset.SLOW
     task = RequestState(0, MEDIUM, 2, 30, 0.0, guidance=slow)
     plain = RequestState(1, MEDIUM, 2, 30, 0.0)
-    denoising = 30 * scheduler.table.step_seconds(4096, 2)
-    added = scheduler.alone_seconds(task) - scheduler.alone_seconds(plain)
+    denoising = 30 * scheduler.predictions.table.step_seconds(4096, 2)
+    added = scheduler.predictions.alone(task) - scheduler.predictions.alone(plain)
     assert added == pytest.approx(MEASURED[slow] * denoising)
     assert scheduler.offer(task, 0.0) is None
-    before = scheduler.table.to_json()
+    before = scheduler.predictions.table.to_json()
     while (work := scheduler.plan()) is not None:
         if isinstance(work, Step):
-            alone = scheduler.table.step_seconds(4096, 2)
-            assert work.seconds == pytest.approx((1 + scheduler.guidance.ratio(slow)) * alone)
+            alone = scheduler.predictions.table.step_seconds(4096, 2)
+            assert work.seconds == pytest.approx(
+                (1 + scheduler.predictions.guidance.ratio(slow)) * alone
+            )
             scheduler.complete(work, 9.0 * alone)
         else:
             scheduler.complete(work)
-    assert scheduler.guidance.ratio(slow) == pytest.approx(8.0, rel=0.05)
+    assert scheduler.predictions.guidance.ratio(slow) == pytest.approx(8.0, rel=0.05)
     assert (
-        scheduler.guidance.ratio(ClipGuidancePreset.SLOWER) == MEASURED[ClipGuidancePreset.SLOWER]
+        scheduler.predictions.guidance.ratio(ClipGuidancePreset.SLOWER)
+        == MEASURED[ClipGuidancePreset.SLOWER]
     )
-    assert scheduler.table.to_json() == before
+    assert scheduler.predictions.table.to_json() == before
 
 
 # No starvation
@@ -553,7 +558,7 @@ def test_nobody_starves(
     config = PolicyConfig(max_queue=8)
     scheduler = Scheduler(make_program(fixed), config)
     target = put(scheduler, 0, victim)
-    costliest = scheduler.alone_seconds(RequestState(-1, LARGE, 2, 4, 0.0))
+    costliest = scheduler.predictions.alone(RequestState(-1, LARGE, 2, 4, 0.0))
     queue_full = config.max_queue * costliest
     width = config.limits.max_rows
     bound = target.due + width * queue_full
@@ -608,7 +613,7 @@ def test_every_admitted_request_ends_within_a_bound_behind_its_due_time(
 
     def shared(task: RequestState) -> float:
         one = RequestState(-1, task.key, task.rows, 1, 0.0)
-        return max_rows * task.evaluations * scheduler.alone_seconds(one)
+        return max_rows * task.evaluations * scheduler.predictions.alone(one)
 
     costliest = shared(RequestState(-1, LARGE, 2, 6, 0.0))
     clock, at = 0.0, 0.0
@@ -626,7 +631,7 @@ def test_every_admitted_request_ends_within_a_bound_behind_its_due_time(
         while coming and coming[0][0] <= clock:
             at, task, patience = coming.pop(0)
             if patience is not None:
-                wait = scheduler.backlog_seconds() + scheduler.alone_seconds(task)
+                wait = scheduler.backlog_seconds() + scheduler.predictions.alone(task)
                 task = replace(task, deadline=clock + patience * wait)
             refusal = scheduler.offer(task, clock)
             if refusal is None:
@@ -713,11 +718,11 @@ def test_nobody_misses_a_deadline_by_sharing_a_decode() -> None:
 def test_a_shared_decode_does_not_teach_what_one_costs() -> None:
     scheduler = Scheduler(replace(LINEAR), PolicyConfig(shared_decodes=(2,)))
     denoised(scheduler, MEDIUM, [None, None])
-    before = scheduler.table.decode_seconds(MEDIUM.latent_pixels)
+    before = scheduler.predictions.table.decode_seconds(MEDIUM.latent_pixels)
     work = scheduler.plan()
     assert work is not None
     scheduler.complete(work, 1e-3)
-    assert scheduler.table.decode_seconds(MEDIUM.latent_pixels) == before
+    assert scheduler.predictions.table.decode_seconds(MEDIUM.latent_pixels) == before
 
 
 def test_what_is_left_is_predicted_as_the_steps_are_shared() -> None:
@@ -728,7 +733,7 @@ def test_what_is_left_is_predicted_as_the_steps_are_shared() -> None:
     seconds = scheduler.seconds_to_pictures()
     assert (
         seconds[1]
-        == scheduler.alone_seconds(tasks[0])
+        == scheduler.predictions.alone(tasks[0])
         == pytest.approx(3 * 12 + 4096 * 1e-4 + decode)
     )
     assert seconds[2] == pytest.approx(3 * 14 + 2 * (4096 * 1e-4 + decode))
@@ -755,4 +760,4 @@ def test_what_is_leaving_is_predicted_no_more() -> None:
     assert ending == [0]
     task = put(scheduler, 2, LARGE)
     assert [state.ident for state in scheduler.waiting()] == [2]
-    assert scheduler.seconds_to_pictures() == {2: scheduler.alone_seconds(task)}
+    assert scheduler.seconds_to_pictures() == {2: scheduler.predictions.alone(task)}

@@ -66,7 +66,7 @@ def test_from_noise_the_image_gives_the_size_alone_and_is_not_encoded(
 
 def test_no_encode_of_a_picture_is_predicted_from_noise(picture: Pixels) -> None:
     scheduler = Scheduler(guessed_costs())
-    encode = scheduler.table.encode_seconds(256)
+    encode = scheduler.predictions.table.encode_seconds(256)
     request = GenerationRequest(picture, "a cat")
     states = [
         RequestState(
@@ -79,7 +79,7 @@ def test_no_encode_of_a_picture_is_predicted_from_noise(picture: Pixels) -> None
         )
         for i in range(2)
     ]
-    plain, noise = (scheduler.alone_seconds(state) for state in states)
+    plain, noise = (scheduler.predictions.alone(state) for state in states)
     assert plain - noise == pytest.approx(encode)
     for state in states:
         scheduler.offer(state, 0.0)

@@ -40,7 +40,9 @@ def test_a_request_with_a_long_text_is_predicted_to_take_longer() -> None:
     plain = RequestState(1, GroupKey(40, 40, 77, False), 2, 10, arrived=0.0, text_chunks=2)
     long = RequestState(2, GroupKey(40, 40, LONG, False), 2, 10, arrived=0.0, text_chunks=72)
     more = 10 * 2 * 70 * 0.02 + 70 * 0.5
-    assert scheduler.alone_seconds(long) - scheduler.alone_seconds(plain) == pytest.approx(more)
+    assert scheduler.predictions.alone(long) - scheduler.predictions.alone(plain) == pytest.approx(
+        more
+    )
     assert scheduler.offer(long, 0.0) is None
     work = scheduler.plan()
     assert isinstance(work, Encode)

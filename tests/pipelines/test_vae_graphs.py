@@ -19,6 +19,7 @@ from models.spec import AccelerationMode
 from pipelines.engine import warmup as fast_path
 from pipelines.engine.calibration import guessed_costs
 from pipelines.engine.engine import Engine, EngineConfig
+from pipelines.engine.vitals import Vitals
 from pipelines.request import GenerationRequest, Pixels
 from pipelines.vae.decode import decode_latents, decode_together
 from pipelines.vae.encode import ImageEncoder, encode_image
@@ -185,7 +186,7 @@ def test_an_engine_shares_decodes_but_never_in_the_exact_lane(
         for seed in range(1, 9)
     ]
     # All there before anything is done, so that they go together.
-    monkeypatch.setattr(type(engine), "alive", property(lambda _: True))
+    monkeypatch.setattr(Vitals, "alive", property(lambda _: True))
     handles = [engine.submit(request) for request in requests]
     engine.start()
     pictures = [handle.wait(120).image for handle in handles]

@@ -64,7 +64,7 @@ class SleepingEngine:
         return EngineSnapshot(running, waiting, backlog, self._statistics)
 
     def costs_by_size(self) -> Sequence[SizeCost]:
-        return self._scheduler.table.by_size()
+        return self._scheduler.predictions.table.by_size()
 
     def start(self) -> None:
         self._thread.start()

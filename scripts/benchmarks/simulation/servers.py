@@ -96,7 +96,7 @@ class Device:
         seconds = work.seconds
         if self._spread:
             seconds = self._true_seconds(work)
-            self.scheduler.learn(work, seconds)
+            self.scheduler.predictions.learn(work, seconds)
         self.clock += seconds
         self.outcome.busy += seconds
         if isinstance(work, Step):

@@ -1,0 +1,77 @@
+"""What a unit of work that has ended means to the requests in it, the policy and the statistics."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+
+from pipelines.engine.device_timer import Elapsed
+from pipelines.engine.model_runner import Launched, ModelRunner
+from pipelines.engine.statistics import EngineStatistics
+from pipelines.errors import GenerationError, as_failure
+from pipelines.request import GenerationResult
+from pipelines.scheduler.request_state import RequestState
+from pipelines.scheduler.scheduler import Scheduler
+from pipelines.scheduler.work import Decode, Encode, Step, Work
+
+logger = logging.getLogger(__name__)
+
+Outcome = GenerationResult | GenerationError
+
+_STAGES = {Step: "denoise", Encode: "encode", Decode: "decode"}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit of work that may still be running; with it the ``finished`` requests end."""
+
+    work: Work
+    launched: Launched
+    finished: list[int]
+    elapsed: Elapsed
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """Of the engine's thread, which shares the scheduler with others under its ``lock``."""
+
+    scheduler: Scheduler
+    lock: threading.Lock
+    runner: ModelRunner
+
+    def outcomes(self, unit: Unit, statistics: EngineStatistics) -> dict[int, Outcome]:
+        """Wait for a unit's end, learn from its time and report progress; return the outcomes of
+        the requests that it ends, by ident."""
+        work, launched, seconds = unit.work, unit.launched, unit.elapsed()
+        with self.lock:
+            if launched.ordinary:
+                self.scheduler.predictions.learn(work, seconds, launched.text_chunks)
+            states = self.scheduler.present(work.idents)
+            left = self.scheduler.seconds_left(work)
+        limit = self.scheduler.config.limits.rows_for(work.key)
+        statistics.count_unit(work, seconds, states, launched.ordinary, limit)
+        statistics.halvings += launched.row_cap is not None
+        outcomes: dict[int, Outcome] = {**launched.failures}
+        for state in states:
+            state.spend(_STAGES[type(work)], seconds)
+            if state.ident in launched.failures:
+                continue
+            if state.ident in unit.finished:
+                outcomes[state.ident] = self._result(state)
+            elif isinstance(work, Step):
+                state.ended += 1
+                if (draw := launched.previews.get(state.ident)) is not None:
+                    state.preview = draw()
+                state.publish(left[state.ident])
+            elif isinstance(work, Encode) and state.encoded:
+                state.publish(left[state.ident])
+        return outcomes
+
+    def _result(self, state: RequestState) -> Outcome:
+        try:
+            image = self.runner.picture(state.ident)
+        except Exception as error:
+            logger.exception("request %s could not be decoded", state.request.request_id)
+            return as_failure(error)
+        return GenerationResult(image, state.request.seed, state.done, state.timings)
