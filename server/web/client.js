@@ -42,7 +42,7 @@ export class ImageToImage {
   /**
    * @param {object} [options] `url` of the server (by default the one this file came from), `key`,
    *   `retries` after the first try, `maxWait` in seconds for which a Retry-After is honoured,
-   *   `patience` in seconds for which a server that names one with 503 is asked again in all,
+   *   `patience` in seconds for which a server that names one is asked again, however often,
    *   `silence` in seconds after which a stream counts as lost.
    */
   constructor({ url, key = "", retries = 3, maxWait = 120, patience = 600, silence = 30 } = {}) {
@@ -128,12 +128,12 @@ export class ImageToImage {
           both.throwIfAborted();
           before = error;
           const again = error instanceof ImageToImageError && error.mayRetry && (begins || !error.ended);
-          const isBusy = error.status === 503 && error.retryAfter > 0;
+          const isBusy = error.retryAfter > 0;
           // Under load the server's word is for the next moment; who has asked often waits longer.
           const wait = isBusy ? Math.max(error.retryAfter, Math.min(busy, 30)) : error.retryAfter ?? 2 ** failed;
           if (!again || this.retries <= 0 || wait > this.maxWait) throw error;
-          // A server that loads its model or is full is there, and says when to come back: that takes
-          // its time, however often it is asked meanwhile.
+          // A server that loads its model, is full, or has the key's other requests or the first try of
+          // this one still running, says when to come back: that takes its time, however often it is asked.
           if (isBusy) {
             const now = performance.now() / 1000;
             busySince ??= now;
@@ -142,6 +142,8 @@ export class ImageToImage {
           } else {
             if (failed >= this.retries) throw error;
             failed += 1;
+            busy = 0; // What ran until now did not wait.
+            busySince = null;
           }
           yield { type: "retry", seconds: wait, reason: error.message, status: error.status };
           await pause(wait, both);

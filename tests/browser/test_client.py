@@ -170,6 +170,16 @@ const told = (status, header, { times = 1, ...options } = {}) => served(
   },
   options,
 );
+/** A client that is refused, loses its connection, is refused and then makes the picture. */
+const lost = (header) => served(
+  (response, request, asked) => {
+    if (asked.length === 2) return response.destroy();
+    if (asked.length > 3) return json(response, 200, made);
+    json(response, 409, { code: -1, message: "not yet", data: null }, { "Retry-After": header });
+  },
+  (client) => client.imageToImage(fields).then(({ seed }) => seed, ({ status }) => [status]),
+  { patience: 1 },
+);
 const hour = 3600_000;
 const date = (milliseconds) => new Date(Date.now() + milliseconds).toUTCString();
 
@@ -209,7 +219,11 @@ console.log(JSON.stringify({
   loading: await told(503, "0.01", { times: 4 }),
   impatient: await told(503, "0.6", { times: 9, patience: 1 }),
   once: await told(503, "0.01", { retries: 0 }),
-  often: await told(429, "0.01", { times: 9 }),
+  often: await told(429, "0", { times: 9 }),
+  place: await told(429, "0.01", { times: 2, retries: 1 }),
+  first: await told(409, "0.01", { times: 2, retries: 1 }),
+  taken: await told(429, "0.6", { times: 9, patience: 1 }),
+  again: await lost("0.6"),
   pause: await cancelled("retry", ["cancelled"], true),
   unknown: await cancelled("retry", ["unknown"], true),
   running: await cancelled("progress", ["cancelled"], false),
@@ -272,7 +286,16 @@ def test_a_model_that_loads_is_waited_for(answers: dict[str, Any]) -> None:
     assert answers["loading"] == {"said": [[0.01, 1, 2, 3], 3], "asked": ["POST"] * 5}
     assert answers["impatient"] == {"said": [[0.6], [503, 0.6]], "asked": ["POST"] * 2}
     assert answers["once"] == {"said": [[], [503, 0.01]], "asked": ["POST"]}
-    assert answers["often"] == {"said": [[0.01] * 3, [429, 0.01]], "asked": ["POST"] * 4}
+    assert answers["often"] == {"said": [[0] * 3, [429, 0]], "asked": ["POST"] * 4}
+
+
+def test_a_place_or_the_first_try_is_waited_for_as_long(answers: dict[str, Any]) -> None:
+    """The pictures of the same key end, however long they take."""
+    for case in ("place", "first"):
+        assert answers[case] == {"said": [[0.01, 1], 3], "asked": ["POST"] * 3}, case
+    assert answers["taken"] == {"said": [[0.6], [429, 0.6]], "asked": ["POST"] * 2}
+    # What was lost meanwhile may have run for long: the wait for it begins anew.
+    assert answers["again"] == {"said": 3, "asked": ["POST"] * 4}
 
 
 def test_a_cancel_ends_the_clients_own_stream(answers: dict[str, Any]) -> None:
