@@ -71,7 +71,7 @@ export interface Account {
 }
 
 export interface ClientOptions {
-  /** Default: the server that this module came from. */
+  /** Default: the server that this module came from. What follows `?` or `#` is left out. */
   url?: string | URL;
   key?: string;
   /** Tries after the first, but for what `patience` bounds; 3. With 0 nothing is asked again. */

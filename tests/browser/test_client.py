@@ -208,7 +208,24 @@ const cancelled = (event, states, cut) => served(
   },
 );
 
+/** What is said of a request that cannot be sent as it is. */
+const odd = (key, idempotencyKey) => served(
+  (response) => json(response, 200, made),
+  (client) => {
+    client.key = key;
+    return client.imageToImage(fields, { idempotencyKey, onRetry: () => { throw "tried again"; } })
+      .then(({ seed }) => seed, ({ message, fields, mayRetry }) => [message, fields, mayRetry]);
+  },
+);
+
 console.log(JSON.stringify({
+  oddKeys: await Promise.all(
+    ["k\\u2026", "\\u201ck\\u201d", "k\\u200bk", "k\\ud83d\\ude00", "k\\nk"].map((key) => odd(key)),
+  ),
+  oddIdempotency: await odd("k", "\\u2026"),
+  plainKeys: await Promise.all(["k", "", undefined, "Bearer kl\\u00fc"].map((key) => odd(key))),
+  urls: ["http://h", "http://h/", "http://h/a?b=c/d#e", "http://h/a/#e?b", new URL("http://h/?b=c")]
+    .map((url) => new ImageToImage({ url }).url),
   past: await told(409, date(-hour)),
   soon: await told(503, date(1900)),
   late: await told(429, date(hour)),
@@ -296,6 +313,23 @@ def test_a_place_or_the_first_try_is_waited_for_as_long(answers: dict[str, Any])
     assert answers["taken"] == {"said": [[0.6], [429, 0.6]], "asked": ["POST"] * 2}
     # What was lost meanwhile may have run for long: the wait for it begins anew.
     assert answers["again"] == {"said": 3, "asked": ["POST"] * 4}
+
+
+def test_a_key_that_no_header_takes_is_named(answers: dict[str, Any]) -> None:
+    """It is no lost connection: nothing is sent, and not tried again."""
+    odd = ("2026", "201C", "200B", "1F600", "000A")
+    whys = (f"its character U+{code} cannot be sent" for code in odd)
+    assert answers["oddKeys"] == [
+        {"said": [f"key: {why}", {"key": why}, False], "asked": []} for why in whys
+    ]
+    message = "Idempotency-Key: its character U+2026 cannot be sent"
+    assert answers["oddIdempotency"] == {"said": [message, {}, False], "asked": []}
+    assert answers["plainKeys"] == [{"said": 3, "asked": ["POST"]}] * 4
+
+
+def test_a_pages_address_without_its_query_is_the_servers(answers: dict[str, Any]) -> None:
+    urls = ["http://h/", "http://h/", "http://h/a/", "http://h/a/", "http://h/"]
+    assert answers["urls"] == urls
 
 
 def test_a_cancel_ends_the_clients_own_stream(answers: dict[str, Any]) -> None:
