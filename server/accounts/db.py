@@ -13,6 +13,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
@@ -43,6 +44,10 @@ OPERATION_SECONDS = 5.0
 """Seconds for which anybody waits for a whole transaction, where nothing else is said."""
 _SWITCH_RETRY_SECONDS = 0.02
 _NO_SUCH_DATABASE = "3D000"
+_SHOWN_OPTIONS = ("host", "port", "ssl")
+_STRAY_AT = re.compile(r"postgres[^:]*://(?>(?:[^:/]*(?::[^@]*)?@)?)[^?]*@")
+"""An @ beyond the one after user and password: what SQLAlchemy takes for the host, or for the
+database, is a part of the password then."""
 _MIGRATION_LOCK = 0x1312_1312
 """Number of the PostgreSQL advisory lock that one server holds while it upgrades the schema."""
 
@@ -70,8 +75,9 @@ class Database:
 
     @property
     def name(self) -> str:
-        """The URL without its password."""
-        return self.url.render_as_string(hide_password=True)
+        """The URL without its password, which may also be one of the options."""
+        shown = {name: value for name, value in self.url.query.items() if name in _SHOWN_OPTIONS}
+        return self.url.set(query=shown).render_as_string(hide_password=True)
 
     @property
     def identity(self) -> str:
@@ -314,6 +320,8 @@ def _unusable_url(error: Exception) -> DatabaseUnusable:
 
 
 def _driver_url(text: str) -> URL:
+    if _STRAY_AT.match(text):
+        raise DatabaseUnusable("the database's URL has an @ too many: in a password write %40")
     try:
         url = make_url(text)
     except (exc.ArgumentError, ValueError):

@@ -30,6 +30,10 @@ logger = logging.getLogger(__name__)
 RETRY_STORE_SECONDS = 5.0
 _MEMORY = "memory://"
 _STEP_SECONDS = 1.0
+_STORE_PROBLEMS = {
+    "unknown storage scheme": "unknown scheme",
+    "prerequisite not available": "its client is not installed",
+}
 
 
 @dataclass(frozen=True)
@@ -211,8 +215,12 @@ def _storage(url: str) -> Storage:
         }
     try:
         storage = storage_from_string(f"async+{url}", **options)
-    except limits_errors.ConfigurationError as error:
-        reason = str(error) if "unknown storage scheme" not in str(error) else "unknown scheme"
+    except (limits_errors.ConfigurationError, ValueError) as error:
+        # The libraries' own words repeat the URL, or the part of a password that they stumble over.
+        reason = next(
+            (words for sign, words in _STORE_PROBLEMS.items() if sign in str(error)),
+            "give redis://HOST:6379, or redis://:PASSWORD@HOST:6379 with / and @ as %2F and %40",
+        )
         raise LimitsProblem(f"the URL of the limits' store cannot be used: {reason}") from None
     assert isinstance(storage, Storage)
     return storage

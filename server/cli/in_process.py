@@ -51,6 +51,9 @@ class _Own:
         self._model: LoadedModel | None = None
         self._loading = asyncio.Lock()
 
+    async def places(self) -> int | None:
+        return None
+
     async def make(self, job: Job, observer: Observer) -> Made:
         with _told():
             made = await self._make(job, observer)

@@ -57,6 +57,9 @@ class NotMade(Exception):
 class Maker(Protocol):
     """Makes pictures, several at once if asked to."""
 
+    async def places(self) -> int | None:
+        """Return how many pictures it makes at once; None for any number."""
+
     async def make(self, job: Job, observer: Observer) -> Made:
         """Return the picture. Raises NotMade, or OSError where a file cannot be read."""
 
@@ -93,6 +96,15 @@ def by_server(url: str) -> AbstractAsyncContextManager[Maker]:
 class _Remote:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
+
+    async def places(self) -> int | None:
+        from img2img_client import AsyncClient, ImageToImageError
+
+        try:
+            async with AsyncClient(self._client.url, retries=0) as once:
+                return (await once.account()).concurrency
+        except ImageToImageError:
+            return None  # The first picture meets it too, and says it.
 
     async def make(self, job: Job, observer: Observer) -> Made:
         from img2img_client import ImageToImageError, Progress

@@ -49,6 +49,8 @@ class _Run:
 
     async def all(self, opening: AbstractAsyncContextManager[Maker], parallel: int) -> list[int]:
         async with opening as maker, self._stopping(), asyncio.TaskGroup() as group:
+            if parallel > 1:
+                parallel = min(parallel, await maker.places() or parallel)
             for _ in range(min(parallel, len(self._waiting))):
                 group.create_task(self._work(maker))
         if self._waiting:

@@ -66,7 +66,7 @@ def read_settings(**overrides: Any) -> Settings:
         raise stop(str(error), USAGE_ERROR) from None
     except ValidationError as error:
         lines = [
-            f"{environment_name(str(item['loc'][0]))}: {item['msg']}"
+            ": ".join([*(environment_name(str(name)) for name in item["loc"][:1]), item["msg"]])
             for item in error.errors(include_input=False)
         ]
         raise stop("\n".join(lines), USAGE_ERROR) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator, model_validator
 
-from server.settings.base import Subject
+from server.settings.base import ENV_PREFIX, Subject
 
 MOST_DEVICES = 64
 
@@ -41,7 +41,9 @@ class ReplicaSettings(Subject):
     @model_validator(mode="after")
     def _one_place(self) -> ReplicaSettings:
         if self.devices and self.ray_address:
-            raise ValueError("devices and ray_address cannot both be given")
+            raise ValueError(
+                f"{ENV_PREFIX}DEVICES and {ENV_PREFIX}RAY_ADDRESS cannot both be given"
+            )
         return self
 
     @property

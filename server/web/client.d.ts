@@ -71,14 +71,14 @@ export interface Account {
 }
 
 export interface ClientOptions {
-  /** Default: the server that this module came from. */
+  /** Default: the server that this module came from. What follows `?` or `#` is left out. */
   url?: string | URL;
   key?: string;
   /** Tries after the first, but for what `patience` bounds; 3. With 0 nothing is asked again. */
   retries?: number;
   /** Seconds for which a Retry-After is honoured; 120. */
   maxWait?: number;
-  /** Seconds for which a server that answers 503 with a Retry-After is asked again, in all; 600. */
+  /** Seconds for which a refusal with a Retry-After (503, 429, 409) is waited out, however often; 600. */
   patience?: number;
   /** Seconds without a byte after which a stream counts as lost; 30. */
   silence?: number;

@@ -40,13 +40,14 @@ export class ImageToImage {
   #streams = new Map(); // what ends each stream, and the run that it made
 
   /**
-   * @param {object} [options] `url` of the server (by default the one this file came from), `key`,
+   * @param {object} [options] `url` of the server (by default the one this file came from; what
+   *   follows `?` or `#`, as in a page's own address, is left out), `key`,
    *   `retries` after the first try, `maxWait` in seconds for which a Retry-After is honoured,
-   *   `patience` in seconds for which a server that names one with 503 is asked again in all,
+   *   `patience` in seconds for which a server that names one is asked again, however often,
    *   `silence` in seconds after which a stream counts as lost.
    */
   constructor({ url, key = "", retries = 3, maxWait = 120, patience = 600, silence = 30 } = {}) {
-    const base = String(url ?? new URL(".", import.meta.url));
+    const base = String(url ?? new URL(".", import.meta.url)).replace(/[?#].*$/s, "");
     this.url = base.endsWith("/") ? base : `${base}/`;
     this.key = key;
     this.retries = retries;
@@ -128,12 +129,12 @@ export class ImageToImage {
           both.throwIfAborted();
           before = error;
           const again = error instanceof ImageToImageError && error.mayRetry && (begins || !error.ended);
-          const isBusy = error.status === 503 && error.retryAfter > 0;
+          const isBusy = error.retryAfter > 0;
           // Under load the server's word is for the next moment; who has asked often waits longer.
           const wait = isBusy ? Math.max(error.retryAfter, Math.min(busy, 30)) : error.retryAfter ?? 2 ** failed;
           if (!again || this.retries <= 0 || wait > this.maxWait) throw error;
-          // A server that loads its model or is full is there, and says when to come back: that takes
-          // its time, however often it is asked meanwhile.
+          // A server that loads its model, is full, or has the key's other requests or the first try of
+          // this one still running, says when to come back: that takes its time, however often it is asked.
           if (isBusy) {
             const now = performance.now() / 1000;
             busySince ??= now;
@@ -142,6 +143,8 @@ export class ImageToImage {
           } else {
             if (failed >= this.retries) throw error;
             failed += 1;
+            busy = 0; // What ran until now did not wait.
+            busySince = null;
           }
           yield { type: "retry", seconds: wait, reason: error.message, status: error.status };
           await pause(wait, both);
@@ -159,6 +162,7 @@ export class ImageToImage {
   }
 
   async #ask(path, { headers = {}, ...request }, signal = undefined) {
+    checkSendable({ key: this.key, ...headers });
     const all = { Accept: `${EVENT_STREAM}, application/json;q=0.9`, ...headers };
     if (this.key) all.Authorization = this.key;
     return fetch(this.url + path, { ...request, headers: all, signal }).catch((error) => {
@@ -248,6 +252,14 @@ async function readWithin(reader, seconds, signal) {
     throw error instanceof ImageToImageError ? error : lostConnection();
   } finally {
     clearTimeout(timer);
+  }
+}
+
+/** A header takes Latin-1 alone: fetch fails by any other as by a connection that is lost. */
+function checkSendable(values) {
+  for (const [name, value] of Object.entries(values)) {
+    const odd = /[^\t\x20-\x7e\x80-\xff]/u.exec(value)?.[0].codePointAt(0).toString(16).toUpperCase();
+    if (odd) throw new ImageToImageError(`${name}: its character U+${odd.padStart(4, "0")} cannot be sent`);
   }
 }
 

@@ -170,6 +170,16 @@ const told = (status, header, { times = 1, ...options } = {}) => served(
   },
   options,
 );
+/** A client that is refused, loses its connection, is refused and then makes the picture. */
+const lost = (header) => served(
+  (response, request, asked) => {
+    if (asked.length === 2) return response.destroy();
+    if (asked.length > 3) return json(response, 200, made);
+    json(response, 409, { code: -1, message: "not yet", data: null }, { "Retry-After": header });
+  },
+  (client) => client.imageToImage(fields).then(({ seed }) => seed, ({ status }) => [status]),
+  { patience: 1 },
+);
 const hour = 3600_000;
 const date = (milliseconds) => new Date(Date.now() + milliseconds).toUTCString();
 
@@ -198,7 +208,24 @@ const cancelled = (event, states, cut) => served(
   },
 );
 
+/** What is said of a request that cannot be sent as it is. */
+const odd = (key, idempotencyKey) => served(
+  (response) => json(response, 200, made),
+  (client) => {
+    client.key = key;
+    return client.imageToImage(fields, { idempotencyKey, onRetry: () => { throw "tried again"; } })
+      .then(({ seed }) => seed, ({ message, fields, mayRetry }) => [message, fields, mayRetry]);
+  },
+);
+
 console.log(JSON.stringify({
+  oddKeys: await Promise.all(
+    ["k\\u2026", "\\u201ck\\u201d", "k\\u200bk", "k\\ud83d\\ude00", "k\\nk"].map((key) => odd(key)),
+  ),
+  oddIdempotency: await odd("k", "\\u2026"),
+  plainKeys: await Promise.all(["k", "", undefined, "Bearer kl\\u00fc"].map((key) => odd(key))),
+  urls: ["http://h", "http://h/", "http://h/a?b=c/d#e", "http://h/a/#e?b", new URL("http://h/?b=c")]
+    .map((url) => new ImageToImage({ url }).url),
   past: await told(409, date(-hour)),
   soon: await told(503, date(1900)),
   late: await told(429, date(hour)),
@@ -209,7 +236,11 @@ console.log(JSON.stringify({
   loading: await told(503, "0.01", { times: 4 }),
   impatient: await told(503, "0.6", { times: 9, patience: 1 }),
   once: await told(503, "0.01", { retries: 0 }),
-  often: await told(429, "0.01", { times: 9 }),
+  often: await told(429, "0", { times: 9 }),
+  place: await told(429, "0.01", { times: 2, retries: 1 }),
+  first: await told(409, "0.01", { times: 2, retries: 1 }),
+  taken: await told(429, "0.6", { times: 9, patience: 1 }),
+  again: await lost("0.6"),
   pause: await cancelled("retry", ["cancelled"], true),
   unknown: await cancelled("retry", ["unknown"], true),
   running: await cancelled("progress", ["cancelled"], false),
@@ -272,7 +303,33 @@ def test_a_model_that_loads_is_waited_for(answers: dict[str, Any]) -> None:
     assert answers["loading"] == {"said": [[0.01, 1, 2, 3], 3], "asked": ["POST"] * 5}
     assert answers["impatient"] == {"said": [[0.6], [503, 0.6]], "asked": ["POST"] * 2}
     assert answers["once"] == {"said": [[], [503, 0.01]], "asked": ["POST"]}
-    assert answers["often"] == {"said": [[0.01] * 3, [429, 0.01]], "asked": ["POST"] * 4}
+    assert answers["often"] == {"said": [[0] * 3, [429, 0]], "asked": ["POST"] * 4}
+
+
+def test_a_place_or_the_first_try_is_waited_for_as_long(answers: dict[str, Any]) -> None:
+    """The pictures of the same key end, however long they take."""
+    for case in ("place", "first"):
+        assert answers[case] == {"said": [[0.01, 1], 3], "asked": ["POST"] * 3}, case
+    assert answers["taken"] == {"said": [[0.6], [429, 0.6]], "asked": ["POST"] * 2}
+    # What was lost meanwhile may have run for long: the wait for it begins anew.
+    assert answers["again"] == {"said": 3, "asked": ["POST"] * 4}
+
+
+def test_a_key_that_no_header_takes_is_named(answers: dict[str, Any]) -> None:
+    """It is no lost connection: nothing is sent, and not tried again."""
+    odd = ("2026", "201C", "200B", "1F600", "000A")
+    whys = (f"its character U+{code} cannot be sent" for code in odd)
+    assert answers["oddKeys"] == [
+        {"said": [f"key: {why}", {"key": why}, False], "asked": []} for why in whys
+    ]
+    message = "Idempotency-Key: its character U+2026 cannot be sent"
+    assert answers["oddIdempotency"] == {"said": [message, {}, False], "asked": []}
+    assert answers["plainKeys"] == [{"said": 3, "asked": ["POST"]}] * 4
+
+
+def test_a_pages_address_without_its_query_is_the_servers(answers: dict[str, Any]) -> None:
+    urls = ["http://h/", "http://h/", "http://h/a/", "http://h/a/", "http://h/"]
+    assert answers["urls"] == urls
 
 
 def test_a_cancel_ends_the_clients_own_stream(answers: dict[str, Any]) -> None:

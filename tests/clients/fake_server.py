@@ -40,8 +40,8 @@ class FakeServer:
 
 
 @contextmanager
-def fake_server(*answers: Answer) -> Iterator[FakeServer]:
-    """Serve the answers, one a request, then 500s."""
+def fake_server(*answers: Answer, concurrency: int | None = None) -> Iterator[FakeServer]:
+    """Serve the answers, one a request, then 500s. The key has so many places."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -51,6 +51,11 @@ def fake_server(*answers: Answer) -> Iterator[FakeServer]:
             server.asked.append(Asked(self.path, dict(self.headers), body))
             self.close_connection = True
             (server.answers.pop(0) if server.answers else failing(500, "no answer left"))(self)
+
+        def do_GET(self) -> None:
+            limits = {"rate": None, "concurrency": concurrency}
+            said = {"code": 0, "data": {"name": "a", "credits": None, "limits": limits}}
+            _answer(200, "application/json", json.dumps(said).encode(), {})(self)
 
         def log_message(self, *_: object) -> None:
             pass

@@ -287,6 +287,24 @@ def test_a_model_that_loads_is_waited_for(image: bytes, generate: Generate) -> N
     assert len(server.asked) == 1
 
 
+@pytest.mark.parametrize("status", [409, 429])
+def test_a_place_or_the_first_try_is_waited_for_as_long(
+    status: int, image: bytes, generate: Generate
+) -> None:
+    """The pictures of the same key end, however long they take."""
+    taken = [failing(status, "not yet", Retry_After="0.01")] * 2
+    with fake_server(*taken, picturing(3)) as server:
+        assert generate(server.url, image, "a cat", client={"retries": 1}).seed == 3
+    assert len(set(server.keys)) == 1
+    with fake_server(*taken) as server, pytest.raises(ImageToImageError, match="not yet"):
+        generate(server.url, image, "a cat", client={"patience": 0.5})
+    assert len(server.asked) == 2
+    # What was lost meanwhile may have run for long: the wait for it begins anew.
+    waiting = failing(status, "not yet", Retry_After="0.6")
+    with fake_server(waiting, dropping, waiting, picturing(3)) as server:
+        assert generate(server.url, image, "a cat", client={"patience": 1}).seed == 3
+
+
 @pytest.mark.parametrize(
     "refused",
     [

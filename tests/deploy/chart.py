@@ -17,6 +17,15 @@ Manifest = dict[str, Any]
 KEYS = {"auth": {"apiKeys": ["k"]}}
 """The least that has to be set."""
 
+OWN_LABELS = {
+    "app.kubernetes.io/name": "mine",
+    "app.kubernetes.io/instance": "mine",
+    "app.kubernetes.io/component": "mine",
+    "helm.sh/chart": "mine",
+    "team": "images",
+}
+"""What the chart itself gives, and one that it does not."""
+
 POSTGRES = {"database": {"url": "postgresql://u:p@db/img2img"}}
 REDIS = {"redis": {"url": "redis://redis:6379"}}
 
@@ -50,7 +59,16 @@ def manifests(values: Manifest, name: str = "demo") -> list[Manifest]:
     """Return what would be sent to Kubernetes."""
     files = texts(values, name)
     files.pop("NOTES.txt", None)
-    return [m for text in files.values() for m in yaml.safe_load_all(text) if m]
+    return [m for text in files.values() for m in yaml.load_all(text, _NoKeyTwice) if m]
+
+
+class _NoKeyTwice(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which PyYAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        assert len(set(names)) == len(names), f"a key is given twice: {sorted(names)}"
+        return super().construct_mapping(node, deep)
 
 
 def find(found: list[Manifest], kind: str, suffix: str = "") -> Manifest:

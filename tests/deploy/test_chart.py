@@ -14,6 +14,7 @@ from server.settings import Settings
 from tests.deploy.chart import (
     CHART,
     KEYS,
+    OWN_LABELS,
     POSTGRES,
     REDIS,
     Manifest,
@@ -292,13 +293,13 @@ def test_off_is_off_without_quotes_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_ingress_leads_to_the_public_service() -> None:
-    hosts = [{"host": "images.example.com"}, {"host": "b.example.com", "path": "/images"}]
+    hosts = [{"host": "images.example.com"}, {"host": "b.example.com", "path": "/x: #y"}]
     values = merged(KEYS, {"ingress": {"enabled": True, "className": "nginx", "hosts": hosts}})
     found = manifests(values)
     spec = find(found, "Ingress")["spec"]
     assert [rule["host"] for rule in spec["rules"]] == ["images.example.com", "b.example.com"]
     paths = [path for rule in spec["rules"] for path in rule["http"]["paths"]]
-    assert [path["path"] for path in paths] == ["/", "/images"]
+    assert [path["path"] for path in paths] == ["/", "/x: #y"]
     name = find(found, "Service")["metadata"]["name"]
     assert {path["backend"]["service"]["name"] for path in paths} == {name}
 
@@ -330,6 +331,20 @@ def test_where_pods_run_is_passed_on() -> None:
     spec = pod(merged(KEYS, placed, {"gpu": {"runtimeClassName": "nvidia"}}))
     assert {name: spec[name] for name in placed} == placed
     assert spec["runtimeClassName"] == "nvidia"
+
+
+def test_the_charts_own_labels_and_annotations_win() -> None:
+    """By the labels pods are found; a key given twice is no YAML."""
+    annotations = {"checksum/secret": "mine", "a": "b"}
+    values = merged(KEYS, {"podLabels": OWN_LABELS, "podAnnotations": annotations})
+    spec = find(manifests(values), "Deployment")["spec"]
+    labels = spec["template"]["metadata"]["labels"]
+    assert spec["selector"]["matchLabels"].items() <= labels.items()
+    assert labels["helm.sh/chart"] != "mine"
+    assert (labels["team"], labels["app.kubernetes.io/component"]) == ("images", "mine")
+    given = spec["template"]["metadata"]["annotations"]
+    assert given["a"] == "b"
+    assert len(given["checksum/secret"]) == 64
 
 
 def test_names_hold_two_releases_apart_and_are_not_too_long() -> None:

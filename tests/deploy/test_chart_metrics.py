@@ -8,6 +8,7 @@ import pytest
 
 from tests.deploy.chart import (
     KEYS,
+    OWN_LABELS,
     POSTGRES,
     REDIS,
     ROOT,
@@ -39,7 +40,8 @@ def test_without_metrics() -> None:
 
 
 def test_the_service_monitor_finds_the_metrics_service() -> None:
-    monitor_values = {"metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "p"}}}}
+    labels = {**OWN_LABELS, "release": "p"}
+    monitor_values = {"metrics": {"serviceMonitor": {"enabled": True, "labels": labels}}}
     found = manifests(merged(KEYS, monitor_values))
     monitor = find(found, "ServiceMonitor")
     selector = monitor["spec"]["selector"]["matchLabels"]
@@ -50,6 +52,7 @@ def test_the_service_monitor_finds_the_metrics_service() -> None:
     ]
     assert chosen == ["demo-img2img-server-metrics"]
     assert monitor["metadata"]["labels"]["release"] == "p"
+    assert monitor["metadata"]["labels"]["app.kubernetes.io/instance"] == "demo"
     (relabeling,) = monitor["spec"]["endpoints"][0]["relabelings"]
     assert relabeling["targetLabel"] == "job"
     job = relabeling["replacement"]

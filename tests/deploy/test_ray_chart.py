@@ -9,7 +9,17 @@ import pytest
 import yaml
 
 from server.serve import SEND_SECONDS, THREAD_SECONDS
-from tests.deploy.chart import KEYS, Manifest, environment, find, helm, manifests, merged, texts
+from tests.deploy.chart import (
+    KEYS,
+    OWN_LABELS,
+    Manifest,
+    environment,
+    find,
+    helm,
+    manifests,
+    merged,
+    texts,
+)
 
 RAY = merged(KEYS, {"ray": {"enabled": True}})
 SECRET = {"name": "redis", "key": "password"}
@@ -44,6 +54,16 @@ def test_it_takes_the_deployments_place() -> None:
     assert "Deployment" not in kinds
     assert "RayService" in kinds
     assert "RayService" not in {m["kind"] for m in manifests(KEYS)}
+
+
+def test_the_workers_are_found_whatever_labels_they_are_given() -> None:
+    found = manifests(merged(RAY, {"podLabels": OWN_LABELS, "podAnnotations": {"a": "b"}}))
+    (workers,) = find(found, "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    given = workers["template"]["metadata"]
+    assert find(found, "Service")["spec"]["selector"].items() <= given["labels"].items()
+    assert given["labels"]["team"] == "images"
+    assert given["annotations"]["a"] == "b"
+    assert len(given["annotations"]["checksum/secret"]) == 64
 
 
 def test_an_engine_and_a_server_in_every_worker() -> None:

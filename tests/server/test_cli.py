@@ -60,6 +60,15 @@ def test_a_bad_variable_exits_with_2_without_its_value(monkeypatch: pytest.Monke
     assert "secret-1" not in result.output
 
 
+def test_settings_that_exclude_each_other_exit_with_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 1 a service manager would start it again for ever."""
+    monkeypatch.setenv("IMG2IMG_RAY_ADDRESS", "auto")
+    result = runner.invoke(app, ["serve", "--devices", "all"])
+    assert result.exit_code == 2
+    both = "IMG2IMG_DEVICES and IMG2IMG_RAY_ADDRESS cannot both be given"
+    assert result.output == f"Value error, {both}\n"
+
+
 def test_generate_names_every_bad_option(tmp_path: Path) -> None:
     picture = tmp_path / "in.png"
     picture.write_bytes(file_of(four_corners()))

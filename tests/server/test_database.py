@@ -377,3 +377,41 @@ def test_the_driver_is_chosen_and_the_password_hidden() -> None:
     assert database.url.drivername == "postgresql+asyncpg"
     assert dict(database.url.query) == {"ssl": "require"}
     assert database.name == "postgresql+asyncpg://a:***@b:1/c?ssl=require"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:p@secret@host/db",
+        "postgresql://u:p@secret/part@host/db",
+        "postgresql://u:p?x@secret@host/db",
+        "postgresql://u/x:secret@host/db",
+        "postgresql://u:p@s:secret@host/db",
+        "postgres://u:p@secret@[::1]:5432/db",
+    ],
+)
+def test_an_unescaped_at_in_a_password_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(DatabaseUnusable, match="write %40") as caught:
+        Database(url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("postgresql://a@b:secret@host/db", "a%40b:***@host/db"),
+        ("postgresql://a:secret/x@host/db", "a:***@host/db"),
+        ("postgresql://a:%40secret@host/d%40b", "a:***@host/d%40b"),
+        ("postgresql://host/db?user=a&password=secret&secret=1", "host/db"),
+        ("postgresql:///db?host=/run/a@b&password=a@secret", "/db?host=%2Frun%2Fa%40b"),
+    ],
+)
+def test_no_part_of_a_password_is_in_the_name(url: str, name: str) -> None:
+    database = Database(url)
+    assert database.name == f"postgresql+asyncpg://{name}"
+    assert "secret" not in database.identity
+
+
+def test_a_file_may_have_an_at(tmp_path: Path) -> None:
+    file = tmp_path / "a:b@c" / "d@e.db"
+    assert Database(f"sqlite:///{file}").url.database == str(file)

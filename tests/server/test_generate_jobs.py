@@ -8,6 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -520,6 +523,21 @@ def test_several_are_asked_for_at_the_same_time(folder: Path) -> None:
         command = ["generate", "in/*.png", "a", "--url", server.url, "--parallel", "4"]
         assert runner.invoke(app, command).exit_code == 0
     assert len(set(server.keys)) == 2
+
+
+def test_no_more_are_asked_for_than_the_key_has_places(folder: Path) -> None:
+    """The others of a long list would be refused for as long as it goes on."""
+    both, met = threading.Barrier(2), []
+
+    def make(handler: BaseHTTPRequestHandler) -> None:
+        with suppress(threading.BrokenBarrierError):
+            met.append(both.wait(1))
+        picturing(1)(handler)
+
+    with fake_server(make, make, concurrency=1) as server:
+        command = ["generate", "in/*.png", "a", "--url", server.url, "--parallel", "4"]
+        assert runner.invoke(app, command).exit_code == 0
+    assert not met
 
 
 def test_a_preview_is_drawn_in_half_blocks() -> None:

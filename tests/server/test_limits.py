@@ -45,6 +45,24 @@ def test_what_is_no_rate(text: str) -> None:
         parse_rate(text)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:secret/x@host:6379",
+        "redis://:secret@host",
+        "redis://:secret#x@host:6379",
+        "redis://:secret[x@host:6379",
+        "redis://:x@secret@host",
+        "redis://host:6379/0?socket_timeout=secret",
+        "redus://:secret@host",
+    ],
+)
+def test_a_store_that_cannot_be_used_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(LimitsProblem, match="the limits' store cannot be used: ") as caught:
+        Rates(url)
+    assert "secret" not in str(caught.value)
+
+
 def test_a_window() -> None:
     async def main() -> None:
         rates, rate = Rates(), parse_rate("2/hour")

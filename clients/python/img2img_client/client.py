@@ -40,9 +40,10 @@ class _Base:
     """What both clients are made of.
 
     ``key`` is the API key, by default that of the environment's IMG2IMG_API_KEY. What was lost, or
-    refused with 429, 502 or 503, is sent again up to ``retries`` times, when a Retry-After says so,
-    unless that is more than ``max_wait`` seconds away. A server that loads its model or is full
-    says so by 503 with a Retry-After: it is asked again for ``patience`` seconds, however often.
+    refused with 429, 502 or 503, is sent again up to ``retries`` times. A refusal with a
+    Retry-After says that waiting helps: the server loads its model or is full (503), the key's
+    places are taken (429), the first try still runs (409). It is sent again then for ``patience``
+    seconds, however often, unless that is more than ``max_wait`` seconds away.
     A connection counts as lost after ``silence`` seconds without a byte.
     """
 
@@ -105,7 +106,7 @@ class _Tries:
             words = str(error) or type(error).__name__
             error = ImageToImageError(f"no answer of {self._client.url}: {words}")
         seconds = error.retry_after
-        busy = error.status == 503 and bool(seconds)
+        busy = bool(seconds)
         if seconds is not None and busy:
             # Under load the server's word is for the next moment: who has asked often waits longer.
             seconds = max(seconds, min(self._busy, 30.0))
@@ -126,6 +127,8 @@ class _Tries:
             now = time.monotonic()
             self._busy_since = self._busy_since or now
             return now - self._busy_since + seconds > client.patience
+        # What ran until now did not wait.
+        self._busy, self._busy_since = 0, None
         self._failed += 1
         return self._failed > client.retries
 

@@ -97,7 +97,7 @@ limits: {{- toYaml . | nindent 2 }}
   {{- with include "img2img.claim" . }}
   persistentVolumeClaim: {claimName: {{ . | quote }}}
   {{- else }}
-  emptyDir: {sizeLimit: {{ .Values.cache.size }}}
+  emptyDir: {sizeLimit: {{ .Values.cache.size | quote }}}
   {{- end }}
 - name: tmp
   emptyDir: {sizeLimit: 2Gi}
