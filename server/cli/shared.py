@@ -65,8 +65,8 @@ def read_settings(**overrides: Any) -> Settings:
     except SettingsError as error:
         raise stop(str(error), USAGE_ERROR) from None
     except ValidationError as error:
-        lines = [
-            ": ".join([*(environment_name(str(name)) for name in item["loc"][:1]), item["msg"]])
-            for item in error.errors(include_input=False)
-        ]
+        lines = []
+        for item in error.errors(include_input=False):
+            names = [environment_name(str(name)) for name in item["loc"][:1]]
+            lines.append(": ".join([*names, item["msg"].removeprefix("Value error, ")]))
         raise stop("\n".join(lines), USAGE_ERROR) from None
