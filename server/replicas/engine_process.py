@@ -71,6 +71,11 @@ class EngineProcess:
         if self.process.pid is not None:
             self.process.kill()
 
+    def give_up_scores(self, reason: str) -> None:
+        """Let who waits for a score hear that none comes."""
+        while self.scores:
+            _settle(self.scores.popitem()[1], reason)
+
     async def started(self, seconds: float) -> Facts:
         """Return what it runs, once it can serve. Raises StartError, in any case then."""
         # Not `wait_for`, which would cancel what is still to be told.
@@ -146,8 +151,7 @@ class EngineProcess:
         self._fail(f"{self.name} ended with status {self.process.exitcode}")
         for events in self.calls.values():
             events.put_nowait(None)
-        for waiting in self.scores.values():
-            _settle(waiting, f"{self.name} has ended")
+        self.give_up_scores(f"{self.name} has ended")
         self._outgoing.put(Stop())  # so that its writer ends too
 
 

@@ -89,7 +89,7 @@ class ProcessReplicas:
             process.send(Watch(ident))
 
     def score(self, picture: Pixels) -> float:
-        """Return the safety checker's score by one of them, by another where that one ends.
+        """Return the safety checker's score by one of them, by another where that one is lost.
 
         Raises TimeoutError.
         """
@@ -212,6 +212,8 @@ class ProcessReplicas:
         while not process.ended.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.ended.wait(), 1.0)
+            if process.name in self._balance.lost() and self._balance.usable:
+                process.give_up_scores(f"{process.name} is lost")
             if (silent := time.monotonic() - process.heard) > SILENT_SECONDS:
                 fields = {"engine": process.name, "silent": round(silent, 1)}
                 logger.error("engine killed: it says nothing", extra={"fields": fields})

@@ -257,6 +257,30 @@ def test_a_first_start_that_fails_in_any_way_is_told(
         replicas.close()
 
 
+@pytest.mark.process
+def test_a_score_that_a_frozen_one_owes_comes_from_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long before the frozen one is ended: who waits has a thread that all images need."""
+    monkeypatch.setattr(processes, "SILENT_SECONDS", starts.LONG)
+    jobs = [job(tmp_path / name, starts.scoring) for name in ("a", "b")]
+    replicas = ProcessReplicas(jobs, patience=0.5, start_timeout=60.0)
+    replicas.open()
+    asking = ThreadPoolExecutor(1)
+    try:
+        until(lambda: len(replicas.balance.owed()) == 2)
+        others = replicas.balance.idlest
+        monkeypatch.setattr(
+            replicas.balance, "idlest", lambda asked: others(asked) if asked else "engine-0"
+        )
+        (frozen,) = written(tmp_path / "a")
+        os.kill(frozen, signal.SIGSTOP)
+        assert asking.submit(replicas.score, picture().image).result(60) == 0.25
+    finally:
+        replicas.close()
+        asking.shutdown()
+
+
 def test_how_long_a_start_may_take(tmp_path: Path) -> None:
     replicas = ProcessReplicas([job(tmp_path / "a")], 3.0, start_timeout=900.0)
     replicas.loop.close()
