@@ -36,7 +36,8 @@ from pipelines.scheduler.work import Decode, Encode, Refusal, Step, TooLong, Wor
 class PolicyConfig:
     """``docs/benchmarks/simulator.md`` says what other ``slack_factor`` and ``min_gain`` would do.
 
-    ``max_queue`` requests wait or run at most, ``max_places`` of them hold latents on the device.
+    ``max_queue`` requests wait or run at most, with those that another engine had taken twice as
+    many; ``max_places`` of them hold latents on the device.
     ``limits`` bound and pad a step. Encodes and decodes are handed out in one
     part for every ``part_pixels`` latent pixels. A group mate joins a step if it adds at most
     ``1 - min_gain`` of what it would cost alone. A request is due ``slack_seconds + slack_factor *
@@ -102,7 +103,7 @@ class Scheduler:
             task.due = max(task.arrived, min(task.due, latest))
         if trial and not self._may_try(task, now):
             return TooLong(seconds, task.allowed or 0.0)
-        if len(self._tasks) >= self.config.max_queue:
+        if len(self._tasks) >= self.config.max_queue * (2 if task.taken else 1):
             return Refusal(f"{len(self._tasks)} requests are waiting", self.backlog_seconds())
         if task.deadline is not None and not trial:
             ahead = self.backlog_seconds(ahead_of=task)

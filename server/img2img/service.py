@@ -43,6 +43,9 @@ from server.observability.request_record import current_record
 from server.settings import Settings
 
 _TIME_TO_SAY_SO = 0.05
+SUBMITTED_AT_ONCE = 40
+"""An engine in another process that is frozen answers no submission until it is given up, for up to
+half a minute: so many threads wait for that, and none that anything else needs."""
 
 T = TypeVar("T")
 
@@ -142,6 +145,7 @@ class ImageToImage:
         self._max_breaks = settings.max_breaks
         self._auto_sizes = settings.auto_picture_sizes
         self._encoders = anyio.CapacityLimiter(settings.picture_places)
+        self._submitters = anyio.CapacityLimiter(SUBMITTED_AT_ONCE)
 
     async def prepare(
         self,
@@ -247,7 +251,7 @@ class ImageToImage:
                 raise
             return Batch(plan, running)
 
-        submission = asyncio.ensure_future(_in_text_thread(submit))
+        submission = await _begun(submit, self._submitters)
         try:
             return await asyncio.shield(submission)
         except asyncio.CancelledError:
@@ -346,20 +350,28 @@ class ImageToImage:
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Do work on images in one of the few threads for it."""
-        place = object()
-        await self._encoders.acquire_on_behalf_of(place)
-        # A task of its own: who waits may leave, but the place is taken until the thread has ended.
-        one = anyio.CapacityLimiter(1)
-        thread = asyncio.ensure_future(anyio.to_thread.run_sync(work, limiter=one))
-
-        def ended(_: object) -> None:
-            self._encoders.release_on_behalf_of(place)
-            if not thread.cancelled():
-                thread.exception()  # that nobody may be left to hear of
-
-        thread.add_done_callback(ended)
+        thread = await _begun(work, self._encoders)
         await asyncio.wait((thread,))
         return thread.result()
+
+
+async def _begun(work: Callable[[], T], places: anyio.CapacityLimiter) -> asyncio.Future[T]:
+    """Begin work in a thread once one of ``places`` is free, and return what it will return.
+
+    Who waits for a place may leave; the place is taken until the thread has ended.
+    """
+    place = object()
+    await places.acquire_on_behalf_of(place)
+    one = anyio.CapacityLimiter(1)
+    thread = asyncio.ensure_future(anyio.to_thread.run_sync(work, limiter=one))
+
+    def ended(_: object) -> None:
+        places.release_on_behalf_of(place)
+        if not thread.cancelled():
+            thread.exception()  # that nobody may be left to hear of
+
+    thread.add_done_callback(ended)
+    return thread
 
 
 async def _in_text_thread(work: Callable[[], T]) -> T:

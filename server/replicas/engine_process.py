@@ -31,6 +31,8 @@ class EngineProcess:
     """One process, as long as it lasts. Made on the loop that its messages are handled on."""
 
     def __init__(self, name: str, job: Job, loop: asyncio.AbstractEventLoop) -> None:
+        """Raises OSError or RuntimeError, and leaves nothing, where there is no memory, descriptor
+        or thread for it."""
         self.name = name
         self.report: Report | None = None
         self.heard = time.monotonic()
@@ -47,12 +49,18 @@ class EngineProcess:
         try:
             with _signals_blocked():
                 self.process.start()
-        except OSError as error:  # no memory, no descriptors
-            self._end(f"no process could be started: {error}")
-            return
-        other.close()  # so that its end is seen here
-        for run in (self._read, self._write):
-            threading.Thread(target=run, name=f"{name}-pipe", daemon=True).start()
+            for run in (self._write, self._read):  # the reader last: it has to see the end
+                name_of_it = f"{name}-{run.__name__.strip('_')}"
+                threading.Thread(target=run, name=name_of_it, daemon=True).start()
+        except BaseException:
+            self.kill()
+            if self.process.pid is not None:
+                self.process.join()
+            self._pipe.close()
+            self._end()
+            raise
+        finally:
+            other.close()  # so that its end is seen here
 
     def send(self, message: object) -> None:
         """Have a message written; a process that is gone gets none."""
@@ -62,6 +70,11 @@ class EngineProcess:
         """End it at once."""
         if self.process.pid is not None:
             self.process.kill()
+
+    def give_up_scores(self, reason: str) -> None:
+        """Let who waits for a score hear that none comes."""
+        while self.scores:
+            _settle(self.scores.popitem()[1], reason)
 
     async def started(self, seconds: float) -> Facts:
         """Return what it runs, once it can serve. Raises StartError, in any case then."""
@@ -132,14 +145,13 @@ class EngineProcess:
             self.facts.set_exception(StartError(reason))
             self.facts.exception()  # nobody has to ask for it
 
-    def _end(self, reason: str = "") -> None:
+    def _end(self) -> None:
         self.ended.set()
         self.report = None
-        self._fail(reason or f"{self.name} ended with status {self.process.exitcode}")
+        self._fail(f"{self.name} ended with status {self.process.exitcode}")
         for events in self.calls.values():
             events.put_nowait(None)
-        for waiting in self.scores.values():
-            _settle(waiting, f"{self.name} has ended")
+        self.give_up_scores(f"{self.name} has ended")
         self._outgoing.put(Stop())  # so that its writer ends too
 
 

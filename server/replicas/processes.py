@@ -89,7 +89,7 @@ class ProcessReplicas:
             process.send(Watch(ident))
 
     def score(self, picture: Pixels) -> float:
-        """Return the safety checker's score by one of them, by another where that one ends.
+        """Return the safety checker's score by one of them, by another where that one is lost.
 
         Raises TimeoutError.
         """
@@ -144,20 +144,28 @@ class ProcessReplicas:
         self._balance.hear({n: p.report for n, p in processes if p.report is not None})
 
     async def _keep(self, name: str, job: Job) -> None:
-        """Start a process, and a new one whenever it has ended."""
+        """Start a process, and a new one whenever it has ended or could not be started."""
         failures = 0
         for count in itertools.count():
-            served = await self._run_one(name, job, again=count > 0)
+            served = 0.0
+            try:
+                served = await self._run_one(name, job, again=count > 0)
+            except Exception as error:  # whatever it is, nobody else starts that card's engine
+                self._has_failed(name, error)
             self._hear()
             failures = 0 if served > _LASTING_SECONDS else failures + 1
             wait = _RESTART_SECONDS[min(failures, len(_RESTART_SECONDS) - 1)]
-            status = self._processes[name].process.exitcode
+            made = self._processes.get(name)
+            status = None if made is None else made.process.exitcode
             ended = {"engine": name, "status": status, "again_in": wait}
             logger.error("engine ended", extra={"fields": ended})
             await asyncio.sleep(wait)
 
     async def _run_one(self, name: str, job: Job, *, again: bool) -> float:
-        """Run a process until it is gone. Returns for how many seconds it could serve."""
+        """Run a process until it is gone. Returns for how many seconds it could serve.
+
+        Raises StartError, and what `EngineProcess` does.
+        """
         began = time.monotonic()
         process = self._begin(name, job)
         try:
@@ -170,20 +178,24 @@ class ProcessReplicas:
                 self._first.set_result(facts)
             await self._until_silent(process)
             return time.monotonic() - ready_at
-        except StartError as error:
-            fields = {"engine": name, "reason": str(error)}
-            logger.error("engine not started", extra={"fields": fields})
-            self._failed.add(name)
-            if not self._first.done() and len(self._failed) == len(self._jobs):
-                self._first.set_exception(error)
-            return 0.0
         finally:
             await process.end()  # the next one needs its card
+
+    def _has_failed(self, name: str, error: Exception) -> None:
+        """Log why an engine was not started, and tell who waits for the first of them where each
+        has failed."""
+        unforeseen = None if isinstance(error, StartError | OSError) else error
+        fields = {"engine": name, "reason": str(error)}
+        logger.error("engine not started", exc_info=unforeseen, extra={"fields": fields})
+        self._failed.add(name)
+        if not self._first.done() and len(self._failed) == len(self._jobs):
+            self._first.set_exception(StartError(str(error)))
 
     def _begin(self, name: str, job: Job) -> EngineProcess:
         with self._lock:
             if self._leaving:
                 raise asyncio.CancelledError
+            self._processes.pop(name, None)  # it has ended, and there may be none in its place
             process = self._processes[name] = EngineProcess(name, job, self.loop)
         process.on_report = self._hear
         return process
@@ -200,6 +212,8 @@ class ProcessReplicas:
         while not process.ended.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.ended.wait(), 1.0)
+            if process.name in self._balance.lost() and self._balance.usable:
+                process.give_up_scores(f"{process.name} is lost")
             if (silent := time.monotonic() - process.heard) > SILENT_SECONDS:
                 fields = {"engine": process.name, "silent": round(silent, 1)}
                 logger.error("engine killed: it says nothing", extra={"fields": fields})

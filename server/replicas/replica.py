@@ -8,6 +8,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -50,6 +51,8 @@ class EngineReplica:
         self._watched: dict[str, asyncio.Event] = {}
         self._warm: OrderedDict[Size, None] = OrderedDict.fromkeys(sizes)
         self._submitting = asyncio.Lock()
+        # Not one of the loop's threads, which may all wait for the safety check.
+        self._submitter = ThreadPoolExecutor(1, thread_name_prefix="submit")
         self._reports = 0
 
     def facts(self) -> Facts:
@@ -138,7 +141,7 @@ class EngineReplica:
         )
         async with self._submitting:  # so that the difference is this one's
             before = self._engine.snapshot().backlog_seconds
-            submitted = asyncio.ensure_future(asyncio.to_thread(submit))
+            submitted = asyncio.get_running_loop().run_in_executor(self._submitter, submit)
             try:
                 handle = await asyncio.shield(submitted)
             except asyncio.CancelledError:

@@ -433,6 +433,16 @@ def test_what_another_engine_had_taken_is_not_refused_for_the_sake_of_others() -
         assert (refusal is None) is taken
 
 
+def test_what_another_engine_had_taken_has_as_much_room_again() -> None:
+    scheduler = Scheduler(LINEAR, PolicyConfig(max_queue=2))
+    for ident in range(2):
+        put(scheduler, ident)
+    more = [RequestState(ident, MEDIUM, 2, 3, 0.0, taken=True) for ident in range(2, 5)]
+    taken = [scheduler.offer(task, 0.0) is None for task in more]
+    assert taken == [True, True, False], "memory is for twice the queue"
+    assert isinstance(scheduler.offer(RequestState(5, MEDIUM, 2, 3, 0.0), 0.0), Refusal)
+
+
 # Too long for its limit
 
 

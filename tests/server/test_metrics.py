@@ -126,6 +126,20 @@ def test_silent_connections_do_not_pile_up_on_that_port(listener: str) -> None:
     pytest.fail("no place was given back")
 
 
+def test_scrapes_for_which_there_was_no_thread_take_no_place(
+    listener: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as lacking:
+        lacking.setattr(threading.Thread, "start", start)
+        for _ in range(MOST_CONNECTIONS):
+            with pytest.raises(requests.ConnectionError):
+                requests.get(f"{listener}/metrics", timeout=10)
+    assert requests.get(f"{listener}/metrics", timeout=10).status_code == 200
+
+
 # What is counted
 
 

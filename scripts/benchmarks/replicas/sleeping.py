@@ -92,6 +92,7 @@ class SleepingEngine:
             deadline=None if timeout is None else (arrived or now) + timeout,
             allowed=timeout,
             handle=handle,
+            taken=taken,
         )
         with self._changed:
             refusal = self._scheduler.offer(state, now)

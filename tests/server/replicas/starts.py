@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 
 from pipelines.handle import GenerationHandle
-from pipelines.request import GenerationRequest
+from pipelines.request import GenerationRequest, Pixels
 from scripts.benchmarks.replicas.sleeping import SleepingEngine
 from scripts.benchmarks.simulation.tables import load_table
 from server.engine_service import LoadedModel, StartError
+from server.img2img.moderation import SafetyPolicy
 from server.settings import Settings
 
 LONG = 3600.0
@@ -63,3 +64,18 @@ def breaking(settings: Settings) -> LoadedModel:
     """Start well, and break."""
     _write_who(settings)
     return LoadedModel(_Breaking(load_table("h200")), "breaking", "sleeping", "none")
+
+
+class _Scorer:
+    obstacle = None
+    alive = True
+
+    def score(self, picture: Pixels) -> float:
+        return 0.25
+
+
+def scoring(settings: Settings) -> LoadedModel:
+    """Start well, with a safety checker."""
+    _write_who(settings)
+    engine, safety = SleepingEngine(load_table("h200")), SafetyPolicy("blur", 0.5, _Scorer())
+    return LoadedModel(engine, "scoring", "sleeping", "none", safety=safety)

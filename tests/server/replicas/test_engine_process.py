@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import gc
 import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import pytest
@@ -161,20 +165,120 @@ def test_a_call_of_one_that_has_just_ended_is_told(tmp_path: Path) -> None:
     with_process(job(tmp_path / "a"), ask)
 
 
-def test_one_that_cannot_be_made_has_not_started(
+class Lacking:
+    """What the system has no more of, by name, as long as it is in `now`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now: set[str] = set()
+        self._patch = monkeypatch
+        context = multiprocessing.get_context("spawn")
+        files = OSError(errno.EMFILE, "too many open files")
+        self._refuse(context, "Pipe", lambda *_: "pipe", files)
+        self._refuse(context.Process, "start", lambda *_: "process", files)
+        threads = RuntimeError("can't start new thread")
+        self._refuse(threading.Thread, "start", lambda one: one.name.rpartition("-")[2], threads)
+
+    def _refuse(
+        self, owner: object, method: str, what: Callable[..., str], error: Exception
+    ) -> None:
+        usual = getattr(owner, method)
+
+        def refusing(*args: object) -> object:
+            if what(*args) in self.now:
+                raise type(error)(*error.args)
+            return usual(*args)
+
+        self._patch.setattr(owner, method, refusing)
+
+
+@pytest.fixture
+def lacking(monkeypatch: pytest.MonkeyPatch) -> Lacking:
+    return Lacking(monkeypatch)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("what", ["pipe", "process", "write", "read"])
+def test_one_that_cannot_be_made_leaves_nothing(
+    tmp_path: Path, lacking: Lacking, what: str
+) -> None:
+    resource_tracker.ensure_running()
+
+    async def make() -> None:
+        with pytest.raises((OSError, RuntimeError), match=r"open files|new thread"):
+            EngineProcess("engine", job(tmp_path / "a"), asyncio.get_running_loop())
+
+    threads, files = set(threading.enumerate()), set(Path("/proc/self/fd").iterdir())
+    lacking.now = {what}
+    asyncio.run(make())
+    gc.collect()
+    until(lambda: set(threading.enumerate()) <= threads)
+    assert set(Path("/proc/self/fd").iterdir()) <= files
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("what", ["pipe", "process", "read"])
+def test_what_the_system_lacks_for_a_while_costs_no_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: Lacking, what: str
+) -> None:
+    monkeypatch.setattr(processes, "_RESTART_SECONDS", (0.05,))
+    failed: list[str] = []
+    monkeypatch.setattr(processes.logger, "error", lambda text, **_: failed.append(text))
+    replicas = ProcessReplicas([job(tmp_path / "a")], 3.0, start_timeout=60.0)
+    replicas.open()
+    try:
+        first = replicas._processes["engine-0"]
+        lacking.now = {what}
+        first.kill()
+        until(lambda: failed.count("engine not started") > 1)
+        assert not replicas.balance.usable
+        lacking.now = set()
+        until(lambda: replicas.balance.usable)
+    finally:
+        replicas.close()
+
+
+@pytest.mark.parametrize("error", [OSError("too many open files"), LookupError("by nobody")])
+def test_a_first_start_that_fails_in_any_way_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(processes, "EngineProcess", fail)
+    replicas = ProcessReplicas([job(tmp_path / "a")] * 2, 3.0, start_timeout=60.0)
+    opening = ThreadPoolExecutor(1).submit(replicas.open)
+    try:
+        with pytest.raises(StartError, match=str(error)):
+            opening.result(10)
+    finally:
+        if not opening.done():
+            replicas._first.set_exception(StartError("nothing came"))
+        replicas.close()
+
+
+@pytest.mark.process
+def test_a_score_that_a_frozen_one_owes_comes_from_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def start(process: object) -> None:
-        raise OSError("too many open files")
-
-    monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", start)
-
-    async def hear(process: EngineProcess) -> None:
-        with pytest.raises(StartError, match="too many open files"):
-            await process.started(60)
-        await process.end()
-
-    with_process(job(tmp_path / "a"), hear)
+    """Long before the frozen one is ended: who waits has a thread that all images need."""
+    monkeypatch.setattr(processes, "SILENT_SECONDS", starts.LONG)
+    jobs = [job(tmp_path / name, starts.scoring) for name in ("a", "b")]
+    replicas = ProcessReplicas(jobs, patience=0.5, start_timeout=60.0)
+    replicas.open()
+    asking = ThreadPoolExecutor(1)
+    try:
+        until(lambda: len(replicas.balance.owed()) == 2)
+        others = replicas.balance.idlest
+        monkeypatch.setattr(
+            replicas.balance, "idlest", lambda asked: others(asked) if asked else "engine-0"
+        )
+        (frozen,) = written(tmp_path / "a")
+        os.kill(frozen, signal.SIGSTOP)
+        assert asking.submit(replicas.score, picture().image).result(60) == 0.25
+    finally:
+        replicas.close()
+        asking.shutdown()
 
 
 def test_how_long_a_start_may_take(tmp_path: Path) -> None:

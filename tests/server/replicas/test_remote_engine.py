@@ -155,6 +155,15 @@ def test_where_all_are_full_it_says_so_with_the_time_to_wait() -> None:
         assert replicas.replicas["a"].seeds == [1, 2], "it is asked once"
 
 
+def test_a_full_replica_takes_what_a_lost_one_had() -> None:
+    first, second = FakeReplica(20.0, max_queue=1), FakeReplica(20.0, max_queue=1)
+    with remote_engine(first, second) as (engine, _):
+        handles = [engine.submit(picture(seed)) for seed in (1, 2)]
+        assert len(first.seeds) == len(second.seeds) == 1
+        engine.loop.call_soon_threadsafe(first.killed.set)
+        assert [handle.wait(20).seed for handle in handles] == [1, 2]
+
+
 def test_a_refusal_for_good_comes_as_it_is() -> None:
     with remote_engine(FakeReplica(SLOW), FakeReplica(SLOW)) as (engine, _):
         # One is let through on each.
