@@ -71,6 +71,19 @@ def test_a_picture_by_plain_http_under_a_prefix_with_a_key(
     assert visitor.asked_hosts == {LAN_HOST}
 
 
+@pytest.mark.parametrize("path", ["", "/", "/?from=mail"])
+def test_the_skip_link_leads_to_the_prompt_and_loads_nothing(
+    visit: Visit, server: ServerProcess, path: str
+) -> None:
+    page = visit(server.url + path).page
+    page.evaluate("window.loaded = 'once'")
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#prompt")).to_be_focused()
+    assert page.evaluate("window.loaded") == "once"
+
+
 def test_the_price_is_the_servers(visit: Visit, server: ServerProcess) -> None:
     visitor = visit(server.url)
     for width, height, steps in ((320, 320, 10), (512, 512, 30), (1536, 1536, 50), (768, 512, 41)):

@@ -17,6 +17,7 @@ expect.set_options(timeout=30_000)
 
 GENERATE = "/api/generate/basic/imageToImage"
 QUICK = {"steps": "10", "image_strength": "0.5"}
+CLIPBOARD = ["clipboard-read", "clipboard-write"]
 STREAM = {"Content-Type": "text/event-stream"}
 CUT = (
     'event: progress\ndata: {"step":1,"steps":5,"evaluation":1,"evaluations":5,'
@@ -121,6 +122,12 @@ class Visitor:
                 status=status, headers={"Retry-After": retry_after}, json=failure
             ),
             times,
+    def copied_code(self, language: str) -> str:
+        """Copy the result that is shown as code; the visitor may use the clipboard (CLIPBOARD)."""
+        self.page.locator("#code summary").click()
+        self.page.locator("#code").get_by_role("button", name=language).click()
+        return str(self.page.evaluate("navigator.clipboard.readText()"))
+
         )
 
     def fulfil_once(self, answer: Callable[[Any], None], times: int = 1) -> list[str]:
