@@ -84,6 +84,41 @@ def test_a_reload_withdraws_it(visitor: Visitor, real_server: ServerProcess) -> 
 
 
 @pytest.mark.slow("browser")
+def test_in_a_run_anew_the_end_of_the_one_before_is_told(visitor: Visitor) -> None:
+    page = visitor.page
+    visitor.sample()
+    visitor.fill(steps="50", image_strength="0.1")
+    visitor.generate()
+    page.locator("#run-text", has_text="Step").wait_for()
+    visitor.fill(**QUICK)
+    page.keyboard.press("Control+Enter")
+    told = "The run before: Cancelled; nothing was charged."
+    expect(page.locator("#form-error")).to_have_text(told)
+    visitor.result()
+    expect(page.locator("#strip li")).to_have_count(1)
+    expect(page.locator("#form-error")).to_have_text(told)
+
+
+@pytest.mark.slow("browser")
+def test_a_complaint_about_a_run_outlives_the_end_of_the_one_before(visitor: Visitor) -> None:
+    page = visitor.page
+    visitor.sample()
+    visitor.fill(steps="50", image_strength="0.1")
+    visitor.generate()
+    page.locator("#run-text", has_text="Step").wait_for()
+    held: list[Any] = []
+    page.route(RUNS, lambda route: held.append(route))
+    visitor.refuse_once(500, "0", "something is wrong here")
+    page.keyboard.press("Control+Enter")
+    page.locator("#form-error", has_text="Something is wrong here.").wait_for()
+    page.unroute(RUNS)
+    with page.expect_response(RUNS):
+        held[0].continue_()
+    expect(page.locator("#status")).to_have_text("The run before: Cancelled; nothing was charged.")
+    expect(page.locator("#form-error")).to_contain_text("Something is wrong here.")
+
+
+@pytest.mark.slow("browser")
 def test_what_ended_before_its_cancel_and_is_gone_is_offered_again(visitor: Visitor) -> None:
     page = visitor.page
     visitor.sample()

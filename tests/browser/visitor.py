@@ -80,6 +80,17 @@ class Visitor:
         page.locator(f'#samples img[src$="{name}.png"]').click()
         page.locator("#input-picture").wait_for()
 
+    def paint(self, x: float, y: float) -> None:
+        """Paint a dot of the mask on the input, with the mask's tools out."""
+        tools = self.page.locator("#mask-tools")
+        self.page.locator("#show-input").click()
+        if not tools.is_visible():
+            self.page.locator("#mask-open").click()
+            tools.wait_for()
+        box = self.page.locator("#mask").bounding_box()
+        self.page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
+        expect(self.page.locator("#mask-open")).to_have_text("Mask ●")
+
     def fill(self, **values: str) -> None:
         """Set fields, wherever they are folded away."""
         for name, value in values.items():
@@ -111,6 +122,12 @@ class Visitor:
             self.page.locator("#download").click()
         return Path(coming.value.path()).read_bytes()
 
+    def copied_code(self, language: str) -> str:
+        """Copy the result that is shown as code; the visitor may use the clipboard (CLIPBOARD)."""
+        self.page.locator("#code summary").click()
+        self.page.locator("#code").get_by_role("button", name=language).click()
+        return str(self.page.evaluate("navigator.clipboard.readText()"))
+
     def seed_shown(self) -> str:
         return self.page.locator("#use-seed").inner_text().removeprefix("Seed ")
 
@@ -122,12 +139,6 @@ class Visitor:
                 status=status, headers={"Retry-After": retry_after}, json=failure
             ),
             times,
-    def copied_code(self, language: str) -> str:
-        """Copy the result that is shown as code; the visitor may use the clipboard (CLIPBOARD)."""
-        self.page.locator("#code summary").click()
-        self.page.locator("#code").get_by_role("button", name=language).click()
-        return str(self.page.evaluate("navigator.clipboard.readText()"))
-
         )
 
     def fulfil_once(self, answer: Callable[[Any], None], times: int = 1) -> list[str]:

@@ -25,6 +25,7 @@ export class Input extends EventTarget {
     this.choice = null; // the last one: whatever was chosen before it comes too late
     this.masks.addEventListener("change", () => this.#changed());
     form.addEventListener("change", ({ detail }) => this.#follow(detail));
+    this.masks.addEventListener("problem", ({ detail }) => this.complain(detail));
     $("remove-picture").addEventListener("click", () => this.replace(null));
     $("undo-picture").addEventListener("click", () => this.undo());
   }
