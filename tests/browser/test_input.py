@@ -138,6 +138,54 @@ def test_run_again_has_the_mask_of_its_run(visitor: Visitor) -> None:
     assert [b'name="mask"' in body for body in bodies] == [False, False]
 
 
+def test_a_start_from_noise_loses_no_strength(visitor: Visitor) -> None:
+    page = visitor.page
+    strength = page.locator("#image_strength")
+    file = {"name": "photo.png", "mimeType": "image/png", "buffer": file_of(gradient(60, 40))}
+    page.locator("#file").set_input_files(file)
+    expect(page.locator("#stage-note")).to_contain_text("photo.png")
+    visitor.fill(image_strength="0.6")
+
+    def noise() -> None:
+        page.locator("#remove-picture").click()
+        page.locator("#noise").click()
+        expect(strength).to_have_value("0")
+
+    noise()
+    page.get_by_role("button", name="Back to photo.png").click()
+    expect(strength).to_have_value("0.6")
+    # Over a reload, and where settings go back and forth meanwhile.
+    noise()
+    page.wait_for_timeout(500)
+    page.reload()
+    visitor.ready()
+    expect(strength).to_have_value("0")
+    page.locator("#reset").click()
+    page.locator("#undo-settings").click()
+    expect(strength).to_have_value("0")
+    page.locator("#remove-picture").click()
+    expect(strength).to_have_value("0.6")
+
+
+def test_a_removed_picture_comes_back_with_its_own_size(visitor: Visitor) -> None:
+    page = visitor.page
+    visitor.sample()
+    own = page.locator('input[name="size"][value="picture"]')
+    own.check()
+    page.locator("#remove-picture").click()
+    expect(page.locator('input[name="size"][value="native"]')).to_be_checked()
+    page.wait_for_timeout(500)
+    page.locator("#undo-picture").click()
+    expect(own).to_be_checked()
+    expect(page.locator("#cost")).to_contain_text("384 × 384")
+    page.locator("#remove-picture").click()
+    page.wait_for_timeout(500)
+    page.reload()
+    visitor.ready()
+    visitor.sample()
+    expect(own).to_be_checked()
+
+
 def test_what_was_wrong_is_not_told_any_more_once_it_is_right(visitor: Visitor) -> None:
     page = visitor.page
     visitor.fill(prompt="a red house")

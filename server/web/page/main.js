@@ -125,7 +125,7 @@ class Page {
 
   /** Take settings over into the form; what was there can be brought back, and this again. */
   setValues(values, undo = "Undo settings") {
-    this.before = this.form.values();
+    this.before = this.input.values();
     $("undo-settings").hidden = false;
     $("undo-settings").textContent = undo;
     this.form.setAll(values);
@@ -141,7 +141,7 @@ class Page {
     $("generate").addEventListener("click", (event) => meant(event) || event.preventDefault());
     $("cancel").addEventListener("click", (event) => meant(event) && this.runner.cancel());
     $("reset").addEventListener("click", () => {
-      this.setValues(this.form.values());
+      this.setValues(this.input.values());
       this.form.reset();
       this.sizes.choose("native");
     });
