@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.browser.visitor import GENERATE, QUICK, Visitor, expect, wait_until
+from tests.browser.visitor import GENERATE, QUICK, RUNNING, Visitor, expect, wait_until
 from tests.server.pictures import file_of, gradient
 from tests.server.server_process import ServerProcess
 
 Visit = Callable[..., Visitor]
-RUNNING = "JSON.parse(sessionStorage.getItem('img2img.running') ?? '[]')"
 WHITE = Image.new("L", (8, 8), 255)
 
 

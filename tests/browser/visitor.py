@@ -18,6 +18,8 @@ expect.set_options(timeout=30_000)
 GENERATE = "/api/generate/basic/imageToImage"
 QUICK = {"steps": "10", "image_strength": "0.5"}
 CLIPBOARD = ["clipboard-read", "clipboard-write"]
+RUNNING = "JSON.parse(sessionStorage.getItem('img2img.running') ?? '[]')"
+"""The runs that the page would look for after a reload."""
 STREAM = {"Content-Type": "text/event-stream"}
 CUT = (
     'event: progress\ndata: {"step":1,"steps":5,"evaluation":1,"evaluations":5,'

@@ -182,7 +182,10 @@ async function ask(path) {
 
 async function start() {
   theme();
-  const pictures = new Pictures((text) => note($("storage-note"), text));
+  const pictures = new Pictures((text) => {
+    note($("storage-problem"), text);
+    announce(text);
+  });
   const [fields, about, tabId] = await Promise.all([readFields(), ask("api/about"), ownTab(), pictures.open()]);
   await new Page(fields, about, pictures, tabId).begin();
 }
