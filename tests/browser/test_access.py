@@ -71,6 +71,49 @@ def test_a_picture_by_plain_http_under_a_prefix_with_a_key(
     assert visitor.asked_hosts == {LAN_HOST}
 
 
+@pytest.mark.parametrize("path", ["", "/", "/?from=mail"])
+def test_the_skip_link_leads_to_the_prompt_and_loads_nothing(
+    visit: Visit, server: ServerProcess, path: str
+) -> None:
+    page = visit(server.url + path).page
+    page.evaluate("window.loaded = 'once'")
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#prompt")).to_be_focused()
+    assert page.evaluate("window.loaded") == "once"
+
+
+HOLD_ACCOUNT = """
+    const { fetch } = window;
+    window.fetch = async (url, options) => {
+        const answer = await fetch(url, options);
+        if (String(url).endsWith("/api/account") && !window.release) {
+            await new Promise((resolve) => { window.release = resolve; });
+        }
+        return answer;
+    };
+"""
+
+
+def test_what_was_said_without_a_key_does_not_count_with_one(
+    visit: Visit, server: ServerProcess
+) -> None:
+    visitor = visit(server.url, script=HOLD_ACCOUNT)
+    page = visitor.page
+    button = page.locator("#key-button")
+    visitor.enter_key(KEY)
+    expect(button).not_to_have_text("API key")
+    accepted = button.inner_text()
+    page.evaluate(
+        """async () => {
+            release();
+            await new Promise((resolve) => setTimeout(resolve, 100));
+        }"""
+    )
+    expect(button).to_have_text(accepted)
+
+
 def test_the_price_is_the_servers(visit: Visit, server: ServerProcess) -> None:
     visitor = visit(server.url)
     for width, height, steps in ((320, 320, 10), (512, 512, 30), (1536, 1536, 50), (768, 512, 41)):

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.browser.visitor import CUT, GENERATE, QUICK, STREAM, Visitor, expect, wait_until
+from tests.browser.visitor import CUT, GENERATE, QUICK, RUNNING, STREAM, Visitor, expect, wait_until
 from tests.server.server_process import ServerProcess
 
 Visit = Callable[..., Visitor]
 RUNS = "**/api/runs/*"
-KEPT = "JSON.parse(sessionStorage.getItem('img2img.running') ?? '[]')"
 NOT_HEARD = "the server does not answer. Unless the run finishes first, it is withdrawn."
 
 
@@ -36,7 +35,7 @@ def cancel_unheard(visitor: Visitor, steps: str = "50") -> str:
     page.route(RUNS, away)
     page.keyboard.press("Escape")
     page.locator("#form-error", has_text=NOT_HEARD).wait_for()
-    return str(page.evaluate(f"{KEPT}[0].id"))
+    return str(page.evaluate(f"{RUNNING}[0].id"))
 
 
 def online(visitor: Visitor) -> None:
@@ -49,7 +48,7 @@ def test_it_is_withdrawn_when_the_network_is_back(visitor: Visitor) -> None:
     cancel_unheard(visitor)
     online(visitor)
     visitor.page.locator("#form-error", has_text="Cancelled; nothing was charged.").wait_for()
-    assert visitor.page.evaluate(KEPT) == []
+    assert visitor.page.evaluate(RUNNING) == []
     expect(visitor.page.locator("#strip li")).to_have_count(0)
 
 
@@ -68,7 +67,7 @@ def test_what_was_finished_is_among_the_results(
         online(visitor)
     visitor.page.locator("#form-error", has_text="finished already").wait_for()
     expect(visitor.page.locator("#strip li")).to_have_count(1)
-    wait_until(visitor.page, f"{KEPT}.length === 0")
+    wait_until(visitor.page, f"{RUNNING}.length === 0")
 
 
 @pytest.mark.slow("browser")
@@ -80,7 +79,42 @@ def test_a_reload_withdraws_it(visitor: Visitor, real_server: ServerProcess) -> 
     visitor.page.reload()
     visitor.page.locator("#form-error", has_text="Cancelled; nothing was charged.").wait_for()
     assert sent == ["GET", "DELETE"]
-    assert visitor.page.evaluate(KEPT) == []
+    assert visitor.page.evaluate(RUNNING) == []
+
+
+@pytest.mark.slow("browser")
+def test_in_a_run_anew_the_end_of_the_one_before_is_told(visitor: Visitor) -> None:
+    page = visitor.page
+    visitor.sample()
+    visitor.fill(steps="50", image_strength="0.1")
+    visitor.generate()
+    page.locator("#run-text", has_text="Step").wait_for()
+    visitor.fill(**QUICK)
+    page.keyboard.press("Control+Enter")
+    told = "The run before: Cancelled; nothing was charged."
+    expect(page.locator("#form-error")).to_have_text(told)
+    visitor.result()
+    expect(page.locator("#strip li")).to_have_count(1)
+    expect(page.locator("#form-error")).to_have_text(told)
+
+
+@pytest.mark.slow("browser")
+def test_a_complaint_about_a_run_outlives_the_end_of_the_one_before(visitor: Visitor) -> None:
+    page = visitor.page
+    visitor.sample()
+    visitor.fill(steps="50", image_strength="0.1")
+    visitor.generate()
+    page.locator("#run-text", has_text="Step").wait_for()
+    held: list[Any] = []
+    page.route(RUNS, lambda route: held.append(route))
+    visitor.refuse_once(500, "0", "something is wrong here")
+    page.keyboard.press("Control+Enter")
+    page.locator("#form-error", has_text="Something is wrong here.").wait_for()
+    page.unroute(RUNS)
+    with page.expect_response(RUNS):
+        held[0].continue_()
+    expect(page.locator("#status")).to_have_text("The run before: Cancelled; nothing was charged.")
+    expect(page.locator("#form-error")).to_contain_text("Something is wrong here.")
 
 
 @pytest.mark.slow("browser")
@@ -132,13 +166,13 @@ def test_a_cell_that_was_cancelled_unheard_is_asked_for_under_its_key(visitor: V
     page.locator("#grid-stop").press("Enter")
     page.locator("#grid-go").wait_for()
     page.wait_for_timeout(500)
-    assert page.evaluate(f"{KEPT}[0].id") == sent[0][1]
+    assert page.evaluate(f"{RUNNING}[0].id") == sent[0][1]
     page.unroute(RUNS)
     page.locator("#grid-go").press("Enter")
     page.locator("#grid-said", has_text="1 of 1 made").wait_for(timeout=60_000)
     assert len(set(sent)) == 1
     expect(page.locator("#strip li")).to_have_count(1)
-    wait_until(page, f"{KEPT}.length === 0")
+    wait_until(page, f"{RUNNING}.length === 0")
 
 
 @pytest.mark.slow("browser")
@@ -148,7 +182,7 @@ def test_a_run_is_not_let_go_while_the_server_cannot_tell(visitor: Visitor) -> N
     visitor.fill(steps="50", image_strength="0.1")
     visitor.generate()
     page.locator("#run-text", has_text="Step").wait_for()
-    run = page.evaluate(f"{KEPT}[0].id")
+    run = page.evaluate(f"{RUNNING}[0].id")
 
     def busy(route: Any) -> None:
         error = {"code": -1, "message": "the server is busy", "data": None}
@@ -157,13 +191,13 @@ def test_a_run_is_not_let_go_while_the_server_cannot_tell(visitor: Visitor) -> N
     page.route(RUNS, busy)
     page.reload()
     page.locator("#form-error", has_text="The server is busy").wait_for()
-    assert page.evaluate(f"{KEPT}[0].id") == run
+    assert page.evaluate(f"{RUNNING}[0].id") == run
     page.unroute(RUNS)
     page.reload()
     visitor.ready()
     visitor.result()
     expect(page.locator("#strip li")).to_have_count(1)
-    wait_until(page, f"{KEPT}.length === 0")
+    wait_until(page, f"{RUNNING}.length === 0")
 
 
 CLICK_AS_IT_ENDS = """() => {

@@ -15,13 +15,12 @@ from threading import Thread
 
 import pytest
 
-from tests.browser.visitor import QUICK, Visitor
+from tests.browser.visitor import CLIPBOARD, QUICK, Visitor
 from tests.server.server_process import ServerProcess, running_server
 from tests.services import skip_or_fail
 
 Visit = Callable[..., Visitor]
 KEY = "the-key-of-the-tests"
-CLIPBOARD = ["clipboard-read", "clipboard-write"]
 COMMANDS = {
     "curl": ["bash", "-e"],
     "Python": [sys.executable, "-"],
@@ -47,14 +46,8 @@ AWKWARD = """it's a "photo" été; $HOME `x` \\, (1).png"""
 """A name that means something to every language."""
 
 
-def code_of(visitor: Visitor, language: str) -> str:
-    visitor.page.locator("#code summary").click()
-    visitor.page.locator("#code").get_by_role("button", name=language).click()
-    return str(visitor.page.evaluate("navigator.clipboard.readText()"))
-
-
 def made_by_code(visitor: Visitor, language: str, folder: Path) -> bytes:
-    code = code_of(visitor, language)
+    code = visitor.copied_code(language)
     assert KEY not in code
     before = {path: path.read_bytes() for path in folder.glob("*.png")}
     done = subprocess.run(
@@ -119,7 +112,7 @@ def test_the_copied_code_has_the_users_own_name_of_the_file(
     visitor.page.locator("#stage-note", has_text="img2img-7.png").wait_for()
     visitor.generate()
     visitor.result()
-    code = code_of(visitor, "Python")
+    code = visitor.copied_code("Python")
     assert "# img2img-7.png: a result in the page, to be downloaded there\n" in code
     assert '"init_image": open("img2img-7.png", "rb")' in code
     assert 'open("img2img-7-2.png", "wb")' in code

@@ -99,7 +99,7 @@ def test_from_noise_no_strength_is_offered_or_sent(visitor: Visitor) -> None:
             const form = {request: (values) => values};
             const making = {page: {form}};
             const from = {input: {kind: "noise", blob: null}};
-            return Making.prototype.job.call(making, 1, null, {image_strength: "0.8"}, from).values;
+            return Making.prototype.job.call(making, 1, from, {image_strength: "0.8"}).values;
         }"""
     )
     assert values == {"image_strength": "0"}

@@ -78,18 +78,6 @@ def test_the_picture_chosen_last_wins(visitor: Visitor) -> None:
     expect(page.locator("#stage-note")).to_have_text("b.png · 60 × 40")
 
 
-def paint(visitor: Visitor, x: float, y: float) -> None:
-    """Paint a dot on the input, with the mask's tools out."""
-    tools = visitor.page.locator("#mask-tools")
-    visitor.page.locator("#show-input").click()
-    if not tools.is_visible():
-        visitor.page.locator("#mask-open").click()
-        tools.wait_for()
-    box = visitor.page.locator("#mask").bounding_box()
-    visitor.page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
-    expect(visitor.page.locator("#mask-open")).to_have_text("Mask ●")
-
-
 @pytest.mark.slow("browser")
 def test_what_had_no_mask_comes_back_without_one(visitor: Visitor) -> None:
     page = visitor.page
@@ -99,7 +87,7 @@ def test_what_had_no_mask_comes_back_without_one(visitor: Visitor) -> None:
     visitor.generate()
     visitor.result()
     # "Use its settings" on the same picture; it can be undone.
-    paint(visitor, 0.5, 0.5)
+    visitor.paint(0.5, 0.5)
     page.locator("#show-result").click()
     page.locator("#use-settings").click()
     expect(mask).to_have_text("Mask")
@@ -141,13 +129,76 @@ def test_run_again_has_the_mask_of_its_run(visitor: Visitor) -> None:
     visitor.generate()
     again = page.get_by_role("button", name="Run again with the same seed")
     again.wait_for()
-    paint(visitor, 0.5, 0.5)
+    visitor.paint(0.5, 0.5)
     again.click()
     expect(page.locator("#mask-open")).to_have_text("Mask")
     again.wait_for()
     wait_until(page, "document.getElementById('cancel').hidden")
     assert len(bodies) == 2
     assert [b'name="mask"' in body for body in bodies] == [False, False]
+
+
+def test_a_start_from_noise_loses_no_strength(visitor: Visitor) -> None:
+    page = visitor.page
+    strength = page.locator("#image_strength")
+    file = {"name": "photo.png", "mimeType": "image/png", "buffer": file_of(gradient(60, 40))}
+    page.locator("#file").set_input_files(file)
+    expect(page.locator("#stage-note")).to_contain_text("photo.png")
+    visitor.fill(image_strength="0.6")
+
+    def noise() -> None:
+        page.locator("#remove-picture").click()
+        page.locator("#noise").click()
+        expect(strength).to_have_value("0")
+
+    noise()
+    page.get_by_role("button", name="Back to photo.png").click()
+    expect(strength).to_have_value("0.6")
+    # Over a reload, and where settings go back and forth meanwhile.
+    noise()
+    page.wait_for_timeout(500)
+    page.reload()
+    visitor.ready()
+    expect(strength).to_have_value("0")
+    page.locator("#reset").click()
+    page.locator("#undo-settings").click()
+    expect(strength).to_have_value("0")
+    page.locator("#remove-picture").click()
+    expect(strength).to_have_value("0.6")
+
+
+def test_a_removed_picture_comes_back_with_its_own_size(visitor: Visitor) -> None:
+    page = visitor.page
+    visitor.sample()
+    own = page.locator('input[name="size"][value="picture"]')
+    own.check()
+    page.locator("#remove-picture").click()
+    expect(page.locator('input[name="size"][value="native"]')).to_be_checked()
+    page.wait_for_timeout(500)
+    page.locator("#undo-picture").click()
+    expect(own).to_be_checked()
+    expect(page.locator("#cost")).to_contain_text("384 × 384")
+    page.locator("#remove-picture").click()
+    page.wait_for_timeout(500)
+    page.reload()
+    visitor.ready()
+    visitor.sample()
+    expect(own).to_be_checked()
+
+
+def test_what_was_wrong_is_not_told_any_more_once_it_is_right(visitor: Visitor) -> None:
+    page = visitor.page
+    visitor.fill(prompt="a red house")
+    visitor.generate()
+    said = page.locator("#form-error")
+    expect(said).to_have_text("Not sent: there is no picture to start from.")
+    visitor.sample()
+    expect(said).to_have_text("")
+    visitor.fill(steps="5")
+    visitor.generate()
+    expect(said).to_have_text("Not sent: see the marked fields.")
+    page.locator("#reset").click()
+    expect(said).to_have_text("")
 
 
 def refuse(visitor: Visitor, message: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.visitor import CUT, GENERATE, QUICK, STREAM, Visitor, expect, wait_until
+from tests.browser.visitor import CUT, GENERATE, QUICK, RUNNING, STREAM, Visitor, expect, wait_until
 from tests.server.server_process import ServerProcess
 
 Visit = Callable[..., Visitor]
@@ -25,8 +25,7 @@ def begin_a_long_run(visitor: Visitor) -> str:
     visitor.fill(steps="50", image_strength="0.1")
     visitor.generate()
     visitor.page.locator("#run-text", has_text="Step").wait_for()
-    first = "JSON.parse(sessionStorage.getItem('img2img.running'))[0]"
-    return str(visitor.page.evaluate(f"{first}.seed"))
+    return str(visitor.page.evaluate(f"{RUNNING}[0].seed"))
 
 
 @pytest.mark.slow("browser")
@@ -217,8 +216,23 @@ def test_a_storage_that_breaks_costs_no_result(visit: Visit, real_server: Server
             visitor.ready()
         visitor.generate()
         page.locator("#strip li").nth(1 if script else 0).wait_for()
-    page.locator("#storage-note", has_text="This browser keeps no pictures").wait_for()
+    page.locator("#banners", has_text="This browser keeps no pictures").wait_for()
     expect(page.locator("#strip li")).to_have_count(2)
+
+
+NO_DATABASE = """
+    const refuse = () => { throw new DOMException("", "SecurityError"); };
+    Object.defineProperty(window, "indexedDB", {get: refuse});
+"""
+
+
+def test_a_browser_that_keeps_nothing_says_so_at_once(
+    visit: Visit, real_server: ServerProcess
+) -> None:
+    page = visit(real_server.url, script=NO_DATABASE).page
+    said = "This browser keeps no pictures: a reload will lose them."
+    expect(page.get_by_text(said).first).to_be_in_viewport()
+    expect(page.get_by_role("status").filter(has_text=said)).to_have_count(1)
 
 
 def test_what_a_slip_removes_is_brought_back(visitor: Visitor) -> None:

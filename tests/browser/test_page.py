@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipelines.request import ClipGuidancePreset
 from pipelines.scheduler.guidance_cost import MEASURED
-from tests.browser.visitor import CUT, GENERATE, QUICK, STREAM, Visitor, expect
+from tests.browser.visitor import CLIPBOARD, CUT, GENERATE, QUICK, STREAM, Visitor, expect
 from tests.server.pictures import file_of, gradient
 from tests.server.server_process import ServerProcess
 
@@ -62,6 +62,20 @@ def test_from_a_sample_to_a_picture_and_back_after_a_reload(visitor: Visitor) ->
     assert visitor.downloaded() == file
     assert visitor.complaints == []
     assert visitor.asked_hosts == {"127.0.0.1"}
+
+
+def test_the_address_may_have_a_query_and_a_fragment(
+    visit: Visit, real_server: ServerProcess
+) -> None:
+    visitor = visit(f"{real_server.url}/?utm=1/x#prompt", permissions=CLIPBOARD)
+    visitor.sample()
+    visitor.fill(**QUICK)
+    visitor.generate()
+    visitor.result()
+    code = visitor.copied_code("Python")
+    assert f'"{real_server.url}{GENERATE}"' in code
+    assert f"at {real_server.url}/static/pictures/house.png\n" in code
+    assert visitor.complaints == []
 
 
 def test_seconds_are_told_before_the_first_picture(

@@ -17,6 +17,9 @@ expect.set_options(timeout=30_000)
 
 GENERATE = "/api/generate/basic/imageToImage"
 QUICK = {"steps": "10", "image_strength": "0.5"}
+CLIPBOARD = ["clipboard-read", "clipboard-write"]
+RUNNING = "JSON.parse(sessionStorage.getItem('img2img.running') ?? '[]')"
+"""The runs that the page would look for after a reload."""
 STREAM = {"Content-Type": "text/event-stream"}
 CUT = (
     'event: progress\ndata: {"step":1,"steps":5,"evaluation":1,"evaluations":5,'
@@ -79,6 +82,17 @@ class Visitor:
         page.locator(f'#samples img[src$="{name}.png"]').click()
         page.locator("#input-picture").wait_for()
 
+    def paint(self, x: float, y: float) -> None:
+        """Paint a dot of the mask on the input, with the mask's tools out."""
+        tools = self.page.locator("#mask-tools")
+        self.page.locator("#show-input").click()
+        if not tools.is_visible():
+            self.page.locator("#mask-open").click()
+            tools.wait_for()
+        box = self.page.locator("#mask").bounding_box()
+        self.page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
+        expect(self.page.locator("#mask-open")).to_have_text("Mask ●")
+
     def fill(self, **values: str) -> None:
         """Set fields, wherever they are folded away."""
         for name, value in values.items():
@@ -109,6 +123,12 @@ class Visitor:
         with self.page.expect_download() as coming:
             self.page.locator("#download").click()
         return Path(coming.value.path()).read_bytes()
+
+    def copied_code(self, language: str) -> str:
+        """Copy the result that is shown as code; the visitor may use the clipboard (CLIPBOARD)."""
+        self.page.locator("#code summary").click()
+        self.page.locator("#code").get_by_role("button", name=language).click()
+        return str(self.page.evaluate("navigator.clipboard.readText()"))
 
     def seed_shown(self) -> str:
         return self.page.locator("#use-seed").inner_text().removeprefix("Seed ")

@@ -45,15 +45,18 @@ export class Account extends EventTarget {
     else tab.remove(KEY);
     $("key").value = key;
     const problem = await this.refresh();
+    if (this.client.key !== key) return;
     note($("key-said"), problem);
     if (!problem) $("key-dialog").close();
   }
 
   /** Ask what the key has; returns why that is not known, or null. */
   async refresh() {
+    const { key } = this.client;
     let problem = null;
     try {
       const account = await this.client.account();
+      if (this.client.key !== key) return null; // Of this one another call tells.
       this.credits = account.credits;
       this.concurrency = account.limits.concurrency;
       this.needsKey = false;
@@ -61,6 +64,7 @@ export class Account extends EventTarget {
         ? `${account.credits.balance} credits`
         : this.client.key ? account.name : "API key";
     } catch (error) {
+      if (this.client.key !== key) return null;
       problem = error.status === 401 ? keyProblem(Boolean(this.client.key)) : sentence(error.message);
       this.credits = null;
       this.needsKey = error.status === 401;

@@ -1,5 +1,8 @@
 /** Small helpers for the document. */
 
+/** The server's address, under which all that it has is found: that of the page may say more (`?...`, `#...`). */
+export const base = new URL(".", document.baseURI).href;
+
 /** The element with this id. */
 export const $ = (id) => document.getElementById(id);
 

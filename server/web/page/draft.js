@@ -31,8 +31,8 @@ export class Draft {
   }
 
   #saveForm() {
-    const { sizes, form, grid } = this.page;
-    const kept = { version: FORM_VERSION, mode: sizes.mode, values: form.values(), axes: grid.kept };
+    const { sizes, input, grid } = this.page;
+    const kept = { version: FORM_VERSION, mode: sizes.wanted, values: input.values(), axes: grid.kept };
     tab.set(FORM, kept);
     local.set(FORM, kept);
   }

@@ -154,7 +154,6 @@ export class Grid {
     this.#state();
     // All cells start from the same, whatever is done to the input meanwhile.
     const from = this.page.making.start();
-    const mask = await this.page.input.masks.file();
     const waiting = this.plan.cells.filter(({ record }) => !record);
     for (const { looking } of waiting) looking?.abort(); // It is asked for again.
     const limit = this.page.account.concurrency ?? AT_ONCE;
@@ -162,7 +161,7 @@ export class Grid {
       for (let cell = waiting.shift(); cell; cell = waiting.shift()) {
         await cell.making; // What was cancelled may turn out to be finished.
         if (this.round !== round) return;
-        if (!cell.record) await (cell.making = this.#make(cell, from, mask, round));
+        if (!cell.record) await (cell.making = this.#make(cell, from, round));
       }
     };
     await Promise.all(Array.from({ length: Math.min(AT_ONCE, limit) }, work));
@@ -200,20 +199,19 @@ export class Grid {
     this.page.making.letGo(job.id);
   }
 
-  async #make(cell, from, mask, round) {
+  async #make(cell, from, round) {
     const { place } = cell;
     const say = (text) => place.replaceChildren(text);
     say("Waiting");
     // One that was lost may be paid for: it is asked for under the same id and Idempotency-Key.
     const again = Boolean(cell.job);
-    cell.job ??= this.page.making.job(cell.seed, mask, { ...this.plan.values, ...cell.values, seed: String(cell.seed) }, from);
+    cell.job ??= this.page.making.job(cell.seed, from, { ...this.plan.values, ...cell.values, seed: String(cell.seed) });
     const { job } = cell;
-    delete job.fields.previews;
     cell.aborter = new AbortController();
     this.page.runs.add(job, true);
     const current = () => this.round === round;
     try {
-      const result = await this.page.client.imageToImage(job.fields, {
+      const result = await this.page.client.imageToImage({ ...job.fields, mask: await job.mask }, {
         signal: cell.aborter.signal, runId: job.id, idempotencyKey: job.id,
         onProgress: ({ step, steps, evaluation }) => current() && say(evaluation ? `${step} / ${steps}` : "Queued"),
         onRetry: ({ reason }) => current() && say(reason),
@@ -224,7 +222,7 @@ export class Grid {
       cell.aborter = null;
       if (cell.looking) await this.#settle(cell);
       else if (!error.mayRetry) this.#forget(cell);
-      if (again && error.status === 409 && !error.mayRetry && current()) return this.#make(cell, from, mask, round); // It was withdrawn.
+      if (again && error.status === 409 && !error.mayRetry && current()) return this.#make(cell, from, round); // It was withdrawn.
       if (current()) place.replaceChildren(el("span", { class: "problem" }, error.message + whenAgain(error)));
       if (current() && error.status === 401) {
         this.cancel(); // The others would meet the same.

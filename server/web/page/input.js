@@ -23,7 +23,9 @@ export class Input extends EventTarget {
     this.before = null;
     this.after = null; // what is waited for before a picture is taken
     this.choice = null; // the last one: whatever was chosen before it comes too late
+    this.strength = null; // what is set aside while it starts from noise
     this.masks.addEventListener("change", () => this.#changed());
+    this.masks.addEventListener("problem", ({ detail }) => this.complain(detail));
     form.addEventListener("change", ({ detail }) => this.#follow(detail));
     $("remove-picture").addEventListener("click", () => this.replace(null));
     $("undo-picture").addEventListener("click", () => this.undo());
@@ -88,8 +90,10 @@ export class Input extends EventTarget {
   set(picture, mask) {
     const noiseBefore = isNoise(this.picture);
     this.picture = picture;
-    if (isNoise(picture)) this.form.set("image_strength", 0);
-    else if (noiseBefore) this.form.set("image_strength", this.form.fields.get("image_strength").standard);
+    if (isNoise(picture)) {
+      if (!noiseBefore) this.strength = this.form.get("image_strength");
+      this.form.set("image_strength", 0);
+    } else if (noiseBefore) this.form.set("image_strength", this.strength);
     showInput(picture);
     $("found-settings").hidden = true;
     this.masks.setPicture(isNoise(picture) ? null : picture, mask);
@@ -98,6 +102,12 @@ export class Input extends EventTarget {
     this.#note();
     this.#frame();
     this.#changed();
+  }
+
+  /** The form's values as they are without noise, for what brings them back. */
+  values() {
+    const values = this.form.values();
+    return isNoise(this.picture) ? { ...values, image_strength: this.strength } : values;
   }
 
   #changed() {
@@ -138,7 +148,9 @@ export class Input extends EventTarget {
 
   #follow(name) {
     if (["width", "height", "resize_mode"].includes(name)) this.#frame();
-    if (isNoise(this.picture) && name === "image_strength" && Number(this.form.get(name)) !== 0) this.form.set(name, 0);
+    if (!isNoise(this.picture) || name !== "image_strength" || Number(this.form.get(name)) === 0) return;
+    this.strength = this.form.get(name);
+    this.form.set(name, 0);
   }
 
   #frame() {

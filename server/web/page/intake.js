@@ -1,6 +1,6 @@
 /** Where pictures come from: the file dialog, a drop anywhere, a paste, samples, noise. */
 
-import { $, el } from "./dom.js";
+import { $, base, el } from "./dom.js";
 
 /** Connect all of them to the Input. */
 export function intake(input) {
@@ -53,7 +53,7 @@ async function takeFirst(input, files, kind = "file") {
   if (taken && others.length) input.addNote(`Not taken: ${others.map(({ name }) => name).join(", ")}.`);
 }
 
-const shipped = (file) => fetch(new URL(`static/pictures/${file}`, document.baseURI));
+const shipped = (file) => fetch(`${base}static/pictures/${file}`);
 
 /** Take a picture that the server ships; return whether it was taken. */
 async function fromServer(input, file, kind) {

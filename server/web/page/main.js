@@ -4,7 +4,7 @@ import { ImageToImage } from "../../client.js";
 import { Account } from "./account.js";
 import { Costs } from "./costs.js";
 import { showDemo } from "./demo.js";
-import { $, announce, el, meant, note } from "./dom.js";
+import { $, announce, base, el, meant, note } from "./dom.js";
 import { Draft } from "./draft.js";
 import { Form } from "./form.js";
 import { Grid } from "./grid.js";
@@ -31,7 +31,7 @@ class Page {
   constructor(fields, about, pictures, tabId) {
     this.about = about;
     this.pictures = pictures;
-    this.client = new ImageToImage({ url: document.baseURI, patience: PATIENCE });
+    this.client = new ImageToImage({ url: base, patience: PATIENCE });
     this.form = new Form(fields);
     this.seed = addSeed(this.form);
     addStyles(this.form);
@@ -125,7 +125,7 @@ class Page {
 
   /** Take settings over into the form; what was there can be brought back, and this again. */
   setValues(values, undo = "Undo settings") {
-    this.before = this.form.values();
+    this.before = this.input.values();
     $("undo-settings").hidden = false;
     $("undo-settings").textContent = undo;
     this.form.setAll(values);
@@ -141,9 +141,14 @@ class Page {
     $("generate").addEventListener("click", (event) => meant(event) || event.preventDefault());
     $("cancel").addEventListener("click", (event) => meant(event) && this.runner.cancel());
     $("reset").addEventListener("click", () => {
-      this.setValues(this.form.values());
+      this.setValues(this.input.values());
       this.form.reset();
       this.sizes.choose("native");
+    });
+    // Where the page's address is not its base, the link would load it anew.
+    $("skip").addEventListener("click", (event) => {
+      event.preventDefault();
+      $("prompt").focus();
     });
     $("undo-settings").addEventListener("click", ({ target }) => {
       this.setValues(this.before, target.textContent.startsWith("Undo") ? "Redo settings" : "Undo settings");
@@ -171,13 +176,16 @@ class Page {
 
 /** Ask for JSON of the server; the envelope's data where there is one. */
 async function ask(path) {
-  const response = await fetch(new URL(path, document.baseURI), { cache: "no-store" });
+  const response = await fetch(base + path, { cache: "no-store" });
   return (await response.json()).data;
 }
 
 async function start() {
   theme();
-  const pictures = new Pictures((text) => note($("storage-note"), text));
+  const pictures = new Pictures((text) => {
+    note($("storage-problem"), text);
+    announce(text);
+  });
   const [fields, about, tabId] = await Promise.all([readFields(), ask("api/about"), ownTab(), pictures.open()]);
   await new Page(fields, about, pictures, tabId).begin();
 }

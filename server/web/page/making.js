@@ -6,11 +6,14 @@ import { isNoise, shownSize, thumbnail } from "./picture.js";
 import { showError } from "./run.js";
 import { seeStage, showView } from "./stage.js";
 
+const NOT_SENT = "Not sent";
+
 export class Making {
   /** @param page what has the form, the input, the seed, the runner, the runs and the results */
   constructor(page) {
     this.page = page;
-    page.runner.addEventListener("cancelled", ({ detail }) => this.#cancelled(detail));
+    page.runner.addEventListener("cancelled", () => this.#showBefore());
+    for (const part of [page.form, page.input]) part.addEventListener("change", () => this.#forgetNotSent());
   }
 
   /** Run what the form says, or `again` what a run that was cut off had. */
@@ -25,8 +28,7 @@ export class Making {
       page.sizes.match();
     }
     if (!this.ready()) return;
-    if (page.runner.running) page.runner.cancel();
-    const job = this.job(again?.seed ?? page.seed.take(), await page.input.masks.file());
+    const job = this.job(again?.seed ?? page.seed.take());
     // The same id is the same Idempotency-Key: what was paid for is not paid for again.
     if (again?.id) job.id = again.id;
     seeStage();
@@ -52,8 +54,8 @@ export class Making {
     try {
       const result = await running;
       if (!result) return null;
-      if (result.late) $("form-error").textContent = "It was finished already, and is among the results.";
-      await this.keep(job, result, !page.runner.running && !job.cell);
+      if (result.late) page.runner.tell(job, "It was finished already, and is among the results.");
+      await this.keep(job, result, !job.cell);
       this.letGo(job.id);
       page.account.refresh();
       page.renew();
@@ -93,35 +95,42 @@ export class Making {
     if (!input.picture) {
       showView("input");
       input.complain("A picture is needed: drop one, choose one, take a sample, or start from noise.");
-      $("form-error").textContent = "Not sent: there is no picture to start from.";
-    } else if (!fits) $("form-error").textContent = "Not sent: see the marked fields.";
+      $("form-error").textContent = `${NOT_SENT}: there is no picture to start from.`;
+    } else if (!fits) $("form-error").textContent = `${NOT_SENT}: see the marked fields.`;
     return fits && Boolean(input.picture);
   }
 
-  /** What a run starts from now. */
+  /** What was wrong may be right now. */
+  #forgetNotSent() {
+    if ($("form-error").textContent.startsWith(NOT_SENT)) $("form-error").replaceChildren();
+  }
+
+  /** What a run starts from now, whatever is done to the input before it is sent; `mask` is promised. */
   start() {
     const { input, sizes } = this.page;
     const { picture } = input;
     const size = sizes.size ?? { width: picture.width ?? 512, height: picture.height ?? 512 };
-    return { input: picture, maskKept: input.masks.kept, size };
+    return { input: picture, maskKept: input.masks.kept, mask: input.masks.file(), size };
   }
 
-  /** What to send for these values, and what is to be known of it. */
-  job(seed, mask, wanted = this.page.form.values(), from = this.start()) {
+  /** What to send for these values, beside the mask, and what is to be known of it. */
+  job(seed, from = this.start(), wanted = this.page.form.values()) {
     const values = isNoise(from.input) ? { ...wanted, image_strength: "0" } : wanted;
-    const fields = { ...this.page.form.request(values), seed, previews: "true", init_image: from.input.blob };
-    if (mask) fields.mask = mask;
+    const fields = { ...this.page.form.request(values), seed, init_image: from.input.blob };
     return { id: newKey(), fields, values, seed, ...from };
   }
 
-  /** Keep a result in the strip, and show it. */
-  async keep({ seed, size, values, input, maskKept }, { picture, filtered, ignored }, show = true) {
+  /** Keep a result in the strip, and `show` it unless a later run has begun. */
+  async keep(job, { picture, filtered, ignored }, show = true) {
+    const { seed, size, values, input, maskKept } = job;
+    const { results, runner, shown } = this.page;
+    const shows = () => show && (runner.job ?? job) === job;
     const record = {
       id: newKey(), at: Date.now(), picture, thumbnail: await thumbnail(picture),
       seed, ...size, ...(await shownSize(picture)), values, input: input.id, maskKept, fit: values.resize_mode, filtered, ignored,
     };
-    await this.page.results.add(record, input, show);
-    if (show) await this.page.shown.show(record, input);
+    await results.add(record, input, shows());
+    if (shows()) await shown.show(record, input);
     return record;
   }
 
@@ -141,9 +150,8 @@ export class Making {
     });
   }
 
-  #cancelled(text) {
+  #showBefore() {
     const { shown } = this.page;
-    $("form-error").textContent = text;
     if (shown.record) shown.open(shown.record, false);
     else showView("input");
   }

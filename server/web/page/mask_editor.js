@@ -1,6 +1,6 @@
 /** The mask editor over the input: what is painted is made anew, and what is seen is what is sent. */
 
-import { $, announce, delayed, download, el } from "./dom.js";
+import { $, delayed, download, el } from "./dom.js";
 import { icon } from "./icons.js";
 import { Mask } from "./mask.js";
 import { greyPng } from "./png.js";
@@ -75,11 +75,15 @@ export class MaskEditor extends EventTarget {
     return Boolean(this.mask && !this.mask.empty);
   }
 
-  /** The mask as a black and white PNG, or null where nothing is painted. */
+  /** The mask as it is now as a black and white PNG, or null where nothing is painted. */
   async file() {
     if (!this.painted) return null;
     const { width, height } = this.mask.picture;
-    return greyPng(this.mask.pixels(), width, height);
+    try {
+      return await greyPng(this.mask.pixels(), width, height);
+    } catch (error) {
+      throw new Error(`The mask cannot be written: ${error.message}`);
+    }
   }
 
   get kept() {
@@ -192,11 +196,14 @@ export class MaskEditor extends EventTarget {
 
   async #load(file) {
     const [chosen] = file.files;
+    const { mask: wanted } = this;
     file.value = "";
-    if (!chosen || !this.mask) return;
+    if (!chosen || !wanted) return;
+    this.#complain(null);
     try {
       const bitmap = await createImageBitmap(chosen);
-      const { width, height } = this.mask;
+      if (this.mask !== wanted) return; // It is another picture's now.
+      const { width, height } = wanted;
       const canvas = new OffscreenCanvas(width, height);
       const context = canvas.getContext("2d");
       context.drawImage(bitmap, 0, 0, width, height);
@@ -204,8 +211,12 @@ export class MaskEditor extends EventTarget {
       const data = Uint8Array.from({ length: width * height }, (_, at) => Number(pixels[4 * at] * (pixels[4 * at + 3] / 255) >= 128));
       this.#change((mask) => mask.take({ width, height, data }));
     } catch {
-      announce(`${chosen.name} is no picture that this browser can read`);
+      this.#complain(`${chosen.name} is no picture that this browser can read.`);
     }
+  }
+
+  #complain(problem) {
+    this.dispatchEvent(new CustomEvent("problem", { detail: problem }));
   }
 
   // Pointers: each is mapped through the rectangle that the mask has now

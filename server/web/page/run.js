@@ -16,7 +16,8 @@ export class Runner extends EventTarget {
     this.view = view;
     this.runs = runs;
     this.aborter = null;
-    this.job = null;
+    this.job = null; // the latest
+    this.told = null;
     window.addEventListener("beforeunload", (event) => {
       if (this.running) event.preventDefault();
     });
@@ -37,21 +38,26 @@ export class Runner extends EventTarget {
     job.cancelling = withdraw(this.client, job.id, aborter);
     this.#ended("Cancelling");
     this.view.end();
-    this.dispatchEvent(new CustomEvent("cancelled", { detail: "Cancelling…" }));
+    $("form-error").replaceChildren();
+    this.tell(job, "Cancelling…");
+    this.dispatchEvent(new Event("cancelled"));
   }
 
   /** Resolve to the result of a run that was cancelled too late, else to null. Its id is kept until
    * the server has said which; rejects where it may have been finished and is not there. */
   async late(job) {
     const heard = await job.cancelling;
-    if (heard === null) this.#tell("Cancelled here, but the server does not answer. Unless the run finishes first, it is withdrawn.");
+    if (heard === null) this.tell(job, "Cancelled here, but the server does not answer. Unless the run finishes first, it is withdrawn.");
     try {
       const { state, result } = await settle(this.client, job.id, heard ?? null);
       if (result) return { ...result, ...job, late: true };
-      if (state === null) return null; // The next reload asks again.
+      if (state === null) {
+        this.tell(job, "The server does not say whether it was finished before it was cancelled. The next reload asks again.");
+        return null;
+      }
       this.runs.remove(job.id);
       // What is unknown may be another server's, which had finished it.
-      this.#tell(state === "cancelled" ? "Cancelled; nothing was charged." : "Cancelled.");
+      this.tell(job, state === "cancelled" ? "Cancelled; nothing was charged." : "Cancelled.");
       return null;
     } catch (error) {
       this.runs.remove(job.id);
@@ -59,14 +65,17 @@ export class Runner extends EventTarget {
     }
   }
 
-  #tell(text) {
-    if (this.running) return;
-    announce(text);
-    $("form-error").textContent = text;
+  /** Say what becomes of a run that was cancelled, unless something else is said already. */
+  tell(job, text) {
+    const place = $("form-error");
+    const free = ["", this.told].includes(place.textContent);
+    this.told = (this.job ?? job) === job ? text : `The run before: ${text}`;
+    announce(this.told);
+    if (free) place.textContent = this.told;
   }
 
   /**
-   * Make the picture of `job`: `{id, fields, input, size, seed, values}`, or find that of a run that
+   * Make the picture of `job`: `{id, fields, mask, input, size, seed, values}`, or find that of a run that
    * goes on (`found`). Resolves to the result, which is `late` if it was cancelled too late, or to
    * null where it was cancelled; rejects with what the client says.
    */
@@ -102,7 +111,7 @@ export class Runner extends EventTarget {
     const { signal } = aborter;
     const current = () => this.aborter === aborter;
     let events = job.found ? this.client.watch(job.id, { signal })
-      : this.client.stream(job.fields, { signal, runId: job.id, idempotencyKey: job.id });
+      : this.client.stream({ ...job.fields, mask: await job.mask, previews: "true" }, { signal, runId: job.id, idempotencyKey: job.id });
     let heard = performance.now();
     for (job.sent = Boolean(job.found); ; ) {
       try {

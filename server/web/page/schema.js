@@ -1,6 +1,8 @@
 /** The request's fields as the server's OpenAPI document describes them: ranges and defaults are
  * written nowhere else. */
 
+import { base } from "./dom.js";
+
 const PATH = "/api/generate/basic/imageToImage";
 /** Fields that the page has its own controls for, or sends by itself. */
 const OWN = new Set(["previews"]);
@@ -41,7 +43,7 @@ function fieldOf(name, schema, required) {
 
 /** All text fields by name, in the document's order. */
 export async function readFields() {
-  const response = await fetch(new URL("openapi.json", document.baseURI));
+  const response = await fetch(`${base}openapi.json`);
   const document_ = await response.json();
   const path = document_.paths[PATH];
   const schema = path.post.requestBody.content["multipart/form-data"].schema;

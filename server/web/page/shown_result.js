@@ -1,7 +1,7 @@
 /** The result that is shown, and what can be done with it. */
 
 import { codeFor, fileName, LANGUAGES } from "./code.js";
-import { $, copyText, el, holdFocus, note } from "./dom.js";
+import { $, base, copyText, el, holdFocus, note } from "./dom.js";
 import { showView } from "./stage.js";
 
 const SAID = 2000;
@@ -82,8 +82,7 @@ export class ShownResult {
     const { values, seed, maskKept } = this.record;
     const fields = { ...form.request(values), seed: String(seed) };
     const needsKey = Boolean(client.key) || account.needsKey;
-    const base = document.baseURI.replace(/[^/]*$/, "");
-    const files = { init_image: fileOf(this.input, base) };
+    const files = { init_image: fileOf(this.input) };
     if (maskKept) files.mask = { file: "mask.png", source: "the mask that was painted in the page, to be saved there under this name" };
     const refocus = holdFocus();
     $("code").open = false;
@@ -96,7 +95,7 @@ export class ShownResult {
 }
 
 /** The file of an input, with where it is to be found if the user has none of it. */
-function fileOf(input, base) {
+function fileOf(input) {
   if (!input?.blob.size) return { file: "input.png", source: "the picture that it was made of, which the page has no more" };
   const { name: file, kind } = input;
   const shipped = `at ${base}static/pictures/${file}`;

@@ -10,6 +10,8 @@ const SCALES = [
 const BLANK = ["", ""]; // The server takes the picture's own size.
 
 export class Sizes {
+  #mode;
+
   /** @param form the Form @param about the server's description of itself */
   constructor(form, about) {
     this.form = form;
@@ -34,6 +36,15 @@ export class Sizes {
     form.addEventListener("change", ({ detail }) => {
       if (["width", "height"].includes(detail)) this.#follow();
     });
+  }
+
+  /** The chip that has the size: the one that is `wanted`, or while that is not offered a stand-in. */
+  get mode() {
+    return this.#mode;
+  }
+
+  set mode(mode) {
+    this.#mode = this.wanted = mode;
   }
 
   #side(id, label) {
@@ -109,7 +120,7 @@ export class Sizes {
     this.unknown = picture?.width === null;
     this.picture = this.unknown ? null : picture;
     this.#drawChips();
-    if (this.mode !== "custom") this.choose(this.mode);
+    if (this.mode !== "custom") this.choose(this.wanted);
   }
 
   /** A picture is newly taken: where its shape is unknown the server goes by it, unless a size was
@@ -121,7 +132,8 @@ export class Sizes {
   /** Take a mode's size. */
   choose(mode) {
     const found = this.offered.find(([name]) => name === mode) ?? (mode === "custom" ? null : this.offered[0]);
-    this.mode = found ? found[0] : "custom";
+    this.wanted = mode;
+    this.#mode = found ? found[0] : "custom";
     if (found) {
       [this.width.value, this.height.value] = found[2];
       this.form.changed("width");
