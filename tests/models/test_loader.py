@@ -97,6 +97,34 @@ def test_a_hub_id_is_taken_from_the_cache_when_offline(
         load_bundle("someone/other", device="cpu")
 
 
+def test_a_tokenizer_as_transformers_5_writes_it_is_found_in_the_cache(
+    tiny: ModelBundle, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants as constants
+
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "models--someone--tiny-diffusion" / "snapshots" / revision
+    tokenizer = shutil.copytree(tiny_folder, snapshot) / "tokenizer"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def load() -> ModelBundle:
+        return load_bundle("someone/tiny-diffusion", revision=revision, device="cpu")
+
+    shutil.rmtree(tokenizer)
+    tiny.tokenizer.save_pretrained(tokenizer)
+    assert {file.name for file in tokenizer.iterdir()} == {
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    text = "a red house"
+    assert load().tokenizer(text).input_ids == tiny.tokenizer(text).input_ids
+    (tokenizer / "tokenizer.json").unlink()
+    shutil.copy(tiny_folder / "tokenizer" / "vocab.json", tokenizer)
+    with pytest.raises(ModelLoadError, match="not in the local cache"):
+        load()  # the merges are missing
+
+
 def test_only_the_needed_files_of_a_repository_are_fetched() -> None:
     files = [
         "model_index.json",
