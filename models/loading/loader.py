@@ -280,7 +280,26 @@ def _tokenizer(folder: Path) -> Any:
         raise ModelLoadError(f"{folder / 'tokenizer'} cannot be loaded: {error}") from error
 
 
+def _check_text(bundle: ModelBundle) -> None:
+    """Raises ModelLoadError for a tokenizer that is not the text encoder's."""
+    tokenizer, rows = bundle.tokenizer, bundle.text_encoder.config.vocab_size
+    if len(tokenizer) > rows:
+        raise ModelLoadError(
+            f"{bundle.path}: the tokenizer knows {len(tokenizer)} tokens, the text encoder {rows}"
+        )
+    try:
+        length = bundle.text_length
+    except (TypeError, ValueError):
+        length = 0
+    if length <= 2:
+        raise ModelLoadError(
+            f"{bundle.path}: the tokenizer's model_max_length is {tokenizer.model_max_length!r}, "
+            "which leaves no room for a word between start and end"
+        )
+
+
 def _check_architecture(bundle: ModelBundle) -> None:
+    _check_text(bundle)
     wanted, got = bundle.unet.config.cross_attention_dim, bundle.text_width
     if wanted != got:
         raise ModelLoadError(

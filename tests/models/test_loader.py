@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -15,6 +16,9 @@ from models.bundle import ModelBundle
 from models.loading import hub, loader
 from models.loading.loader import ModelLoadError, load_bundle
 from models.loading.sources import _EVERY_SOURCE, Source
+from models.memory import measure_footprint
+from pipelines.prompt.encoder import PromptEncoder
+from tests.tiny_model import TEXT_WIDTH
 
 
 def test_a_local_folder(tiny_folder: Path) -> None:
@@ -243,6 +247,38 @@ def test_settings_that_do_nothing_for_a_source_are_refused(
 def test_every_part_of_a_spec_is_read_by_some_source() -> None:
     for field in fields(loader.ModelSpec):
         assert field.name in _EVERY_SOURCE or any(field.name in s.value[1] for s in Source)
+
+
+def test_a_tokenizer_that_says_no_length_has_the_text_encoders(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = _broken(tiny_folder, tmp_path)
+    (folder / "tokenizer" / "tokenizer_config.json").unlink()
+    bundle = load_bundle(str(folder), device="cpu", dtype="float32")
+    assert bundle.tokenizer.model_max_length > 10**29
+    assert bundle.text_length == 77
+    assert PromptEncoder(bundle).encode_pair("a " * 80, "").shape == (2, 2 * 77, TEXT_WIDTH)
+    assert measure_footprint(bundle).row_pixel > 0
+
+
+@pytest.mark.parametrize("length", [0, 2, -1, math.nan, "many", [77]])
+def test_a_tokenizer_without_room_for_a_word_is_refused(
+    tiny_folder: Path, tmp_path: Path, length: object
+) -> None:
+    folder = _broken(tiny_folder, tmp_path)
+    config = folder / "tokenizer" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_max_length": length}))
+    with pytest.raises(ModelLoadError, match="the tokenizer's model_max_length is"):
+        load_bundle(str(folder), device="cpu")
+
+
+def test_a_tokenizer_that_knows_more_than_the_text_encoder_is_refused(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = _broken(tiny_folder, tmp_path)
+    (folder / "tokenizer" / "added_tokens.json").write_text(json.dumps({"<style>": 514}))
+    with pytest.raises(ModelLoadError, match="knows 515 tokens, the text encoder 514"):
+        load_bundle(str(folder), device="cpu")
 
 
 def test_a_folder_with_pickles_only_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
