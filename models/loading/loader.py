@@ -136,8 +136,9 @@ def load_checkpoint(
 ) -> ModelBundle:
     """Load one file in the original layout. Raises ModelLoadError."""
     file = checkpoint.open_checkpoint(path)
-    prediction, reason = checkpoint.prediction_of(file)
-    if spec.prediction != "auto":
+    if spec.prediction == "auto":
+        prediction, reason = checkpoint.prediction_of(file)
+    else:
         prediction, reason = spec.prediction, _BY_SETTING
     known: dict[str, Any] = {"prediction_type": prediction}
     if checkpoint.wants_zero_snr(file):

@@ -27,7 +27,7 @@ class ModelSettings(Subject):
     prediction: Annotated[Literal["auto", "epsilon", "v_prediction"], Choice] = Field(
         "auto",
         description="What the U-Net predicts, `epsilon` or `v_prediction`; auto believes the "
-        "folder or the file's metadata, else epsilon.",
+        "folder, a configuration beside the file or its metadata, else epsilon.",
     )
     ema: bool = Field(
         False, description="Take the averaged (EMA) U-Net of a checkpoint that carries both."
