@@ -53,6 +53,7 @@ __all__ = [
 ]
 
 _BY_SETTING, _BY_FOLDER = "IMG2IMG_PREDICTION", "the folder's scheduler"
+_ZERO_SNR_BY_SETTING = "IMG2IMG_ZERO_TERMINAL_SNR"
 
 
 def load_bundle(
@@ -91,6 +92,7 @@ def load_model(
                 dtype=chosen_dtype,
                 vae=spec.vae,
                 prediction=spec.prediction,
+                zero_terminal_snr=spec.zero_terminal_snr,
             )
         else:
             bundle = load_checkpoint(
@@ -141,8 +143,9 @@ def load_checkpoint(
     else:
         prediction, reason = spec.prediction, _BY_SETTING
     known: dict[str, Any] = {"prediction_type": prediction}
-    if checkpoint.wants_zero_snr(file):
+    if spec.zero_terminal_snr or checkpoint.wants_zero_snr(file):
         known["rescale_betas_zero_snr"] = True
+    zero_snr = _ZERO_SNR_BY_SETTING if spec.zero_terminal_snr else "the file's ztsnr mark"
     config = checkpoint.scheduler_config(configuration, **known)
     if spec.vae:
         vae, vae_from = _other_vae(spec.vae, configuration, device, dtype), spec.vae
@@ -154,7 +157,7 @@ def load_checkpoint(
     unet = checkpoint.load_unet(file, configuration, ema=spec.ema, device=device, dtype=dtype)
     facts = {
         "source": f"{path}, one file in the original layout",
-        **_scheduler_facts(config, reason, "the file's ztsnr mark"),
+        **_scheduler_facts(config, reason, zero_snr),
     }
     if checkpoint.has_ema(file):
         facts["unet"] = (
@@ -184,12 +187,15 @@ def load_folder(
     dtype: torch.dtype,
     vae: str | None = None,
     prediction: Prediction = "auto",
+    zero_terminal_snr: bool = False,
 ) -> ModelBundle:
     """Load a folder in diffusers' layout, with another VAE if named. Raises ModelLoadError."""
     check_layout(folder)
-    known = {} if prediction == "auto" else {"prediction_type": prediction}
-    config = checkpoint.scheduler_config(folder, **known)
+    known: dict[str, Any] = {} if prediction == "auto" else {"prediction_type": prediction}
     said_by = _BY_SETTING if known else _BY_FOLDER
+    if zero_terminal_snr:
+        known["rescale_betas_zero_snr"] = True
+    config = checkpoint.scheduler_config(folder, **known)
 
     half: list[str] = []
 
@@ -217,7 +223,9 @@ def load_folder(
         path=folder,
         facts={
             "source": f"{folder}, a folder in diffusers' layout",
-            **_scheduler_facts(config, said_by, _BY_FOLDER),
+            **_scheduler_facts(
+                config, said_by, _ZERO_SNR_BY_SETTING if zero_terminal_snr else _BY_FOLDER
+            ),
         }
         | _vae_facts(autoencoder, vae or ""),
     )

@@ -101,6 +101,19 @@ def test_what_the_unet_predicts(
     assert sigmas[-1] == pytest.approx(4096 if mark else 14.6146, rel=1e-4)
 
 
+def test_a_setting_says_that_the_noise_went_to_its_end(
+    narrow: Path, checkpoint_file: Path, tiny_folder: Path
+) -> None:
+    folder = ModelSpec(str(tiny_folder), zero_terminal_snr=True)
+    for bundle in (
+        load(checkpoint_file, narrow, zero_terminal_snr=True),
+        load_model(folder, device="cpu"),
+    ):
+        sigmas = NoiseSchedule.from_config(bundle.scheduler_config).sigmas
+        assert sigmas[-1] == pytest.approx(4096, rel=1e-4)
+        assert bundle.facts["schedule"] == "to zero terminal SNR (IMG2IMG_ZERO_TERMINAL_SNR)"
+
+
 def beside(checkpoint_file: Path, folder: Path, content: bytes | str, **metadata: str) -> Path:
     """A checkpoint with a configuration of its name beside it."""
     path = folder / "some.model.safetensors"
