@@ -139,8 +139,12 @@ class ModelBundle:
 
     @property
     def text_length(self) -> int:
-        """Tokens in one chunk of text, start and end included: 77 for CLIP."""
-        return int(self.tokenizer.model_max_length)
+        """Tokens in one chunk of text, start and end included: 77 for CLIP.
+
+        A tokenizer whose configuration says no length takes texts of 10**30.
+        """
+        positions = self.text_encoder.config.max_position_embeddings
+        return int(min(float(self.tokenizer.model_max_length), positions))
 
     @property
     def text_width(self) -> int:

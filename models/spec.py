@@ -30,17 +30,19 @@ class ModelSpec:
 
     ``model`` is ``embedded``, a folder in diffusers' layout, a ``.safetensors`` checkpoint in the
     original (LDM) layout, or a hub id, which ``revision`` pins. ``prediction`` ``auto`` believes
-    the folder or the file's metadata, else epsilon. ``ema`` takes the averaged U-Net of a
-    checkpoint that carries both. ``vae`` is a folder or a file that replaces the autoencoder,
-    ``preview_vae`` one of an AutoencoderTiny that draws previews alone, ``loras`` are files with
-    the weights at which they are fused, in this order, and ``embeddings`` is a folder of textual
-    inversions. ``quantize`` is the number format of linear
-    layers of the U-Net (see `models.acceleration.quantization`).
+    the folder, a configuration beside the file or its metadata, else epsilon.
+    ``zero_terminal_snr`` says that the noise of the training ended in pure noise, where the folder
+    or the file does not. ``ema`` takes the averaged U-Net of a checkpoint that carries both.
+    ``vae`` is a folder or a file that replaces the autoencoder, ``preview_vae`` one of an
+    AutoencoderTiny that draws previews alone, ``loras`` are files with the weights at which they
+    are fused, in this order, and ``embeddings`` is a folder of textual inversions. ``quantize`` is
+    the number format of linear layers of the U-Net (see `models.acceleration.quantization`).
     """
 
     model: str = EMBEDDED
     revision: str | None = None
     prediction: Prediction = "auto"
+    zero_terminal_snr: bool = False
     ema: bool = False
     vae: str | None = None
     preview_vae: str | None = None

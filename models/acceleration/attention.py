@@ -7,9 +7,11 @@ device's own clock.
 
 from __future__ import annotations
 
+import logging
 import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from models.bundle import ModelBundle
+
+logger = logging.getLogger(__name__)
 
 KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -122,39 +126,46 @@ def kernel_orders(
     """Return the order of kernels by head size, for ``shapes`` (heads, tokens) of ``rows`` rows.
 
     Known on Hopper, and ``fixed`` where pictures are to be the same after a restart: a stopwatch
-    may choose otherwise then, and kernels differ in last bits. Of a fixed order what does not run
-    is left out. Else measured by ``seconds`` (of a kernel, size, heads, tokens, rows; None where it
-    does not run), by default with the card's events. Empty where there is no card.
+    may choose otherwise then, and kernels differ in last bits. Else measured by ``seconds`` (of a
+    kernel, size, heads, tokens, rows; None where it does not run), by default with the card's
+    events. What does not run is left out. A size for which there is too little memory has no order,
+    and torch chooses; there is none at all where there is no card.
     """
-    if seconds is None:
-        if device.type != "cuda":
-            return {}
-        if torch.cuda.get_device_capability(device) == HOPPER:
-            return dict.fromkeys(shapes, HOPPER_ORDER)
-        if fixed:
-            return {
-                size: _running(HOPPER_ORDER, _views(size, heads, tokens, rows, device, dtype))
-                for size, (heads, tokens) in shapes.items()
-            }
+    if seconds is None and device.type != "cuda":
+        return {}
 
-        def seconds(
-            kernel: SDPBackend, size: int, heads: int, tokens: int, rows: int
-        ) -> float | None:
-            return _event_seconds(kernel, _views(size, heads, tokens, rows, device, dtype), device)
+    def order(size: int, heads: int, tokens: int) -> Order:
+        if seconds is not None:
+            return _fastest(lambda kernel: seconds(kernel, size, heads, tokens, rows))
+        views = _views(size, heads, tokens, rows, device, dtype)
+        if fixed or torch.cuda.get_device_capability(device) == HOPPER:
+            return _running(HOPPER_ORDER, views)
+        return _fastest(lambda kernel: _event_seconds(kernel, views, device))
 
-    orders = {}
+    orders: dict[int, Order] = {}
     for size, (heads, tokens) in shapes.items():
-        best: tuple[float, SDPBackend] | None = None
-        for kernel in KERNELS.values():
-            if kernel is SDPBackend.MATH:  # its scores are quadratic: the last resort, untimed
-                continue
-            took = seconds(kernel, size, heads, tokens, rows)
-            if took is not None and (best is None or took < best[0] * _CLEARLY):
-                best = took, kernel
-        others = (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
-        first = () if best is None else (best[1],)
-        orders[size] = (*first, *(other for other in others if other not in first))
+        with suppress(torch.OutOfMemoryError):
+            orders[size] = order(size, heads, tokens)
+    if untried := [str(size) for size in shapes if size not in orders]:
+        logger.warning(
+            "torch chooses the kernels of attention of %s channels: there is too little memory to "
+            "try them with %d rows",
+            ", ".join(untried),
+            rows,
+        )
     return orders
+
+
+def _fastest(seconds: Callable[[SDPBackend], float | None]) -> Order:
+    """The fastest kernel, then those that take most shapes; of what runs, by ``seconds``."""
+    math, efficient = SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION
+    # math's scores are quadratic: it is the last resort, untimed.
+    took = {k: s for k in KERNELS.values() if k is not math and (s := seconds(k)) is not None}
+    first: list[SDPBackend] = []
+    for kernel, time in took.items():
+        if not first or time < took[first[0]] * _CLEARLY:
+            first = [kernel]
+    return tuple(dict.fromkeys([*first, *([efficient] if efficient in took else []), math]))
 
 
 def orders_in_words(orders: Mapping[int, Order]) -> str:
@@ -209,6 +220,8 @@ def _runs(kernel: SDPBackend, views: Views) -> bool:
         with warnings.catch_warnings(), sdpa_kernel(kernel), torch.inference_mode():
             warnings.simplefilter("ignore")  # torch warns of each reason why a kernel does not run
             attend(*views, None)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:
         return False
     return True

@@ -32,6 +32,9 @@ KERNELS: KernelChoice = "proven"
 """Which kernels serve. ``next`` waits for a card that has shown them right and faster
 (`scripts/count_kernels` says what is expected of them); then this line changes."""
 
+Trial = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Latents, timesteps and text."""
+
 _TOLERANCE = {torch.float32: 5e-3, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 """Largest relative difference to the modules: two roundings of a forward, with room to spare.
 bfloat16 has an eighth of float16's precision."""
@@ -64,7 +67,7 @@ def make_forwards(
     try:
         kernels = make_kernels(choice)
     except Exception as error:  # no Triton, or one that does not work with this torch
-        why = f"Triton cannot be used: {_line(error)}"
+        why = f"Triton cannot be used: {first_line(error)}"
         reasons = {name: reasons.get(name, why) for name in ("U-Net", "VAE")}
     else:
         if "U-Net" not in reasons:
@@ -86,24 +89,34 @@ def _tried(reasons: dict[str, str], name: str, make: Callable[[], Any]) -> Any:
     try:
         return make()
     except Exception as error:  # whatever Triton, a driver or a kernel makes of this device
-        reasons[name] = str(error) if isinstance(error, _Differs) else f"it failed: {_line(error)}"
+        reasons[name] = (
+            str(error) if isinstance(error, _Differs) else f"it failed: {first_line(error)}"
+        )
         return None
 
 
-def _line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what an error says, in one line."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @torch.inference_mode()
-def _checked_unet(bundle: ModelBundle, kernels: Kernels, orders: Mapping[int, Order]) -> FastUNet:
-    """Two rows of 512 x 512, different times."""
-    fast = FastUNet(bundle.unet, kernels, orders)
+def predict_by_modules(bundle: ModelBundle) -> tuple[Trial, torch.Tensor]:
+    """What a U-Net is tried with, two rows of 512 x 512 at different times, and what its modules
+    predict."""
     side = 512 // bundle.downscale
     latents = _noise(bundle, 2, bundle.latent_channels, side, side)
     text = _noise(bundle, 2, bundle.text_length, bundle.text_width)
     steps = torch.tensor([20.0, 700.0], device=bundle.device)
-    want = bundle.unet(latents, steps, encoder_hidden_states=text, return_dict=False)[0]
-    _compare(fast(latents, steps, text), want)
+    made = bundle.unet(latents, steps, encoder_hidden_states=text, return_dict=False)[0]
+    return (latents, steps, text), made
+
+
+@torch.inference_mode()
+def _checked_unet(bundle: ModelBundle, kernels: Kernels, orders: Mapping[int, Order]) -> FastUNet:
+    fast = FastUNet(bundle.unet, kernels, orders)
+    trial, want = predict_by_modules(bundle)
+    _compare(fast(*trial), want)
     return fast
 
 

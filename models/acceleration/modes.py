@@ -8,13 +8,15 @@ try out kernels, for minutes; both fuse projections and capture steps too.
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from models.acceleration.attention import (
+    Order,
     attention_shapes,
     choose_kernels,
     fuse_projections,
@@ -23,10 +25,17 @@ from models.acceleration.attention import (
 )
 from models.acceleration.compiled import compile_parts
 from models.acceleration.cuda_graphs import Capturer, CudaCapturer
-from models.acceleration.fast_forwards import FACT, make_forwards
+from models.acceleration.fast_forwards import (
+    FACT,
+    first_line,
+    make_forwards,
+    predict_by_modules,
+)
 from models.bundle import ModelBundle
 from models.device import make_current
 from models.spec import AccelerationMode
+
+logger = logging.getLogger(__name__)
 
 ROW_BUCKETS = (1, 2, 4, 8, 16)
 """The numbers of U-Net rows that steps are padded to where each needs a graph or a compilation of
@@ -137,8 +146,21 @@ def _choose_kernels(
     if acceleration.forwards:
         bundle.fast = make_forwards(bundle, orders)
         bundle.facts[FACT] = bundle.fast.in_words
-    if bundle.fast is None or bundle.fast.unet is None:
-        choose_kernels(bundle.unet, orders)
+    if orders and (bundle.fast is None or bundle.fast.unet is None):
+        _give_modules(bundle, orders)
+
+
+def _give_modules(bundle: ModelBundle, orders: Mapping[int, Order]) -> None:
+    """Run attention's modules through ``orders``, unless they fail by them: a kernel that torch
+    selects may do so in the U-Net alone."""
+    before = dict(bundle.unet.attn_processors)
+    choose_kernels(bundle.unet, orders)
+    try:
+        predict_by_modules(bundle)
+    except Exception as error:  # whatever a kernel or a driver makes of this device
+        bundle.unet.set_attn_processor(before)
+        bundle.facts["attention kernels"] = f"torch's choice ({first_line(error)})"
+        logger.warning("attention runs by torch's choice of kernels, because one failed: %s", error)
 
 
 def describe_forwards(bundle: ModelBundle, acceleration: Acceleration) -> str:

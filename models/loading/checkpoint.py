@@ -15,6 +15,7 @@ from models.errors import ModelLoadError
 from models.loading import ldm_keys
 from models.loading.identify import Contents, identify
 from models.loading.json_files import read_object
+from models.loading.ldm_yaml import prediction_beside
 from models.loading.parts import fill, make_text_encoder, make_unet, make_vae
 from models.loading.weights_file import WeightsFile
 from models.noise_schedule import NoiseSchedule
@@ -101,9 +102,14 @@ def load_text_encoder(
 def prediction_of(file: WeightsFile) -> tuple[str, str]:
     """(what the U-Net predicts, why that is believed): ``epsilon`` or ``v_prediction``.
 
-    The original layout says nothing of it. Newer files may say it in their metadata
-    (https://github.com/Stability-AI/ModelSpec) or by an empty tensor named ``v_pred``.
+    The original layout says nothing of it: its configuration does, which may lie beside the file
+    and is its owner's word. Newer files may say it in their metadata
+    (https://github.com/Stability-AI/ModelSpec) or by an empty tensor named ``v_pred``. Raises
+    ModelLoadError for a configuration that is not usable.
     """
+    if (told := prediction_beside(file.path)) is not None:
+        prediction, name = told
+        return prediction, f"{name} beside the file"
     said = file.metadata.get("modelspec.prediction_type", "").lower()
     if said in ("v", "v_prediction", "v-prediction", "vpred"):
         return "v_prediction", "the file's metadata"

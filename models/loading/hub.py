@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -24,9 +24,10 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SMALL_FILES = (
     *(f"{part}/config.json" for part in PARTS),
     "scheduler/scheduler_config.json",
-    "tokenizer/vocab.json",
-    "tokenizer/merges.txt",
 )
+_TOKENIZERS = (("tokenizer/tokenizer.json",), ("tokenizer/vocab.json", "tokenizer/merges.txt"))
+"""The files that a tokenizer is read from: what transformers writes since its release 5, or what
+it wrote before."""
 
 
 def is_hub_id(model: str) -> bool:
@@ -98,7 +99,11 @@ def cached(model: str, revision: str | None, dtype: torch.dtype) -> Path | None:
             _, plain = variants(file.name for file in (folder / part).iterdir())
             if not plain:
                 return None
-    return folder if all((folder / file).is_file() for file in _SMALL_FILES) else None
+
+    def has(files: Iterable[str]) -> bool:
+        return all((folder / file).is_file() for file in files)
+
+    return folder if has(_SMALL_FILES) and any(map(has, _TOKENIZERS)) else None
 
 
 def remove_damaged(folder: Path) -> list[str]:

@@ -53,6 +53,7 @@ __all__ = [
 ]
 
 _BY_SETTING, _BY_FOLDER = "IMG2IMG_PREDICTION", "the folder's scheduler"
+_ZERO_SNR_BY_SETTING = "IMG2IMG_ZERO_TERMINAL_SNR"
 
 
 def load_bundle(
@@ -91,6 +92,7 @@ def load_model(
                 dtype=chosen_dtype,
                 vae=spec.vae,
                 prediction=spec.prediction,
+                zero_terminal_snr=spec.zero_terminal_snr,
             )
         else:
             bundle = load_checkpoint(
@@ -136,12 +138,14 @@ def load_checkpoint(
 ) -> ModelBundle:
     """Load one file in the original layout. Raises ModelLoadError."""
     file = checkpoint.open_checkpoint(path)
-    prediction, reason = checkpoint.prediction_of(file)
-    if spec.prediction != "auto":
+    if spec.prediction == "auto":
+        prediction, reason = checkpoint.prediction_of(file)
+    else:
         prediction, reason = spec.prediction, _BY_SETTING
     known: dict[str, Any] = {"prediction_type": prediction}
-    if checkpoint.wants_zero_snr(file):
+    if spec.zero_terminal_snr or checkpoint.wants_zero_snr(file):
         known["rescale_betas_zero_snr"] = True
+    zero_snr = _ZERO_SNR_BY_SETTING if spec.zero_terminal_snr else "the file's ztsnr mark"
     config = checkpoint.scheduler_config(configuration, **known)
     if spec.vae:
         vae, vae_from = _other_vae(spec.vae, configuration, device, dtype), spec.vae
@@ -153,7 +157,7 @@ def load_checkpoint(
     unet = checkpoint.load_unet(file, configuration, ema=spec.ema, device=device, dtype=dtype)
     facts = {
         "source": f"{path}, one file in the original layout",
-        **_scheduler_facts(config, reason, "the file's ztsnr mark"),
+        **_scheduler_facts(config, reason, zero_snr),
     }
     if checkpoint.has_ema(file):
         facts["unet"] = (
@@ -183,12 +187,15 @@ def load_folder(
     dtype: torch.dtype,
     vae: str | None = None,
     prediction: Prediction = "auto",
+    zero_terminal_snr: bool = False,
 ) -> ModelBundle:
     """Load a folder in diffusers' layout, with another VAE if named. Raises ModelLoadError."""
     check_layout(folder)
-    known = {} if prediction == "auto" else {"prediction_type": prediction}
-    config = checkpoint.scheduler_config(folder, **known)
+    known: dict[str, Any] = {} if prediction == "auto" else {"prediction_type": prediction}
     said_by = _BY_SETTING if known else _BY_FOLDER
+    if zero_terminal_snr:
+        known["rescale_betas_zero_snr"] = True
+    config = checkpoint.scheduler_config(folder, **known)
 
     half: list[str] = []
 
@@ -216,7 +223,9 @@ def load_folder(
         path=folder,
         facts={
             "source": f"{folder}, a folder in diffusers' layout",
-            **_scheduler_facts(config, said_by, _BY_FOLDER),
+            **_scheduler_facts(
+                config, said_by, _ZERO_SNR_BY_SETTING if zero_terminal_snr else _BY_FOLDER
+            ),
         }
         | _vae_facts(autoencoder, vae or ""),
     )
@@ -280,7 +289,26 @@ def _tokenizer(folder: Path) -> Any:
         raise ModelLoadError(f"{folder / 'tokenizer'} cannot be loaded: {error}") from error
 
 
+def _check_text(bundle: ModelBundle) -> None:
+    """Raises ModelLoadError for a tokenizer that is not the text encoder's."""
+    tokenizer, rows = bundle.tokenizer, bundle.text_encoder.config.vocab_size
+    if len(tokenizer) > rows:
+        raise ModelLoadError(
+            f"{bundle.path}: the tokenizer knows {len(tokenizer)} tokens, the text encoder {rows}"
+        )
+    try:
+        length = bundle.text_length
+    except (TypeError, ValueError):
+        length = 0
+    if length <= 2:
+        raise ModelLoadError(
+            f"{bundle.path}: the tokenizer's model_max_length is {tokenizer.model_max_length!r}, "
+            "which leaves no room for a word between start and end"
+        )
+
+
 def _check_architecture(bundle: ModelBundle) -> None:
+    _check_text(bundle)
     wanted, got = bundle.unet.config.cross_attention_dim, bundle.text_width
     if wanted != got:
         raise ModelLoadError(

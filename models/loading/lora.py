@@ -263,6 +263,7 @@ def _apply_scaling(file: WeightsFile, changes: Mapping[str, LayerChange]) -> Non
             for pattern, special in (said.get(f"{part}.alpha_pattern") or {}).items():
                 if any(re.match(rf"(.*\.)?({pattern})$", each) for each in names):
                     alpha = special
+                    break  # peft takes the first that matches
             if change.alpha is None and alpha is not None:
                 change.alpha = _finite_number(alpha)
     except (ValueError, TypeError, AttributeError, OverflowError, re.error) as error:

@@ -6,6 +6,7 @@ more host memory than what stays there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,11 @@ def make_vae(folder: Path) -> Any:
     name = str(config.get("_class_name", "AutoencoderKL"))
     if name not in classes:
         raise ModelLoadError(f"{folder} is a {name}, not one of {', '.join(classes)}")
+    factor = config.get("scaling_factor", 1.0)
+    if not (isinstance(factor, int | float) and 0 < factor < math.inf):
+        raise ModelLoadError(
+            f"{folder / 'config.json'}: scaling_factor is {factor!r}, not a number above 0"
+        )
     return _without_weights(lambda: classes[name].from_config(config), folder)
 
 

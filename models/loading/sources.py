@@ -16,7 +16,16 @@ from models.spec import EMBEDDED, ModelSpec
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "embedded"
 
 _EVERY_SOURCE = frozenset(
-    {"model", "prediction", "vae", "preview_vae", "loras", "embeddings", "quantize"}
+    {
+        "model",
+        "prediction",
+        "zero_terminal_snr",
+        "vae",
+        "preview_vae",
+        "loras",
+        "embeddings",
+        "quantize",
+    }
 )
 _SETTINGS = {"revision": "IMG2IMG_MODEL_REVISION"}
 """Of fields whose setting is not ``IMG2IMG_`` and the field's name."""

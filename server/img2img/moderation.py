@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 from PIL import Image, ImageFilter
 
+from pipelines.errors import GenerationFailed
 from pipelines.request import Pixels
 from server.errors import ImageWithheld, SafetyCheckHangs
 
@@ -50,12 +52,17 @@ class SafetyPolicy:
     def review(self, picture: Pixels, request_id: str) -> tuple[Pixels, bool]:
         """Return the image to hand out, and whether it was blurred. Blocks; logs the score.
 
-        Raises ImageWithheld or SafetyCheckHangs.
+        Raises ImageWithheld, SafetyCheckHangs, or GenerationFailed where there is no score.
         """
         try:
             score = self.scorer.score(picture)
         except TimeoutError as error:
             raise SafetyCheckHangs from error
+        if not math.isfinite(score):  # NaN is above no threshold
+            message = f"the safety check gave no score: {score}"
+            # A batch whose other images came leaves out why this one did not.
+            logger.error(message, extra={"fields": {"request_id": request_id}})
+            raise GenerationFailed(message)
         found = score > self.threshold
         done = self.mode if found else "passed"
         fields = {

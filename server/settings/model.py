@@ -27,7 +27,12 @@ class ModelSettings(Subject):
     prediction: Annotated[Literal["auto", "epsilon", "v_prediction"], Choice] = Field(
         "auto",
         description="What the U-Net predicts, `epsilon` or `v_prediction`; auto believes the "
-        "folder or the file's metadata, else epsilon.",
+        "folder, a configuration beside the file or its metadata, else epsilon.",
+    )
+    zero_terminal_snr: bool = Field(
+        False,
+        description="The model was trained up to pure noise (zero terminal SNR), where the folder "
+        "or the file does not say so.",
     )
     ema: bool = Field(
         False, description="Take the averaged (EMA) U-Net of a checkpoint that carries both."
@@ -105,6 +110,7 @@ class ModelSettings(Subject):
             model=self.model,
             revision=self.model_revision,
             prediction=self.prediction,
+            zero_terminal_snr=self.zero_terminal_snr,
             ema=self.ema,
             vae=self.vae,
             preview_vae=self.preview_vae,

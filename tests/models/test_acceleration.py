@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,14 @@ from models.acceleration.attention import (
     kernel_orders,
 )
 from models.acceleration.compiled import CompileCache, compile_parts
+from models.acceleration.fast_forwards import make_forwards
 from models.acceleration.modes import (
     Acceleration,
     accelerate,
     choose_acceleration,
     describe_forwards,
 )
+from models.acceleration.torch_kernels import TorchKernels
 from models.bundle import ModelBundle
 from models.spec import AccelerationMode
 
@@ -120,6 +123,8 @@ def test_on_hopper_the_order_is_known_and_elsewhere_measured(
     efficient = SDPBackend.EFFICIENT_ATTENTION
     shapes = {40: (8, 4096), 80: (8, 1024)}
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(attention, "_views", lambda size, *_: size)
+    monkeypatch.setattr(attention, "_runs", lambda *_: True)
     assert kernel_orders(shapes, CUDA, torch.float16, 16) == dict.fromkeys(shapes, HOPPER_ORDER)
     assert HOPPER_ORDER[:3] == (cudnn, flash, efficient)
     assert kernel_orders(shapes, CUDA, torch.float16, 2, fixed=True) == dict.fromkeys(
@@ -134,11 +139,12 @@ def test_on_hopper_the_order_is_known_and_elsewhere_measured(
         return times[size].get(kernel)
 
     measured = kernel_orders(shapes, CUDA, torch.float16, 16, seconds)
-    assert measured[40] == (flash, efficient, SDPBackend.MATH)
+    assert measured[40] == (flash, SDPBackend.MATH)
     assert measured[80] == (efficient, SDPBackend.MATH)
     assert set(asked) == {(40, 8, 4096, 16), (80, 8, 1024, 16)}
 
 
+@pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize(
     ("fails", "order"),
     [
@@ -147,14 +153,58 @@ def test_on_hopper_the_order_is_known_and_elsewhere_measured(
         (HOPPER_ORDER, (SDPBackend.MATH,)),
     ],
 )
-def test_a_fixed_order_goes_by_no_stopwatch_and_has_what_runs(
-    monkeypatch: pytest.MonkeyPatch, fails: tuple[SDPBackend, ...], order: tuple[SDPBackend, ...]
+def test_a_known_order_goes_by_no_stopwatch_and_has_what_runs(
+    monkeypatch: pytest.MonkeyPatch,
+    fails: tuple[SDPBackend, ...],
+    order: tuple[SDPBackend, ...],
+    fixed: bool,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9) if fixed else (9, 0))
     monkeypatch.setattr(attention, "_views", lambda size, *_: size)
     monkeypatch.setattr(attention, "_runs", lambda kernel, size: size != 40 or kernel not in fails)
-    orders = kernel_orders({40: (8, 4096), 80: (8, 1024)}, CUDA, torch.float16, 2, fixed=True)
+    orders = kernel_orders({40: (8, 4096), 80: (8, 1024)}, CUDA, torch.float16, 2, fixed=fixed)
     assert orders == {40: order, 80: HOPPER_ORDER}
+
+
+@pytest.mark.parametrize("runs_short", ["its views", "a kernel"])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_where_a_try_has_too_little_memory_torch_chooses_and_the_log_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fixed: bool, runs_short: str
+) -> None:
+    def views(size: int, *_: object) -> attention.Views:
+        if size == 40 and runs_short == "its views":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return (torch.zeros(1, 1, 4, size),) * 3
+
+    def attend(query: torch.Tensor, *_: object) -> torch.Tensor:
+        if query.shape[-1] == 40:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return query
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(attention, "_views", views)
+    monkeypatch.setattr(attention, "attend", attend)
+    orders = kernel_orders({40: (8, 4096), 80: (8, 1024)}, CUDA, torch.float16, 16, fixed=fixed)
+    assert orders.keys() == {80}
+    assert [record.getMessage() for record in caplog.records] == [
+        "torch chooses the kernels of attention of 40 channels: there is too little memory to try "
+        "them with 16 rows"
+    ]
+
+
+class Event:
+    """Stands in for a card's event."""
+
+    def __init__(self, enable_timing: bool) -> None: ...
+
+    def record(self, _: object) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, _: object) -> float:
+        return 1.0
 
 
 @pytest.mark.parametrize("mode", list(AccelerationMode))
@@ -189,6 +239,35 @@ def test_without_triton_the_modules_stay_and_the_log_says_so_once(
     assert sum("Triton" in record.getMessage() for record in caplog.records) == 1
     got = own.predict(*inputs(own.text_width), False)
     assert (got - want).abs().max() / want.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("mode", [AccelerationMode.GRAPHS, AccelerationMode.MAX])
+def test_modules_that_fail_by_a_chosen_kernel_are_left_torchs_choice(
+    own: ModelBundle,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    mode: AccelerationMode,
+) -> None:
+    """cuDNN on a CPU fails as it does on a card without a plan: when it runs."""
+    want = predicted(own.unet, own.text_width)
+    order = (SDPBackend.CUDNN_ATTENTION,)
+    forwards = partial(make_forwards, make_kernels=lambda _: TorchKernels())
+    monkeypatch.setattr(module, "make_forwards", forwards)
+    monkeypatch.setattr(module, "kernel_orders", lambda *_, **__: {4: order, 8: order})
+    accelerate(own, Acceleration(mode, graphs=True), [(8, 8)], [2])
+    if mode is AccelerationMode.GRAPHS:
+        assert "U-Net by its modules (it failed: " in own.facts["forwards"]
+    assert own.facts["attention kernels"].startswith("torch's choice (")
+    assert sum("by torch's choice of kernels" in r.getMessage() for r in caplog.records) == 1
+    got = own.predict(*inputs(own.text_width), False)
+    assert (got - want).abs().max() / want.abs().max() < 1e-5
+
+
+def test_modules_keep_a_chosen_kernel_that_runs(own: ModelBundle) -> None:
+    orders = {4: (SDPBackend.MATH,), 8: (SDPBackend.MATH,)}
+    fuse_projections(own.unet)
+    module._give_modules(own, orders)
+    assert {p.order for p in own.unet.attn_processors.values()} == {(SDPBackend.MATH,)}
 
 
 @pytest.mark.slow("checkpoints")

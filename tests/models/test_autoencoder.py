@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -229,6 +230,23 @@ def test_what_does_not_fit_is_refused(
         load(tiny_folder, tmp_path / "flux")
     with pytest.raises(ModelLoadError, match="can run code"):
         load(tiny_folder, tmp_path / "vae.pt")
+
+
+@pytest.mark.parametrize("factor", [None, 0, -1.0, math.nan, math.inf, "0.18215"])
+def test_a_vae_whose_scaling_factor_is_none_is_refused(
+    tiny_folder: Path, tmp_path: Path, factor: object
+) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    config = folder / "vae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"scaling_factor": factor}))
+    said = rf"config\.json: scaling_factor is {re.escape(repr(factor))}, not a number above 0"
+    for spec in (
+        ModelSpec(str(folder)),
+        ModelSpec(str(tiny_folder), vae=str(folder)),
+        ModelSpec(str(tiny_folder), preview_vae=str(folder)),
+    ):
+        with pytest.raises(ModelLoadError, match=said):
+            load_model(spec, device="cpu", dtype="float32")
 
 
 def test_a_tiny_vae_draws_the_previews_and_not_the_pictures(

@@ -101,6 +101,104 @@ def test_what_the_unet_predicts(
     assert sigmas[-1] == pytest.approx(4096 if mark else 14.6146, rel=1e-4)
 
 
+def test_a_setting_says_that_the_noise_went_to_its_end(
+    narrow: Path, checkpoint_file: Path, tiny_folder: Path
+) -> None:
+    folder = ModelSpec(str(tiny_folder), zero_terminal_snr=True)
+    for bundle in (
+        load(checkpoint_file, narrow, zero_terminal_snr=True),
+        load_model(folder, device="cpu"),
+    ):
+        sigmas = NoiseSchedule.from_config(bundle.scheduler_config).sigmas
+        assert sigmas[-1] == pytest.approx(4096, rel=1e-4)
+        assert bundle.facts["schedule"] == "to zero terminal SNR (IMG2IMG_ZERO_TERMINAL_SNR)"
+
+
+def beside(checkpoint_file: Path, folder: Path, content: bytes | str, **metadata: str) -> Path:
+    """A checkpoint with a configuration of its name beside it."""
+    path = folder / "some.model.safetensors"
+    save_file(load_file(checkpoint_file), path, metadata=metadata)
+    content = content if isinstance(content, bytes) else content.encode()
+    (folder / "some.model.yaml").write_bytes(content)
+    return path
+
+
+A1111_V = """\
+# v-prediction, as A1111 has it beside v2-inference-v
+model:
+  base_learning_rate: 1.0e-4
+  target: ldm.models.diffusion.ddpm.LatentDiffusion
+  params:
+    parameterization: %s
+    linear_start: 0.00085
+    unet_config: &unet
+      target: ldm.modules.diffusionmodules.openaimodel.UNetModel
+    again: *unet
+    code: !!python/object/apply:os.system ["exit 1"]
+"""
+SAYS_V = {"modelspec.prediction_type": "v"}
+
+
+@pytest.mark.parametrize(
+    ("content", "metadata", "expected"),
+    [
+        (A1111_V % '"v"', {}, "v_prediction (some.model.yaml beside the file)"),
+        (A1111_V % "v  # so A1111 says it", {}, "v_prediction (some.model.yaml beside the file)"),
+        (A1111_V % "eps", SAYS_V, "epsilon (some.model.yaml beside the file)"),
+        (A1111_V % "null", SAYS_V, "v_prediction (the file's metadata)"),
+        ("model:\n  params: [1, 2]\n", SAYS_V, "v_prediction (the file's metadata)"),
+        ("model:\n  params:\n    v: 1\n", {}, "epsilon (the usual, the file does not say)"),
+        ("just text", {}, "epsilon (the usual, the file does not say)"),
+        ("", {}, "epsilon (the usual, the file does not say)"),
+    ],
+)
+def test_a_configuration_beside_the_file_says_what_the_unet_predicts(
+    narrow: Path,
+    checkpoint_file: Path,
+    tmp_path: Path,
+    content: str,
+    metadata: dict[str, str],
+    expected: str,
+) -> None:
+    bundle = load(beside(checkpoint_file, tmp_path, content, **metadata), narrow)
+    assert bundle.facts["predicts"] == expected
+    assert bundle.scheduler_config["prediction_type"] == expected.split()[0]
+
+
+MERGES = "a: &x0 {k: v}\n" + "".join(
+    f"b{i}: &x{i + 1} {{<<: [{', '.join([f'*x{i}'] * 9)}]}}\n" for i in range(12)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (A1111_V % "x0", "its parameterization 'x0' is not eps or v"),
+        (A1111_V % "[v]", r"its parameterization .* is not eps or v"),
+        ("model: {", "while parsing"),
+        ("[" * 60_000, "recursion"),
+        ("# " + "x" * 70_000, "larger than 64 KiB"),
+        (b"\xff\xfe\x00", "."),
+        (b"\x89PNG\r\n", "."),
+        ("a: 1\n---\nb: 2\n", "expected a single document"),
+    ],
+)
+def test_a_configuration_that_is_no_use_is_a_reason_and_the_setting_a_way_out(
+    narrow: Path, checkpoint_file: Path, tmp_path: Path, content: str | bytes, reason: str
+) -> None:
+    path = beside(checkpoint_file, tmp_path, content)
+    with pytest.raises(ModelLoadError, match=rf"some\.model\.yaml.*not usable.*{reason}"):
+        load(path, narrow)
+    assert load(path, narrow, prediction="epsilon").facts["predicts"].startswith("epsilon")
+
+
+def test_a_configuration_of_merges_without_end_is_not_followed(
+    narrow: Path, checkpoint_file: Path, tmp_path: Path
+) -> None:
+    path = beside(checkpoint_file, tmp_path, MERGES + A1111_V % "v")
+    assert load(path, narrow).facts["predicts"].startswith("v_prediction")
+
+
 def test_a_setting_overrules_a_folder(tiny_folder: Path) -> None:
     bundle = load_model(ModelSpec(str(tiny_folder), prediction="v_prediction"), device="cpu")
     assert bundle.scheduler_config["prediction_type"] == "v_prediction"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.convert_from_ckpt import create_unet_diffusers_config
 from safetensors.torch import save_file
 
 from models.acceleration.fast_forwards import make_forwards
@@ -20,6 +22,7 @@ from models.acceleration.torch_kernels import Kernels, TorchKernels
 from models.acceleration.unet import FastUNet, unsupported_reason
 from models.acceleration.vae import FastVae
 from models.bundle import FastForwards, ModelBundle
+from models.loading.parts import read_config
 from models.padding import circular_padding
 from tests.models.narrow import TEXT_WIDTH
 from tests.models.test_lora import kohya
@@ -164,6 +167,52 @@ def test_another_unet_than_1x_is_refused(narrow: Path, what: str) -> None:
     assert what in reason
     with pytest.raises(ValueError, match=what):
         FastUNet(odd, TorchKernels(), {})
+
+
+LDM_1X = {
+    "unet_config": {"params": {
+        "in_channels": 4, "out_channels": 4, "model_channels": 16, "num_res_blocks": 2,
+        "attention_resolutions": [4, 2, 1], "channel_mult": [1, 2, 4, 4], "num_heads": 2,
+        "use_spatial_transformer": True, "transformer_depth": 1, "context_dim": TEXT_WIDTH,
+        "legacy": False,
+    }},
+    "first_stage_config": {"params": {"ddconfig": {"ch_mult": [1, 2, 4, 4]}}},
+}  # fmt: skip
+"""What A1111's v1-inference.yaml says of the U-Net, of fewer channels."""
+
+
+def test_a_unet_that_diffusers_own_converter_configured(tmp_path: Path) -> None:
+    config = create_unet_diffusers_config({"model": {"params": LDM_1X}}, image_size=512)
+    # Not said at its command line.
+    config |= {"upcast_attention": None, "norm_num_groups": 8}
+    UNet2DConditionModel(**config).save_config(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["upcast_attention"] is None
+    converted = shaken(UNet2DConditionModel.from_config(read_config(tmp_path)))
+    inputs = unet_inputs(8, 8)
+    want = by_modules(converted, inputs, False)
+    assert unsupported_reason(converted) is None
+    assert difference(FastUNet(converted, TorchKernels(), {})(*inputs), want) < 1e-5
+
+
+TRUTHS = [
+    "center_input_sample",
+    "dual_cross_attention",
+    "resnet_skip_time_act",
+    "upcast_attention",
+    "use_linear_projection",
+]
+
+
+def test_null_is_false_in_every_key_that_is_to_be_false(narrow: Path) -> None:
+    config = dict(UNet2DConditionModel.load_config(narrow / "unet"))
+    plain, null = (
+        shaken(UNet2DConditionModel.from_config(config | dict.fromkeys(TRUTHS, value)))
+        for value in (False, None)
+    )
+    null.load_state_dict(plain.state_dict())
+    inputs = unet_inputs(8, 8)
+    assert torch.equal(by_modules(null, inputs, False), by_modules(plain, inputs, False))
+    assert unsupported_reason(null) is None
 
 
 def test_layers_that_compute_something_else_are_refused(unet: UNet2DConditionModel) -> None:

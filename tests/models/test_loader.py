@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -15,6 +16,9 @@ from models.bundle import ModelBundle
 from models.loading import hub, loader
 from models.loading.loader import ModelLoadError, load_bundle
 from models.loading.sources import _EVERY_SOURCE, Source
+from models.memory import measure_footprint
+from pipelines.prompt.encoder import PromptEncoder
+from tests.tiny_model import TEXT_WIDTH
 
 
 def test_a_local_folder(tiny_folder: Path) -> None:
@@ -95,6 +99,34 @@ def test_a_hub_id_is_taken_from_the_cache_when_offline(
     assert bundle.name == "someone/tiny-diffusion"
     with pytest.raises(ModelLoadError, match="not in the local cache"):
         load_bundle("someone/other", device="cpu")
+
+
+def test_a_tokenizer_as_transformers_5_writes_it_is_found_in_the_cache(
+    tiny: ModelBundle, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants as constants
+
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "models--someone--tiny-diffusion" / "snapshots" / revision
+    tokenizer = shutil.copytree(tiny_folder, snapshot) / "tokenizer"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def load() -> ModelBundle:
+        return load_bundle("someone/tiny-diffusion", revision=revision, device="cpu")
+
+    shutil.rmtree(tokenizer)
+    tiny.tokenizer.save_pretrained(tokenizer)
+    assert {file.name for file in tokenizer.iterdir()} == {
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    text = "a red house"
+    assert load().tokenizer(text).input_ids == tiny.tokenizer(text).input_ids
+    (tokenizer / "tokenizer.json").unlink()
+    shutil.copy(tiny_folder / "tokenizer" / "vocab.json", tokenizer)
+    with pytest.raises(ModelLoadError, match="not in the local cache"):
+        load()  # the merges are missing
 
 
 def test_only_the_needed_files_of_a_repository_are_fetched() -> None:
@@ -215,6 +247,38 @@ def test_settings_that_do_nothing_for_a_source_are_refused(
 def test_every_part_of_a_spec_is_read_by_some_source() -> None:
     for field in fields(loader.ModelSpec):
         assert field.name in _EVERY_SOURCE or any(field.name in s.value[1] for s in Source)
+
+
+def test_a_tokenizer_that_says_no_length_has_the_text_encoders(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = _broken(tiny_folder, tmp_path)
+    (folder / "tokenizer" / "tokenizer_config.json").unlink()
+    bundle = load_bundle(str(folder), device="cpu", dtype="float32")
+    assert bundle.tokenizer.model_max_length > 10**29
+    assert bundle.text_length == 77
+    assert PromptEncoder(bundle).encode_pair("a " * 80, "").shape == (2, 2 * 77, TEXT_WIDTH)
+    assert measure_footprint(bundle).row_pixel > 0
+
+
+@pytest.mark.parametrize("length", [0, 2, -1, math.nan, "many", [77]])
+def test_a_tokenizer_without_room_for_a_word_is_refused(
+    tiny_folder: Path, tmp_path: Path, length: object
+) -> None:
+    folder = _broken(tiny_folder, tmp_path)
+    config = folder / "tokenizer" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_max_length": length}))
+    with pytest.raises(ModelLoadError, match="the tokenizer's model_max_length is"):
+        load_bundle(str(folder), device="cpu")
+
+
+def test_a_tokenizer_that_knows_more_than_the_text_encoder_is_refused(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = _broken(tiny_folder, tmp_path)
+    (folder / "tokenizer" / "added_tokens.json").write_text(json.dumps({"<style>": 514}))
+    with pytest.raises(ModelLoadError, match="knows 515 tokens, the text encoder 514"):
+        load_bundle(str(folder), device="cpu")
 
 
 def test_a_folder_with_pickles_only_is_refused(tiny_folder: Path, tmp_path: Path) -> None:

@@ -206,6 +206,8 @@ def test_alpha_by_pattern_and_by_root_of_rank(
         ({"lora_alpha": 4 * RANK}, 4.0, 4.0),
         ({"lora_alpha": 4 * RANK, "use_rslora": True}, 8.0, 8.0),
         ({"lora_alpha": RANK, "alpha_pattern": {"^down.*attn1.to_q": 3 * RANK}}, 1.0, 3.0),
+        ({"lora_alpha": RANK, "alpha_pattern": {"to_q": 3 * RANK, "attn1.to_q": 9}}, 1.0, 3.0),
+        ({"lora_alpha": RANK, "alpha_pattern": {"attn1.to_q": 3 * RANK, "to_q": 9}}, 1.0, 3.0),
         ({"lora_alpha": RANK, "r": 99, "rank_pattern": {"attn1.to_q": RANK}}, 1.0, 1.0),
     ],
 )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import logging
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from models.auxiliary.choose import choose_safety
 from models.bundle import ModelBundle
 from pipelines.request import Pixels
 from pipelines.safety_check import SafetyCheck
+from server.accounts.types import Balance
 from server.engine_service import StartError, load_model
 from server.img2img.deny_list import DenyList, DenyListError
 from server.img2img.moderation import SafetyPolicy, blurred
@@ -25,6 +28,7 @@ from tests.server.conftest import PATH, MakeClient
 from tests.server.failures import assert_failure
 from tests.server.pictures import file_of
 from tests.server.stub_engine import StubEngine
+from tests.server.team import Team
 from tests.tiny_model import write_tiny_checker
 
 UNSAFE = Image.new("RGB", (320, 320), (250, 20, 20))
@@ -116,6 +120,44 @@ def test_blur_answers_a_blurred_picture_and_says_so(ask: Callable[..., Any]) -> 
 def test_a_higher_threshold_lets_the_picture_pass(ask: Callable[..., Any]) -> None:
     assert list(ask("block", UNSAFE, threshold=0.9).json()["data"]) == ["image", "seed"]
     assert_failure(ask("block", SAFE, threshold=-1.0), 400)
+
+
+@dataclass
+class Scorer:
+    """A checker whose arithmetic failed, as in half precision on a card."""
+
+    found: float
+    obstacle: str | None = None
+    alive: bool = True
+
+    def score(self, picture: Pixels) -> float:
+        return self.found
+
+
+@pytest.mark.parametrize("mode", ["blur", "block"])
+@pytest.mark.parametrize("score", [math.nan, -math.inf, math.inf])
+def test_a_picture_without_a_score_goes_to_nobody_and_costs_nothing(
+    make_client: MakeClient,
+    engine: StubEngine,
+    database_url: str,
+    caplog: pytest.LogCaptureFixture,
+    mode: Any,
+    score: float,
+) -> None:
+    team = Team(database_url)
+    engine.safety = SafetyPolicy(mode, 0.0, Scorer(score))
+    response = make_client(database_url=team.url).post(
+        PATH,
+        data={"prompt": "a cat"},
+        files={"init_image": ("a.png", file_of(SAFE))},
+        headers={"Authorization": team.make_key()},
+    )
+    assert_failure(response, 500, "internal error")
+    assert "x-credits-charged" not in response.headers
+    assert team.balance() == Balance(100, 0)
+    assert team.states() == {"released": 1}
+    said = [r for r in caplog.records if "gave no score" in r.getMessage()]
+    assert [r.levelname for r in said] == ["ERROR"]
 
 
 def test_previews_are_not_made_where_pictures_are_checked(

@@ -193,6 +193,7 @@ def test_a_lora_whose_weight_is_none(text: str) -> None:
 def test_the_model_that_settings_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMG2IMG_MODEL", "/models/a.safetensors")
     monkeypatch.setenv("IMG2IMG_PREDICTION", "V_Prediction")
+    monkeypatch.setenv("IMG2IMG_ZERO_TERMINAL_SNR", "true")
     monkeypatch.setenv("IMG2IMG_EMA", "true")
     monkeypatch.setenv("IMG2IMG_VAE", "/models/taesd")
     monkeypatch.setenv("IMG2IMG_PREVIEW_VAE", "/models/taesd")
@@ -202,6 +203,7 @@ def test_the_model_that_settings_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings().model_spec == ModelSpec(
         model="/models/a.safetensors",
         prediction="v_prediction",
+        zero_terminal_snr=True,
         ema=True,
         vae="/models/taesd",
         preview_vae="/models/taesd",
