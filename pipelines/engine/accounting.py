@@ -51,7 +51,7 @@ class Accounting:
             left = self.scheduler.seconds_left(work)
         limit = self.scheduler.config.limits.rows_for(work.key)
         statistics.count_unit(work, seconds, states, launched.ordinary, limit)
-        statistics.halvings += launched.row_cap is not None
+        statistics.halvings += launched.out_of_memory
         outcomes: dict[int, Outcome] = {**launched.failures}
         for state in states:
             state.spend(_STAGES[type(work)], seconds)

@@ -60,8 +60,9 @@ class Launched:
     picture was cached, or that was captured is not, nor a step that awaits its capture or, where
     others are captured, has too long a text for it. ``text_chunks`` were encoded in it. ``last``
     says that no further part of the encode or decode is needed. ``failures`` and the ``previews``
-    that a step began are by request; ``row_cap`` is the most rows that its key's steps may have
-    from now on, after an out-of-memory error.
+    that a step began are by request. ``out_of_memory`` says that requests did not go together for
+    want of memory; ``row_cap`` is the most rows that its key's steps may have then, if that was
+    for their rows.
     """
 
     ordinary: bool = True
@@ -69,12 +70,16 @@ class Launched:
     text_chunks: int = 0
     failures: dict[int, GenerationError] = field(default_factory=dict)
     previews: dict[int, Callable[[], Pixels | None]] = field(default_factory=dict)
+    out_of_memory: bool = False
     row_cap: int | None = None
 
 
 @dataclass(eq=False)
 class _DeviceState:
-    """The tensors of a request, and what its next units need of it."""
+    """The tensors of a request, and what its next units need of it.
+
+    One that is ``apart`` shares no step: its guidance may have taken the memory of one.
+    """
 
     state: RequestState
     prepared: Prepared
@@ -85,6 +90,7 @@ class _DeviceState:
     position: int | None = None
     previewed: float = -math.inf
     decoded: Decoded | None = None
+    apart: bool = False
 
     @property
     def request(self) -> GenerationRequest:
@@ -264,30 +270,40 @@ class ModelRunner:
             raise
         member.encoding = member.text = None
 
-    def _step(self, members: Sequence[_DeviceState], padded: int, launched: Launched) -> None:
-        """Run one evaluation of each of ``members``, of one key, in ``padded`` U-Net rows.
+    def _step(self, members: Sequence[_DeviceState], padded: int, launched: Launched) -> int:
+        """Run one evaluation of each of ``members``, of one key, in ``padded`` U-Net rows; return
+        the most rows that ran at a time.
 
-        A step that fails changes nothing, and is run again in halves. After an out-of-memory error
-        its key's steps are to stay at half the rows.
+        A step that fails changes nothing, and is run again in parts. After an out-of-memory error
+        those that CLIP guides, of which no plan knows, go apart from then on. Where there are none
+        the key's steps are to stay at the rows that ran, unless one request alone was the cause.
         """
-        try:
-            self._step_once(members, padded, launched)
-            return
-        except Exception as error:
-            launched.ordinary = False
-            if len(members) == 1:
-                self._fail(members[0], error, "failed in a step", launched)
-                return
-            out_of_memory = isinstance(error, torch.OutOfMemoryError)
-        # Outside the handler: there the error would hold what the failed forward had allocated.
-        if out_of_memory:
-            rows = sum(member.state.rows for member in members)
-            logger.warning("out of memory with %d rows: halved", rows)
-            launched.row_cap = min(rows // 2, launched.row_cap or rows)
-        middle = len(members) // 2
-        for half in (members[:middle], members[middle:]):
-            rows = sum(member.state.rows for member in half)
-            self._step(half, pad_rows(rows, self.row_buckets), launched)
+        rows, for_rows = sum(member.state.rows for member in members), False
+        if len(members) == 1 or not any(member.apart for member in members):
+            try:
+                self._step_once(members, padded, launched)
+                return rows
+            except Exception as error:
+                if len(members) == 1:
+                    self._fail(members[0], error, "failed in a step", launched)
+                    return 0
+                out_of_memory = isinstance(error, torch.OutOfMemoryError)
+            # Outside the handler: there the error would hold what the failed forward had allocated.
+            if out_of_memory:
+                logger.warning("out of memory with %d rows: run again in parts", rows)
+                launched.out_of_memory = True
+                for member in members:
+                    member.apart = member.guidance is not None
+                for_rows = not any(member.apart for member in members)
+        launched.ordinary = False
+        most = 0
+        for part in _parts(members):
+            part_rows = sum(member.state.rows for member in part)
+            ran = self._step(part, pad_rows(part_rows, self.row_buckets), launched)
+            most = max(most, ran)
+        if for_rows:
+            launched.row_cap = None if launched.failures else most
+        return most
 
     def _step_once(self, members: Sequence[_DeviceState], padded: int, launched: Launched) -> None:
         pool, tried = self.pools[members[0].state.key], self.denoiser.graphs.tried
@@ -370,6 +386,16 @@ class ModelRunner:
             member.previewed = time.monotonic()
         if self._previews.worked:
             launched.ordinary = False
+
+
+def _parts(members: Sequence[_DeviceState]) -> list[Sequence[_DeviceState]]:
+    """Return the smaller steps of a step: those apart one by one; where none is, two halves."""
+    together = [member for member in members if not member.apart]
+    if len(together) == len(members):
+        middle = len(members) // 2
+        return [members[:middle], members[middle:]]
+    alone = [[member] for member in members if member.apart]
+    return [together, *alone] if together else [*alone]
 
 
 def _drawn(member: _DeviceState, drawing: Drawing) -> Pixels | None:

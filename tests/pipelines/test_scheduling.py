@@ -18,7 +18,7 @@ from pipelines.scheduler.batching import GroupKey, StepLimits
 from pipelines.scheduler.cost_model import CostTable, ImageCost, StepPoint
 from pipelines.scheduler.guidance_cost import MEASURED
 from pipelines.scheduler.request_state import RequestState
-from pipelines.scheduler.scheduler import PolicyConfig, Scheduler
+from pipelines.scheduler.scheduler import CAP_STEPS, PolicyConfig, Scheduler
 from pipelines.scheduler.work import Decode, Encode, Refusal, Step, TooLong
 
 SMALL = GroupKey(40, 40, 77, False)
@@ -297,6 +297,24 @@ def test_a_cap_on_rows_holds_until_the_group_is_gone() -> None:
     assert work.rows == 2
     run_all(scheduler)
     assert rows_of_first_step(scheduler) == 16
+
+
+def test_a_cap_on_rows_is_tried_again_while_requests_of_its_size_keep_coming() -> None:
+    scheduler, ident, widths = Scheduler(GAINFUL), 0, list[int]()
+    while len(widths) < 3 * CAP_STEPS:
+        while len(scheduler) < 16:
+            put(scheduler, ident, SMALL, evaluations=10)
+            ident += 1
+        work = scheduler.plan()
+        assert work is not None
+        scheduler.complete(work)
+        if isinstance(work, Step):
+            if not widths:
+                scheduler.cap_rows(SMALL, 4)
+            widths.append(work.rows)
+    assert max(widths[1:CAP_STEPS]) == 4
+    assert max(widths[CAP_STEPS + 1 : 2 * CAP_STEPS]) == 8
+    assert max(widths[2 * CAP_STEPS + 1 :]) == 16
 
 
 def test_places_are_not_exceeded() -> None:
