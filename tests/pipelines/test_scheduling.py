@@ -676,6 +676,15 @@ def test_every_admitted_request_ends_within_a_bound_behind_its_due_time(
 
 
 @pytest.mark.parametrize(
+    ("chunks", "rows"), [(1, 16), (2, 16), (3, 15), (8, 11), (40, 5), (107, 2)]
+)
+def test_the_tokens_of_a_long_text_take_room_in_a_step(chunks: int, rows: int) -> None:
+    """107 are the most of a valid text: at 16 rows their keys and values were 6.6 GB."""
+    key = GroupKey(64, 64, chunks * 77, False)
+    assert StepLimits(16, 16 * 64 * 64).rows_for(key) == rows
+
+
+@pytest.mark.parametrize(
     ("max_pixels", "rows"), [(16, 16), (15, 8), (7, 4), (2, 2), (1, 2), (0, 2)]
 )
 def test_padding_counts(max_pixels: int, rows: int) -> None:
