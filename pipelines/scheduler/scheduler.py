@@ -256,6 +256,12 @@ class Scheduler:
                     self._leave(task)
         return finished
 
+    def begin_steps_anew(self, ident: int) -> None:
+        """Plan the steps of a request from the first one on; those that still run do not count."""
+        for task in self.present((ident,)):
+            task.ended -= task.done
+            task.done = 0
+
     def complete(
         self, work: Work, seconds: float | None = None, *, last: bool = False
     ) -> list[int]:
