@@ -54,6 +54,10 @@ class ByteCache(Generic[K, V]):
         if self._size_of(value) <= self._kept.maxsize:
             self._kept[key] = value
 
+    def drop(self, key: K) -> None:
+        """Forget a value, if it is kept."""
+        self._kept.pop(key, None)
+
     @property
     def bytes_kept(self) -> int:
         return int(self._kept.currsize)

@@ -153,7 +153,7 @@ class Denoiser:
             place, row, tile = evaluation.position, evaluation.coefficients, pool.key.tile
             correction = (
                 self._guide.correction(
-                    run, row, pool.state[place, 0], eps[b], pool.text[place], tile
+                    run, row, pool.state[place, 0], eps[b], pool.text(place), tile
                 )
                 if run.due
                 else run.repeated(row)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection
 
 import torch
@@ -21,10 +21,13 @@ LONGEST_CAPTURED = 8 * 77
 class LatentPool:
     """The state of the running requests of one group, on the device.
 
-    ``state`` is (capacity + 1, 4 slots, 4, h, w) float32, ``text`` (capacity + 1, 2, T, D) in the
-    model's dtype: the unconditional text states, then the conditional ones. The last place is
-    ``scratch``, where the padding of a captured step reads and writes. ``patience`` says when its
-    steps are captured, see `CapturedSteps`. ``kept`` is made for the first request with a mask.
+    ``state`` is (capacity + 1, 4 slots, 4, h, w) float32. The last place is ``scratch``, where the
+    padding of a captured step reads and writes. ``patience`` says when its steps are captured, see
+    `CapturedSteps`. ``kept`` is made for the first request with a mask.
+
+    Text states are (2, T, D) a place in the model's dtype, the unconditional ones first. Graphs
+    read them where they always are, so there all places have room. Where none is captured there are
+    those of the requests alone: of the longest texts they are 25 MB each.
     """
 
     def __init__(
@@ -35,13 +38,14 @@ class LatentPool:
         self.captured = CapturedSteps(patience)
         latent = (bundle.latent_channels, key.height, key.width)
         self.state = torch.zeros(capacity + 1, SLOTS, *latent, device=bundle.device)
-        self.text = torch.zeros(
-            capacity + 1,
-            2,
-            key.text_tokens,
-            bundle.text_width,
-            device=bundle.device,
-            dtype=bundle.dtype,
+        self._dtype = bundle.dtype
+
+        def empty(*places: int) -> torch.Tensor:
+            shape = (*places, 2, key.text_tokens, bundle.text_width)
+            return torch.zeros(shape, device=bundle.device, dtype=bundle.dtype)
+
+        self._texts: torch.Tensor | defaultdict[int, torch.Tensor] = (
+            defaultdict(empty) if patience is None else empty(capacity + 1)
         )
         self._free = list(range(capacity - 1, -1, -1))
         self.kept: KeptAreas | None = None
@@ -56,7 +60,7 @@ class LatentPool:
         position = self._free.pop()
         self.state[position].zero_()
         self.state[position, 0] = latents
-        self.text[position] = text
+        self._texts[position] = text.to(self._dtype)
         self._gathered = None
         return position
 
@@ -69,18 +73,30 @@ class LatentPool:
 
     def release(self, position: int) -> None:
         self._free.append(position)
+        if isinstance(self._texts, defaultdict):
+            del self._texts[position]
+        self._gathered = None
+
+    def text(self, position: int) -> torch.Tensor:
+        """Text states of a place, (2, T, D); zeros of one that nobody has taken."""
+        return self._texts[position]
 
     def text_rows(self, places: tuple[int, ...] | None, index: torch.Tensor) -> torch.Tensor:
         """Text states of U-Net rows, (R, T, D); ``places`` are ``index``, into (places * 2).
 
         They are kept for the next step, which has the same rows unless a request came or left.
-        Without ``places`` they are gathered anew.
+        Without ``places``, in a graph, they are gathered anew.
         """
-        if places is None:
-            return self.text.flatten(0, 1).index_select(0, index)
-        if self._gathered is None or self._gathered[0] != places:
-            self._gathered = places, self.text.flatten(0, 1).index_select(0, index)
-        return self._gathered[1]
+        if places is not None and self._gathered is not None and self._gathered[0] == places:
+            return self._gathered[1]
+        if isinstance(self._texts, torch.Tensor):
+            made = self._texts.flatten(0, 1).index_select(0, index)
+        else:
+            assert places is not None
+            made = torch.stack([self._texts[place // 2][place % 2] for place in places])
+        if places is not None:
+            self._gathered = places, made
+        return made
 
     def latents(self, position: int) -> torch.Tensor:
         """Slot 0 of a place, (4, h, w) float32, a copy."""

@@ -51,7 +51,7 @@ class Accounting:
             left = self.scheduler.seconds_left(work)
         limit = self.scheduler.config.limits.rows_for(work.key)
         statistics.count_unit(work, seconds, states, launched.ordinary, limit)
-        statistics.halvings += launched.row_cap is not None
+        statistics.halvings += launched.out_of_memory
         outcomes: dict[int, Outcome] = {**launched.failures}
         for state in states:
             state.spend(_STAGES[type(work)], seconds)
@@ -61,12 +61,28 @@ class Accounting:
                 outcomes[state.ident] = self._result(state)
             elif isinstance(work, Step):
                 state.ended += 1
-                if (draw := launched.previews.get(state.ident)) is not None:
+                draw = launched.previews.get(state.ident)
+                if draw is not None and state.ended > 0:
                     state.preview = draw()
                 state.publish(left[state.ident])
             elif isinstance(work, Encode) and state.encoded:
-                state.publish(left[state.ident])
+                failure = self._check_encoded(state) if launched.last else None
+                if failure is None:
+                    state.publish(left[state.ident])
+                else:
+                    outcomes[state.ident] = failure
         return outcomes
+
+    def _check_encoded(self, state: RequestState) -> GenerationError | None:
+        """Have a request whose encode overflowed begin its steps anew, or return why it fails."""
+        try:
+            if not self.runner.check_encoded(state.ident):
+                with self.lock:
+                    self.scheduler.begin_steps_anew(state.ident)
+        except Exception as error:
+            logger.exception("request %s could not be encoded", state.request.request_id)
+            return as_failure(error)
+        return None
 
     def _result(self, state: RequestState) -> Outcome:
         try:

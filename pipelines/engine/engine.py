@@ -359,6 +359,7 @@ class Engine:
         return Unit(work, launched, finished, elapsed)
 
     def _begin(self, ident: int) -> None:
+        self._preparer.begun(ident)
         with self._lock:
             states = self._scheduler.present((ident,))
             seconds = self._scheduler.seconds_to_pictures()
@@ -392,6 +393,7 @@ class Engine:
             state.timeline.extend("queue", state.arrived, time.monotonic())
         self.statistics.count_end(outcome, state.timeline)
         state.end(outcome)
+        self._preparer.begun(state.ident)
 
     def _fail_all(self, error: GenerationError) -> None:
         """End what is left when the engine has ended, from whichever thread finds that."""

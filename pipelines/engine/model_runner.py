@@ -18,18 +18,18 @@ from models.acceleration.cuda_graphs import Capturer
 from models.bundle import ModelBundle
 from pipelines.cache import CacheCounts
 from pipelines.counts import GraphCounts
-from pipelines.denoise.batch import Evaluation
 from pipelines.denoise.clip_guidance import GuidanceRun
 from pipelines.denoise.denoiser import Denoiser
 from pipelines.denoise.latent_pool import LatentPool, LatentPools
+from pipelines.engine.device_state import DeviceState
 from pipelines.engine.preparer import Prepared
 from pipelines.errors import GenerationError, as_failure
 from pipelines.prompt.encoder import PromptEncoder
-from pipelines.request import GenerationRequest, Pixels
+from pipelines.request import Pixels
 from pipelines.scheduler.batching import GroupKey, pad_rows
 from pipelines.scheduler.request_state import RequestState
 from pipelines.scheduler.work import Encode, Step, Work
-from pipelines.vae.decode import Decoded, Decoding, decode_together
+from pipelines.vae.decode import Decoding, decode_together
 from pipelines.vae.encode import Encoding, ImageEncoder, Moments
 from pipelines.vae.graphs import VaeGraphs
 from pipelines.vae.preview import Drawing, Previews
@@ -60,8 +60,9 @@ class Launched:
     picture was cached, or that was captured is not, nor a step that awaits its capture or, where
     others are captured, has too long a text for it. ``text_chunks`` were encoded in it. ``last``
     says that no further part of the encode or decode is needed. ``failures`` and the ``previews``
-    that a step began are by request; ``row_cap`` is the most rows that its key's steps may have
-    from now on, after an out-of-memory error.
+    that a step began are by request. ``out_of_memory`` says that requests did not go together for
+    want of memory; ``row_cap`` is the most rows that its key's steps may have then, if that was
+    for their rows.
     """
 
     ordinary: bool = True
@@ -69,47 +70,8 @@ class Launched:
     text_chunks: int = 0
     failures: dict[int, GenerationError] = field(default_factory=dict)
     previews: dict[int, Callable[[], Pixels | None]] = field(default_factory=dict)
+    out_of_memory: bool = False
     row_cap: int | None = None
-
-
-@dataclass(eq=False)
-class _DeviceState:
-    """The tensors of a request, and what its next units need of it."""
-
-    state: RequestState
-    prepared: Prepared
-    guidance: GuidanceRun | None
-    text: torch.Tensor | None = None  # (2, T, D)
-    encoding: Encoding | None = None
-    decoding: Decoding | None = None
-    position: int | None = None
-    previewed: float = -math.inf
-    decoded: Decoded | None = None
-
-    @property
-    def request(self) -> GenerationRequest:
-        return self.state.request
-
-    @property
-    def place(self) -> int:
-        assert self.position is not None
-        return self.position
-
-    def evaluation(self) -> Evaluation:
-        """Return the request's part in the next step."""
-        program, request = self.prepared.program, self.request
-        row = program.steps[self.state.done]
-        draw = None if row.noise is None else self.prepared.noise.steps[row.noise]
-        return Evaluation(
-            self.place,
-            row,
-            request.cfg_scale,
-            program.slots,
-            draw,
-            request.previews,
-            self.guidance,
-            self.prepared.mask is not None,
-        )
 
 
 @dataclass(eq=False)
@@ -138,7 +100,7 @@ class ModelRunner:
         self.pictures = ImageEncoder(self.bundle, graphs=self.vae_graphs)
         self._previews = Previews(self.bundle)
         self.pools = LatentPools(self._make_pool, captures=self.capturer is not None, hot=self.hot)
-        self._requests: dict[int, _DeviceState] = {}
+        self._requests: dict[int, DeviceState] = {}
 
     @property
     def cache_counts(self) -> dict[str, CacheCounts]:
@@ -164,7 +126,7 @@ class ModelRunner:
     def add(self, state: RequestState, prepared: Prepared) -> None:
         """Take a request in: units of work may name it from now on."""
         guidance = GuidanceRun.of(state.request)
-        self._requests[state.ident] = _DeviceState(state, prepared, guidance)
+        self._requests[state.ident] = DeviceState(state, prepared, guidance)
 
     def release(self, ident: int) -> None:
         """Forget a request and give its place free, if it is here."""
@@ -181,7 +143,25 @@ class ModelRunner:
         assert member.decoded is not None
         return member.decoded.wait()
 
-    def _leave_pool(self, member: _DeviceState) -> None:
+    def check_encoded(self, ident: int) -> bool:
+        """Return whether a request goes on as it was encoded; call it once that has ended.
+
+        If not, its picture overflowed half precision. It has been encoded in float32 now, and is as
+        before its first step. Raises FloatingPointError if it cannot be finite.
+        """
+        member = self._requests[ident]
+        moments, member.moments = member.moments, None
+        if moments is None or moments.finite or member.position is None:
+            return True
+        request = member.request
+        moments = self.pictures.again(request.image, request.tile, member.prepared.digest)
+        self._leave_pool(member)
+        member.guidance = GuidanceRun.of(request)
+        member.text = self.prompts.encode(member.prepared.texts)
+        self._enter_pool(member, moments)
+        return False
+
+    def _leave_pool(self, member: DeviceState) -> None:
         if member.position is not None:
             self.pools[member.state.key].release(member.position)
             self.pools.leave(member.state.key)
@@ -207,7 +187,7 @@ class ModelRunner:
             launched.ordinary = False
         return launched
 
-    def _fail(self, member: _DeviceState, error: Exception, what: str, launched: Launched) -> None:
+    def _fail(self, member: DeviceState, error: Exception, what: str, launched: Launched) -> None:
         """Note that ``member`` has failed; call it where the error is handled, for the log."""
         self._leave_pool(member)
         # Released only when the next unit has been launched, which would do without their memory.
@@ -216,7 +196,7 @@ class ModelRunner:
         launched.failures[member.state.ident] = as_failure(error)
         launched.ordinary = False
 
-    def _encode(self, member: _DeviceState, work: Encode, launched: Launched) -> None:
+    def _encode(self, member: DeviceState, work: Encode, launched: Launched) -> None:
         """Run the next part of an encode; the last one takes a place in a pool."""
         tried = self._captures_tried("text", "encode")
         try:
@@ -239,11 +219,11 @@ class ModelRunner:
         except Exception as error:
             self._fail(member, error, "could not be encoded", launched)
 
-    def _begin(self, member: _DeviceState, parts: int) -> Encoding:
+    def _begin(self, member: DeviceState, parts: int) -> Encoding:
         request = member.request
         return self.pictures.begin(request.image, request.tile, parts, member.prepared.digest)
 
-    def _enter_pool(self, member: _DeviceState, moments: Moments | None) -> None:
+    def _enter_pool(self, member: DeviceState, moments: Moments | None) -> None:
         """Take a place in a pool. ``moments`` are the picture's, None from noise."""
         assert member.text is not None
         bundle, prepared = self.bundle, member.prepared
@@ -263,33 +243,44 @@ class ModelRunner:
                 self.pools.leave(member.state.key)
             raise
         member.encoding = member.text = None
+        member.moments = moments
 
-    def _step(self, members: Sequence[_DeviceState], padded: int, launched: Launched) -> None:
-        """Run one evaluation of each of ``members``, of one key, in ``padded`` U-Net rows.
+    def _step(self, members: Sequence[DeviceState], padded: int, launched: Launched) -> int:
+        """Run one evaluation of each of ``members``, of one key, in ``padded`` U-Net rows; return
+        the most rows that ran at a time.
 
-        A step that fails changes nothing, and is run again in halves. After an out-of-memory error
-        its key's steps are to stay at half the rows.
+        A step that fails changes nothing, and is run again in parts. After an out-of-memory error
+        those that CLIP guides, of which no plan knows, go apart from then on. Where there are none
+        the key's steps are to stay at the rows that ran, unless one request alone was the cause.
         """
-        try:
-            self._step_once(members, padded, launched)
-            return
-        except Exception as error:
-            launched.ordinary = False
-            if len(members) == 1:
-                self._fail(members[0], error, "failed in a step", launched)
-                return
-            out_of_memory = isinstance(error, torch.OutOfMemoryError)
-        # Outside the handler: there the error would hold what the failed forward had allocated.
-        if out_of_memory:
-            rows = sum(member.state.rows for member in members)
-            logger.warning("out of memory with %d rows: halved", rows)
-            launched.row_cap = min(rows // 2, launched.row_cap or rows)
-        middle = len(members) // 2
-        for half in (members[:middle], members[middle:]):
-            rows = sum(member.state.rows for member in half)
-            self._step(half, pad_rows(rows, self.row_buckets), launched)
+        rows, for_rows = sum(member.state.rows for member in members), False
+        if len(members) == 1 or not any(member.apart for member in members):
+            try:
+                self._step_once(members, padded, launched)
+                return rows
+            except Exception as error:
+                if len(members) == 1:
+                    self._fail(members[0], error, "failed in a step", launched)
+                    return 0
+                out_of_memory = isinstance(error, torch.OutOfMemoryError)
+            # Outside the handler: there the error would hold what the failed forward had allocated.
+            if out_of_memory:
+                logger.warning("out of memory with %d rows: run again in parts", rows)
+                launched.out_of_memory = True
+                for member in members:
+                    member.apart = member.guidance is not None
+                for_rows = not any(member.apart for member in members)
+        launched.ordinary = False
+        most = 0
+        for part in _parts(members):
+            part_rows = sum(member.state.rows for member in part)
+            ran = self._step(part, pad_rows(part_rows, self.row_buckets), launched)
+            most = max(most, ran)
+        if for_rows:
+            launched.row_cap = None if launched.failures else most
+        return most
 
-    def _step_once(self, members: Sequence[_DeviceState], padded: int, launched: Launched) -> None:
+    def _step_once(self, members: Sequence[DeviceState], padded: int, launched: Launched) -> None:
         pool, tried = self.pools[members[0].state.key], self.denoiser.graphs.tried
         try:
             step = self.denoiser.step(pool, [member.evaluation() for member in members], padded)
@@ -308,7 +299,7 @@ class ModelRunner:
             if (predicted := step.predicted.get(member.place)) is not None:
                 self._preview(member, predicted, launched)
 
-    def _decode(self, members: Sequence[_DeviceState], parts: int, launched: Launched) -> None:
+    def _decode(self, members: Sequence[DeviceState], parts: int, launched: Launched) -> None:
         """Run the next of ``parts`` parts of the decode of ``members``, who are of one key.
 
         Several, in one part, share a pass where passes are captured. One that fails is run again
@@ -330,7 +321,7 @@ class ModelRunner:
             self._decode([member], parts, launched)
         launched.last = True
 
-    def _decode_once(self, members: Sequence[_DeviceState], parts: int) -> bool:
+    def _decode_once(self, members: Sequence[DeviceState], parts: int) -> bool:
         """Return whether the pictures are on their way; the places are free then."""
         pool = self.pools[members[0].state.key]
         if len(members) > 1 and self.vae_graphs is not None:
@@ -355,7 +346,7 @@ class ModelRunner:
         counts = self.graph_counts
         return sum(counts[kind].tried for kind in kinds) if counts else 0
 
-    def _preview(self, member: _DeviceState, predicted: torch.Tensor, launched: Launched) -> None:
+    def _preview(self, member: DeviceState, predicted: torch.Tensor, launched: Launched) -> None:
         """Begin a preview. The step has been taken: one that fails must not have it taken again."""
         if member.previewed == math.inf:
             return
@@ -372,7 +363,17 @@ class ModelRunner:
             launched.ordinary = False
 
 
-def _drawn(member: _DeviceState, drawing: Drawing) -> Pixels | None:
+def _parts(members: Sequence[DeviceState]) -> list[Sequence[DeviceState]]:
+    """Return the smaller steps of a step: those apart one by one; where none is, two halves."""
+    together = [member for member in members if not member.apart]
+    if len(together) == len(members):
+        middle = len(members) // 2
+        return [members[:middle], members[middle:]]
+    alone = [[member] for member in members if member.apart]
+    return [together, *alone] if together else [*alone]
+
+
+def _drawn(member: DeviceState, drawing: Drawing) -> Pixels | None:
     """Return a preview, or the last one where it cannot be drawn."""
     if member.previewed < math.inf:
         try:
@@ -382,7 +383,7 @@ def _drawn(member: _DeviceState, drawing: Drawing) -> Pixels | None:
     return member.state.preview
 
 
-def _end_previews(member: _DeviceState) -> None:
+def _end_previews(member: DeviceState) -> None:
     """Draw no more previews of a request; call it where the error is handled, for the log."""
     logger.exception("no more previews of request %s", member.request.request_id)
     member.previewed = math.inf

@@ -36,7 +36,8 @@ class RequestState:
 
     ``leaving`` says that nothing more is planned for it: its last unit runs, or one has failed.
     Of its ``evaluations`` ``done`` were launched and ``ended`` have ended, one less on a device
-    that the host runs ahead of. ``preview`` is the latest that was drawn.
+    that the host runs ahead of; it is below 0 where that one is taken back. ``preview`` is the
+    latest that was drawn.
     """
 
     ident: int
@@ -114,14 +115,15 @@ class RequestState:
         """Tell whoever listens how far the request is, once it has a program."""
         if self.handle is None or self.program is None:
             return
+        ended = max(0, self.ended)
         stage = Stage.DECODING if self.ended >= self.evaluations else Stage.DENOISING
         if not self.encoded:
             stage = Stage.QUEUED if queue_position else Stage.ENCODING
         self.handle.publish(
             Progress(
-                step=self.program.steps_done(self.ended),
+                step=self.program.steps_done(ended),
                 steps=self.program.last_step,
-                evaluation=self.ended,
+                evaluation=ended,
                 evaluations=self.evaluations,
                 queue_position=queue_position,
                 preview=self.preview,

@@ -59,13 +59,26 @@ class PolicyConfig:
     shared_decodes: Sequence[int] = ()
 
 
+CAP_STEPS = 100
+"""Steps after which a cap on rows is doubled: one that is still needed costs a failed step then."""
+
+
 @dataclass(eq=False)
 class _Group:
-    """The requests of one key in order of due time, and the most rows of a step of theirs."""
+    """The requests of one key in order of due time, and the most rows of a step of theirs.
+
+    ``capped`` are the steps since that was last set or doubled.
+    """
 
     key: GroupKey
     tasks: list[RequestState] = field(default_factory=list)
     row_cap: int = sys.maxsize
+    capped: int = 0
+
+    def count_step(self) -> None:
+        self.capped += 1
+        if self.capped >= CAP_STEPS:
+            self.row_cap, self.capped = min(2 * self.row_cap, sys.maxsize), 0
 
 
 class Scheduler:
@@ -176,13 +189,14 @@ class Scheduler:
             del self._groups[task.key]
 
     def cap_rows(self, key: GroupKey, rows: int) -> None:
-        """No step of ``key`` is to have more rows, as long as any request of it is there.
+        """No step of ``key`` is to have more rows for now.
 
-        For a device that ran out of memory. A request of two rows still has its two.
+        For a device that ran out of memory. A request of two rows still has its two. The cap is
+        doubled after `CAP_STEPS` steps, and gone with the last request of its key.
         """
         group = self._groups.get(key)
         if group is not None:
-            group.row_cap = max(2, min(group.row_cap, rows))
+            group.row_cap, group.capped = max(2, min(group.row_cap, rows)), 0
 
     def __iter__(self) -> Iterator[RequestState]:
         """Give all requests, in the order of arrival."""
@@ -225,6 +239,8 @@ class Scheduler:
         Requests that were removed while the unit ran are passed over.
         """
         finished = []
+        if isinstance(work, Step) and (group := self._groups.get(work.key)) is not None:
+            group.count_step()
         for task in self.present(work.idents):
             if task.ident in failed:
                 self._leave(task)
@@ -240,6 +256,12 @@ class Scheduler:
                     finished.append(task.ident)
                     self._leave(task)
         return finished
+
+    def begin_steps_anew(self, ident: int) -> None:
+        """Plan the steps of a request from the first one on; those that still run do not count."""
+        for task in self.present((ident,)):
+            task.ended -= task.done
+            task.done = 0
 
     def complete(
         self, work: Work, seconds: float | None = None, *, last: bool = False

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from copy import deepcopy
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from pipelines.vae.passes import (
     decoder_layers,
     fast_layers,
     goes_in_tiles,
+    in_float32,
     in_one,
     tiled_decoder,
 )
@@ -56,15 +56,11 @@ class Decoded:
 
     def _again(self) -> Pixels:
         logger.warning("a decoded picture is not finite: decoded once more in float32")
-        # A copy for the once: the weights in use, and graphs over them, stay as they are.
-        vae = deepcopy(self._bundle.vae).float()
-        # Float32 takes twice the memory.
         height, width = (side * self._bundle.downscale for side in self._latents.shape[-2:])
-        tiles = goes_in_tiles(self._bundle, height, width, self._tile, share=0.5)
-        layers = tiled_decoder(vae) if tiles else decoder_layers(vae)
         scaled = self._latents[None].float() / self._bundle.scaling_factor
-        decoded = VaePass(vae, layers, scaled, 1, tile=self._tile).advance()
-        assert decoded is not None
+        decoded = in_float32(
+            self._bundle, scaled, (height, width), self._tile, decoder_layers, tiled_decoder
+        )
         picture, finite = _finished(decoded, self._latents[None])
         if not finite.all():
             raise FloatingPointError("the decoded picture is not finite")

@@ -1,19 +1,21 @@
 """Images to latents: the moments of the VAE, kept for the next request with the same image.
 
-On CUDA nothing here waits for the card.
+On CUDA nothing here waits for the card, but for the second try of a picture that overflowed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
+from functools import cached_property
 from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 
 from models.bundle import ModelBundle
-from models.device import host_tensor
+from models.device import Arrival, download, host_tensor
 from pipelines.cache import ByteCache, CacheCounts
 from pipelines.request import Pixels
 from pipelines.vae.graphs import PassKey, VaeGraphs
@@ -23,9 +25,12 @@ from pipelines.vae.passes import (
     encoder_layers,
     fast_layers,
     goes_in_tiles,
+    in_float32,
     in_one,
     tiled_encoder,
 )
+
+logger = logging.getLogger(__name__)
 
 _Key = tuple[bytes, tuple[int, ...], bool]
 """A picture's digest and shape, and whether it is encoded with circular padding."""
@@ -37,10 +42,17 @@ class Moments:
 
     An AutoencoderTiny has no posterior: its latents are the mean, and the deviation is zero. The
     draw is consumed all the same, so a seed has the same noise with either kind.
+    ``arrival`` brings whether they are finite; without it they are.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
+    arrival: Arrival | None = None
+
+    @cached_property
+    def finite(self) -> bool:
+        """Wait for the encode, and return whether it overflowed nothing."""
+        return self.arrival is None or bool(self.arrival.wait()[0])
 
     def sample(self, noise: torch.Tensor, scaling_factor: float) -> torch.Tensor:
         """Scaled latents, (4, h, w) float32."""
@@ -60,6 +72,22 @@ def encode_image(
     return _moments(encoded, bundle.latent_channels)
 
 
+def encode_in_float32(bundle: ModelBundle, image: Pixels, tile: bool) -> Moments:
+    """The moments of a picture of which those in the model's own precision are not finite.
+
+    Raises FloatingPointError if they are not finite either.
+    """
+    if bundle.dtype is not torch.float32:
+        logger.warning("an encoded picture is not finite: encoded once more in float32")
+        pixels = _normalised(_pixels(bundle, image), torch.float32)
+        size = image.shape[0], image.shape[1]
+        encoded = in_float32(bundle, pixels, size, tile, encoder_layers, tiled_encoder)
+        moments = _moments(encoded, bundle.latent_channels)
+        if moments.finite:
+            return moments
+    raise FloatingPointError("the latents are not finite")
+
+
 def _encode_pass(
     bundle: ModelBundle, image: Pixels, tile: bool, parts: int, graphs: VaeGraphs | None = None
 ) -> VaePass:
@@ -77,9 +105,13 @@ def _encode_pass(
     if whole and graphs is not None:
         key, forward = PassKey("encode", 1, height, width), in_one(layers)
         layers = [Layer(lambda x: graphs.run(key, x, lambda x: (forward(x),))[0], 1.0)]
+    return VaePass(bundle.vae, layers, _pixels(bundle, image), parts, tile=tile)
+
+
+def _pixels(bundle: ModelBundle, image: Pixels) -> torch.Tensor:
+    """(H, W, 3) on the device, a quarter of their floats."""
     pixels = host_tensor(np.array(image), bundle.device)  # a copy: an upload may be read-only
-    pixels = pixels.to(bundle.device, non_blocking=True)  # (H, W, 3), a quarter of their floats
-    return VaePass(bundle.vae, layers, pixels, parts, tile=tile)
+    return pixels.to(bundle.device, non_blocking=True)
 
 
 def _normalised(pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -91,13 +123,14 @@ def _normalised(pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _moments(encoded: torch.Tensor | None, channels: int) -> Moments:
     """``encoded`` has a mean and a log variance for each channel, or the latents alone."""
     assert encoded is not None
+    arrival = download(torch.isfinite(encoded).all())
     if encoded.shape[1] == channels:
         latents = encoded[0].float()
-        return Moments(latents, torch.zeros_like(latents))
+        return Moments(latents, torch.zeros_like(latents), arrival)
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution  # takes seconds
 
     posterior = DiagonalGaussianDistribution(encoded)
-    return Moments(posterior.mean[0].float(), posterior.std[0].float())
+    return Moments(posterior.mean[0].float(), posterior.std[0].float(), arrival)
 
 
 class _SharedPass:
@@ -159,8 +192,12 @@ class Encoding:
         while anew and moments is None:  # another has begun it again in parts
             moments = self._pass.advance()
         if moments is not None:
-            self._encoder.keep(self._key, moments)
+            self._encoder.keep(self._key, self._pass)
         return moments
+
+
+def _key(image: Pixels, tile: bool, digest: bytes | None) -> _Key:
+    return digest or image_digest(image), image.shape, tile
 
 
 def image_digest(image: Pixels) -> bytes:
@@ -200,7 +237,7 @@ class ImageEncoder:
 
         ``digest`` is its `image_digest`, where another thread has made it already.
         """
-        return Encoding(self, (digest or image_digest(image), image.shape, tile), image, parts)
+        return Encoding(self, _key(image, tile, digest), image, parts)
 
     def find(self, key: _Key) -> Moments | None:
         """Return the moments that are kept, and count a hit or a miss."""
@@ -217,10 +254,26 @@ class ImageEncoder:
             shared = self._passes[key] = _SharedPass(begun, self._bundle.latent_channels)
         return shared
 
-    def keep(self, key: _Key, moments: Moments) -> None:
-        """Keep what has been encoded."""
-        self._passes.pop(key, None)
+    def keep(self, key: _Key, shared: _SharedPass) -> None:
+        """Keep what a pass has made, once: it may have been replaced since."""
+        if shared.moments is not None and self._passes.get(key) is shared:
+            del self._passes[key]
+            self._cache.keep(key, shared.moments)
+
+    def again(self, image: Pixels, tile: bool, digest: bytes | None = None) -> Moments:
+        """Return the moments of a picture of which those from `begin` are not finite.
+
+        It is encoded once more in float32, unless another request has had that done. Raises
+        FloatingPointError if they cannot be finite.
+        """
+        key = _key(image, tile, digest)
+        kept = self._cache.get(key)
+        if kept is not None and kept.finite:
+            return kept
+        self._cache.drop(key)
+        moments = encode_in_float32(self._bundle, image, tile)
         self._cache.keep(key, moments)
+        return moments
 
     def encode(self, image: Pixels, tile: bool) -> Moments:
         """The moments of an (H, W, 3) uint8 picture."""

@@ -63,6 +63,11 @@ class RequestNoise:
             start=slerp(noise.start, other.start, strength),
         )
 
+    @property
+    def nbytes(self) -> int:
+        draws = (self.posterior, self.start, self.steps, self.content)
+        return sum(draw.nbytes for draw in draws if draw is not None)
+
     def for_device(self, device: torch.device) -> RequestNoise:
         """The same in memory that ``device`` reads without the host waiting: pinned for CUDA."""
         if device.type != "cuda":

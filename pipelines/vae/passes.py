@@ -12,6 +12,7 @@ own: they overlap and are blended, but each has its own group norms and attentio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,6 +173,27 @@ class VaePass:
                 self._x = layer.run(self._x)
         self._part += 1
         return self._x if self._part == len(self._slices) else None
+
+
+def in_float32(
+    bundle: ModelBundle,
+    x: Tensor,
+    size: tuple[int, int],
+    tile: bool,
+    whole: Callable[[Any], list[Layer]],
+    tiled: Callable[[Any], list[Layer]],
+) -> Tensor:
+    """Run a whole pass of a picture of ``size``, (H, W), that overflowed half precision once more.
+
+    ``whole`` and ``tiled`` give its layers. Float32 takes twice the memory.
+    """
+    # A copy for the once: the weights in use, and graphs over them, stay as they are.
+    vae = deepcopy(bundle.vae).float()
+    in_tiles = goes_in_tiles(bundle, *size, tile, share=0.5)
+    layers = tiled(vae) if in_tiles else whole(vae)
+    made = VaePass(vae, layers, x, 1, tile=tile).advance()
+    assert made is not None
+    return made
 
 
 def partition(costs: list[float], parts: int) -> list[slice]:

@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate
 from models.bundle import ModelBundle
 from models.device import download
 from pipelines.request import Pixels
-from pipelines.vae.encode import encode_image
+from pipelines.vae.encode import encode_image, encode_in_float32
 
 Drawing = Callable[[], Pixels]
 """A preview under way: call it once its step has ended, or it waits for the device."""
@@ -48,7 +48,10 @@ class LatentToRgb:
         colours = rng.integers(0, 256, (_PATCHES, _PATCHES, 3)).astype(np.uint8)
         side = _PATCH_LATENTS * bundle.downscale
         image = colours.repeat(side, axis=0).repeat(side, axis=1)
-        latents = encode_image(bundle, image, tile=False).mean.cpu() * bundle.scaling_factor
+        moments = encode_image(bundle, image, tile=False)
+        if not moments.finite:
+            moments = encode_in_float32(bundle, image, tile=False)
+        latents = moments.mean.cpu() * bundle.scaling_factor
         # The latents in the middle of a patch, away from its neighbours' colours.
         middle = latents[:, 1::_PATCH_LATENTS, 1::_PATCH_LATENTS].flatten(1).T  # (n, 4)
         known = torch.cat([middle, torch.ones(len(middle), 1)], dim=1).double()

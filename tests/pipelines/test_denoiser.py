@@ -9,6 +9,7 @@ from diffusers import StableDiffusionImg2ImgPipeline
 from PIL import Image
 
 from models.bundle import ModelBundle
+from models.peak_memory import PeakMemory
 from pipelines.denoise.batch import Evaluation
 from pipelines.denoise.denoiser import Denoiser
 from pipelines.denoise.latent_pool import LatentPool
@@ -151,3 +152,18 @@ def test_a_new_request_finds_its_slots_zeroed(tiny: ModelBundle) -> None:
     pool.release(place)
     assert pool.admit(torch.ones(4, 8, 8), torch.zeros(2, 77, tiny.text_width)) == place
     assert np.array_equal(pool.state[place, 1:].numpy(), np.zeros((3, 4, 8, 8)))
+
+
+def test_a_pool_of_long_texts_holds_those_of_its_requests_alone(tiny: ModelBundle) -> None:
+    """Room for the longest at each of 64 places would be 1.6 GB of Stable Diffusion 1.5's."""
+    key = GroupKey(8, 8, 107 * 77, False)
+    texts = [torch.ones(2, key.text_tokens, tiny.text_width) for _ in range(3)]
+    with PeakMemory() as memory:
+        pool = LatentPool(tiny, key, capacity=64)
+        places = [pool.admit(torch.zeros(4, 8, 8), text) for text in texts]
+        rows = tuple(2 * place + side for place in places for side in (0, 1))
+        assert pool.text_rows(rows, torch.tensor(rows)).shape == (6, key.text_tokens, 32)
+        assert memory.now < 1.5 * 3 * texts[0].nbytes
+        for place in places:
+            pool.release(place)
+        assert memory.now < texts[0].nbytes

@@ -316,6 +316,21 @@ def test_one_of_another_size_may_come_while_the_last_unit_of_its_size_runs(
     assert handles[0].wait(10).evaluations == 3
 
 
+def test_a_queue_is_prepared_as_it_is_begun_and_ends(tiny: ModelBundle) -> None:
+    rig = Rig(tiny, runs_ahead=True, places=1)
+    preparer = rig.engine._preparer
+    preparer._ahead_bytes = 1
+    rig.runner.may_launch.clear()
+    handles = [rig.ask(seed) for seed in range(1, 9)]
+    wait_until(lambda: list(preparer._ahead) == [1])  # the next one, while the first is encoded
+    handles.pop(1).cancel()
+    rig.runner.may_launch.set()
+    for handle in handles:
+        assert handle.wait(10).evaluations == 3
+    rig.engine.drain(grace=5)
+    assert preparer._ahead == {}
+
+
 def test_a_place_is_free_once_its_decode_is_launched(tiny: ModelBundle) -> None:
     """With one place and the device ahead, the next encode comes before the decode has ended."""
     rig = Rig(tiny, runs_ahead=True, places=1)

@@ -18,7 +18,7 @@ from pipelines.scheduler.batching import GroupKey, StepLimits
 from pipelines.scheduler.cost_model import CostTable, ImageCost, StepPoint
 from pipelines.scheduler.guidance_cost import MEASURED
 from pipelines.scheduler.request_state import RequestState
-from pipelines.scheduler.scheduler import PolicyConfig, Scheduler
+from pipelines.scheduler.scheduler import CAP_STEPS, PolicyConfig, Scheduler
 from pipelines.scheduler.work import Decode, Encode, Refusal, Step, TooLong
 
 SMALL = GroupKey(40, 40, 77, False)
@@ -297,6 +297,24 @@ def test_a_cap_on_rows_holds_until_the_group_is_gone() -> None:
     assert work.rows == 2
     run_all(scheduler)
     assert rows_of_first_step(scheduler) == 16
+
+
+def test_a_cap_on_rows_is_tried_again_while_requests_of_its_size_keep_coming() -> None:
+    scheduler, ident, widths = Scheduler(GAINFUL), 0, list[int]()
+    while len(widths) < 3 * CAP_STEPS:
+        while len(scheduler) < 16:
+            put(scheduler, ident, SMALL, evaluations=10)
+            ident += 1
+        work = scheduler.plan()
+        assert work is not None
+        scheduler.complete(work)
+        if isinstance(work, Step):
+            if not widths:
+                scheduler.cap_rows(SMALL, 4)
+            widths.append(work.rows)
+    assert max(widths[1:CAP_STEPS]) == 4
+    assert max(widths[CAP_STEPS + 1 : 2 * CAP_STEPS]) == 8
+    assert max(widths[2 * CAP_STEPS + 1 :]) == 16
 
 
 def test_places_are_not_exceeded() -> None:
@@ -665,6 +683,15 @@ def test_every_admitted_request_ends_within_a_bound_behind_its_due_time(
             ended.append(ident)
             assert clock <= bounds.get(ident, math.inf) + 1e-6
     assert sorted(ended) == admitted
+
+
+@pytest.mark.parametrize(
+    ("chunks", "rows"), [(1, 16), (2, 16), (3, 15), (8, 11), (40, 5), (107, 2)]
+)
+def test_the_tokens_of_a_long_text_take_room_in_a_step(chunks: int, rows: int) -> None:
+    """107 are the most of a valid text: at 16 rows their keys and values were 6.6 GB."""
+    key = GroupKey(64, 64, chunks * 77, False)
+    assert StepLimits(16, 16 * 64 * 64).rows_for(key) == rows
 
 
 @pytest.mark.parametrize(
