@@ -54,8 +54,10 @@ def stream_images(
                 yield await flow.service.in_thread(partial(write, usage=usage(1), seed=image.seed))
         except Exception as error:
             failure = await flow.failed(error)
-            told = {"type": "error", "error": error_of(failure.status, failure.message)}
-            yield event("error", json.dumps(told).encode())
+            told = error_of(failure.status, failure.message)
+            if failure.retry_after is not None:  # In the object, which is what clients hand on.
+                told["retry_after"] = failure.retry_after
+            yield event("error", json_bytes({"type": "error", "error": told}))
 
     return EventStream(batch, events())
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from pipelines.errors import EngineDraining, GenerationFailed
 from server.api.a1111_form import styles_of
 from server.errors import SafetyCheckHangs
 from tests.server.apis import GENERATIONS, STABILITY, Apis, message_of
@@ -197,6 +198,32 @@ def test_a_stream_tells_a_failure_that_nobody_foresaw(
         name, told = last_event(apis.json(GENERATIONS, body).text)
         assert (name, told["type"], told["error"]["type"]) == ("error", "error", "server_error")
     assert "odd" not in json.dumps(told)
+
+
+@pytest.mark.parametrize("stream", ["contract", "run", "openai"])
+@pytest.mark.parametrize(
+    ("failure", "seconds"), [(EngineDraining("closing", 7.0), 7), (GenerationFailed("odd"), None)]
+)
+def test_a_stream_tells_when_to_ask_again_as_a_plain_answer_does(
+    apis: Apis,
+    engine: StubEngine,
+    picture_file: bytes,
+    stream: str,
+    failure: Exception,
+    seconds: int | None,
+) -> None:
+    engine.outcome = failure
+    if stream == "openai":
+        plain = apis.json(GENERATIONS, {"prompt": "a cat"})
+        _, told = last_event(apis.json(GENERATIONS, {"prompt": "a cat", "stream": True}).text)
+        told = told["error"]
+    else:
+        named = {"X-Run-Id": "0123456789abcdef"} if stream == "run" else {}
+        plain = contract(apis.client, picture_file)
+        events = contract(apis.client, picture_file, Accept="text/event-stream", **named)
+        _, told = last_event(events.text)
+    assert plain.headers.get("retry-after") == (None if seconds is None else str(seconds))
+    assert told.get("retry_after") == seconds
 
 
 def last_event(text: str) -> tuple[str, dict[str, Any]]:
