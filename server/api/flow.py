@@ -157,10 +157,15 @@ class Flow:
         batch: Batch,
         outcomes: list[Outcome],
         pack: Callable[[list[FinishedImage]], Answer],
+        *,
+        streamed: bool = False,
+        charging: Callable[[], None] = lambda: None,
     ) -> Answer:
         """Charge for the images that came, and return what ``pack`` makes of them in a thread.
 
-        Not before: from here on they are paid for, and the client may have left a moment ago.
+        Packed first: that may wait for a thread for longer than the request may take or its client
+        stays (which in a ``streamed`` answer its response sees), and nothing is charged then.
+        ``charging`` is called once it is to be charged, and may refuse by what it raises.
         """
         images = finished(outcomes)
 
@@ -168,7 +173,11 @@ class Flow:
             answer = self._named(pack(images))
             return answer, answer.packed() if self._keeps_answer else b""
 
-        answer, kept = await self.service.in_thread(packed)
+        packing = self.service.in_thread(packed)
+        answer, kept = await (
+            self.limit.apply(packing) if streamed else within(self.request, self.limit, packing)
+        )
+        charging()
         await self._charge(batch, images, kept)
         return answer
 
@@ -182,7 +191,8 @@ class Flow:
         images = finished(outcomes)
         kept = b""
         if self._keeps_answer:
-            kept = await self.service.in_thread(lambda: self._named(pack(images)).packed())
+            packing = self.service.in_thread(lambda: self._named(pack(images)).packed())
+            kept = await self.limit.apply(packing)
         await self._charge(batch, images, kept)
 
     async def _charge(self, batch: Batch, images: list[FinishedImage], kept: bytes) -> None:

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import Any
 
+import anyio.to_thread
 from starlette.responses import Response
 
 from pipelines.request import Pixels, Progress
@@ -42,16 +43,18 @@ def stream_images(
             )
             try:
                 async for index, preview in _partial_images(flow, batch, asked.partial_images):
-                    yield await flow.service.in_thread(
-                        partial(_partial_event, name, asked, preview, batch, index)
-                    )
+                    write = partial(_partial_event, name, asked, preview, batch, index)
+                    yield await flow.limit.apply(flow.service.in_thread(write))
                 outcomes = await working
             finally:
                 working.cancel()
             await flow.settle_streamed(batch, outcomes, pack)
             for image in finished(outcomes):
                 write = partial(_event, f"{name}.completed", asked, image.file)
-                yield await flow.service.in_thread(partial(write, usage=usage(1), seed=image.seed))
+                # Not in a place for images: what is paid for does not wait behind others.
+                yield await anyio.to_thread.run_sync(
+                    partial(write, usage=usage(1), seed=image.seed)
+                )
         except Exception as error:
             failure = await flow.failed(error)
             told = error_of(failure.status, failure.message)
