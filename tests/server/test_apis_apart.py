@@ -148,16 +148,16 @@ def test_images_that_an_answer_gives_back_are_counted_until_then(
 def test_a_style_counts_once(apis: Apis, engine: StubEngine) -> None:
     assert styles_of(["Anime", "anime", "none", "odd"] * 9) == (("anime",), ["odd"] * 9)
     once = apis.img2img(styles=["anime"], seed=1)
-    many = apis.img2img(styles=["anime"] * 50_000, seed=1)
+    many = apis.img2img(styles=["anime"] * 5_000, seed=1)
     assert (once.status_code, many.status_code) == (200, 200)
     assert engine.handles[0].request.prompt == engine.handles[1].request.prompt
 
 
 def test_prompts_are_counted_before_they_are_read(apis: Apis) -> None:
-    body = {"text_prompts": [{"text": {}}] * 50_000}
+    body = {"text_prompts": [{"text": {}}] * 2_000}
     response = apis.json(f"{STABILITY}/text-to-image", body)
     assert response.status_code == 400
-    assert message_of(response) == "text_prompts: 50000 are over the 50 there may be"
+    assert message_of(response) == "text_prompts: 2000 are over the 50 there may be"
 
 
 @pytest.mark.parametrize("finds", ["what is kept", "what goes on"])
