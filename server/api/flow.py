@@ -86,7 +86,7 @@ class Flow:
         """Check what is asked, reserve its price and hand it to the engine.
 
         The upload is let go of once it is decoded: a caller that awaits this holds it no more,
-        unless it ``keeps_upload``.
+        unless it ``keeps_upload`` for the answer that is to be made.
 
         Returns the kept answer if the same request was answered before; ``fingerprint`` tells
         requests apart under one Idempotency-Key. Raises what `server.http.errors` has failures for,
@@ -94,7 +94,7 @@ class Flow:
         """
         beginning = self._begin(asked, fingerprint)
         begun = await within(self.request, self.limit, beginning, withdraw)
-        if not keeps_upload:
+        if not keeps_upload or not isinstance(begun, Batch):
             release_upload(self.request.scope)
         if isinstance(begun, Batch):
             return begun
