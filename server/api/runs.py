@@ -96,6 +96,7 @@ def stream_run(
         try:
             body = await answer()
         except GenerationCancelled:
+            run.let_go = True
             return refused_body(await failed(RunWithdrawn()))
         except Exception as error:
             refusal = await failed(error)
@@ -103,15 +104,17 @@ def stream_run(
             run.headers.update(refusal.headers)
         finally:
             batch.cancel()
+        return body
+
+    async def keep(body: bytes) -> None:
         try:
             await runs.keep(run, Answer(body, headers=run.headers).packed())
         except ImageStoreAway:
             logger.warning(
                 "a run is not kept for who comes back: the store of images is away or full"
             )
-        return body
 
-    run.start(batch, work())
+    run.start(batch, work(), keep)
     return _stream(run)
 
 
