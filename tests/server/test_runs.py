@@ -334,8 +334,19 @@ def test_who_asks_for_no_run_and_leaves_withdraws(runner: Runner, headers: dict[
 def test_an_id_that_is_none(runner: Runner, run_id: str) -> None:
     answer = runner.begin(**{"X-Run-Id": run_id.encode()})  # type: ignore[arg-type]
     assert answer.status_code == 400
-    assert answer.json()["message"] == "X-Run-Id: is not 16 to 128 letters, digits, - or _"
+    shown = run_id.encode().decode("latin-1")
+    shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
+    rule = "is not 16 to 128 letters, digits, - or _"
+    assert answer.json()["message"] == f"X-Run-Id: {shown} {rule}"
     assert runner.team.states() == {}
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_an_id_in_a_path_is_blamed_by_its_own_name(client: TestClient, method: str) -> None:
+    answer = client.request(method, "/api/runs/short")
+    assert answer.status_code == 400
+    said = "run_id: short is not 16 to 128 letters, digits, - or _"
+    assert answer.json()["message"] == said
 
 
 def test_a_failure_is_told_to_who_comes_back(
