@@ -29,6 +29,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+_SHOWN = 60
+
+
+def shown(value: object) -> str:
+    """Return a value that is refused as its failure shows it: its start."""
+    text = str(value)
+    text = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+    # Half of a surrogate pair, which JSON can hold, is no text to pydantic.
+    return text.encode("utf-8", "backslashreplace").decode() if text.strip() else '""'
+
 
 class ConfigurationError(Exception):
     """The settings do not allow to start; the message says what to change."""

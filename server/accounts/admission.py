@@ -30,6 +30,7 @@ from server.errors import (
     OutcomeUnknown,
     ReservationLost,
     TooManyAtOnce,
+    shown,
 )
 from server.http.errors import BadRequest, TooManyRequests
 from server.http.ignored_fields import IGNORED_FIELDS_HEADER
@@ -288,7 +289,9 @@ def fingerprint(parts: Mapping[str, Part], media_type: str = "") -> str:
 
 def _checked(key: str | None) -> str | None:
     if key is not None and not _SANE_IDEMPOTENCY_KEY.fullmatch(key):
-        raise BadRequest(f"{IDEMPOTENCY_HEADER}: is not 1 to 255 printable ASCII characters")
+        raise BadRequest(
+            f"{IDEMPOTENCY_HEADER}: {shown(key)} is not 1 to 255 printable ASCII characters"
+        )
     return key
 
 

@@ -55,6 +55,7 @@ class Accounts:
         self.failure: DatabaseUnusable | None = None
         self._open = False
         self._unsettled: dict[str, Order] = {}
+        self._given_up = asyncio.Event()
         self._next_sweep = 0.0
         self._keeper: asyncio.Task[None] | None = None
 
@@ -104,6 +105,7 @@ class Accounts:
     def withdraw_later(self, order: Order) -> None:
         """Undo, when that is possible, what may or may not have gone through."""
         self._unsettled[order.id] = order
+        self._given_up.set()
 
     async def _open_or_fail(self, on_failure: Callable[[], None]) -> None:
         try:
@@ -135,8 +137,13 @@ class Accounts:
 
     async def _look_after(self, on_failure: Callable[[], None]) -> None:
         while self.failure is None:
-            hurry = not self._open or self._unsettled
-            await asyncio.sleep(RETRY_SECONDS if hurry else SWEEP_SECONDS)
+            if not self._open or self._unsettled:
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(SWEEP_SECONDS):
+                        await self._given_up.wait()
+            self._given_up.clear()
             try:
                 if not self._open:
                     await self._open_or_fail(on_failure)
@@ -182,7 +189,7 @@ class Accounts:
         async def withdraw(order: Order) -> None:
             async with places:
                 await self.ledger.withdraw(order)
-            del self._unsettled[order.id]
+            self._unsettled.pop(order.id, None)
 
         orders = list(self._unsettled.values())
         told = await asyncio.gather(*map(withdraw, orders), return_exceptions=True)

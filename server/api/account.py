@@ -12,6 +12,7 @@ from server.accounts.access import Caller
 from server.accounts.auth import AnyCaller
 from server.accounts.pricing import credits_text
 from server.http.envelope import success
+from server.img2img.fields import whole_number
 from server.img2img.form import failure_responses
 
 if TYPE_CHECKING:
@@ -57,7 +58,9 @@ async def usage(
     request: Request,
     caller: AnyCaller,
     days: Annotated[
-        int, Query(ge=1, le=MAX_DAYS, description="How many days back, today included.")
+        int,
+        Query(ge=1, le=MAX_DAYS, description="How many days back, today included."),
+        whole_number(1, MAX_DAYS),
     ] = 30,
 ) -> Response:
     """Pictures made and credits charged on each UTC day that has any, oldest first."""

@@ -37,7 +37,7 @@ from server.img2img.form import (
     failure_responses,
     form_request_body,
 )
-from server.img2img.service import Batch, Fields, FinishedImage, Outcome, withdraw
+from server.img2img.service import Batch, Fields, FinishedImage, withdraw
 
 PATH = "/api/generate/basic/imageToImage"
 _AS_TEXT = "came as text; send it as a file, with a file name"
@@ -80,20 +80,21 @@ async def image_to_image(request: Request, admission: Admitted, run: NamedRun) -
     batch = begun
     flow.name_model()
 
-    async def settled(outcomes: list[Outcome]) -> bytes:
-        if run is not None:
-            run.begin_charging()
-        return (await flow.settle(batch, outcomes, lambda images: Answer(_body(images[0])))).body
+    def pack(images: list[FinishedImage]) -> Answer:
+        return Answer(_body(images[0]))
 
     async def settled_response() -> bytes:
-        body = await settled(await flow.finish_streamed(batch, format))
-        return _with_credits(admission, body)
+        outcomes = await flow.finish_streamed(batch, format)
+        charging = (lambda: None) if run is None else run.begin_charging
+        answer = await flow.settle(batch, outcomes, pack, streamed=True, charging=charging)
+        return _with_credits(admission, answer.body)
 
     if run is not None:
         return stream_run(request, run, batch, settled_response, flow.failed)
     if wants_events(request):
         return stream_response(batch.running[0].handle, settled_response, flow.limit, flow.failed)
-    return _answer(request, await settled(await flow.finish(batch, format)))
+    outcomes = await flow.finish(batch, format)
+    return _answer(request, (await flow.settle(batch, outcomes, pack)).body)
 
 
 async def _begin(flow: Flow, parts: Mapping[str, Part], format: ImageFormat) -> Batch | bytes:

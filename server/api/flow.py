@@ -86,7 +86,7 @@ class Flow:
         """Check what is asked, reserve its price and hand it to the engine.
 
         The upload is let go of once it is decoded: a caller that awaits this holds it no more,
-        unless it ``keeps_upload``.
+        unless it ``keeps_upload`` for the answer that is to be made.
 
         Returns the kept answer if the same request was answered before; ``fingerprint`` tells
         requests apart under one Idempotency-Key. Raises what `server.http.errors` has failures for,
@@ -94,7 +94,7 @@ class Flow:
         """
         beginning = self._begin(asked, fingerprint)
         begun = await within(self.request, self.limit, beginning, withdraw)
-        if not keeps_upload:
+        if not keeps_upload or not isinstance(begun, Batch):
             release_upload(self.request.scope)
         if isinstance(begun, Batch):
             return begun
@@ -157,10 +157,15 @@ class Flow:
         batch: Batch,
         outcomes: list[Outcome],
         pack: Callable[[list[FinishedImage]], Answer],
+        *,
+        streamed: bool = False,
+        charging: Callable[[], None] = lambda: None,
     ) -> Answer:
         """Charge for the images that came, and return what ``pack`` makes of them in a thread.
 
-        Not before: from here on they are paid for, and the client may have left a moment ago.
+        Packed first: that may wait for a thread for longer than the request may take or its client
+        stays (which in a ``streamed`` answer its response sees), and nothing is charged then.
+        ``charging`` is called once it is to be charged, and may refuse by what it raises.
         """
         images = finished(outcomes)
 
@@ -168,7 +173,11 @@ class Flow:
             answer = self._named(pack(images))
             return answer, answer.packed() if self._keeps_answer else b""
 
-        answer, kept = await self.service.in_thread(packed)
+        packing = self.service.in_thread(packed)
+        answer, kept = await (
+            self.limit.apply(packing) if streamed else within(self.request, self.limit, packing)
+        )
+        charging()
         await self._charge(batch, images, kept)
         return answer
 
@@ -182,7 +191,8 @@ class Flow:
         images = finished(outcomes)
         kept = b""
         if self._keeps_answer:
-            kept = await self.service.in_thread(lambda: self._named(pack(images)).packed())
+            packing = self.service.in_thread(lambda: self._named(pack(images)).packed())
+            kept = await self.limit.apply(packing)
         await self._charge(batch, images, kept)
 
     async def _charge(self, batch: Batch, images: list[FinishedImage], kept: bytes) -> None:

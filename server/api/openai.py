@@ -27,6 +27,7 @@ from server.http.envelope import json_bytes, json_response
 from server.http.errors import NotFound
 from server.http.failure_shapes import name_fields
 from server.http.json_body import decode_image_text
+from server.http.waiting import within
 from server.images.masks import MaskOptions, MaskReads
 from server.img2img.images_request import ImagesRequest
 from server.img2img.service import FinishedImage
@@ -235,7 +236,7 @@ async def _respond(
 ) -> Response:
     by_address = asked.response_format == "url" and not asked.stream
     # A store that is away should be known before the work.
-    addresses = await Addresses.of(request) if by_address else None
+    addresses = await within(request, flow.limit, Addresses.of(request)) if by_address else None
     usage = usage_of(asked, images)
 
     def pack(finished: list[FinishedImage]) -> Answer:

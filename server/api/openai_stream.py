@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import Any
 
+import anyio.to_thread
 from starlette.responses import Response
 
 from pipelines.request import Pixels, Progress
@@ -42,20 +43,24 @@ def stream_images(
             )
             try:
                 async for index, preview in _partial_images(flow, batch, asked.partial_images):
-                    yield await flow.service.in_thread(
-                        partial(_partial_event, name, asked, preview, batch, index)
-                    )
+                    write = partial(_partial_event, name, asked, preview, batch, index)
+                    yield await flow.limit.apply(flow.service.in_thread(write))
                 outcomes = await working
             finally:
                 working.cancel()
             await flow.settle_streamed(batch, outcomes, pack)
             for image in finished(outcomes):
                 write = partial(_event, f"{name}.completed", asked, image.file)
-                yield await flow.service.in_thread(partial(write, usage=usage(1), seed=image.seed))
+                # Not in a place for images: what is paid for does not wait behind others.
+                yield await anyio.to_thread.run_sync(
+                    partial(write, usage=usage(1), seed=image.seed)
+                )
         except Exception as error:
             failure = await flow.failed(error)
-            told = {"type": "error", "error": error_of(failure.status, failure.message)}
-            yield event("error", json.dumps(told).encode())
+            told = error_of(failure.status, failure.message)
+            if failure.retry_after is not None:  # In the object, which is what clients hand on.
+                told["retry_after"] = failure.retry_after
+            yield event("error", json_bytes({"type": "error", "error": told}))
 
     return EventStream(batch, events())
 

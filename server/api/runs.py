@@ -16,7 +16,7 @@ from pipelines.errors import DeadlineExceeded, GenerationCancelled
 from server.accounts.admission import MODEL_HEADER, Admitted
 from server.accounts.auth import AnyCaller
 from server.api.flow import Answer
-from server.errors import ImageStoreAway, RunWithdrawn
+from server.errors import ImageStoreAway, RunWithdrawn, shown
 from server.http.envelope import success
 from server.http.errors import BadRequest, NotFound
 from server.http.response_headers import response_headers
@@ -69,7 +69,7 @@ async def named_run(
         yield None
         return
     limit = TimeLimit.of(request.scope, request.app.state.settings.request_timeout)
-    with runs.open(admission.identity, _checked(run_id), limit) as run:
+    with runs.open(admission.identity, _checked(run_id, RUN_HEADER), limit) as run:
         yield run
         await run.ended()
 
@@ -96,6 +96,7 @@ def stream_run(
         try:
             body = await answer()
         except GenerationCancelled:
+            run.let_go = True
             return refused_body(await failed(RunWithdrawn()))
         except Exception as error:
             refusal = await failed(error)
@@ -103,15 +104,17 @@ def stream_run(
             run.headers.update(refusal.headers)
         finally:
             batch.cancel()
+        return body
+
+    async def keep(body: bytes) -> None:
         try:
             await runs.keep(run, Answer(body, headers=run.headers).packed())
         except ImageStoreAway:
             logger.warning(
                 "a run is not kept for who comes back: the store of images is away or full"
             )
-        return body
 
-    run.start(batch, work())
+    run.start(batch, work(), keep)
     return _stream(run)
 
 
@@ -127,9 +130,9 @@ async def _events(run: Run) -> AsyncGenerator[bytes]:
     yield event("result", await run.answer())
 
 
-def _checked(run_id: str) -> str:
+def _checked(run_id: str, sent_as: str = "run_id") -> str:
     if not _SANE_RUN_ID.fullmatch(run_id):
-        raise BadRequest(f"{RUN_HEADER}: is not 16 to 128 letters, digits, - or _")
+        raise BadRequest(f"{sent_as}: {shown(run_id)} is not 16 to 128 letters, digits, - or _")
     return run_id
 
 

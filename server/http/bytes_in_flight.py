@@ -20,8 +20,12 @@ class ByteBudget:
         self.held = 0
 
     def check(self, size: int) -> None:
-        """Raise Unavailable if `size` more bytes would go beyond the ceiling."""
-        if self.held + size > self.ceiling:
+        """Raise Unavailable if `size` more bytes would go beyond the ceiling.
+
+        Not where nothing else is held: an answer that was kept under a higher ceiling could never
+        be fetched.
+        """
+        if self.held and self.held + size > self.ceiling:
             raise Unavailable(
                 f"the server holds {self.ceiling / MIB:.3g} MiB of uploads and unread answers, "
                 "which is all it may",

@@ -74,6 +74,12 @@ class ApiError(Exception):
         self.message = message
         self.headers = dict(headers or {})
 
+    @property
+    def retry_after(self) -> int | None:
+        """The seconds of its Retry-After, None where it has none."""
+        told = self.headers.get("Retry-After")
+        return None if told is None else int(told)
+
 
 class BadRequest(ApiError):
     """The input is wrong; the message names every bad field, its value and its rule."""

@@ -27,6 +27,9 @@ LONG_TEXT = 16 * 1024
 MAX_REST = MIB
 """Bytes of a body without its long texts."""
 MAX_DEPTH = 40
+MAX_VALUES = 10_000
+"""Values of a body, those in its lists and objects too: what is read of them is read on the event
+loop, some milliseconds of so many."""
 MAX_ESCAPED_QUOTES = 64 * 1024
 """Escaped quotes of a body; an image has none, and each costs a step of the search for texts."""
 
@@ -94,7 +97,8 @@ def parse_json(body: bytes) -> JsonBody:
         raise BadRequest(f"the body is not JSON: {reason}") from None
     if not isinstance(value, dict):
         raise BadRequest("the body is no JSON object")
-    fields = {name: _with_texts(item, mark, texts, name, 1) for name, item in value.items()}
+    whole = _Whole(mark, texts)
+    fields = {name: whole.value(item, name, 1) for name, item in value.items()}
     return JsonBody(fields, fingerprint)
 
 
@@ -138,20 +142,30 @@ def _closing_quote(body: bytes, at: int, escaped: int) -> tuple[int, int]:
     raise BadRequest(f"the body is not taken: it has over {MAX_ESCAPED_QUOTES} escaped quotes")
 
 
-def _with_texts(value: Any, mark: str, texts: list[LongText], field: str, depth: int) -> Any:
-    if depth > MAX_DEPTH:
-        raise BadRequest(f"the body is not taken: it is nested deeper than {MAX_DEPTH}")
-    if isinstance(value, dict):
-        return {
-            key: _with_texts(item, mark, texts, field, depth + 1) for key, item in value.items()
-        }
-    if isinstance(value, list):
-        return [_with_texts(item, mark, texts, field, depth + 1) for item in value]
-    if isinstance(value, str) and value.startswith(mark):
-        return texts[int(value.removeprefix(f"{mark}:"))]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise BadRequest(f"{field[:60]}: {value} is no number of JSON")
-    return value
+class _Whole:
+    """The values of a body with the long ``texts`` back where they were marked."""
+
+    def __init__(self, mark: str, texts: list[LongText]) -> None:
+        self._mark = mark
+        self._texts = texts
+        self._count = 0
+
+    def value(self, value: Any, field: str, depth: int) -> Any:
+        """Return a value in ``field``. Raises BadRequest for one that is too much to be meant."""
+        self._count += 1
+        if self._count > MAX_VALUES:
+            raise BadRequest(f"{field[:60]}: the body has over {MAX_VALUES} values up to here")
+        if depth > MAX_DEPTH:
+            raise BadRequest(f"the body is not taken: it is nested deeper than {MAX_DEPTH}")
+        if isinstance(value, dict):
+            return {key: self.value(item, field, depth + 1) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.value(item, field, depth + 1) for item in value]
+        if isinstance(value, str) and value.startswith(self._mark):
+            return self._texts[int(value.removeprefix(f"{self._mark}:"))]
+        if isinstance(value, float) and not math.isfinite(value):
+            raise BadRequest(f"{field[:60]}: {value} is no number of JSON")
+        return value
 
 
 def decode_image_text(field: str, value: object, max_bytes: int) -> bytes:

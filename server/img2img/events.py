@@ -2,7 +2,8 @@
 
 `progress` events while the picture is made, then one `result` event whose data is the envelope that
 an ordinary request would have been answered with, failures too. What such an answer says beside its
-body, and a stream has begun too early for, is in it too: the status of a failure, the credits.
+body, and a stream has begun too early for, is in it too: the status and the Retry-After of a
+failure, the credits.
 """
 
 from __future__ import annotations
@@ -134,8 +135,10 @@ async def progress_events(handle: Handle, limit: TimeLimit) -> AsyncGenerator[by
 def refused_body(refusal: ApiError) -> bytes:
     """Return the body of a `result` event for a failure."""
     refused = bytes(failure(refusal.status, refusal.message).body)
-    # The response's own status was 200 when it began.
-    return with_member(refused, "status", refusal.status)
+    # The response's own status was 200 when it began, and its headers were sent.
+    body = with_member(refused, "status", refusal.status)
+    seconds = refusal.retry_after
+    return body if seconds is None else with_member(body, "retry_after", seconds)
 
 
 async def kept_alive(events: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:

@@ -14,22 +14,19 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from server.errors import shown
+
 E = TypeVar("E", bound=StrEnum)
 M = TypeVar("M", bound=BaseModel)
 Parser = Callable[[object], object]
 
 _DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
 _MAX_DIGITS = 64
-_ECHOED = 60
 
 
 def refuse(value: object, rule: str) -> PydanticCustomError:
     """Return the refusal of a value, of which the start is shown."""
-    text = str(value)
-    shown = text if len(text) <= _ECHOED else text[:_ECHOED] + "..."
-    # Half of a surrogate pair, which JSON can hold, is no text to pydantic.
-    shown = shown.encode("utf-8", "backslashreplace").decode()
-    return PydanticCustomError("rule", "{shown} {rule}", {"shown": shown, "rule": rule})
+    return PydanticCustomError("rule", "{shown} {rule}", {"shown": shown(value), "rule": rule})
 
 
 def decimal_number(value: object) -> Decimal | None:

@@ -18,6 +18,8 @@ from typing import Protocol
 from server.errors import ImageStoreAway
 
 KEEP_SECONDS = 3600
+REDIS_SECONDS = 1.0
+"""Seconds for a connection to Redis, and for each of its answers, unless its URL says others."""
 
 
 class ImageStore(Protocol):
@@ -103,7 +105,9 @@ class RedisStore:
         from redis.asyncio import Redis
         from redis.exceptions import RedisError
 
-        self._redis = Redis.from_url(url)
+        self._redis = Redis.from_url(
+            url, socket_timeout=REDIS_SECONDS, socket_connect_timeout=REDIS_SECONDS
+        )
         self._errors = (RedisError, OSError)
         self._seconds = seconds
 

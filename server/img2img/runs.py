@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from hashlib import sha256
@@ -46,21 +46,42 @@ class Run:
         self._grace = grace
         self._batch: Batch | None = None
         self._work: asyncio.Task[bytes] | None = None
+        self._end: asyncio.Task[None] | None = None
         self._watchers = 0
         self._alone: asyncio.TimerHandle | None = None
         self._withdrawn = False
         self._charging = False
+        self.let_go = False
+        """Whether its answer is not to be kept: it was withdrawn, or its client has it."""
 
-    def start(self, batch: Batch, work: Coroutine[Any, Any, bytes]) -> None:
-        """Go on with what the engine has; ``work`` returns the answer's body, failures too."""
+    def start(
+        self,
+        batch: Batch,
+        work: Coroutine[Any, Any, bytes],
+        keep: Callable[[bytes], Awaitable[None]],
+    ) -> None:
+        """Go on with what the engine has; ``work`` returns the answer's body, failures too.
+
+        It is told at once, and kept by ``keep`` before the run ends: who asks meanwhile finds it
+        here, who asks later in the store.
+        """
         self._batch = batch
         self._work = asyncio.create_task(work)
+        self._end = asyncio.create_task(self._kept(keep))
         if self._withdrawn:
             batch.cancel()
+
+    async def _kept(self, keep: Callable[[bytes], Awaitable[None]]) -> None:
+        await keep(await self.answer())
 
     @property
     def begun(self) -> bool:
         return self._work is not None
+
+    @property
+    def answered(self) -> bool:
+        """Whether its answer is there, and kept or about to be."""
+        return self._work is not None and self._work.done()
 
     @property
     def handle(self) -> Handle:
@@ -75,8 +96,8 @@ class Run:
 
     async def ended(self) -> None:
         """Wait for its end, whatever that is."""
-        if self._work is not None:
-            await asyncio.wait((self._work,))
+        if self._end is not None:
+            await asyncio.wait((self._end,))
 
     def watch(self) -> Watch:
         """Count one more who watches."""
@@ -87,7 +108,7 @@ class Run:
 
     def unwatch(self) -> None:
         self._watchers -= 1
-        if self._watchers == 0 and self._work is not None and not self._work.done():
+        if self._watchers == 0 and self.begun and not self.answered:
             self._alone = asyncio.get_running_loop().call_later(self._grace, self.withdraw)
 
     def withdraw(self) -> bool:
@@ -112,6 +133,8 @@ class Run:
         if self._work is not None and not self._work.done():
             self.withdraw()
             self._work.cancel()
+        if self._end is not None:
+            self._end.cancel()
 
 
 class Watch:
@@ -165,8 +188,15 @@ class Runs:
         return run if run is not None and run.begun else None
 
     async def keep(self, run: Run, answer: bytes) -> None:
-        """Keep the answer of a run, for the grace time at least. Raises ImageStoreAway."""
+        """Keep the answer of a run for the grace time at least, unless it is let go of.
+
+        Raises ImageStoreAway.
+        """
+        if run.let_go:
+            return
         await self._store.put(run.name, answer, self.grace)
+        if run.let_go:  # meanwhile
+            await self._store.drop(run.name)
 
     async def kept(self, identity: str, run_id: str) -> bytes | None:
         """Return the answer of a run that has ended, None if it is gone. Raises ImageStoreAway."""
@@ -190,6 +220,8 @@ class Runs:
     def _withdraw_running(self, name: str) -> Withdrawal | None:
         if (run := self._running.get(name)) is None:
             return None
+        if run.answered:
+            run.let_go = True
         return Withdrawal.CANCELLED if run.withdraw() else Withdrawal.FINISHED
 
     def _remember(self, identity: str, name: str) -> None:

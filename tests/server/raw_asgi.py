@@ -18,10 +18,24 @@ def call(
     headers: Iterable[tuple[bytes, bytes]] = (),
 ) -> list[Message]:
     """Posts to the application of `client`; what it sent."""
+    sent: list[Message] = []
+    asyncio.run(asked(client, path, receive, headers, sent))
+    return sent
+
+
+async def asked(
+    client: TestClient,
+    path: str,
+    receive: Callable[[], Awaitable[Message]],
+    headers: Iterable[tuple[bytes, bytes]],
+    sent: list[Message],
+    method: str = "POST",
+) -> None:
+    """Asks the application of `client`, which adds to ``sent`` what it sends."""
     scope = {
         "type": "http",
         "http_version": "1.1",
-        "method": "POST",
+        "method": method,
         "path": path,
         "raw_path": path.encode(),
         "query_string": b"",
@@ -30,10 +44,8 @@ def call(
         "server": ("test", 80),
         "client": ("127.0.0.1", 1),
     }
-    sent: list[Message] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(client.app(scope, receive, send))  # type: ignore[arg-type]
-    return sent
+    await client.app(scope, receive, send)  # type: ignore[arg-type]

@@ -97,9 +97,15 @@ def test_the_account_needs_a_key_and_sane_days(
     for path in ("/api/account", "/api/account/usage"):
         assert_failure(client.get(path), 401, "no API key")
         assert_failure(client.get(path, headers={"Authorization": make_key()}), 401, "not known")
-    for days in ("0", "367", "x"):
+    for days, said in (
+        ("0", "days: 0 is not in 1..366"),
+        ("367", "days: 367 is not in 1..366"),
+        ("x", "days: x is not a whole number in 1..366"),
+        ("", 'days: "" is not a whole number in 1..366'),
+    ):
         path = f"/api/account/usage?days={days}"
-        assert_failure(client.get(path, headers={"Authorization": key}), 400, "days")
+        answer = client.get(path, headers={"Authorization": key})
+        assert assert_failure(answer, 400) == said
 
 
 def test_without_credits_there_is_no_picture(
@@ -192,7 +198,9 @@ def test_an_idempotency_key_has_its_form(
 ) -> None:
     key = team.make_key()
     response = post(make_client(database_url=team.url), key, headers={"Idempotency-Key": bad})
-    assert_failure(response, 400, "Idempotency-Key: is not 1 to 255 printable")
+    said = "is not 1 to 255 printable ASCII characters"
+    shown = {"": '""', "x" * 256: f"{'x' * 60}..."}.get(bad, bad)
+    assert assert_failure(response, 400) == f"Idempotency-Key: {shown} {said}"
 
 
 def test_a_second_request_while_the_first_runs(

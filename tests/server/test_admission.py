@@ -21,7 +21,7 @@ from server.accounts.audit import audit
 from server.accounts.db import Database
 from server.accounts.service import Accounts
 from server.accounts.tables import accounts as accounts_table
-from server.accounts.types import Account, Balance
+from server.accounts.types import Account, Balance, Order
 from server.errors import DatabaseAway
 from server.settings import Settings
 from tests.server.apis import EDITS, GENERATIONS, Apis
@@ -117,6 +117,25 @@ def test_closing_ends_while_the_database_is_silent(database_url: str) -> None:
             await asyncio.gather(*(one.close() for one in held))
         assert await bench.balance() == Balance(100, 0)
 
+    run(database_url, test)
+
+
+def test_what_is_given_up_while_the_keeper_sleeps_is_given_back_at_once(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(_: Order) -> None:
+        raise DatabaseAway
+
+    async def test(bench: Bench) -> None:
+        one = await bench.reserved()
+        with monkeypatch.context() as outage:
+            outage.setattr(bench.accounts.ledger, "release", away)
+            await one.close()
+        async with asyncio.timeout(HANGS):
+            while await bench.accounts.ledger.balance(bench.account.id) != Balance(100, 0):
+                await asyncio.sleep(0.01)
+
+    monkeypatch.setattr("server.accounts.service.SWEEP_SECONDS", 3600.0)
     run(database_url, test)
 
 

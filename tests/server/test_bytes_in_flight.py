@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import random
 import time
 import weakref
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
@@ -18,8 +22,12 @@ from server.http.bytes_in_flight import ByteBudget, BytesInFlight
 from server.http.errors import Unavailable
 from server.http.multipart import Part, read_form
 from server.settings import MIB, Settings
+from tests.server.apis import PICTURE, SIDE, Apis
 from tests.server.conftest import PATH, MakeClient
+from tests.server.databases import sqlite_url
+from tests.server.pictures import file_of
 from tests.server.stub_engine import StubEngine
+from tests.server.team import Team
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 SCOPE = {"type": "http"}
@@ -192,6 +200,54 @@ def test_an_upload_is_let_go_of_while_its_picture_is_made(
             engine.holding = False
         assert running.result().status_code == 200
     assert budget.held == 0
+
+
+def contract(apis: Apis, **headers: str) -> Any:
+    return apis.client.post(
+        PATH,
+        data={"prompt": "a cat"},
+        files={"init_image": ("a.png", PICTURE)},
+        headers={**apis.headers, **headers},
+    )
+
+
+KEPT = {"Idempotency-Key": "k"}
+LONG_TEXT = base64.b64encode(
+    file_of(Image.frombytes("RGB", (SIDE, SIDE), random.Random(1).randbytes(3 * SIDE * SIDE)))
+).decode()
+"""An image that an answer which gives it back holds until then."""
+REPEATED: dict[str, Callable[[Apis], Any]] = {
+    "contract": lambda apis: contract(apis, **KEPT),
+    "openai": lambda apis: apis.edit(headers=KEPT),
+    "stability": lambda apis: apis.stability(headers=KEPT),
+    "a1111": lambda apis: apis.img2img(
+        headers=KEPT, init_images=[LONG_TEXT], include_init_images=True
+    ),
+}
+
+
+@pytest.mark.parametrize("api", [*REPEATED, "run"])
+def test_an_answer_over_a_ceiling_that_was_lowered_can_still_be_fetched(
+    make_client: MakeClient, tmp_path: Path, api: str
+) -> None:
+    team = Team(sqlite_url(tmp_path))
+    apis = Apis(make_client(database_url=team.url), {"Authorization": team.make_key()})
+    named = "/api/runs/" + "r" * 16
+
+    def fetch() -> Any:
+        if api in REPEATED:
+            return REPEATED[api](apis)
+        return apis.client.get(named, headers=apis.headers)
+
+    if api == "run":
+        contract(apis, **{"X-Run-Id": "r" * 16, "Accept": "text/event-stream"})
+    first = fetch()
+    budget: ByteBudget = apis.client.app.state.byte_budget  # type: ignore[attr-defined]
+    budget.ceiling = len(first.content) - 1
+    again = fetch()
+    assert (again.status_code, again.content) == (200, first.content)
+    budget.ceiling, budget.held = len(first.content) + 1000, 1001
+    assert fetch().status_code == 503
 
 
 def test_the_largest_upload_always_has_room() -> None:

@@ -7,8 +7,9 @@ import base64
 
 import pytest
 
+from scripts.services.throwaway_redis import Redis
 from server.errors import ImageStoreAway
-from server.img2img.image_store import MemoryStore
+from server.img2img.image_store import MemoryStore, RedisStore
 from tests.server.apis import Apis
 from tests.server.conftest import MakeClient
 from tests.server.stub_engine import StubEngine
@@ -54,6 +55,45 @@ def test_what_has_ended_makes_room() -> None:
         await store.put("b", b"x" * 100)
 
     asyncio.run(kept())
+
+
+def test_a_redis_that_does_not_answer_is_away(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def asked() -> None:
+        store = RedisStore(redis.url)
+        await store.put("a", b"x")
+        redis.freeze(True)
+        try:
+            async with asyncio.timeout(4):  # less than the client's own limit
+                for call in (store.put("a", b"x"), store.get("a")):
+                    with pytest.raises(ImageStoreAway):
+                        await call
+        finally:
+            redis.freeze(False)
+        assert await store.get("a") == b"x"
+        await store.close()
+
+    monkeypatch.setattr("server.img2img.image_store.REDIS_SECONDS", 0.1)
+    asyncio.run(asked())
+
+
+def test_a_store_that_does_not_answer_does_not_outlast_a_requests_time(
+    make_client: MakeClient, engine: StubEngine
+) -> None:
+    outlasted = False
+
+    class SilentStore(MemoryStore):
+        async def secret(self) -> bytes:
+            nonlocal outlasted
+            await asyncio.sleep(10)
+            outlasted = True
+            return await super().secret()
+
+    client = make_client(request_timeout=0.5)
+    client.app.state.image_store = SilentStore(2**20)  # type: ignore[attr-defined]
+    answer = Apis(client).edit(response_format="url")
+    assert (answer.status_code, engine.handles, outlasted) == (504, [], False)
 
 
 def test_an_answer_without_room_for_its_addresses_has_its_images(

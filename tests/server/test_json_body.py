@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import os
+from typing import Any
 
 import pytest
 
 from server.http.errors import BadRequest, ContentTooLarge
-from server.http.json_body import LONG_TEXT, LongText, decode_image_text, parse_json
+from server.http.json_body import LONG_TEXT, MAX_VALUES, LongText, decode_image_text, parse_json
 
 IMAGE = os.urandom(3 * LONG_TEXT + 1)
 TEXT = base64.b64encode(IMAGE).decode()
@@ -93,6 +94,20 @@ def test_what_is_no_object_is_refused(body: bytes, said: str) -> None:
 def test_much_that_is_no_image_is_too_large(body: bytes) -> None:
     with pytest.raises(ContentTooLarge, match="beside its images"):
         parse_json(body)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[[1] * MAX_VALUES], [[]] * MAX_VALUES, {str(n): n for n in range(MAX_VALUES)}],
+    ids=["list in a list", "empty lists", "object"],
+)
+def test_more_values_than_can_be_meant_are_refused_by_their_field(value: Any) -> None:
+    """All that an API does with them after this is on the event loop."""
+    said = f"^image: the body has over {MAX_VALUES} values up to here$"
+    with pytest.raises(BadRequest, match=said):
+        parse_json(json.dumps({"prompt": "a", "image": value}).encode())
+    fields = parse_json(json.dumps({"a": [1] * (MAX_VALUES - 1)}).encode()).fields
+    assert len(fields["a"]) == MAX_VALUES - 1
 
 
 def test_an_empty_body_and_a_byte_order_mark_are_read() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import requests
+from starlette.testclient import TestClient
 
 from server.errors import RunWithdrawn
 from server.http.waiting import TimeLimit
@@ -21,8 +22,10 @@ from server.img2img.image_store import MemoryStore
 from server.img2img.runs import MOST_IDS, Runs
 from tests.server.conftest import PATH
 from tests.server.pictures import file_of, gradient
+from tests.server.raw_asgi import Message, asked
 from tests.server.server_process import ServerProcess, running_server
 from tests.server.team import Team
+from tests.server.test_image_to_image import form_body
 
 pytestmark = pytest.mark.process
 
@@ -225,6 +228,58 @@ def test_a_run_that_comes_while_its_withdrawal_looks_for_it_is_withdrawn() -> No
         assert asyncio.run(runs.withdraw("alice", ID)) == "cancelled"
 
 
+class SlowStore(MemoryStore):
+    """Keeps nothing before `let` is set."""
+
+    def __init__(self) -> None:
+        super().__init__(2**20)
+        self.let = asyncio.Event()
+
+    async def put(self, name: str, file: bytes, promised: float = 0) -> None:
+        await self.let.wait()
+        await super().put(name, file, promised)
+
+
+@pytest.mark.parametrize("let_go", [False, True])
+def test_an_answer_is_told_before_it_is_kept(client: TestClient, let_go: bool) -> None:
+    store = SlowStore()
+    client.app.state.runs = Runs(60.0, store)  # type: ignore[attr-defined]
+    content_type, body = form_body(file_of(gradient(320, 320)))
+    named = [(b"x-run-id", ID.encode()), (b"accept", EVENTS["Accept"].encode())]
+    sent: list[Message] = []
+
+    async def ask(method: str = "GET") -> str:
+        told: list[Message] = []
+        await asked(client, f"/api/runs/{ID}", stays, (), told, method)
+        return b"".join(message.get("body", b"") for message in told).decode()
+
+    async def scene() -> None:
+        messages: list[Message] = [{"type": "http.request", "body": body}]
+
+        async def receive() -> Message:
+            return messages.pop() if messages else await stays()
+
+        headers = [(b"content-type", content_type), *named]
+        running = asyncio.create_task(asked(client, PATH, receive, headers, sent))
+        async with asyncio.timeout(20):
+            while not any(b"event: result" in message.get("body", b"") for message in sent):
+                await asyncio.sleep(0.005)
+        # It is found where it was made until it is kept.
+        assert '"code":0' in await ask()
+        if let_go:
+            assert '"state":"finished"' in await ask("DELETE")
+        store.let.set()
+        await running
+        assert ('"code":0' in await ask()) is not let_go
+
+    asyncio.run(scene())
+
+
+async def stays() -> Message:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
 def test_a_run_is_its_keys_alone(runner: Runner) -> None:
     runner.begin()
     other = runner.team.make_key(secrets.token_hex(4))
@@ -279,8 +334,19 @@ def test_who_asks_for_no_run_and_leaves_withdraws(runner: Runner, headers: dict[
 def test_an_id_that_is_none(runner: Runner, run_id: str) -> None:
     answer = runner.begin(**{"X-Run-Id": run_id.encode()})  # type: ignore[arg-type]
     assert answer.status_code == 400
-    assert answer.json()["message"] == "X-Run-Id: is not 16 to 128 letters, digits, - or _"
+    shown = run_id.encode().decode("latin-1")
+    shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
+    rule = "is not 16 to 128 letters, digits, - or _"
+    assert answer.json()["message"] == f"X-Run-Id: {shown} {rule}"
     assert runner.team.states() == {}
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_an_id_in_a_path_is_blamed_by_its_own_name(client: TestClient, method: str) -> None:
+    answer = client.request(method, "/api/runs/short")
+    assert answer.status_code == 400
+    said = "run_id: short is not 16 to 128 letters, digits, - or _"
+    assert answer.json()["message"] == said
 
 
 def test_a_failure_is_told_to_who_comes_back(
