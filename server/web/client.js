@@ -180,8 +180,8 @@ export class ImageToImage {
       const value = JSON.parse(data);
       if (name === "result") {
         // The response's own status was 200 when it began, and its headers knew no price.
-        const { status = said.status, credits } = value;
-        if (value.code !== 0) throw new ImageToImageError(value.message, { ...said, status, ended: true });
+        const { status = said.status, retry_after: retryAfter = said.retryAfter, credits } = value;
+        if (value.code !== 0) throw new ImageToImageError(value.message, { ...said, status, retryAfter, ended: true });
         const paid = credits && { creditsCharged: credits.charged, creditsRemaining: credits.remaining };
         yield { ...finished(value), ...said, ...paid };
         return;

@@ -129,6 +129,7 @@ console.log(JSON.stringify({
   run: await told([failed(503), made], run),
   withdrawn: await told([failed(409), made], run),
   watched: await told([failed(503), made], watch),
+  far: await told([{ ...failed(503), retry_after: 121 }, made], make),
 }));
 """
 
@@ -279,6 +280,8 @@ def test_an_error_in_a_stream_has_its_own_status(tmp_path: Path) -> None:
         return error | {"ended": True, "asked": [asked], "retries": [], "keys": 1}
 
     assert said["late"] == ended(504, post)
+    # Its Retry-After is in the event too, and longer than anyone waits.
+    assert said["far"] == ended(503, post, may_retry=True)
     assert said["withdrawn"] == ended(409, post)
     # Who only watches is told the same however often they ask.
     assert said["watched"] == ended(503, get, may_retry=True)

@@ -305,6 +305,18 @@ def test_a_place_or_the_first_try_is_waited_for_as_long(
         assert generate(server.url, image, "a cat", client={"patience": 1}).seed == 3
 
 
+def test_a_stream_that_ends_so_is_waited_for_too(image: bytes, generate: Generate) -> None:
+    """Its headers were sent before anybody knew."""
+    away = {"code": -1, "message": "away", "data": None, "status": 503, "retry_after": 0.01}
+    with fake_server(*[streaming(("result", away))] * 2, picturing(3)) as server:
+        assert generate(server.url, image, "a cat", client={"retries": 1}).seed == 3
+    assert len(set(server.keys)) == 1
+    later = streaming(("result", away | {"retry_after": 121}))
+    with fake_server(later) as server, pytest.raises(ImageToImageError) as told:
+        generate(server.url, image, "a cat")
+    assert (len(server.asked), told.value.retry_after) == (1, 121)
+
+
 @pytest.mark.parametrize(
     "refused",
     [

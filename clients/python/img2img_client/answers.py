@@ -182,9 +182,9 @@ def _envelope(body: str | bytes, response: httpx2.Response) -> dict[str, Any]:
     answer: dict[str, Any] = json.loads(body)
     if answer["code"] == 0:
         return answer
-    # In a stream that began well the failure's own status is in its event.
+    # In a stream that began well the failure's own status is in its event, its Retry-After too.
     status = int(answer.get("status", _status(response)))
-    raise _failure(str(answer["message"]), status, response)
+    raise _failure(str(answer["message"]), status, response, answer.get("retry_after"))
 
 
 def _status(response: httpx2.Response) -> int:
@@ -193,9 +193,11 @@ def _status(response: httpx2.Response) -> int:
     return int(said) if re.fullmatch("[0-9]{3}", said) else response.status_code
 
 
-def _failure(message: str, status: int, response: httpx2.Response) -> ImageToImageError:
+def _failure(
+    message: str, status: int, response: httpx2.Response, seconds: float | None = None
+) -> ImageToImageError:
     headers = response.headers
-    retry_after = _retry_after(headers.get("Retry-After", ""))
+    retry_after = _retry_after(headers.get("Retry-After", "") if seconds is None else str(seconds))
     return ImageToImageError(message, status, retry_after, headers.get("X-Request-Id", ""))
 
 
