@@ -54,9 +54,10 @@ class ByteCache(Generic[K, V]):
         if self._size_of(value) <= self._kept.maxsize:
             self._kept[key] = value
 
-    def drop(self, key: K) -> None:
-        """Forget a value, if it is kept."""
-        self._kept.pop(key, None)
+    def take(self, key: K) -> V | None:
+        """Return a value and keep it no longer; counts as nothing."""
+        value: V | None = self._kept.pop(key, None)
+        return value
 
     @property
     def bytes_kept(self) -> int:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from dataclasses import dataclass
 
 from pipelines.engine.device_timer import Elapsed
 from pipelines.engine.model_runner import Launched, ModelRunner
-from pipelines.engine.statistics import EngineStatistics
+from pipelines.engine.statistics import UNIT_STAGES, EngineStatistics
 from pipelines.errors import GenerationError, as_failure
 from pipelines.request import GenerationResult
 from pipelines.scheduler.request_state import RequestState
 from pipelines.scheduler.scheduler import Scheduler
-from pipelines.scheduler.work import Decode, Encode, Step, Work
+from pipelines.scheduler.work import Encode, Step, Work
 
 logger = logging.getLogger(__name__)
 
 Outcome = GenerationResult | GenerationError
-
-_STAGES = {Step: "denoise", Encode: "encode", Decode: "decode"}
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,10 @@ class Accounting:
             left = self.scheduler.seconds_left(work)
         limit = self.scheduler.config.limits.rows_for(work.key)
         statistics.count_unit(work, seconds, states, launched.ordinary, limit)
-        statistics.halvings += launched.out_of_memory
+        statistics.shortages += launched.out_of_memory
         outcomes: dict[int, Outcome] = {**launched.failures}
         for state in states:
-            state.spend(_STAGES[type(work)], seconds)
+            state.spend(UNIT_STAGES[type(work)], seconds)
             if state.ident in launched.failures:
                 continue
             if state.ident in unit.finished:
@@ -66,7 +65,8 @@ class Accounting:
                     state.preview = draw()
                 state.publish(left[state.ident])
             elif isinstance(work, Encode) and state.encoded:
-                failure = self._check_encoded(state) if launched.last else None
+                wanted = state.lost(time.monotonic()) is None
+                failure = self._check_encoded(state) if launched.last and wanted else None
                 if failure is None:
                     state.publish(left[state.ident])
                 else:

@@ -18,10 +18,7 @@ from pipelines.vae.encode import Encoding, Moments
 
 @dataclass(eq=False)
 class DeviceState:
-    """The tensors of a request, and what its next units need of it.
-
-    One that is ``apart`` shares no step: its guidance may have taken the memory of one.
-    """
+    """The tensors of a request, and what its next units need of it."""
 
     state: RequestState
     prepared: Prepared
@@ -33,7 +30,6 @@ class DeviceState:
     position: int | None = None
     previewed: float = -math.inf
     decoded: Decoded | None = None
-    apart: bool = False
 
     @property
     def request(self) -> GenerationRequest:

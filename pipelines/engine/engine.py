@@ -221,6 +221,7 @@ class Engine:
         if refusal is not None:
             raise refused(refusal, request)
         self._preparer.submit(state, texts)
+        self._inbox.put(None)  # it is told its place before it is prepared, if that takes long
         return handle
 
     def drain(self, grace: float = 30.0) -> None:
@@ -310,7 +311,9 @@ class Engine:
             while True:
                 arrived = self._inbox.get(block, _IDLE_WAIT if block else None)
                 block = False
-                if arrived is not None:
+                if arrived is None:
+                    self._tell_at = min(self._tell_at, time.monotonic() + _TELL_SECONDS)
+                else:
                     self._enter(*arrived)
         except queue.Empty:
             return
@@ -337,8 +340,7 @@ class Engine:
             waiting = self._scheduler.waiting()
             seconds = self._scheduler.seconds_to_pictures()
         for position, state in enumerate(waiting, 1):
-            if state.prepared:
-                state.publish(seconds[state.ident], queue_position=position)
+            state.publish(seconds[state.ident], queue_position=position)
 
     def _queue_moves(self) -> None:
         self._tell_at = min(self._tell_at, self._told + _TELL_SECONDS)

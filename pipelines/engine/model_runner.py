@@ -253,31 +253,31 @@ class ModelRunner:
         those that CLIP guides, of which no plan knows, go apart from then on. Where there are none
         the key's steps are to stay at the rows that ran, unless one request alone was the cause.
         """
-        rows, for_rows = sum(member.state.rows for member in members), False
-        if len(members) == 1 or not any(member.apart for member in members):
-            try:
-                self._step_once(members, padded, launched)
-                return rows
-            except Exception as error:
-                if len(members) == 1:
-                    self._fail(members[0], error, "failed in a step", launched)
-                    return 0
-                out_of_memory = isinstance(error, torch.OutOfMemoryError)
-            # Outside the handler: there the error would hold what the failed forward had allocated.
-            if out_of_memory:
-                logger.warning("out of memory with %d rows: run again in parts", rows)
-                launched.out_of_memory = True
-                for member in members:
-                    member.apart = member.guidance is not None
-                for_rows = not any(member.apart for member in members)
+        try:
+            self._step_once(members, padded, launched)
+            return sum(member.state.rows for member in members)
+        except Exception as error:
+            if len(members) == 1:
+                self._fail(members[0], error, "failed in a step", launched)
+                return 0
+            out_of_memory = isinstance(error, torch.OutOfMemoryError)
+        # Outside the handler: there the error would hold what the failed forward had allocated.
+        for_rows = False
+        if out_of_memory:
+            logger.warning("out of memory with %d rows: run again in parts", padded)
+            launched.out_of_memory = True
+            for member in members:
+                member.state.apart = member.guidance is not None
+            for_rows = not any(member.state.apart for member in members)
         launched.ordinary = False
         most = 0
         for part in _parts(members):
             part_rows = sum(member.state.rows for member in part)
             ran = self._step(part, pad_rows(part_rows, self.row_buckets), launched)
             most = max(most, ran)
-        if for_rows:
-            launched.row_cap = None if launched.failures else most
+        if for_rows and not launched.failures:
+            filled = pad_rows(most, self.row_buckets)  # the same forward
+            launched.row_cap = filled if filled < padded else most
         return most
 
     def _step_once(self, members: Sequence[DeviceState], padded: int, launched: Launched) -> None:
@@ -365,11 +365,11 @@ class ModelRunner:
 
 def _parts(members: Sequence[DeviceState]) -> list[Sequence[DeviceState]]:
     """Return the smaller steps of a step: those apart one by one; where none is, two halves."""
-    together = [member for member in members if not member.apart]
+    together = [member for member in members if not member.state.apart]
     if len(together) == len(members):
         middle = len(members) // 2
         return [members[:middle], members[middle:]]
-    alone = [[member] for member in members if member.apart]
+    alone = [[member] for member in members if member.state.apart]
     return [together, *alone] if together else [*alone]
 
 

@@ -26,7 +26,7 @@ ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 RATIOS = (0.25, 0.5, 0.75, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0)
 
-_STAGES: Mapping[type[Work], str] = {Encode: "encode", Step: "denoise", Decode: "decode"}
+UNIT_STAGES: Mapping[type[Work], str] = {Encode: "encode", Step: "denoise", Decode: "decode"}
 
 
 @dataclass
@@ -50,7 +50,8 @@ class EngineStatistics:
     ``rows`` are the U-Net rows of requests, ``padding`` what was added to fill a bucket.
     ``step_rows`` has the rows of each step, padding left out, and ``occupancy`` their share of the
     most that a step of its size may have. Requests end as ``images`` or are ``cancelled``,
-    ``expired`` or ``failed``. ``halvings`` are steps that ran out of memory.
+    ``expired`` or ``failed``. ``shortages`` are steps that ran out of memory and were run again in
+    parts.
     """
 
     evaluations: int = 0
@@ -60,11 +61,11 @@ class EngineStatistics:
     cancelled: int = 0
     expired: int = 0
     failed: int = 0
-    halvings: int = 0
+    shortages: int = 0
     step_rows: Distribution = field(default_factory=lambda: Distribution(ROWS))
     occupancy: Distribution = field(default_factory=lambda: Distribution(SHARES))
     units: dict[str, UnitStatistics] = field(
-        default_factory=lambda: {name: UnitStatistics() for name in _STAGES.values()}
+        default_factory=lambda: {name: UnitStatistics() for name in UNIT_STAGES.values()}
     )
     stages: dict[str, Distribution] = field(
         default_factory=lambda: {stage: Distribution(SECONDS) for stage in STAGES}
@@ -83,7 +84,7 @@ class EngineStatistics:
         ``ordinary`` says that the cost model claims to know it, ``row_limit`` is the most rows that
         a step of its size may have.
         """
-        stage, now = _STAGES[type(work)], time.monotonic()
+        stage, now = UNIT_STAGES[type(work)], time.monotonic()
         unit = self.units[stage]
         unit.count += 1
         unit.seconds += seconds

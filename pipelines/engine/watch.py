@@ -20,7 +20,7 @@ class Patience:
 
     It hangs after ``seconds`` or ``factor`` times what was expected, whichever is more: no unit of
     a card takes ten seconds, one of a CPU is predicted within a factor of three, and what is run
-    again in halves takes three times as long. It is lost after ``lost_seconds`` or ``lost_factor``
+    again in parts takes three times as long. It is lost after ``lost_seconds`` or ``lost_factor``
     times what was expected: by then everyone who waited at the default limit of 300 s has been
     answered 504, so ending the process costs nobody a picture.
     """

@@ -18,6 +18,7 @@ from pipelines.request import (
     Stage,
 )
 from pipelines.samplers.programs import SamplerProgram
+from pipelines.samplers.schedules import denoising_steps
 from pipelines.scheduler.batching import GroupKey
 from pipelines.timeline import Timeline
 
@@ -37,7 +38,8 @@ class RequestState:
     ``leaving`` says that nothing more is planned for it: its last unit runs, or one has failed.
     Of its ``evaluations`` ``done`` were launched and ``ended`` have ended, one less on a device
     that the host runs ahead of; it is below 0 where that one is taken back. ``preview`` is the
-    latest that was drawn.
+    latest that was drawn. One that goes ``apart`` shares no step: its guidance may have taken the
+    memory of one.
     """
 
     ident: int
@@ -52,6 +54,7 @@ class RequestState:
     text_chunks: int = 0
     handle: GenerationHandle | None = None
     taken: bool = False
+    apart: bool = field(default=False, init=False)
     program: SamplerProgram | None = field(default=None, init=False)
     due: float = field(default=0.0, init=False)
     encoded: bool = field(default=False, init=False)
@@ -112,17 +115,20 @@ class RequestState:
         self.timings[stage] = self.timings.get(stage, 0.0) + seconds
 
     def publish(self, seconds_left: float, *, queue_position: int = 0) -> None:
-        """Tell whoever listens how far the request is, once it has a program."""
-        if self.handle is None or self.program is None:
+        """Tell whoever listens how far the request is."""
+        if self.handle is None:
             return
-        ended = max(0, self.ended)
+        ended, steps = max(0, self.ended), self.request.steps
+        step = steps - denoising_steps(steps, self.request.strength)  # skipped by its strength
+        if self.program is not None:
+            step = self.program.steps_done(ended)
         stage = Stage.DECODING if self.ended >= self.evaluations else Stage.DENOISING
         if not self.encoded:
             stage = Stage.QUEUED if queue_position else Stage.ENCODING
         self.handle.publish(
             Progress(
-                step=self.program.steps_done(ended),
-                steps=self.program.last_step,
+                step=step,
+                steps=steps,
                 evaluation=ended,
                 evaluations=self.evaluations,
                 queue_position=queue_position,

@@ -379,9 +379,11 @@ class Scheduler:
         """Return those of ``tasks`` (one group's, in order) that share a step, and their rows.
 
         The longest run from the front whose every extension added at most ``1 - min_gain`` of what
-        the added requests cost alone. Rows that fill up a bucket count as free.
+        the added requests cost alone. Rows that fill up a bucket count as free. One that goes apart
+        shares none.
         """
         key = tasks[0].key
+        tasks = tasks[:1] if tasks[0].apart else [task for task in tasks if not task.apart]
         limits = self.config.limits
         room = min(limits.rows_for(key), self._groups[key].row_cap)
         rows = best = best_rows = 0

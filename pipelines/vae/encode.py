@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -36,23 +35,27 @@ _Key = tuple[bytes, tuple[int, ...], bool]
 """A picture's digest and shape, and whether it is encoded with circular padding."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Moments:
     """The VAE's posterior of a picture: mean and standard deviation, (4, h, w) float32.
 
     An AutoencoderTiny has no posterior: its latents are the mean, and the deviation is zero. The
     draw is consumed all the same, so a seed has the same noise with either kind.
-    ``arrival`` brings whether they are finite; without it they are.
+    ``arrival`` brings whether they are ``finite``, once.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
     arrival: Arrival | None = None
+    _finite: bool = field(default=True, init=False)
 
-    @cached_property
+    @property
     def finite(self) -> bool:
         """Wait for the encode, and return whether it overflowed nothing."""
-        return self.arrival is None or bool(self.arrival.wait()[0])
+        if self.arrival is not None:
+            # Let go of then: moments are kept, and pinned memory is dear.
+            self._finite, self.arrival = bool(self.arrival.wait()[0]), None
+        return self._finite
 
     def sample(self, noise: torch.Tensor, scaling_factor: float) -> torch.Tensor:
         """Scaled latents, (4, h, w) float32."""
@@ -267,11 +270,9 @@ class ImageEncoder:
         FloatingPointError if they cannot be finite.
         """
         key = _key(image, tile, digest)
-        kept = self._cache.get(key)
-        if kept is not None and kept.finite:
-            return kept
-        self._cache.drop(key)
-        moments = encode_in_float32(self._bundle, image, tile)
+        moments = self._cache.take(key)
+        if moments is None or not moments.finite:
+            moments = encode_in_float32(self._bundle, image, tile)
         self._cache.keep(key, moments)
         return moments
 

@@ -129,7 +129,7 @@ def _steps(made: EngineStatistics) -> Iterator[Metric]:
         "Rows of requests in a step, of the most that one of its size may have.",
         made.occupancy,
     )
-    yield _counter("out_of_memory", "Steps halved because memory ran out.", made.halvings)
+    yield _counter("out_of_memory", "Steps run again in parts: memory ran out.", made.shortages)
 
 
 def _units(made: EngineStatistics) -> Iterator[Metric]:

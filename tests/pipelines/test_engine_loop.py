@@ -331,6 +331,26 @@ def test_a_queue_is_prepared_as_it_is_begun_and_ends(tiny: ModelBundle) -> None:
     assert preparer._ahead == {}
 
 
+def test_those_that_are_not_prepared_yet_are_told_of_their_place(
+    tiny: ModelBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise is drawn for the front of the queue: who is far behind may wait for minutes."""
+    monkeypatch.setattr("pipelines.engine.engine._TELL_SECONDS", 0.0)
+    rig = Rig(tiny, runs_ahead=True, places=1)
+    rig.engine._preparer._ahead_bytes = 1
+    rig.runner.may_launch.clear()
+    first, *others = [rig.ask(seed) for seed in range(1, 6)]
+    wait_until(lambda: all(handle.latest is not None for handle in others))
+    told = [handle.latest for handle in others]
+    assert [now and (now.queue_position, now.step, now.steps) for now in told] == [
+        (place, 7, 10) for place in range(2, 6)
+    ]
+    rig.runner.may_launch.set()
+    for handle in (first, *others):
+        handle.wait(10)
+    rig.engine.drain(grace=5)
+
+
 def test_a_place_is_free_once_its_decode_is_launched(tiny: ModelBundle) -> None:
     """With one place and the device ahead, the next encode comes before the decode has ended."""
     rig = Rig(tiny, runs_ahead=True, places=1)

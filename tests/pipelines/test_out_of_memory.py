@@ -15,7 +15,7 @@ from pipelines.engine.preparer import Prepared
 from pipelines.handle import GenerationHandle
 from pipelines.request import ClipGuidancePreset, GenerationRequest, Pixels
 from pipelines.samplers.programs import make_program
-from pipelines.scheduler.batching import GroupKey
+from pipelines.scheduler.batching import GroupKey, pad_rows
 from pipelines.scheduler.request_state import RequestState
 from pipelines.scheduler.work import Encode, Step
 from pipelines.vae.encode import image_digest
@@ -40,8 +40,10 @@ class Crowd:
         monkeypatch: pytest.MonkeyPatch,
         too_much: Callable[[Sequence[Evaluation]], bool],
         guided: Sequence[int] = (),
+        buckets: Sequence[int] = (),
     ) -> None:
-        self.runner = ModelRunner(bundle, (), 8)
+        self.runner = ModelRunner(bundle, buckets, 8)
+        self.states: list[RequestState] = []
         self.rows: list[int] = []
         self.here = list(range(8))
         step = self.runner.denoiser.step
@@ -65,6 +67,7 @@ class Crowd:
             program = make_program(request.sampler, request.steps, request.strength)
             noise = RequestNoise.of(request, (4, 16, 16), program.draws)
             texts = self.runner.prompts.read(request.prompt, request.negative_prompt)
+            self.states.append(state)
             self.runner.add(state, Prepared(texts, program, noise, image_digest(picture)))
             assert self.runner.launch(Encode(KEY, ident, 0, 1, 1.0)).last
 
@@ -72,7 +75,8 @@ class Crowd:
         """Run a step of all that are left; ``rows`` are those of its forwards afterwards."""
         self.rows.clear()
         rows = 2 * len(self.here)
-        launched = self.runner.launch(Step(KEY, tuple(self.here), rows, rows, 1.0))
+        padded = pad_rows(rows, self.runner.row_buckets)
+        launched = self.runner.launch(Step(KEY, tuple(self.here), rows, padded, 1.0))
         for ident in launched.failures:
             self.here.remove(ident)
         return launched
@@ -113,6 +117,16 @@ def test_of_unequal_halves_the_larger_is_the_cap(
     assert crowd.rows == [10, 4, 6]
 
 
+def test_padding_counts_in_the_rows_that_ran(
+    tiny: ModelBundle, picture: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six rows ran as eight: eight of requests are the same forward."""
+    buckets = (1, 2, 4, 8, 16)
+    crowd = Crowd(tiny, picture, monkeypatch, lambda e: row_count(e) > 8, buckets=buckets)
+    crowd.here = crowd.here[:5]
+    assert crowd.step().row_cap == 8
+
+
 def test_one_that_clip_guides_goes_alone_and_narrows_nobody(
     tiny: ModelBundle, picture: Pixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,12 +137,7 @@ def test_one_that_clip_guides_goes_alone_and_narrows_nobody(
     assert crowd.rows == [16, 14, 2]
     assert launched.failures == {}
     assert (launched.out_of_memory, launched.row_cap) == (True, None)
-    launched = crowd.step()
-    assert crowd.rows == [14, 2]
-    assert (launched.out_of_memory, launched.ordinary) == (False, False)
-    crowd.here.remove(5)
-    assert crowd.step().ordinary
-    assert crowd.rows == [14]
+    assert [state.ident for state in crowd.states if state.apart] == [5]
 
 
 def test_where_guidance_is_not_what_takes_the_memory_the_others_are_halved(

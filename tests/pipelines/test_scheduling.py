@@ -451,6 +451,21 @@ def test_what_another_engine_had_taken_is_not_refused_for_the_sake_of_others() -
         assert (refusal is None) is taken
 
 
+def test_one_that_goes_apart_shares_no_step() -> None:
+    """Whether it leads or another does, and its mates go on together."""
+    scheduler = Scheduler(GAINFUL)
+    tasks = [put(scheduler, ident) for ident in range(4)]
+    while isinstance(work := scheduler.plan(), Encode):
+        scheduler.complete(work)
+    tasks[0].apart = tasks[2].apart = True
+    shared = []
+    while (work := scheduler.plan()) is not None:
+        if isinstance(work, Step) and work.idents not in shared:
+            shared.append(work.idents)
+        scheduler.complete(work)
+    assert shared == [(0,), (1, 3), (2,)]
+
+
 def test_what_another_engine_had_taken_has_as_much_room_again() -> None:
     scheduler = Scheduler(LINEAR, PolicyConfig(max_queue=2))
     for ident in range(2):
