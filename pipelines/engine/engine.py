@@ -100,6 +100,7 @@ class Engine:
         self._measured = threading.Event()
         self._stop = threading.Event()
         self._told, self._tell_at = -math.inf, math.inf  # those that wait; of the engine's thread
+        self._newcomers = False
         self._ended = False  # with the lock: no request that comes now would be failed or done
 
     # From any thread
@@ -221,7 +222,7 @@ class Engine:
         if refusal is not None:
             raise refused(refusal, request)
         self._preparer.submit(state, texts)
-        self._inbox.put(None)  # it is told its place before it is prepared, if that takes long
+        self._newcomers = True
         return handle
 
     def drain(self, grace: float = 30.0) -> None:
@@ -311,9 +312,7 @@ class Engine:
             while True:
                 arrived = self._inbox.get(block, _IDLE_WAIT if block else None)
                 block = False
-                if arrived is None:
-                    self._tell_at = min(self._tell_at, time.monotonic() + _TELL_SECONDS)
-                else:
+                if arrived is not None:
                     self._enter(*arrived)
         except queue.Empty:
             return
@@ -333,7 +332,10 @@ class Engine:
 
     def _tell_waiting(self) -> None:
         """Tell those that wait how many are before them, if that may have changed."""
-        if (now := time.monotonic()) < self._tell_at:
+        now = time.monotonic()
+        if self._newcomers:  # told before they are prepared, if that takes long
+            self._newcomers, self._tell_at = False, min(self._tell_at, now + _TELL_SECONDS)
+        if now < self._tell_at:
             return
         self._told, self._tell_at = now, math.inf
         with self._lock:
