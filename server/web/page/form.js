@@ -47,6 +47,11 @@ export class Form extends EventTarget {
     control.set(String(value ?? ""));
     this.changed(name);
   }
+  /** Let a field with an input of its own be changed by settings alone, or by hand too. */
+  lock(name, locked) {
+    for (const input of this.controls.get(name).place.querySelectorAll("input")) input.disabled = locked;
+  }
+
 
   /** All values as texts by name. */
   values() {
