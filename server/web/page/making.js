@@ -110,7 +110,10 @@ export class Making {
     const { input, sizes } = this.page;
     const { picture } = input;
     const size = sizes.size ?? { width: picture.width ?? 512, height: picture.height ?? 512 };
-    return { input: picture, maskKept: input.masks.kept, mask: input.masks.file(), size };
+    const mask = input.masks.file();
+    // That it cannot be written is told by who awaits it, which may be later, or nobody.
+    mask.catch(() => {});
+    return { input: picture, maskKept: input.masks.kept, mask, size };
   }
 
   /** What to send for these values, beside the mask, and what is to be known of it. */
