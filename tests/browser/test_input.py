@@ -259,7 +259,26 @@ def test_what_was_wrong_is_not_told_any_more_once_it_is_right(visitor: Visitor) 
     visitor.fill(steps="5")
     visitor.generate()
     expect(said).to_have_text("Not sent: see the marked fields.")
+    marked = "Not sent: see the marked fields."
+    # Neither another picture nor another field mends it.
+    page.locator("#remove-picture").click()
+    visitor.sample("star")
+    expect(page.locator("#stage-note")).to_contain_text("star.png")
+    visitor.fill(prompt="a green house")
+    expect(page.locator("#steps")).to_have_attribute("aria-invalid", "true")
+    expect(said).to_have_text(marked)
     page.locator("#reset").click()
+    expect(said).to_have_text("")
+    # Both: one after the other.
+    page.locator("#remove-picture").click()
+    visitor.fill(steps="5")
+    visitor.generate()
+    expect(said).to_have_text("Not sent: there is no picture to start from.")
+    visitor.fill(prompt="a red house")
+    expect(said).to_have_text("Not sent: there is no picture to start from.")
+    visitor.sample()
+    expect(said).to_have_text(marked)
+    visitor.fill(steps="20")
     expect(said).to_have_text("")
 
 
