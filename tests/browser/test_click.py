@@ -94,6 +94,36 @@ def test_a_mask_that_cannot_be_written_is_told(visitor: Visitor) -> None:
 
 
 @pytest.mark.slow("browser")
+def test_a_mask_that_a_grid_does_not_await_yet_is_told_once_it_does(visitor: Visitor) -> None:
+    page = visitor.page
+    visitor.sample()
+    visitor.fill(steps="50", image_strength="0.1")
+    visitor.paint(0.5, 0.5)
+    page.locator("#show-grid").click()
+    page.locator("#grid-x-values").fill("0.1")
+    page.locator("#grid-go").click()
+    page.locator("#grid td", has_text="/ 50").wait_for()
+    held: list[Any] = []
+
+    def hold_first(route: Any) -> None:
+        if held:
+            route.continue_()
+        else:
+            held.append(route)
+
+    page.route("**/api/runs/*", hold_first)
+    with page.expect_request("**/api/runs/*"):
+        page.locator("#grid-stop").press("Enter")
+    page.evaluate(NO_MASKS)
+    page.locator("#grid-go").press("Enter")
+    page.locator("#grid-stop").wait_for()
+    held[0].continue_()
+    told = "The mask cannot be written: no room"
+    expect(page.locator("#grid td .problem")).to_have_text(told)
+    assert visitor.complaints == []
+
+
+@pytest.mark.slow("browser")
 def test_a_mask_is_loaded_into_the_picture_that_it_was_chosen_for(visitor: Visitor) -> None:
     page = visitor.page
     visitor.sample("star")

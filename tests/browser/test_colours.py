@@ -41,9 +41,11 @@ def style(control: Any, name: str) -> str:
 def test_outlines_stand_out(visit: Visit, real_server: ServerProcess, scheme: str) -> None:
     page = visit(real_server.url, color_scheme=scheme).page
     tab = page.locator("#show-input")
-    page.keyboard.press("Tab")
-    while not tab.evaluate("element => element === document.activeElement"):
+    for _ in range(60):
         page.keyboard.press("Tab")
+        if tab.evaluate("element => element === document.activeElement"):
+            break
+    expect(tab).to_be_focused()
     assert style(tab, "outlineStyle") == "solid"
     around = style(page.locator(".tabs"), "backgroundColor")
     assert contrast(style(tab, "outlineColor"), around) >= LEAST_CONTRAST

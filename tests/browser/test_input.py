@@ -167,6 +167,68 @@ def test_a_start_from_noise_loses_no_strength(visitor: Visitor) -> None:
     expect(strength).to_have_value("0.6")
 
 
+def test_a_form_that_was_kept_with_the_noises_strength_has_the_standard_one(
+    visitor: Visitor,
+) -> None:
+    page = visitor.page
+    strength = page.locator("#image_strength")
+    standard = strength.input_value()
+    visitor.fill(prompt="kept")
+    page.locator("#noise").click()
+    expect(strength).to_have_value("0")
+    kept = "JSON.parse(localStorage.getItem('img2img.form'))"
+    wait_until(page, f"{kept}?.values.prompt === 'kept'")
+    page.wait_for_timeout(500)
+    page.evaluate(  # As version 1 kept it.
+        f"""() => {{
+            const kept = {kept};
+            const values = {{...kept.values, image_strength: "0"}};
+            for (const storage of [localStorage, sessionStorage]) {{
+                storage.setItem("img2img.form", JSON.stringify({{...kept, version: 1, values}}));
+            }}
+        }}"""
+    )
+    for _ in range(2):
+        page.reload()
+        visitor.ready()
+        expect(strength).to_have_value("0")
+        expect(page.locator("#prompt")).to_have_value("kept")
+        wait_until(page, f"{kept}.version === 2")
+    page.locator("#remove-picture").click()
+    expect(strength).to_have_value(standard)
+    # With a picture it was someone's own choice, and is so now.
+    visitor.sample()
+    visitor.fill(image_strength="0")
+    wait_until(page, f"{kept}.values.image_strength === '0'")
+    page.reload()
+    visitor.ready()
+    page.locator("#remove-picture").click()
+    page.locator("#noise").click()
+    wait_until(page, f"{kept}.values.image_strength === '0'")
+    page.reload()
+    visitor.ready()
+    page.locator("#remove-picture").click()
+    expect(strength).to_have_value("0")
+
+
+def test_from_noise_the_strength_is_not_there_to_be_typed(visitor: Visitor) -> None:
+    page = visitor.page
+    strength = page.locator("#image_strength")
+    slider = page.get_by_role("slider", name="Image strength, slider")
+    visitor.fill(image_strength="")
+    page.locator("#noise").click()
+    for control in (strength, slider):
+        expect(control).to_be_disabled()
+    # What settings bring is set aside, blank too.
+    page.locator("#reset").click()
+    page.locator("#undo-settings").click()
+    expect(strength).to_have_value("0")
+    page.locator("#remove-picture").click()
+    for control in (strength, slider):
+        expect(control).to_be_enabled()
+    expect(strength).to_have_value("")
+
+
 def test_a_removed_picture_comes_back_with_its_own_size(visitor: Visitor) -> None:
     page = visitor.page
     visitor.sample()
@@ -197,7 +259,26 @@ def test_what_was_wrong_is_not_told_any_more_once_it_is_right(visitor: Visitor) 
     visitor.fill(steps="5")
     visitor.generate()
     expect(said).to_have_text("Not sent: see the marked fields.")
+    marked = "Not sent: see the marked fields."
+    # Neither another picture nor another field mends it.
+    page.locator("#remove-picture").click()
+    visitor.sample("star")
+    expect(page.locator("#stage-note")).to_contain_text("star.png")
+    visitor.fill(prompt="a green house")
+    expect(page.locator("#steps")).to_have_attribute("aria-invalid", "true")
+    expect(said).to_have_text(marked)
     page.locator("#reset").click()
+    expect(said).to_have_text("")
+    # Both: one after the other.
+    page.locator("#remove-picture").click()
+    visitor.fill(steps="5")
+    visitor.generate()
+    expect(said).to_have_text("Not sent: there is no picture to start from.")
+    visitor.fill(prompt="a red house")
+    expect(said).to_have_text("Not sent: there is no picture to start from.")
+    visitor.sample()
+    expect(said).to_have_text(marked)
+    visitor.fill(steps="20")
     expect(said).to_have_text("")
 
 

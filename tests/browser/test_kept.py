@@ -314,6 +314,34 @@ def test_clear_all_leaves_what_another_tab_made(visitor: Visitor) -> None:
     assert page.evaluate(KEPT_RESULTS) == [[seed, f"input{seed}"] for seed in range(1, 6)]
 
 
+CLICK_AGAIN = """() => {
+    const strip = document.getElementById("strip");
+    new MutationObserver((_, observer) => {
+        observer.disconnect();
+        const click = {bubbles: true, cancelable: true, detail: 2};
+        strip.querySelector(".delete").dispatchEvent(new MouseEvent("click", click));
+    }).observe(strip, {childList: true});
+}"""
+
+
+def test_a_double_click_deletes_one_result(visitor: Visitor) -> None:
+    page = visitor.page
+    page.evaluate(ADD_RESULTS, [1, 2, 3])
+    page.reload()
+    visitor.ready()
+    page.evaluate(CLICK_AGAIN)  # As the next result moves under the pointer.
+    page.locator("#strip .delete").first.click()
+    wait_until(page, f"({KEPT_RESULTS})().then((kept) => kept.length < 3)")
+    page.locator("#undo-delete").click()
+    expect(page.locator("#strip li")).to_have_count(3)
+    # What comes later is meant.
+    page.wait_for_timeout(400)
+    for left in (2, 1):
+        page.locator("#strip .delete").first.click()
+        expect(page.locator("#strip li")).to_have_count(left)
+        page.wait_for_timeout(400)
+
+
 def test_of_two_results_the_one_opened_last_is_shown(visitor: Visitor) -> None:
     page = visitor.page
     page.evaluate(ADD_RESULTS, [1, 2])

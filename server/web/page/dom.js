@@ -57,9 +57,14 @@ export function holdFocus() {
 const SWAP_PAUSE = 400;
 const swapped = new WeakMap();
 
+/** Note that a button comes now to where another one was. */
+export function comes(button) {
+  swapped.set(button, performance.now());
+}
+
 /** Show a button in the place of another one. */
 export function swap(gone, shown) {
-  if (shown.hidden) swapped.set(shown, performance.now());
+  if (shown.hidden) comes(shown);
   const refocus = holdFocus();
   gone.hidden = true;
   shown.hidden = false;

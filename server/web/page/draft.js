@@ -2,10 +2,12 @@
  * go on. */
 
 import { delayed } from "./dom.js";
+import { isNoise } from "./picture.js";
 import { local, tab } from "./store.js";
 
 const FORM = "img2img.form";
-const FORM_VERSION = 1;
+const FORM_VERSION = 2;
+const NOISES_STRENGTH = 1; // In this version the strength from noise, 0, was kept in the place of the form's own.
 const PAUSE = 300;
 
 export class Draft {
@@ -48,13 +50,16 @@ export class Draft {
   async restore() {
     const { form, sizes, input, pictures } = this.page;
     const kept = tab.get(FORM) ?? local.get(FORM);
-    if (kept?.version === FORM_VERSION) {
+    if ([NOISES_STRENGTH, FORM_VERSION].includes(kept?.version)) {
       form.setAll(kept.values);
       sizes.mode = kept.mode;
       this.page.grid.restore(kept.axes ?? []);
     }
     // From here on what is typed is not overwritten.
     const draft = await pictures.draft(this.tabId);
+    if (kept?.version === NOISES_STRENGTH && isNoise(draft?.picture) && Number(form.get("image_strength")) === 0) {
+      form.set("image_strength", form.fields.get("image_strength").standard);
+    }
     if (draft?.picture) input.set(draft.picture, draft.mask);
     else sizes.setPicture(null);
     return draft?.running ?? [];

@@ -18,7 +18,6 @@ export class Form extends EventTarget {
       const place = $(PLACES[field.name] ?? "") ?? $("more-fields").appendChild(el("div", { class: "field" }));
       this.add(field.name, buildControl(field, place, () => this.changed(field.name)), place);
     }
-    $("form").addEventListener("input", () => $("form-error").replaceChildren());
   }
 
   /** Take over a control `{element, get, set}` in `place`, where its problem will be shown. */
@@ -48,6 +47,11 @@ export class Form extends EventTarget {
     this.changed(name);
   }
 
+  /** Let a field with an input of its own be changed by settings alone, or by hand too. */
+  lock(name, locked) {
+    for (const input of this.controls.get(name).place.querySelectorAll("input")) input.disabled = locked;
+  }
+
   /** All values as texts by name. */
   values() {
     return Object.fromEntries([...this.controls.keys()].map((name) => [name, this.get(name)]));
@@ -73,6 +77,11 @@ export class Form extends EventTarget {
       if (value !== "" && value !== field.standard) request[name] = value;
     }
     return request;
+  }
+
+  /** Whether no control is marked. */
+  get sound() {
+    return [...this.controls.values()].every(({ problem }) => problem.hidden);
   }
 
   /** Complain about every value that the server would refuse; return whether there is none. */

@@ -94,6 +94,7 @@ export class Input extends EventTarget {
       if (!noiseBefore) this.strength = this.form.get("image_strength");
       this.form.set("image_strength", 0);
     } else if (noiseBefore) this.form.set("image_strength", this.strength);
+    this.form.lock("image_strength", isNoise(picture));
     showInput(picture);
     $("found-settings").hidden = true;
     this.masks.setPicture(isNoise(picture) ? null : picture, mask);
@@ -148,7 +149,7 @@ export class Input extends EventTarget {
 
   #follow(name) {
     if (["width", "height", "resize_mode"].includes(name)) this.#frame();
-    if (!isNoise(this.picture) || name !== "image_strength" || Number(this.form.get(name)) === 0) return;
+    if (!isNoise(this.picture) || name !== "image_strength" || this.form.get(name) === "0") return;
     this.strength = this.form.get(name);
     this.form.set(name, 0);
   }

@@ -25,7 +25,9 @@ import { ownTab } from "./tabs.js";
 import { theme } from "./theme.js";
 
 const MODEL_PAUSE = 3000;
-const PATIENCE = 3600; // Seconds for which a run waits for a server that loads or is full; someone may cancel it.
+// Seconds for which a run waits for a server that names a time to come again: it loads or is full, the key is
+// over its limits, or the first try still runs. Someone may cancel it.
+const PATIENCE = 3600;
 
 class Page {
   constructor(fields, about, pictures, tabId) {

@@ -7,13 +7,15 @@ import { showError } from "./run.js";
 import { seeStage, showView } from "./stage.js";
 
 const NOT_SENT = "Not sent";
+const saysNotSent = () => $("form-error").textContent.startsWith(NOT_SENT);
 
 export class Making {
   /** @param page what has the form, the input, the seed, the runner, the runs and the results */
   constructor(page) {
     this.page = page;
     page.runner.addEventListener("cancelled", () => this.#showBefore());
-    for (const part of [page.form, page.input]) part.addEventListener("change", () => this.#forgetNotSent());
+    for (const part of [page.form, page.input]) part.addEventListener("change", () => this.#renewNotSent());
+    $("form").addEventListener("input", () => saysNotSent() || $("form-error").replaceChildren());
   }
 
   /** Run what the form says, or `again` what a run that was cut off had. */
@@ -95,14 +97,23 @@ export class Making {
     if (!input.picture) {
       showView("input");
       input.complain("A picture is needed: drop one, choose one, take a sample, or start from noise.");
-      $("form-error").textContent = `${NOT_SENT}: there is no picture to start from.`;
-    } else if (!fits) $("form-error").textContent = `${NOT_SENT}: see the marked fields.`;
-    return fits && Boolean(input.picture);
+    }
+    const ready = fits && Boolean(input.picture);
+    if (!ready) $("form-error").textContent = this.#notSent();
+    return ready;
   }
 
-  /** What was wrong may be right now. */
-  #forgetNotSent() {
-    if ($("form-error").textContent.startsWith(NOT_SENT)) $("form-error").replaceChildren();
+  /** Why nothing is sent as things are, or nothing. */
+  #notSent() {
+    const { form, input } = this.page;
+    if (!input.picture) return `${NOT_SENT}: there is no picture to start from.`;
+    return form.sound ? "" : `${NOT_SENT}: see the marked fields.`;
+  }
+
+  /** What was wrong may be right now. What still is wrong is not told to a screen reader once more. */
+  #renewNotSent() {
+    const says = this.#notSent();
+    if (saysNotSent() && $("form-error").textContent !== says) $("form-error").textContent = says;
   }
 
   /** What a run starts from now, whatever is done to the input before it is sent; `mask` is promised. */
@@ -110,7 +121,10 @@ export class Making {
     const { input, sizes } = this.page;
     const { picture } = input;
     const size = sizes.size ?? { width: picture.width ?? 512, height: picture.height ?? 512 };
-    return { input: picture, maskKept: input.masks.kept, mask: input.masks.file(), size };
+    const mask = input.masks.file();
+    // That it cannot be written is told by who awaits it, which may be later, or nobody.
+    mask.catch(() => {});
+    return { input: picture, maskKept: input.masks.kept, mask, size };
   }
 
   /** What to send for these values, beside the mask, and what is to be known of it. */

@@ -1,6 +1,6 @@
 /** The strip of results, kept over reloads. */
 
-import { $, el, holdFocus, note } from "./dom.js";
+import { $, comes, el, holdFocus, meant, note } from "./dom.js";
 import { MOST_RESULTS } from "./store.js";
 
 export class Results {
@@ -45,7 +45,7 @@ export class Results {
       { id: `result-${record.id}` },
       el("button", { type: "button", title, "aria-label": `Show result: ${title}`, onclick: () => this.onOpen(record) },
         el("img", { src: url, alt: "", loading: "lazy" })),
-      el("button", { type: "button", class: "delete", "aria-label": `Delete result: ${title}`, title: "Delete", onclick: () => this.delete(record.id) }, "×"),
+      el("button", { type: "button", class: "delete", "aria-label": `Delete result: ${title}`, title: "Delete", onclick: (event) => meant(event) && this.delete(record.id) }, "×"),
     );
     item.dataset.url = url;
     item.dataset.at = record.at;
@@ -93,6 +93,7 @@ export class Results {
     const refocus = holdFocus();
     const { nextElementSibling: next, previousElementSibling: previous } = $(`result-${records[0].id}`) ?? {};
     for (const { id } of records) this.#remove(id);
+    for (const button of $("strip").querySelectorAll(".delete")) comes(button);
     this.#count();
     refocus((next ?? previous)?.querySelector(".delete"), $("undo-delete"));
     await this.pictures.deleteResults(records.map(({ id }) => id));
