@@ -303,6 +303,14 @@ def test_a_place_or_the_first_try_is_waited_for_as_long(
     waiting = failing(status, "not yet", Retry_After="0.6")
     with fake_server(waiting, dropping, waiting, picturing(3)) as server:
         assert generate(server.url, image, "a cat", client={"patience": 1}).seed == 3
+    # So may have what began and was refused in the end; it counts as a try, as what was lost does.
+    away = {"code": -1, "message": "away", "data": None, "status": 503, "retry_after": 0.6}
+    ran = streaming(("progress", {"step": 1, "steps": 2}), ("result", away))
+    with fake_server(waiting, ran, waiting, picturing(3)) as server:
+        assert generate(server.url, image, "a cat", client={"patience": 1}).seed == 3
+    with fake_server(ran, ran, picturing(3)) as server, pytest.raises(ImageToImageError) as told:
+        generate(server.url, image, "a cat", client={"retries": 1})
+    assert (told.value.message, len(server.asked)) == ("away", 2)
 
 
 def test_a_stream_that_ends_so_is_waited_for_too(image: bytes, generate: Generate) -> None:

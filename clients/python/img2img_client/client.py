@@ -99,6 +99,7 @@ class _Tries:
         self._failed = 0
         self._busy = 0
         self._busy_since: float | None = None
+        self._ran = False
 
     def wait(self, error: Exception) -> float:
         """Return the seconds until the next try. Raises ImageToImageError where there is none."""
@@ -106,7 +107,9 @@ class _Tries:
             words = str(error) or type(error).__name__
             error = ImageToImageError(f"no answer of {self._client.url}: {words}")
         seconds = error.retry_after
-        busy = bool(seconds)
+        # What ran until now did not wait, and is not begun without end.
+        busy = bool(seconds) and not self._ran
+        self._ran = False
         if seconds is not None and busy:
             # Under load the server's word is for the next moment: who has asked often waits longer.
             seconds = max(seconds, min(self._busy, 30.0))
@@ -127,7 +130,6 @@ class _Tries:
             now = time.monotonic()
             self._busy_since = self._busy_since or now
             return now - self._busy_since + seconds > client.patience
-        # What ran until now did not wait.
         self._busy, self._busy_since = 0, None
         self._failed += 1
         return self._failed > client.retries
@@ -169,8 +171,10 @@ class _Generation(_Tries):
         """Return the picture if this is its event. Raises ImageToImageError."""
         if event.event == "result":
             return result_of(event.data, response)
-        if event.event == "progress" and self._progress is not None:
-            self._progress(progress_of(event.data, response))
+        if event.event == "progress":
+            self._ran = True
+            if self._progress is not None:
+                self._progress(progress_of(event.data, response))
         return None
 
     @staticmethod
