@@ -356,6 +356,33 @@ def test_where_nothing_listens_the_address_is_named(image: bytes) -> None:
         Client("localhost")
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://name:secret@{}",
+        "http://name:secret@{}/?a",
+        "http://name:secret@{}:99999",
+        "http://name:secret/part@{}",
+        "http://name:secret?@{}",
+        "http://secret@{}/#",
+        "ftp://name:secret@{}",
+        "name:secret@{}",
+    ],
+)
+def test_a_password_in_an_address_is_not_shown(url: str, image: bytes) -> None:
+    with fake_server() as server:
+        pass
+    host = server.url.removeprefix("http://")
+    with (
+        pytest.raises((ValueError, ImageToImageError)) as told,
+        Client(url.format(host), retries=0) as client,
+    ):
+        client.image_to_image(image, "a")
+    assert host in str(told.value)
+    assert "secret" not in str(told.value)
+    assert "name:" not in str(told.value)
+
+
 def test_what_is_no_answer_of_this_server_is_said(image: bytes) -> None:
     def page(handler: Any) -> None:
         handler.send_response(404)

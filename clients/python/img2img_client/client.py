@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -75,18 +76,21 @@ class _Base:
 
 def _checked_url(url: str) -> str:
     """Return a server's ``url`` with a slash at its end. Raises ValueError where it is none."""
+    # Without all that a user and a password may be, in whatever way the rest is wrong.
+    shown = re.sub(r"^(\w+://)?.*@", r"\1", url, flags=re.DOTALL)
     if not url.startswith(("http://", "https://")):
-        raise ValueError(f"url: {url!r} does not start with http:// or https://")
+        raise ValueError(f"url: {shown!r} does not start with http:// or https://")
     try:
         parsed = httpx2.URL(url)
     except httpx2.InvalidURL as error:
-        raise ValueError(f"url: {url!r}: {error}") from None
+        why = "its user or password is not percent-encoded" if "@" in url else error
+        raise ValueError(f"url: {shown!r}: {why}") from None
     if not parsed.host:
-        raise ValueError(f"url: {url!r} names no host")
+        raise ValueError(f"url: {shown!r} names no host")
     if parsed.port is not None and not 0 < parsed.port < 2**16:
-        raise ValueError(f"url: {url!r}: the port is not from 1 to 65535")
+        raise ValueError(f"url: {shown!r}: the port is not from 1 to 65535")
     if "?" in url or "#" in url:
-        raise ValueError(f"url: {url!r} goes on after the path")
+        raise ValueError(f"url: {shown!r} goes on after the path")
     return url.rstrip("/") + "/"
 
 
@@ -105,7 +109,8 @@ class _Tries:
         """Return the seconds until the next try. Raises ImageToImageError where there is none."""
         if not isinstance(error, ImageToImageError):
             words = str(error) or type(error).__name__
-            error = ImageToImageError(f"no answer of {self._client.url}: {words}")
+            shown = httpx2.URL(self._client.url).copy_with(userinfo=b"")
+            error = ImageToImageError(f"no answer of {shown}: {words}")
         seconds = error.retry_after
         # What ran until now did not wait, and is not begun without end.
         busy = bool(seconds) and not self._ran
