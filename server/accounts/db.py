@@ -47,7 +47,7 @@ _NO_SUCH_DATABASE = "3D000"
 _SHOWN_OPTIONS = ("host", "port", "ssl")
 _STRAY_AT = re.compile(r"postgres[^:]*://(?>(?:[^:/]*(?::[^@]*)?@)?)[^?]*@")
 """An @ beyond the one after user and password: what SQLAlchemy takes for the host, or for the
-database, is a part of the password then."""
+database, may be a part of the password then."""
 _MIGRATION_LOCK = 0x1312_1312
 """Number of the PostgreSQL advisory lock that one server holds while it upgrades the schema."""
 
@@ -321,7 +321,10 @@ def _unusable_url(error: Exception) -> DatabaseUnusable:
 
 def _driver_url(text: str) -> URL:
     if _STRAY_AT.match(text):
-        raise DatabaseUnusable("the database's URL has an @ too many: in a password write %40")
+        raise DatabaseUnusable(
+            "the database's URL has an @ too many: "
+            "in a user, a password or a database's name write %40"
+        )
     try:
         url = make_url(text)
     except (exc.ArgumentError, ValueError):

@@ -85,12 +85,12 @@ async def image_to_image(request: Request, admission: Admitted, run: NamedRun) -
 
     async def settled_response() -> bytes:
         outcomes = await flow.finish_streamed(batch, format)
-        charging = (lambda: None) if run is None else run.begin_charging
+        charging = None if run is None else run.begin_charging
         answer = await flow.settle(batch, outcomes, pack, streamed=True, charging=charging)
         return _with_credits(admission, answer.body)
 
     if run is not None:
-        return stream_run(request, run, batch, settled_response, flow.failed)
+        return stream_run(flow, run, batch, settled_response)
     if wants_events(request):
         return stream_response(batch.running[0].handle, settled_response, flow.limit, flow.failed)
     outcomes = await flow.finish(batch, format)

@@ -159,7 +159,7 @@ class Flow:
         pack: Callable[[list[FinishedImage]], Answer],
         *,
         streamed: bool = False,
-        charging: Callable[[], None] = lambda: None,
+        charging: Callable[[], None] | None = None,
     ) -> Answer:
         """Charge for the images that came, and return what ``pack`` makes of them in a thread.
 
@@ -177,7 +177,8 @@ class Flow:
         answer, kept = await (
             self.limit.apply(packing) if streamed else within(self.request, self.limit, packing)
         )
-        charging()
+        if charging is not None:
+            charging()
         await self._charge(batch, images, kept)
         return answer
 

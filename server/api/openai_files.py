@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import logging
@@ -66,14 +65,13 @@ class Addresses:
         """
         body = await anyio.to_thread.run_sync(json.loads, answer.body)
         data = await anyio.to_thread.run_sync(self._named, body)
-        puts = (self._store.put(name, file) for name, file in data.items())
-        faults = [fault for fault in await asyncio.gather(*puts, return_exceptions=True) if fault]
-        if faults:
+        try:
+            for name, file in data.items():  # One by one: they share the way to the store.
+                await self._store.put(name, file)
+        except ImageStoreAway:
             with suppress(ImageStoreAway):
                 for name in data:  # Nobody will have the address of those that found room.
                     await self._store.drop(name)
-            if other := [fault for fault in faults if not isinstance(fault, ImageStoreAway)]:
-                raise other[0]
             logger.warning("images are answered in base64: their store is away or full")
             return answer
         return replace(answer, body=json_bytes(body))

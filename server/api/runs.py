@@ -15,7 +15,7 @@ from starlette.responses import Response
 from pipelines.errors import DeadlineExceeded, GenerationCancelled
 from server.accounts.admission import MODEL_HEADER, Admitted
 from server.accounts.auth import AnyCaller
-from server.api.flow import Answer
+from server.api.flow import Answer, Flow
 from server.errors import ImageStoreAway, RunWithdrawn, shown
 from server.http.envelope import success
 from server.http.errors import BadRequest, NotFound
@@ -23,7 +23,6 @@ from server.http.response_headers import response_headers
 from server.http.waiting import TimeLimit, within
 from server.img2img.events import (
     EventStream,
-    Failing,
     event,
     progress_events,
     refused_body,
@@ -79,27 +78,25 @@ NamedRun = Annotated[Run | None, Depends(named_run)]
 
 
 def stream_run(
-    request: Request,
-    run: Run,
-    batch: Batch,
-    answer: Callable[[], Awaitable[bytes]],
-    failed: Failing,
+    flow: Flow, run: Run, batch: Batch, answer: Callable[[], Awaitable[bytes]]
 ) -> Response:
     """Go on with a run by itself, and stream what happens to it.
 
-    ``answer`` awaits the success's body, or raises what ``failed`` has a failure for.
+    ``answer`` awaits the success's body, or raises what the flow has a failure for.
     """
-    runs: Runs = request.app.state.runs
-    run.headers[MODEL_HEADER] = response_headers(request.scope)[MODEL_HEADER]
+    runs: Runs = flow.request.app.state.runs
+    run.headers[MODEL_HEADER] = response_headers(flow.request.scope)[MODEL_HEADER]
 
     async def work() -> bytes:
         try:
             body = await answer()
+            # Keeping it may take long, and who has it may come with the next at once.
+            await flow.admission.close()
         except GenerationCancelled:
             run.let_go = True
-            return refused_body(await failed(RunWithdrawn()))
+            return refused_body(await flow.failed(RunWithdrawn()))
         except Exception as error:
-            refusal = await failed(error)
+            refusal = await flow.failed(error)
             body = refused_body(refusal)
             run.headers.update(refusal.headers)
         finally:

@@ -5,12 +5,13 @@ In this process, or in Redis where the limits are kept there and several servers
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Protocol
@@ -19,7 +20,9 @@ from server.errors import ImageStoreAway
 
 KEEP_SECONDS = 3600
 REDIS_SECONDS = 1.0
-"""Seconds for a connection to Redis, and for each of its answers, unless its URL says others."""
+"""Seconds for a connection to Redis, and for each of its answers but what a file's bytes take."""
+REDIS_BYTES_PER_SECOND = 5e6
+"""What a file's bytes are given time for on their way to Redis and back."""
 
 
 class ImageStore(Protocol):
@@ -105,28 +108,29 @@ class RedisStore:
         from redis.asyncio import Redis
         from redis.exceptions import RedisError
 
-        self._redis = Redis.from_url(
-            url, socket_timeout=REDIS_SECONDS, socket_connect_timeout=REDIS_SECONDS
-        )
+        # Its own limit is one for all: a file's way may take long, and a silence may not.
+        self._redis = Redis.from_url(url, socket_timeout=None, socket_connect_timeout=REDIS_SECONDS)
         self._errors = (RedisError, OSError)
         self._seconds = seconds
 
     async def put(self, name: str, file: bytes, promised: float = KEEP_SECONDS) -> None:
-        with self._reached():
+        async with self._reached(len(file)):
             await self._redis.set(f"img2img:image:{name}", file, ex=self._seconds)
 
     async def get(self, name: str) -> bytes | None:
-        with self._reached():
+        async with self._reached():
+            size = await self._redis.strlen(f"img2img:image:{name}")
+        async with self._reached(size):
             found = await self._redis.get(f"img2img:image:{name}")
         return found if isinstance(found, bytes) else None
 
     async def drop(self, name: str) -> bool:
-        with self._reached():
+        async with self._reached():
             return bool(await self._redis.delete(f"img2img:image:{name}"))
 
     async def secret(self) -> bytes:
         name = "img2img:image-secret"
-        with self._reached():
+        async with self._reached():
             await self._redis.set(name, secrets.token_bytes(32), nx=True)
             kept = await self._redis.get(name)
         assert isinstance(kept, bytes)
@@ -135,10 +139,11 @@ class RedisStore:
     async def close(self) -> None:
         await self._redis.aclose()
 
-    @contextmanager
-    def _reached(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def _reached(self, file_bytes: int = 0) -> AsyncIterator[None]:
         try:
-            yield
+            async with asyncio.timeout(REDIS_SECONDS + file_bytes / REDIS_BYTES_PER_SECOND):
+                yield
         except self._errors as error:
             raise ImageStoreAway from error
 

@@ -147,18 +147,20 @@ class ProcessReplicas:
         """Start a process, and a new one whenever it has ended or could not be started."""
         failures = 0
         for count in itertools.count():
-            served = 0.0
+            served, unstarted = 0.0, None
             try:
                 served = await self._run_one(name, job, again=count > 0)
             except Exception as error:  # whatever it is, nobody else starts that card's engine
-                self._has_failed(name, error)
+                unstarted = error
             self._hear()
             failures = 0 if served > _LASTING_SECONDS else failures + 1
             wait = _RESTART_SECONDS[min(failures, len(_RESTART_SECONDS) - 1)]
-            made = self._processes.get(name)
-            status = None if made is None else made.process.exitcode
-            ended = {"engine": name, "status": status, "again_in": wait}
-            logger.error("engine ended", extra={"fields": ended})
+            if unstarted is not None:
+                self._has_failed(name, unstarted, wait)
+            else:
+                status = self._processes[name].process.exitcode
+                ended = {"engine": name, "status": status, "again_in": wait}
+                logger.error("engine ended", extra={"fields": ended})
             await asyncio.sleep(wait)
 
     async def _run_one(self, name: str, job: Job, *, again: bool) -> float:
@@ -181,11 +183,11 @@ class ProcessReplicas:
         finally:
             await process.end()  # the next one needs its card
 
-    def _has_failed(self, name: str, error: Exception) -> None:
+    def _has_failed(self, name: str, error: Exception, wait: float) -> None:
         """Log why an engine was not started, and tell who waits for the first of them where each
         has failed."""
         unforeseen = None if isinstance(error, StartError | OSError) else error
-        fields = {"engine": name, "reason": str(error)}
+        fields = {"engine": name, "reason": str(error), "again_in": wait}
         logger.error("engine not started", exc_info=unforeseen, extra={"fields": fields})
         self._failed.add(name)
         if not self._first.done() and len(self._failed) == len(self._jobs):

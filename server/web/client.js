@@ -129,7 +129,8 @@ export class ImageToImage {
           both.throwIfAborted();
           before = error;
           const again = error instanceof ImageToImageError && error.mayRetry && (begins || !error.ended);
-          const isBusy = error.retryAfter > 0;
+          // What ran until now did not wait, and is not begun without end.
+          const isBusy = error.retryAfter > 0 && !error.ended;
           // Under load the server's word is for the next moment; who has asked often waits longer.
           const wait = isBusy ? Math.max(error.retryAfter, Math.min(busy, 30)) : error.retryAfter ?? 2 ** failed;
           if (!again || this.retries <= 0 || wait > this.maxWait) throw error;
@@ -143,7 +144,7 @@ export class ImageToImage {
           } else {
             if (failed >= this.retries) throw error;
             failed += 1;
-            busy = 0; // What ran until now did not wait.
+            busy = 0;
             busySince = null;
           }
           yield { type: "retry", seconds: wait, reason: error.message, status: error.status };

@@ -181,6 +181,19 @@ const lost = (header) => served(
   (client) => client.imageToImage(fields).then(({ seed }) => seed, ({ status }) => [status]),
   { patience: 1 },
 );
+/** A client that is refused, and then has runs that are refused in the end, `times`. */
+const ran = (times, options) => served(
+  (response, request, asked) => {
+    const failure = { code: -1, message: "away", data: null };
+    if (asked.length === 1) return json(response, 503, failure, { "Retry-After": "0.6" });
+    response.writeHead(200, { "Content-Type": "text/event-stream" });
+    response.write('event: progress\\ndata: {"step":1,"steps":2,"queue_position":0}\\n\\n');
+    const result = asked.length > times + 1 ? made : { ...failure, status: 503, retry_after: 0.6 };
+    response.end(`event: result\\ndata: ${JSON.stringify(result)}\\n\\n`);
+  },
+  (client) => client.imageToImage(fields).then(({ seed }) => seed, ({ status }) => [status]),
+  { patience: 1, ...options },
+);
 const hour = 3600_000;
 const date = (milliseconds) => new Date(Date.now() + milliseconds).toUTCString();
 
@@ -242,6 +255,8 @@ console.log(JSON.stringify({
   first: await told(409, "0.01", { times: 2, retries: 1 }),
   taken: await told(429, "0.6", { times: 9, patience: 1 }),
   again: await lost("0.6"),
+  ran: await ran(1),
+  ranOften: await ran(9, { retries: 1 }),
   pause: await cancelled("retry", ["cancelled"], true),
   unknown: await cancelled("retry", ["unknown"], true),
   running: await cancelled("progress", ["cancelled"], false),
@@ -316,6 +331,9 @@ def test_a_place_or_the_first_try_is_waited_for_as_long(answers: dict[str, Any])
     assert answers["taken"] == {"said": [[0.6], [429, 0.6]], "asked": ["POST"] * 2}
     # What was lost meanwhile may have run for long: the wait for it begins anew.
     assert answers["again"] == {"said": 3, "asked": ["POST"] * 4}
+    # So may have what began and was refused in the end; it counts as a try, as what was lost does.
+    assert answers["ran"] == {"said": 3, "asked": ["POST"] * 3}
+    assert answers["ranOften"] == {"said": [503], "asked": ["POST"] * 3}
 
 
 def test_a_key_that_no_header_takes_is_named(answers: dict[str, Any]) -> None:

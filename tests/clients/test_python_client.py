@@ -303,6 +303,14 @@ def test_a_place_or_the_first_try_is_waited_for_as_long(
     waiting = failing(status, "not yet", Retry_After="0.6")
     with fake_server(waiting, dropping, waiting, picturing(3)) as server:
         assert generate(server.url, image, "a cat", client={"patience": 1}).seed == 3
+    # So may have what began and was refused in the end; it counts as a try, as what was lost does.
+    away = {"code": -1, "message": "away", "data": None, "status": 503, "retry_after": 0.6}
+    ran = streaming(("progress", {"step": 1, "steps": 2}), ("result", away))
+    with fake_server(waiting, ran, waiting, picturing(3)) as server:
+        assert generate(server.url, image, "a cat", client={"patience": 1}).seed == 3
+    with fake_server(ran, ran, picturing(3)) as server, pytest.raises(ImageToImageError) as told:
+        generate(server.url, image, "a cat", client={"retries": 1})
+    assert (told.value.message, len(server.asked)) == ("away", 2)
 
 
 def test_a_stream_that_ends_so_is_waited_for_too(image: bytes, generate: Generate) -> None:
@@ -346,6 +354,33 @@ def test_where_nothing_listens_the_address_is_named(image: bytes) -> None:
     assert server.url in told.value.message
     with pytest.raises(ValueError, match="url: 'localhost' does not start with http"):
         Client("localhost")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://name:secret@{}",
+        "http://name:secret@{}/?a",
+        "http://name:secret@{}:99999",
+        "http://name:secret/part@{}",
+        "http://name:secret?@{}",
+        "http://secret@{}/#",
+        "ftp://name:secret@{}",
+        "name:secret@{}",
+    ],
+)
+def test_a_password_in_an_address_is_not_shown(url: str, image: bytes) -> None:
+    with fake_server() as server:
+        pass
+    host = server.url.removeprefix("http://")
+    with (
+        pytest.raises((ValueError, ImageToImageError)) as told,
+        Client(url.format(host), retries=0) as client,
+    ):
+        client.image_to_image(image, "a")
+    assert host in str(told.value)
+    assert "secret" not in str(told.value)
+    assert "name:" not in str(told.value)
 
 
 def test_what_is_no_answer_of_this_server_is_said(image: bytes) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 from starlette.testclient import TestClient
 
+from tests.server.conftest import PATH
 from tests.server.pictures import file_of, gradient
 
 SIDE = 320
@@ -41,6 +42,14 @@ class Apis:
 
     client: TestClient
     headers: dict[str, str] = field(default_factory=dict)
+
+    def contract(self, **headers: str) -> Any:
+        return self.client.post(
+            PATH,
+            data={"prompt": "a cat"},
+            files={"init_image": ("a.png", PICTURE)},
+            headers={**self.headers, **headers},
+        )
 
     def edit(self, *, files: Any = None, headers: Any = None, **fields: Any) -> Any:
         sent = {"prompt": "a cat", "steps": "10", **fields}

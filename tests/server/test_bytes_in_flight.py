@@ -22,7 +22,7 @@ from server.http.bytes_in_flight import ByteBudget, BytesInFlight
 from server.http.errors import Unavailable
 from server.http.multipart import Part, read_form
 from server.settings import MIB, Settings
-from tests.server.apis import PICTURE, SIDE, Apis
+from tests.server.apis import SIDE, Apis
 from tests.server.conftest import PATH, MakeClient
 from tests.server.databases import sqlite_url
 from tests.server.pictures import file_of
@@ -202,22 +202,13 @@ def test_an_upload_is_let_go_of_while_its_picture_is_made(
     assert budget.held == 0
 
 
-def contract(apis: Apis, **headers: str) -> Any:
-    return apis.client.post(
-        PATH,
-        data={"prompt": "a cat"},
-        files={"init_image": ("a.png", PICTURE)},
-        headers={**apis.headers, **headers},
-    )
-
-
 KEPT = {"Idempotency-Key": "k"}
 LONG_TEXT = base64.b64encode(
     file_of(Image.frombytes("RGB", (SIDE, SIDE), random.Random(1).randbytes(3 * SIDE * SIDE)))
 ).decode()
 """An image that an answer which gives it back holds until then."""
 REPEATED: dict[str, Callable[[Apis], Any]] = {
-    "contract": lambda apis: contract(apis, **KEPT),
+    "contract": lambda apis: apis.contract(**KEPT),
     "openai": lambda apis: apis.edit(headers=KEPT),
     "stability": lambda apis: apis.stability(headers=KEPT),
     "a1111": lambda apis: apis.img2img(
@@ -240,7 +231,7 @@ def test_an_answer_over_a_ceiling_that_was_lowered_can_still_be_fetched(
         return apis.client.get(named, headers=apis.headers)
 
     if api == "run":
-        contract(apis, **{"X-Run-Id": "r" * 16, "Accept": "text/event-stream"})
+        apis.contract(**{"X-Run-Id": "r" * 16, "Accept": "text/event-stream"})
     first = fetch()
     budget: ByteBudget = apis.client.app.state.byte_budget  # type: ignore[attr-defined]
     budget.ceiling = len(first.content) - 1

@@ -396,6 +396,11 @@ def test_an_unescaped_at_in_a_password_is_refused_and_not_shown(url: str) -> Non
     assert "secret" not in str(caught.value)
 
 
+def test_an_unescaped_at_need_not_be_in_a_password() -> None:
+    with pytest.raises(DatabaseUnusable, match="a database's name write %40"):
+        Database("postgresql://host/d@b")
+
+
 @pytest.mark.parametrize(
     ("url", "name"),
     [

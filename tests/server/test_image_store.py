@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
-from scripts.services.throwaway_redis import Redis
+from scripts.services.throwaway_redis import HOST, Redis
 from server.errors import ImageStoreAway
 from server.img2img.image_store import MemoryStore, RedisStore
 from tests.server.apis import Apis
@@ -76,6 +78,67 @@ def test_a_redis_that_does_not_answer_is_away(
 
     monkeypatch.setattr("server.img2img.image_store.REDIS_SECONDS", 0.1)
     asyncio.run(asked())
+
+
+@asynccontextmanager
+async def slow_link(redis: Redis) -> AsyncIterator[str]:
+    """Give the URL of a Redis to which, and from which, 6 MB a second go at most."""
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while block := await reader.read(2**16):
+            writer.write(block)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        writer.close()
+        await writer.wait_closed()
+
+    links: list[asyncio.Task[None] | None] = []
+
+    async def link(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        links.append(asyncio.current_task())
+        beyond, back = await asyncio.open_connection(HOST, redis.port)
+        await asyncio.gather(pass_on(reader, back), pass_on(beyond, writer))
+
+    async with await asyncio.start_server(link, HOST, 0) as server:
+        yield f"redis://{HOST}:{server.sockets[0].getsockname()[1]}"
+        await asyncio.gather(*filter(None, links))
+
+
+def test_a_large_file_has_the_time_that_its_way_takes(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = bytes(8 * 2**20)
+
+    async def kept() -> None:
+        async with slow_link(redis) as url:
+            store = RedisStore(url)
+            await store.put("large", file)
+            assert await store.get("large") == file
+            assert await store.get("none") is None
+            await store.close()
+
+    monkeypatch.setattr("server.img2img.image_store.REDIS_SECONDS", 0.5)
+    monkeypatch.setattr("server.img2img.image_store.REDIS_BYTES_PER_SECOND", 2**19)
+    asyncio.run(kept())
+
+
+def test_the_files_of_an_answer_have_the_link_one_by_one(
+    make_client: MakeClient, engine: StubEngine
+) -> None:
+    class BusyStore(MemoryStore):
+        putting = False
+
+        async def put(self, name: str, file: bytes, promised: float = 0) -> None:
+            assert not self.putting
+            self.putting = True
+            await asyncio.sleep(0.01)
+            self.putting = False
+            await super().put(name, file, promised)
+
+    client = make_client()
+    client.app.state.image_store = BusyStore(2**24)  # type: ignore[attr-defined]
+    answer = Apis(client).edit(response_format="url", n="3", seed="1")
+    assert all("url" in item for item in answer.json()["data"])
 
 
 def test_a_store_that_does_not_answer_does_not_outlast_a_requests_time(

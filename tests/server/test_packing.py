@@ -82,20 +82,11 @@ def apis(make_client: MakeClient, team: Team) -> Apis:
     return Apis(make_client(database_url=team.url), {"Authorization": team.make_key()})
 
 
-def contract(apis: Apis, **headers: str) -> Any:
-    return apis.client.post(
-        PATH,
-        data={"prompt": "a cat"},
-        files={"init_image": ("a.png", PICTURE)},
-        headers={**apis.headers, **headers},
-    )
-
-
 KEPT = {"Idempotency-Key": "k"}
 ANSWERS: dict[str, Callable[[Apis], Any]] = {
-    "contract": contract,
-    "contract stream": lambda apis: contract(apis, **EVENTS),
-    "run": lambda apis: contract(apis, **EVENTS, **{"X-Run-Id": RUN}),
+    "contract": Apis.contract,
+    "contract stream": lambda apis: apis.contract(**EVENTS),
+    "run": lambda apis: apis.contract(**EVENTS, **{"X-Run-Id": RUN}),
     "openai": lambda apis: apis.edit(),
     "openai stream": lambda apis: apis.edit(stream="true", headers=KEPT),
     "stability": lambda apis: apis.stability(),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,9 @@ from server.errors import RunWithdrawn
 from server.http.waiting import TimeLimit
 from server.img2img.image_store import MemoryStore
 from server.img2img.runs import MOST_IDS, Runs
-from tests.server.conftest import PATH
+from tests.server.apis import Apis
+from tests.server.conftest import PATH, MakeClient
+from tests.server.databases import sqlite_url
 from tests.server.pictures import file_of, gradient
 from tests.server.raw_asgi import Message, asked
 from tests.server.server_process import ServerProcess, running_server
@@ -273,6 +277,30 @@ def test_an_answer_is_told_before_it_is_kept(client: TestClient, let_go: bool) -
         assert ('"code":0' in await ask()) is not let_go
 
     asyncio.run(scene())
+
+
+def test_a_place_is_free_once_the_answer_is_there(make_client: MakeClient, tmp_path: Path) -> None:
+    putting, let = threading.Event(), threading.Event()
+
+    class SilentStore(MemoryStore):
+        async def put(self, name: str, file: bytes, promised: float = 0) -> None:
+            putting.set()
+            await asyncio.to_thread(let.wait, 20)
+
+    team = Team(sqlite_url(tmp_path))
+    headers = {"Authorization": team.make_key(concurrency=1)}
+    apis = Apis(make_client(database_url=team.url), headers)
+    apis.client.app.state.runs = Runs(60.0, SilentStore(2**20))  # type: ignore[attr-defined]
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(apis.contract, **EVENTS, **{"X-Run-Id": ID})
+        try:
+            assert putting.wait(20)
+            assert apis.contract().status_code == 200
+        finally:
+            let.set()
+        assert result_of(first.result().content.splitlines())["code"] == 0
+    assert team.states() == {"settled": 2}
+    assert team.problems() == []
 
 
 async def stays() -> Message:

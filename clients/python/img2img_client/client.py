@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -75,18 +76,21 @@ class _Base:
 
 def _checked_url(url: str) -> str:
     """Return a server's ``url`` with a slash at its end. Raises ValueError where it is none."""
+    # Without all that a user and a password may be, in whatever way the rest is wrong.
+    shown = re.sub(r"^(\w+://)?.*@", r"\1", url, flags=re.DOTALL)
     if not url.startswith(("http://", "https://")):
-        raise ValueError(f"url: {url!r} does not start with http:// or https://")
+        raise ValueError(f"url: {shown!r} does not start with http:// or https://")
     try:
         parsed = httpx2.URL(url)
     except httpx2.InvalidURL as error:
-        raise ValueError(f"url: {url!r}: {error}") from None
+        why = "its user or password is not percent-encoded" if "@" in url else error
+        raise ValueError(f"url: {shown!r}: {why}") from None
     if not parsed.host:
-        raise ValueError(f"url: {url!r} names no host")
+        raise ValueError(f"url: {shown!r} names no host")
     if parsed.port is not None and not 0 < parsed.port < 2**16:
-        raise ValueError(f"url: {url!r}: the port is not from 1 to 65535")
+        raise ValueError(f"url: {shown!r}: the port is not from 1 to 65535")
     if "?" in url or "#" in url:
-        raise ValueError(f"url: {url!r} goes on after the path")
+        raise ValueError(f"url: {shown!r} goes on after the path")
     return url.rstrip("/") + "/"
 
 
@@ -99,14 +103,18 @@ class _Tries:
         self._failed = 0
         self._busy = 0
         self._busy_since: float | None = None
+        self._ran = False
 
     def wait(self, error: Exception) -> float:
         """Return the seconds until the next try. Raises ImageToImageError where there is none."""
         if not isinstance(error, ImageToImageError):
             words = str(error) or type(error).__name__
-            error = ImageToImageError(f"no answer of {self._client.url}: {words}")
+            shown = httpx2.URL(self._client.url).copy_with(userinfo=b"")
+            error = ImageToImageError(f"no answer of {shown}: {words}")
         seconds = error.retry_after
-        busy = bool(seconds)
+        # What ran until now did not wait, and is not begun without end.
+        busy = bool(seconds) and not self._ran
+        self._ran = False
         if seconds is not None and busy:
             # Under load the server's word is for the next moment: who has asked often waits longer.
             seconds = max(seconds, min(self._busy, 30.0))
@@ -127,7 +135,6 @@ class _Tries:
             now = time.monotonic()
             self._busy_since = self._busy_since or now
             return now - self._busy_since + seconds > client.patience
-        # What ran until now did not wait.
         self._busy, self._busy_since = 0, None
         self._failed += 1
         return self._failed > client.retries
@@ -169,8 +176,10 @@ class _Generation(_Tries):
         """Return the picture if this is its event. Raises ImageToImageError."""
         if event.event == "result":
             return result_of(event.data, response)
-        if event.event == "progress" and self._progress is not None:
-            self._progress(progress_of(event.data, response))
+        if event.event == "progress":
+            self._ran = True
+            if self._progress is not None:
+                self._progress(progress_of(event.data, response))
         return None
 
     @staticmethod

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -245,6 +246,13 @@ def test_a_first_start_that_fails_in_any_way_is_told(
     def fail(*_: object) -> None:
         raise error
 
+    said: list[tuple[str, dict[str, Any]]] = []
+
+    def hear(text: str, extra: dict[str, Any], **_: object) -> None:
+        said.append((text, extra["fields"]))
+
+    monkeypatch.setattr(processes.logger, "error", hear)
+    monkeypatch.setattr(processes, "_RESTART_SECONDS", (60.0,))
     monkeypatch.setattr(processes, "EngineProcess", fail)
     replicas = ProcessReplicas([job(tmp_path / "a")] * 2, 3.0, start_timeout=60.0)
     opening = ThreadPoolExecutor(1).submit(replicas.open)
@@ -255,6 +263,10 @@ def test_a_first_start_that_fails_in_any_way_is_told(
         if not opening.done():
             replicas._first.set_exception(StartError("nothing came"))
         replicas.close()
+    assert said == [
+        ("engine not started", {"engine": name, "reason": str(error), "again_in": 60.0})
+        for name in ("engine-0", "engine-1")
+    ]
 
 
 @pytest.mark.process
