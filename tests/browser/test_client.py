@@ -232,36 +232,39 @@ const odd = (key, idempotencyKey) => served(
   },
 );
 
-console.log(JSON.stringify({
-  oddKeys: await Promise.all(
+// Side by side, since each waits.
+const cases = {
+  oddKeys: Promise.all(
     ["k\\u2026", "\\u201ck\\u201d", "k\\u200bk", "k\\ud83d\\ude00", "k\\nk"].map((key) => odd(key)),
   ),
-  oddIdempotency: await odd("k", "\\u2026"),
-  plainKeys: await Promise.all(["k", "", undefined, "Bearer kl\\u00fc"].map((key) => odd(key))),
+  oddIdempotency: odd("k", "\\u2026"),
+  plainKeys: Promise.all(["k", "", undefined, "Bearer kl\\u00fc"].map((key) => odd(key))),
   urls: ["http://h", "http://h/", "http://h/a?b=c/d#e", "http://h/a/#e?b", new URL("http://h/?b=c")]
     .map((url) => new ImageToImage({ url }).url),
-  past: await told(409, date(-hour)),
-  soon: await told(503, date(1900)),
-  late: await told(429, date(hour)),
-  rfc850: await told(409, "Sunday, 06-Nov-94 08:49:37 GMT"),
-  asctime: await told(409, "Sun Nov  6 08:49:37 1994"),
-  nonsense: await told(409, "later, GMT"),
-  words: await told(409, "Ask Later"),
-  loading: await told(503, "0.01", { times: 4 }),
-  impatient: await told(503, "0.6", { times: 9, patience: 1 }),
-  once: await told(503, "0.01", { retries: 0 }),
-  often: await told(429, "0", { times: 9 }),
-  place: await told(429, "0.01", { times: 2, retries: 1 }),
-  first: await told(409, "0.01", { times: 2, retries: 1 }),
-  taken: await told(429, "0.6", { times: 9, patience: 1 }),
-  again: await lost("0.6"),
-  ran: await ran(1),
-  ranOften: await ran(9, { retries: 1 }),
-  pause: await cancelled("retry", ["cancelled"], true),
-  unknown: await cancelled("retry", ["unknown"], true),
-  running: await cancelled("progress", ["cancelled"], false),
-  finished: await cancelled("progress", ["finished", "unknown"], false),
-}));
+  past: told(409, date(-hour)),
+  soon: told(503, date(1900)),
+  late: told(429, date(hour)),
+  rfc850: told(409, "Sunday, 06-Nov-94 08:49:37 GMT"),
+  asctime: told(409, "Sun Nov  6 08:49:37 1994"),
+  nonsense: told(409, "later, GMT"),
+  words: told(409, "Ask Later"),
+  loading: told(503, "0.01", { times: 4 }),
+  impatient: told(503, "0.6", { times: 9, patience: 1 }),
+  once: told(503, "0.01", { retries: 0 }),
+  often: told(429, "0", { times: 9 }),
+  place: told(429, "0.01", { times: 2, retries: 1 }),
+  first: told(409, "0.01", { times: 2, retries: 1 }),
+  taken: told(429, "0.6", { times: 9, patience: 1 }),
+  again: lost("0.6"),
+  ran: ran(1),
+  ranOften: ran(9, { retries: 1 }),
+  pause: cancelled("retry", ["cancelled"], true),
+  unknown: cancelled("retry", ["unknown"], true),
+  running: cancelled("progress", ["cancelled"], false),
+  finished: cancelled("progress", ["finished", "unknown"], false),
+};
+const ended = Object.entries(cases).map(async ([name, case_]) => [name, await case_]);
+console.log(JSON.stringify(Object.fromEntries(await Promise.all(ended))));
 """
 
 

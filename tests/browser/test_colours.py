@@ -55,6 +55,7 @@ def test_outlines_stand_out(visit: Visit, real_server: ServerProcess, scheme: st
         assert contrast(border, style(ground, "backgroundColor")) >= LEAST_CONTRAST
 
 
+@pytest.mark.slow("browser")
 def test_forced_colours_tell_what_is_chosen(visit: Visit, real_server: ServerProcess) -> None:
     visitor = visit(real_server.url)
     page = visitor.page

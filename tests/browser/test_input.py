@@ -167,6 +167,7 @@ def test_a_start_from_noise_loses_no_strength(visitor: Visitor) -> None:
     expect(strength).to_have_value("0.6")
 
 
+@pytest.mark.slow("browser")
 def test_a_form_that_was_kept_with_the_noises_strength_has_the_standard_one(
     visitor: Visitor,
 ) -> None:

@@ -287,7 +287,7 @@ def test_a_model_that_loads_is_waited_for(image: bytes, generate: Generate) -> N
     assert len(server.asked) == 1
 
 
-@pytest.mark.parametrize("status", [409, 429])
+@pytest.mark.parametrize("status", [pytest.param(409, marks=pytest.mark.slow("protocols")), 429])
 def test_a_place_or_the_first_try_is_waited_for_as_long(
     status: int, image: bytes, generate: Generate
 ) -> None:

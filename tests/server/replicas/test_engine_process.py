@@ -115,7 +115,10 @@ def test_a_start_that_hangs_counts_as_failed(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("starter", [starts.fail_and_stay, starts.hang])
+@pytest.mark.parametrize(
+    "starter",
+    [starts.fail_and_stay, pytest.param(starts.hang, marks=pytest.mark.slow("faults"))],
+)
 def test_the_next_one_starts_when_the_last_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starter: Callable[..., object]
 ) -> None:
@@ -269,6 +272,7 @@ def test_a_first_start_that_fails_in_any_way_is_told(
     ]
 
 
+@pytest.mark.slow("faults")
 @pytest.mark.process
 def test_a_score_that_a_frozen_one_owes_comes_from_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
