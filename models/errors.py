@@ -1,4 +1,9 @@
-"""Errors of loading a model."""
+"""Errors of loading a model, and what any error says."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, in one line: its kind, where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class ModelLoadError(Exception):

@@ -21,6 +21,7 @@ from models.acceleration.unet import unsupported_reason as unet_reason
 from models.acceleration.vae import FastVae
 from models.acceleration.vae import unsupported_reason as vae_reason
 from models.bundle import FastForwards, ModelBundle
+from models.errors import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -93,11 +94,6 @@ def _tried(reasons: dict[str, str], name: str, make: Callable[[], Any]) -> Any:
             str(error) if isinstance(error, _Differs) else f"it failed: {first_line(error)}"
         )
         return None
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @torch.inference_mode()

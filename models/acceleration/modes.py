@@ -25,14 +25,10 @@ from models.acceleration.attention import (
 )
 from models.acceleration.compiled import compile_parts
 from models.acceleration.cuda_graphs import Capturer, CudaCapturer
-from models.acceleration.fast_forwards import (
-    FACT,
-    first_line,
-    make_forwards,
-    predict_by_modules,
-)
+from models.acceleration.fast_forwards import FACT, make_forwards, predict_by_modules
 from models.bundle import ModelBundle
 from models.device import make_current
+from models.errors import first_line
 from models.spec import AccelerationMode
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from models.errors import ModelLoadError
+from models.errors import ModelLoadError, first_line
 
 _MOST_BYTES = 64 * 2**10
 _WHERE = ("model", "params", "parameterization")
@@ -31,10 +31,10 @@ def prediction_beside(checkpoint: Path) -> tuple[str, str] | None:
         if said is not None and said not in _PREDICTIONS:
             raise ValueError(f"its parameterization {said[:80]!r} is not eps or v")
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelLoadError(
-            f"{path}, which configures the checkpoint beside it, is not usable: {reason}; take it "
-            "away, or say what the model predicts with IMG2IMG_PREDICTION"
+            f"{path}, which configures the checkpoint beside it, is not usable: "
+            f"{first_line(error)}; take it away, or say what the model predicts with "
+            "IMG2IMG_PREDICTION"
         ) from error
     return None if said is None else (_PREDICTIONS[said], path.name)
 

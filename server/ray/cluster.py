@@ -28,6 +28,7 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import RayServeException, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
+from models.errors import first_line
 from pipelines.request import Pixels
 from server.engine_service import LoadedModel, StartError
 from server.ray.deployment import APP, ENGINE
@@ -83,7 +84,7 @@ class RayReplicas:
         try:
             return self._score(picture)
         except (RayError, RayServeException) as error:
-            raise TimeoutError(_first_line(error)) from error
+            raise TimeoutError(first_line(error)) from error
 
     def _score(self, picture: Pixels) -> float:
         answer = self._handle.score.remote(picture=picture, route=Route())
@@ -107,13 +108,13 @@ class RayStream:
             async for event in self._stream:
                 yield event
         except RayActorError as error:
-            raise ReplicaLost(f"{type(error).__name__}: {_first_line(error)}") from None
+            raise ReplicaLost(f"{type(error).__name__}: {first_line(error)}") from None
         except RequestCancelledError:
             raise ReplicaLost("the call was cancelled") from None
         except RayServeException as error:
-            raise NoReplica(f"{type(error).__name__}: {_first_line(error)}") from None
+            raise NoReplica(f"{type(error).__name__}: {first_line(error)}") from None
         except RayError as error:
-            raise ReplicaLost(f"{type(error).__name__}: {_first_line(error)}") from None
+            raise ReplicaLost(f"{type(error).__name__}: {first_line(error)}") from None
 
     def cancel(self) -> None:
         if self._stream is not None:
@@ -188,11 +189,7 @@ def _wait_for(replicas: RayReplicas) -> Facts:
             return replicas.facts()
         except (TimeoutError, RayError, RayServeException) as error:
             if not told:
-                fields = {"reason": _first_line(error)}
+                fields = {"reason": first_line(error)}
                 logger.info("waiting for a replica", extra={"fields": fields})
                 told = True
             time.sleep(0.5)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

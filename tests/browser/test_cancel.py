@@ -85,10 +85,7 @@ def test_a_reload_withdraws_it(visitor: Visitor, real_server: ServerProcess) -> 
 @pytest.mark.slow("browser")
 def test_in_a_run_anew_the_end_of_the_one_before_is_told(visitor: Visitor) -> None:
     page = visitor.page
-    visitor.sample()
-    visitor.fill(steps="50", image_strength="0.1")
-    visitor.generate()
-    page.locator("#run-text", has_text="Step").wait_for()
+    visitor.begin_a_long_run()
     visitor.fill(**QUICK)
     page.keyboard.press("Control+Enter")
     told = "The run before: Cancelled; nothing was charged."
@@ -101,10 +98,7 @@ def test_in_a_run_anew_the_end_of_the_one_before_is_told(visitor: Visitor) -> No
 @pytest.mark.slow("browser")
 def test_a_complaint_about_a_run_outlives_the_end_of_the_one_before(visitor: Visitor) -> None:
     page = visitor.page
-    visitor.sample()
-    visitor.fill(steps="50", image_strength="0.1")
-    visitor.generate()
-    page.locator("#run-text", has_text="Step").wait_for()
+    visitor.begin_a_long_run()
     held: list[Any] = []
     page.route(RUNS, lambda route: held.append(route))
     visitor.refuse_once(500, "0", "something is wrong here")
@@ -178,10 +172,7 @@ def test_a_cell_that_was_cancelled_unheard_is_asked_for_under_its_key(visitor: V
 @pytest.mark.slow("browser")
 def test_a_run_is_not_let_go_while_the_server_cannot_tell(visitor: Visitor) -> None:
     page = visitor.page
-    visitor.sample()
-    visitor.fill(steps="50", image_strength="0.1")
-    visitor.generate()
-    page.locator("#run-text", has_text="Step").wait_for()
+    visitor.begin_a_long_run()
     run = page.evaluate(f"{RUNNING}[0].id")
 
     def busy(route: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.browser.visitor import GENERATE, QUICK, RUNNING, Visitor, expect, wait_until
+from tests.browser.visitor import QUICK, RUNNING, Visitor, expect, wait_until
 from tests.server.pictures import file_of, gradient
 from tests.server.server_process import ServerProcess
 
@@ -46,13 +46,7 @@ NO_MASKS = """() => {
 @pytest.mark.slow("browser")
 def test_a_run_starts_from_what_was_there_at_its_click(visitor: Visitor) -> None:
     page = visitor.page
-    bodies: list[bytes] = []
-
-    def note(route: Any) -> None:
-        bodies.append(route.request.post_data_buffer)
-        route.continue_()
-
-    page.route(f"**{GENERATE}", note)
+    bodies = visitor.bodies_sent()
     photo = file_of(gradient(90, 60))
     file = {"name": "photo.png", "mimeType": "image/png", "buffer": photo}
     page.locator("#file").set_input_files(file)

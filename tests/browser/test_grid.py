@@ -73,13 +73,7 @@ def test_the_axes_are_there_after_a_reload(visitor: Visitor) -> None:
 
 def test_from_noise_no_strength_is_offered_or_sent(visitor: Visitor) -> None:
     page = visitor.page
-    bodies: list[bytes] = []
-
-    def note(route: Any) -> None:
-        bodies.append(route.request.post_data_buffer)
-        route.continue_()
-
-    page.route(f"**{GENERATE}", note)
+    bodies = visitor.bodies_sent()
     page.locator("#show-input").click()
     page.locator("#remove-picture").click()
     page.locator("#noise").click()

@@ -335,13 +335,7 @@ def test_a_picture_of_unknown_shape_keeps_it(visitor: Visitor) -> None:
     chip = page.locator("#sizes label", has_text="as the picture").locator("input")
     expect(chip).to_be_checked()
     expect(page.locator("#cost")).to_be_empty()
-    bodies: list[bytes] = []
-
-    def note(route: Any) -> None:
-        bodies.append(route.request.post_data_buffer)
-        route.continue_()
-
-    page.route(f"**{GENERATE}", note)
+    bodies = visitor.bodies_sent()
     visitor.fill(prompt="a red house", **QUICK)
     visitor.generate()
     visitor.result()

@@ -21,10 +21,7 @@ def visitor(visit: Visit, real_server: ServerProcess) -> Visitor:
 
 def begin_a_long_run(visitor: Visitor) -> str:
     """Return the seed of a run that has begun and goes on for a while."""
-    visitor.sample()
-    visitor.fill(steps="50", image_strength="0.1")
-    visitor.generate()
-    visitor.page.locator("#run-text", has_text="Step").wait_for()
+    visitor.begin_a_long_run()
     return str(visitor.page.evaluate(f"{RUNNING}[0].seed"))
 
 

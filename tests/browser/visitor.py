@@ -114,6 +114,13 @@ class Visitor:
         self.page.locator("#generate").wait_for()
         self.page.locator("#generate").press("Enter")
 
+    def begin_a_long_run(self) -> None:
+        """Begin one from a sample that goes on for a while, and wait for its first steps."""
+        self.sample()
+        self.fill(steps="50", image_strength="0.1")
+        self.generate()
+        self.page.locator("#run-text", has_text="Step").wait_for()
+
     def result(self) -> None:
         """Wait for the result beside its input."""
         self.page.locator("#result-actions").wait_for(timeout=120_000)
@@ -159,6 +166,17 @@ class Visitor:
 
         self.page.route(f"**{GENERATE}", handle)
         return keys
+
+    def bodies_sent(self) -> list[bytes]:
+        """Let requests for pictures through; the list has the bodies of all from now on."""
+        bodies: list[bytes] = []
+
+        def note(route: Any) -> None:
+            bodies.append(route.request.post_data_buffer)
+            route.continue_()
+
+        self.page.route(f"**{GENERATE}", note)
+        return bodies
 
     def screenshot(self, name: str) -> None:
         """Keep a picture of the page where SCREENSHOTS names a folder."""

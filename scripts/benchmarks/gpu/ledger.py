@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from models.errors import first_line
+
 SKIPPED = "skipped: no time left"
 DONE, RUNNING = "done", "running"
 
@@ -50,7 +52,7 @@ class Ledger:
             work()
             status = DONE
         except Exception as error:
-            status = f"failed: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            status = f"failed: {first_line(error)}"
             if "CUDA error" in status:  # of this process's context nothing can be had any more
                 raise
         finally:
