@@ -98,6 +98,7 @@ class _File:
     key_bits: int = 8
     canvas: tuple[int, int] | None = None
     offset: tuple[int, int] = (0, 0)
+    png: png_chunks.Png | None = None
 
 
 def prepare_image(
@@ -192,7 +193,7 @@ def _reduced(data: bytes) -> _File:
         if key and png.bit_depth < 8:
             # Pillow scales grey of few bits to 0..255.
             key = (key[0] * 255 // ((1 << png.bit_depth) - 1),)
-        return _File(png.data, "PNG", png.profile, png.exif, png.xmp, key, png.bit_depth)
+        return _File(png.data, "PNG", png.profile, png.exif, png.xmp, key, png.bit_depth, png=png)
     if data.startswith(jpeg_segments.SIGNATURE):
         jpeg = jpeg_segments.read_jpeg(data)
         return _File(jpeg.data, "JPEG", jpeg.profile, jpeg.exif, jpeg.xmp)
@@ -218,6 +219,8 @@ def _decode_file(file: _File, on_size: OnSize) -> tuple[Raster, tuple[int, int],
     opened = _open(file.data, file.kind)
     size = file.canvas or opened.size
     on_size(size[0] * size[1])
+    if file.png is not None and not file.png.is_whole:
+        raise ImageError(_CORRUPT)
     profile = file.profile or opened.info.get("icc_profile")
     exif = file.exif or opened.info.get("exif")
     orientation = orientation_of(exif, file.xmp or opened.info.get("xmp"))
@@ -250,6 +253,7 @@ def _decode_tiff(data: bytes, on_size: OnSize) -> tuple[Raster, tuple[int, int],
         if layout.is_rare:
             raster = Raster(*_rare_samples(data, tags, layout), profile=tags.profile)
         else:
+            tiff_layout.check_complete(tags, layout, len(data))
             opened = _open(tiff_tags.clean_file(data, tags), layout.in_words)
             _load(opened)
             raster = Raster(opened, profile=tags.profile)

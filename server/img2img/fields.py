@@ -5,6 +5,7 @@ Each function gives metadata for an `Annotated` type: a strict parser, or the sc
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
@@ -63,7 +64,9 @@ def real_number(low: float, high: float) -> BeforeValidator:
             raise refuse(value, f"is not a number in {low:g}..{high:g}")
         if not Decimal(low) <= number <= Decimal(high):
             raise refuse(value, f"is not in {low:g}..{high:g}")
-        return float(number)
+        nearest = float(number) + 0.0  # -0 is 0
+        # What is below the upper end stays below it: image_strength has a rule for 1 alone.
+        return math.nextafter(high, low) if number < nearest == high else nearest
 
     return BeforeValidator(parse)
 

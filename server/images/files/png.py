@@ -18,6 +18,14 @@ MAX_PROFILE_BYTES = 8 * 1024 * 1024
 _MOST_ANCILLARY = 5000
 """Ancillary chunks that are looked at; behind them the next chunk of the picture is searched."""
 
+_PIECE_BYTES = 1 << 20
+_SAMPLES = {GREY: 1, RGB: 3, PALETTE: 1, 4: 2, 6: 4}
+_ADAM7 = (
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)),
+    (0, 1, 1, 2),
+)
+"""The passes of an interlaced picture: its first column and row, and the distance to the next."""
+
 _MOST_CANDIDATES = 64
 _CRITICAL = frozenset((b"IHDR", b"PLTE", b"IDAT", b"IEND"))
 _KNOWN = re.compile(rb"PLTE|IDAT|IEND|tRNS|iCCP|eXIf")
@@ -33,16 +41,48 @@ class PngProblem(ValueError):
 class Png:
     """The critical chunks as a file of their own, and what else bears on the pixels.
 
-    ``key`` is the transparent grey or colour, in the file's own bit depth.
+    ``key`` is the transparent grey or colour, in the file's own bit depth. ``packed`` is the
+    pixels' data, ``sound`` whether its checksums hold.
     """
 
     data: bytes
+    packed: bytes
+    sound: bool
     bit_depth: int
     colour_type: int
     key: tuple[int, ...] | None
     profile: bytes | None
     exif: bytes | None
     xmp: bytes | None
+
+    @property
+    def is_whole(self) -> bool:
+        """Return whether the pixels' checksums hold and there are as many as the header says.
+
+        Decoders look at neither, and leave rows that are missing black. Unpacks as many bytes as
+        the picture has: not before its size was looked at.
+        """
+        missing = self._raw_bytes()
+        unpacker, packed = zlib.decompressobj(), self.packed
+        try:
+            while self.sound and missing > 0 and packed:
+                missing -= len(unpacker.decompress(packed, _PIECE_BYTES))
+                packed = unpacker.unconsumed_tail
+        except zlib.error:
+            return False
+        return self.sound and missing <= 0
+
+    def _raw_bytes(self) -> int:
+        """Return the bytes of the unpacked rows with their filters' numbers."""
+        width, height = struct.unpack_from(">II", self.data, 16)
+        interlaced = self.data[28] != 0
+        bits = self.bit_depth * _SAMPLES.get(self.colour_type, 1)
+        total = 0
+        for left, top, across, down in _ADAM7 if interlaced else ((0, 0, 1, 1),):
+            columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+            if columns > 0 and rows > 0:
+                total += rows * (1 + (columns * bits + 7) // 8)
+        return total
 
 
 @dataclass
@@ -56,6 +96,7 @@ class _Found:
     raw_exif: bytes | None = None
     xmp: bytes | None = None
     pixels: list[bytes] = field(default_factory=list)
+    sound: bool = True
 
 
 def read_png(data: bytes) -> Png:
@@ -74,9 +115,12 @@ def read_png(data: bytes) -> Png:
         chunks.append(_chunk(b"PLTE", found.palette[: len(found.palette) // 3 * 3][:768]))
         if found.transparency:
             chunks.append(_chunk(b"tRNS", found.transparency[:256]))
-    chunks += [_chunk(b"IDAT", b"".join(found.pixels)), _chunk(b"IEND", b"")]
+    pixels = b"".join(found.pixels)
+    chunks += [_chunk(b"IDAT", pixels), _chunk(b"IEND", b"")]
     return Png(
         data=b"".join(chunks),
+        packed=pixels,
+        sound=found.sound,
         bit_depth=bit_depth,
         colour_type=colour_type,
         key=_key(found.transparency, bit_depth, colour_type),
@@ -91,6 +135,7 @@ def _collect(data: bytes) -> _Found:
     for kind, payload, sound in chunks(data):
         if kind == b"IDAT":
             found.pixels.append(payload)
+            found.sound = found.sound and sound
         elif not sound:
             continue
         elif kind == b"PLTE" and found.palette is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from server.images.files import tiff_tags as tags_of
-from server.images.files.tiff_tags import Tags, TiffProblem
+from server.images.files.tiff_tags import TRUNCATED, Tags, TiffProblem
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, LAB, ICC_LAB = 0, 1, 2, 3, 5, 6, 8, 9
 COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, CMYK: 4, LAB: 3, ICC_LAB: 3}
@@ -15,7 +15,7 @@ _NAMES = {WHITE_IS_ZERO: "grey", BLACK_IS_ZERO: "grey", RGB: "RGB", PALETTE: "pa
 _NAMES |= {CMYK: "CMYK", YCBCR: "YCbCr", LAB: "Lab", ICC_LAB: "Lab", 10: "Lab", 4: "mask"}
 _NAMES |= {32803: "camera raw", 34892: "camera raw", 32844: "LogL", 32845: "LogLuv"}
 
-UNCOMPRESSED = 1
+UNCOMPRESSED, _OLD_JPEG = 1, 6
 _COMPRESSIONS = {2: "CCITT", 3: "CCITT", 4: "CCITT", 5: "LZW", 6: "old JPEG", 7: "JPEG"}
 _COMPRESSIONS |= {8: "deflate", 32773: "PackBits", 32946: "deflate", 34712: "JPEG 2000"}
 _COMPRESSIONS |= {34887: "LERC", 34925: "LZMA", 50000: "Zstandard", 50001: "WebP"}
@@ -123,3 +123,34 @@ def layout_of(tags: Tags) -> Layout:
         backwards=tags.number(tags_of.FILL_ORDER, 1) == 2,
         mixed=len(set(bits[:samples])) > 1 or len(set(formats[:samples])) > 1,
     )
+
+
+def check_complete(tags: Tags, layout: Layout, file_bytes: int) -> None:
+    """Raise TiffProblem where a strip or tile reaches past the end of the file.
+
+    What a reader is given has a directory of ours there, which would be read as pixels.
+    """
+    tiled = tags_of.TILE_OFFSETS in tags.numbers
+    offsets = tags.numbers.get(tags_of.TILE_OFFSETS if tiled else tags_of.STRIP_OFFSETS, ())
+    counts = tags.numbers.get(tags_of.TILE_COUNTS if tiled else tags_of.STRIP_COUNTS, ())
+    if layout.compression == _OLD_JPEG:
+        return  # Its strips are seldom what they say, and its reader finds its own way.
+    if tiled:
+        width = max(1, tags.number(tags_of.TILE_WIDTH, layout.width))
+        rows = max(1, tags.number(tags_of.TILE_HEIGHT, layout.height))
+    else:
+        width = layout.width
+        rows = min(layout.height, max(1, tags.number(tags_of.ROWS_PER_STRIP, layout.height)))
+    channels, planes = (1, layout.samples) if layout.separate else (layout.samples, 1)
+    row_bytes = (width * channels * layout.bits + 7) // 8
+    down = -(-layout.height // rows)
+    if len(offsets) < planes * down * -(-layout.width // width):
+        raise TiffProblem(TRUNCATED)
+    for place, offset in enumerate(offsets):
+        need = counts[place] if place < len(counts) else 0
+        if layout.compression == UNCOMPRESSED:
+            # Some writers give a last strip that ends with the picture a whole one's count.
+            there = rows if tiled else min(rows, layout.height - place % down * rows)
+            need = min(need or row_bytes * there, row_bytes * there)
+        if offset + need > file_bytes:
+            raise TiffProblem(TRUNCATED)

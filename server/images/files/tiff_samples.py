@@ -17,7 +17,13 @@ from PIL import Image
 from server.images.files import tiff_layout as layouts
 from server.images.files import tiff_tags as tags_of
 from server.images.files.tiff_layout import COLOURS, FLOAT, ICC_LAB, LAB, SIGNED, UNSIGNED, Layout
-from server.images.files.tiff_tags import Tags, TiffProblem, tiff_directory, tiff_head
+from server.images.files.tiff_tags import (
+    TRUNCATED,
+    Tags,
+    TiffProblem,
+    tiff_directory,
+    tiff_head,
+)
 
 _MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _GROUP_BYTES = 1 << 20
@@ -133,7 +139,7 @@ def _bands(data: bytes, tags: Tags, layout: Layout) -> Iterator[tuple[int, Sampl
     across = math.ceil(layout.width / width)
     down = math.ceil(layout.height / rows)
     if len(offsets) < planes * across * down:
-        raise TiffProblem("the TIFF is truncated or corrupt")
+        raise TiffProblem(TRUNCATED)
     step = 1 if across > 1 else max(1, _GROUP_BYTES // (row_bytes * rows))
     for first in range(0, down, step):
         last = min(first + step, down)

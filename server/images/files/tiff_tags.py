@@ -32,6 +32,7 @@ _TYPES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 _TYPE_SIZES |= {16: 8, 17: 8, 18: 8}
 _SHORT, _LONG, _RATIONAL, _UNDEFINED = 3, 4, 5, 7
+TRUNCATED = "the TIFF is truncated or corrupt"
 
 
 class TiffProblem(ValueError):
@@ -73,9 +74,9 @@ def is_tiff(data: bytes) -> bool:
 
 
 def read_tags(data: bytes) -> Tags:
-    """Return the first directory. Tags of the wrong type, or out of the file, are left out.
+    """Return the first directory. Tags of the wrong type are left out, texts out of the file too.
 
-    Raises TiffProblem.
+    Raises TiffProblem, also where numbers that bear on the pixels are out of the file.
     """
     order = "<" if data[:2] == b"II" else ">"
     big = b"+" in data[2:4]
@@ -86,11 +87,13 @@ def read_tags(data: bytes) -> Tags:
         (start,) = struct.unpack_from(order + word, data, head)
         (count,) = struct.unpack_from(order + count_format, data, start)
     except (struct.error, OverflowError):
-        raise TiffProblem("the TIFF is truncated or corrupt") from None
+        raise TiffProblem(TRUNCATED) from None
     room = 8 if big else 4
     entry = 4 + 2 * room
     start += 8 if big else 2
-    for place in range(start, min(start + count * entry, len(data) - entry + 1), entry):
+    if start + count * entry > len(data):
+        raise TiffProblem(TRUNCATED)
+    for place in range(start, start + count * entry, entry):
         tag, kind = struct.unpack_from(order + "HH", data, place)
         if tag not in _NUMBERS and tag not in _BYTES:
             continue
@@ -99,7 +102,11 @@ def read_tags(data: bytes) -> Tags:
         at = place + 4 + room
         if size > room:
             (at,) = struct.unpack_from(order + word, data, at)
-        if not size or at + size > len(data):
+        if not size:
+            continue
+        if at + size > len(data):
+            if tag in _NUMBERS:
+                raise TiffProblem(TRUNCATED)
             continue
         if tag in _BYTES:
             tags.texts.setdefault(tag, data[at : at + size])
