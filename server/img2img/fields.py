@@ -21,8 +21,9 @@ E = TypeVar("E", bound=StrEnum)
 M = TypeVar("M", bound=BaseModel)
 Parser = Callable[[object], object]
 
-_DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
-_MAX_DIGITS = 64
+_DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4})?", re.ASCII)
+_MAX_LENGTH = 400
+"""Characters of a number: a float written out to its last digit has fewer, whatever the zeros."""
 
 
 def refuse(value: object, rule: str) -> PydanticCustomError:
@@ -33,7 +34,7 @@ def refuse(value: object, rule: str) -> PydanticCustomError:
 def decimal_number(value: object) -> Decimal | None:
     """Return a plain decimal, or None: no NaN, infinity, underscore or digit beyond ASCII."""
     text = str(value).strip()
-    if len(text) > _MAX_DIGITS or not _DECIMAL.fullmatch(text):
+    if len(text) > _MAX_LENGTH or not _DECIMAL.fullmatch(text):
         return None
     return Decimal(text)
 

@@ -30,7 +30,7 @@ from server.images.workers.pool import DecoderPool
 from server.images.workers.process import Fit, OwnSize, Wanted
 from server.img2img.deny_list import DenyList
 from server.img2img.fitting import FittedImages, canvas, fit_with_mask
-from server.img2img.form import IMAGE_FIELD, MASK_FIELD, parse_form
+from server.img2img.form import IMAGE_FIELD, MASK_FIELD, ImageToImageForm, parse_form
 from server.img2img.images_request import (
     MAX_ANSWER_PIXELS,
     Finishing,
@@ -160,26 +160,23 @@ class ImageToImage:
         Raises InvalidInput with all that is wrong, DecodeTimeout or DecodersBusy.
         """
         form, problems = parse_form(fields.texts)
+        if form is None:
+            form = _form_of_the_rest(fields.texts, problems)
         # A field that came, but cannot be read, is not also reported as missing.
         problems = [line for line in problems if line.split(":")[0] not in fields.unreadable]
         for name, reason in fields.unreadable.items():
             # The image first, as in the form; then what the form itself says.
             problems.insert(0 if name == IMAGE_FIELD else len(problems), f"{name}: {reason}")
-        if form is not None and fields.upload is not None:
-            asked = form.images_request(fields.upload, fields.mask)
+        asked = form.images_request(fields.upload or b"", fields.mask)
+        if fields.upload is not None:
             return await self.plan(asked, model, client=client, limit=limit, problems=problems)
-        if form is not None:
-            problems += await _in_text_thread(
-                partial(self._refusals, form.images_request(b"", None), model)
-            )
-        for name, upload in ((MASK_FIELD, fields.mask), (IMAGE_FIELD, fields.upload)):
-            if upload is None:
-                continue
+        problems += await _in_text_thread(partial(self._refusals, asked, model))
+        if fields.mask is not None:
             try:
                 # Only to report what is wrong beside the rest.
-                await self._decode(upload, None, client, limit)
+                await self._decode(fields.mask, None, client, limit)
             except ImageError as error:
-                problems.insert(0, f"{name}: {error.reason}")
+                problems.insert(0, f"{MASK_FIELD}: {error.reason}")
         raise InvalidInput(problems)
 
     async def plan(
@@ -385,6 +382,15 @@ def withdraw(beginning: asyncio.Future[T]) -> None:
         return
     if isinstance(begun := beginning.result(), Batch):
         begun.cancel()
+
+
+def _form_of_the_rest(texts: Mapping[str, str], problems: Sequence[str]) -> ImageToImageForm:
+    """Return the form without its bad fields, so that the rest can be looked at all the same."""
+    bad = {line.split(":")[0] for line in problems}
+    sound = {name: text for name, text in texts.items() if name not in bad}
+    form, _ = parse_form({"prompt": "-", **sound})
+    assert form is not None
+    return form
 
 
 def _too_large_together(asked: ImagesRequest, fitted: FittedImages) -> str | None:

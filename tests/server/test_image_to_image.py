@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -194,6 +195,37 @@ def test_everything_wrong_is_said_at_once(send: Send) -> None:
     )
     assert message.startswith("init_image: the file is no picture in a known format")
     assert message.count("; ") == 5
+
+
+def test_what_this_server_does_not_take_is_said_beside_bad_fields(
+    make_client: MakeClient, picture_file: bytes, tmp_path: Path
+) -> None:
+    words = tmp_path / "deny.txt"
+    words.write_text("gun\n")
+    client = make_client(max_breaks=1, prompt_deny_list=words)
+    fields = {
+        "prompt": "BREAK a BREAK",
+        "negative_prompt": "a gun",
+        "steps": "5",
+    }
+    black = file_of(Image.new("L", (64, 48)))
+    for mask in (None, black):
+        files = {"init_image": ("a.png", picture_file)}
+        files |= {"mask": ("m.png", mask)} if mask else {}
+        message = assert_failure(client.post(PATH, data=fields, files=files), 400)
+        said = [
+            *(["mask: selects no pixel; white is what is made anew"] if mask else []),
+            "steps: 5 is not in 10..50",
+            "prompt: has BREAK 2 times, over the 1 it may have",
+            "negative_prompt: 'gun' is not taken by this server",
+        ]
+        assert message == "; ".join(said)
+    without = {"negative_prompt": "a gun"}
+    message = assert_failure(client.post(PATH, data=without, files={"x": ("a", b"")}), 400)
+    assert message == (
+        "init_image: is required; prompt: is required; "
+        "negative_prompt: 'gun' is not taken by this server"
+    )
 
 
 @pytest.mark.parametrize(

@@ -93,12 +93,19 @@ def test_sampler_left_out() -> None:
         ("image_strength", "1e-05", 1e-05),
         ("image_strength", "-0", 0.0),
         ("image_strength", "1.0", 1.0),
+        ("image_strength", f"{0.1:.70f}", 0.1),
+        ("image_strength", "0." + "9" * 30, 1 - 2**-53),
+        ("image_strength", "0." + "9" * 300, 1 - 2**-53),
         ("seed", "4294967295", 2**32 - 1),
-        ("seed", "00000000000000000000000000007", 7),
+        ("seed", "0" * 80 + "7", 7),
     ],
 )
 def test_numbers_that_are_taken(field: str, text: str, value: float) -> None:
     assert getattr(accept(**{field: text}), field) == value
+
+
+def test_zero_has_no_sign() -> None:
+    assert str(accept(cfg_scale="-0").cfg_scale) == "0.0"
 
 
 @pytest.mark.parametrize(
@@ -111,6 +118,7 @@ def test_numbers_that_are_taken(field: str, text: str, value: float) -> None:
         ("cfg_scale", "inf", "cfg_scale: inf is not a number in 0..35"),
         ("cfg_scale", "-Infinity", "cfg_scale: -Infinity is not a number in 0..35"),
         ("cfg_scale", "1e999", "cfg_scale: 1e999 is not in 0..35"),
+        ("seed", "1e9999", "seed: 1e9999 is not in 0..4294967295"),
         ("cfg_scale", "1_0", "cfg_scale: 1_0 is not a number in 0..35"),
         ("cfg_scale", "0x10", "cfg_scale: 0x10 is not a number in 0..35"),
         ("cfg_scale", "7,5", "cfg_scale: 7,5 is not a number in 0..35"),
