@@ -104,7 +104,9 @@ def _run(
     try:
         with _quiet():
             return asyncio.run(main())
-    except (KeyProblem, DatabaseUnusable) as error:
+    except KeyProblem as error:
+        raise stop(str(error), USAGE_ERROR) from None
+    except DatabaseUnusable as error:
         raise stop(str(error), FAILURE) from None
     except OutcomeUnknown as error:
         reason = first_line(error.__cause__)
@@ -217,6 +219,9 @@ def rotate(
     from server.accounts.api_keys import KeyStore
 
     typer.echo(_run(lambda database: KeyStore(database).rotate(name, float(grace) * 3600)))
+    stay = f"stay valid for {float(grace):g} hours at most; --grace 0 ends them at once"
+    told = stay if float(grace) else "are no longer valid"
+    typer.echo(f"older keys of {name} {told}", err=True)
 
 
 @keys_app.command("backup")
