@@ -428,6 +428,25 @@ def test_what_a_server_refuses(
     assert ("1 more were not tried" in result.stderr) == (tried == 1)
 
 
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ("no API key: send it in the Authentication or the Authorization header", "no API key"),
+        ("the API key is not known", "the API key is not known"),
+        ("whatever a proxy says", "whatever a proxy says"),
+    ],
+)
+def test_a_key_that_is_missing_or_wrong_is_told_by_its_variable(
+    folder: Path, told: str, said: str
+) -> None:
+    with fake_server(failing(401, told)) as server:
+        result = runner.invoke(app, ["generate", "in/a.png", "a", "--url", server.url])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == (
+        f"{said}; the key is read from the environment's IMG2IMG_API_KEY"
+    )
+
+
 def test_where_no_server_is_it_is_said_what_starts_one(folder: Path) -> None:
     with fake_server() as server:
         pass
