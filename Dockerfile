@@ -5,7 +5,7 @@
 #   docker run --stop-timeout 45 -p 127.0.0.1:8000:8000 -v img2img:/var/cache/img2img \
 #       -e IMG2IMG_API_KEYS=... img2img-server:cpu
 #
-# TORCH_INDEX is PyTorch's CPU index, which PyTorch's installation page names. Left out, torch comes
+# TORCH_INDEX is PyTorch's CPU index, which docs/deployment.md names. Left out, torch comes
 # from the default index, on x86-64 with gigabytes of CUDA's libraries that nothing here loads.
 ARG PYTHON_IMAGE=python:3.12-slim-bookworm
 

@@ -35,6 +35,7 @@ _CLIP_FILES = [
     "tokenizer_config.json",
     "special_tokens_map.json",
 ]
+_A_CHECKER = "CompVis/stable-diffusion-safety-checker"
 _SAFETY_FOLDER = "safety_checker"
 _SAFETY_FILES = ["config.json", "preprocessor_config.json", "model.safetensors"]
 
@@ -82,7 +83,7 @@ def choose_safety(
         if own is None and is_hub_id(bundle.name):
             own = shipped_checker(_fetch_own_checker(bundle.name, revision))
         if own is None:
-            raise ModelLoadError(f"the model {bundle.name!r} ships no safety checker")
+            raise ModelLoadError(_no_checker(bundle.name))
         return _load_checker(own, bundle, f"{bundle.name}'s own")
     path = Path(choice).expanduser()
     if path.is_dir():
@@ -90,7 +91,7 @@ def choose_safety(
     if not is_hub_id(choice):
         raise ModelLoadError(
             f"safety checker {choice!r} is neither 'auto', nor a folder that exists, "
-            "nor a hub id such as 'CompVis/stable-diffusion-safety-checker'"
+            f"nor a hub id such as {_A_CHECKER!r}"
         )
     return _load_checker(fetch(choice, _SAFETY_FILES), bundle, choice)
 
@@ -114,7 +115,7 @@ def pull_checker(model: str, choice: str = AUTO, revision: str | None = None) ->
     """
     if choice == AUTO:
         if shipped_checker(_fetch_own_checker(model, revision)) is None:
-            raise ModelLoadError(f"the model {model!r} ships no safety checker")
+            raise ModelLoadError(_no_checker(model))
         return model
     if Path(choice).expanduser().is_dir() or not is_hub_id(choice):
         return None
@@ -133,6 +134,13 @@ def shipped_checker(folder: Path | None) -> Path | None:
     """The safety checker's folder in a model's, None where it ships none."""
     own = None if folder is None else folder / _SAFETY_FOLDER
     return own if own is not None and any(own.glob("*.safetensors")) else None
+
+
+def _no_checker(model: str) -> str:
+    return (
+        f"the model {model!r} ships no safety checker: name one with IMG2IMG_SAFETY_CHECKER, a "
+        f"folder or a hub id such as {_A_CHECKER!r}, or set IMG2IMG_SAFETY=off"
+    )
 
 
 def _load_checker(folder: Path, bundle: ModelBundle, name: str) -> SafetyModel:

@@ -384,7 +384,6 @@ def _upgrade(connection: Connection) -> None:
 
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-    logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)
     config = alembic_config(connection)
     revisions = ScriptDirectory.from_config(config)
     current = MigrationContext.configure(connection).get_current_revision()

@@ -14,6 +14,9 @@ _NAMES = {400: "BadRequest", 401: "Unauthorized", 404: "NotFound", 422: "Unproce
 
 def failure_shape(status: int, message: str, headers: Mapping[str, str]) -> Response:
     """Return a failure; where clients compare `detail` with A1111's words, `errors` has ours."""
+    if status == 401:
+        # Its clients have a field for a password, and none for a header.
+        message += "; here the key is the password of basic authentication, with any user's name"
     detail = message
     if message.startswith(_SAMPLER):
         detail = _SAMPLER

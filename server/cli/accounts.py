@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import datetime
 import logging
+import os
+import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from server.accounts.db import Database
 
 T = TypeVar("T")
-keys_app = typer.Typer(help="API keys: create, list, revoke, rotate.", no_args_is_help=True)
+keys_app = typer.Typer(help="API keys: create, list, revoke, rotate, backup.", no_args_is_help=True)
 credits_app = typer.Typer(help="Credits of keys: add, audit, prices.", no_args_is_help=True)
 NameArgument = Annotated[str, typer.Argument(help="The key's name.")]
 
@@ -63,12 +65,18 @@ MAX_GRACE_HOURS = 10 * 366 * 24
 
 
 def _run(
-    work: Callable[[Database], Awaitable[T]], *, make: bool = False, unsure: str = "do it again"
+    work: Callable[[Database], Awaitable[T]],
+    *,
+    make: bool = False,
+    migrate: bool = True,
+    unsure: str = "do it again",
 ) -> T:
-    """Do it on the settings' database; exits with 1 if it cannot be done.
+    """Do it on the settings' database; exits with 1 if it cannot be done, with 2 for a name that
+    is wrong.
 
-    With `make` the work makes a key, which is noted in the data folder. `unsure` says what to do
-    where the database did not say whether it was done.
+    With `make` the work makes a key, which is noted in the data folder. Without `migrate` the
+    schema stays as it is. `unsure` says what to do where the database did not say whether it was
+    done.
     """
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -84,7 +92,8 @@ def _run(
         database = Database(settings.accounts_url)
         try:
             await require_known(database, settings.data_dir)
-            await database.migrate()
+            if migrate:
+                await database.migrate()
             result = await work(database)
             if make:
                 _note_keys_made(settings.data_dir, database.identity)
@@ -95,7 +104,9 @@ def _run(
     try:
         with _quiet():
             return asyncio.run(main())
-    except (KeyProblem, DatabaseUnusable) as error:
+    except KeyProblem as error:
+        raise stop(str(error), USAGE_ERROR) from None
+    except DatabaseUnusable as error:
         raise stop(str(error), FAILURE) from None
     except OutcomeUnknown as error:
         reason = first_line(error.__cause__)
@@ -208,6 +219,37 @@ def rotate(
     from server.accounts.api_keys import KeyStore
 
     typer.echo(_run(lambda database: KeyStore(database).rotate(name, float(grace) * 3600)))
+    stay = f"stay valid for {float(grace):g} hours at most; --grace 0 ends them at once"
+    told = stay if float(grace) else "are no longer valid"
+    typer.echo(f"older keys of {name} {told}", err=True)
+
+
+@keys_app.command("backup")
+def backup(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The file to write; it is not there yet.")
+    ],
+) -> None:
+    """Write an SQLite database with all keys and credits to one file, with the server up or not.
+
+    It is not brought up to date, so this can be done before an upgrade and after it.
+    """
+    from server.accounts.backup import back_up
+
+    if os.path.lexists(file):
+        raise stop(f"{str(file)!r} is there already; name another file", USAGE_ERROR)
+
+    async def work(database: Database) -> int:
+        if not database.is_sqlite:
+            said = "keys and credits are in PostgreSQL, whose own pg_dump backs them up"
+            raise stop(said, USAGE_ERROR)
+        try:
+            return back_up(Path(str(database.url.database)), file)
+        except (OSError, ValueError, sqlite3.Error) as error:
+            raise stop(f"the backup was not made: {error}", FAILURE) from None
+
+    count = _run(work, migrate=False)
+    typer.echo(f"{file}: {count} key{'' if count == 1 else 's'}")
 
 
 @credits_app.command("add")

@@ -54,8 +54,8 @@ class Row:
     texts: Mapping[str, str]
     mask: Path | None = None
     output: str = ""
-    by_pattern: bool = False
-    """Whether it was found by a pattern, which another day finds several."""
+    of_many: bool = False
+    """Whether a pattern found it, or a list holds it: another day these have several."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def rows_of_inputs(
             found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  takes absolute ones
         if not found:
             wrong.append(f"{pattern}: there is no such file")
-        rows += [Row(name, Path(name), texts, mask, by_pattern=is_pattern) for name in found]
+        rows += [Row(name, Path(name), texts, mask, of_many=is_pattern) for name in found]
     if os.path.isfile(texts.get("prompt", "")):  # noqa: PTH113  no text is too long for it
         wrong.append(f"PROMPT: {texts['prompt']} is a file; the prompt comes last: 'a cat'")
     wrong += [f"{row.input}: {said}" for row in rows if (said := _unreadable(row.input))]
@@ -136,7 +136,8 @@ def rows_of_list(
         problems += parse_form(texts)[1]
         wrong += [f"{place}: {problem}" for problem in problems]
         picture = files.get("input", list_file.parent)
-        rows.append(Row(place, picture, texts, files.get("mask", mask), said.get("output", "")))
+        own = said.get("output", "")
+        rows.append(Row(place, picture, texts, files.get("mask", mask), own, of_many=True))
     if not rows and not wrong:
         wrong.append(f"{list_file}: holds no job")
     return rows, wrong
@@ -161,7 +162,8 @@ def _lines(list_file: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
 
 
 def _csv_lines(text: str) -> Iterator[tuple[int, dict[str, str] | str]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    mark = _separator(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
     head: list[str] = []
     while True:
         number = reader.line_num + 1  # Where the row begins: a value in quotes may have lines.
@@ -180,6 +182,13 @@ def _csv_lines(text: str) -> Iterator[tuple[int, dict[str, str] | str]]:
         elif row:
             said = zip(head, row, strict=False)  # What a short row leaves out is left out.
             yield number, {name: value for name, value in said if name in _KNOWN}
+
+
+def _separator(text: str) -> str:
+    """Return what stands between the names of the head: no name has any of these itself."""
+    head = text.lstrip("\r\n").partition("\n")[0]
+    # Spreadsheets write ; where a comma is the decimal point.
+    return next((mark for mark in ",;\t" if mark in head), ",")
 
 
 def _csv_problem(error: csv.Error) -> str:
@@ -232,9 +241,9 @@ def jobs_of(
     """Return what is to be made, with the folders of the outputs made.
 
     One row without an output of its own goes into the file ``output``. Else ``output`` is a folder,
-    as it is where it ends with a separator, or where a pattern found that one row and it has no
-    picture's suffix: files in it have the inputs' names, numbered where several would be the same.
-    Raises JobsError, with what is ``wrong`` with the rows and their outputs.
+    as it is where it ends with a separator, or where that one row is of a pattern or a list and it
+    has no picture's suffix: files in it have the inputs' names, numbered where several would be the
+    same. Raises JobsError, with what is ``wrong`` with the rows and their outputs.
     """
     said = list(wrong)
     sources = files_read(rows)
@@ -250,7 +259,9 @@ def jobs_of(
         field = f"{row.place}: output" if row.output else "--output"
         form = format_of(path)
         if form is None:
-            said.append(f"{field}: {path.name} has none of the suffixes {', '.join(SUFFIXES)}")
+            advice = "" if row.output else "; end it with / for a folder"
+            known = ", ".join(SUFFIXES)
+            said.append(f"{field}: {path.name} has none of the suffixes {known}{advice}")
         elif problem := cannot_write(path, sources):
             said.append(f"{field}: {problem}")
         elif (place := path.resolve()) in taken:
@@ -270,7 +281,7 @@ def _outputs(rows: Sequence[Row], output: str | None, suffix: str) -> list[Path]
     if len(rows) == 1 and not rows[0].output:
         if output is None:
             return [Path(f"out{suffix}")]
-        if not is_folder and (is_picture or not rows[0].by_pattern):
+        if not is_folder and (is_picture or not rows[0].of_many):
             return [folder]
     if rows and is_picture and not is_folder:
         raise JobsError([f"--output: {folder}: name a folder, for more than one picture"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from PIL import Image
@@ -132,9 +133,8 @@ class _Remote:
                 **fields,
             )
         except ImageToImageError as error:
-            where = "" if error.status else "; is a server there? `img2img serve` starts one"
             raise NotMade(
-                error.message + where, _exit_status(error), hopeless=_is_hopeless(error)
+                _in_words(error), _exit_status(error), hopeless=_is_hopeless(error)
             ) from None
         remarks = [f"{name} had no effect on this server" for name in result.ignored_fields]
         if result.filtered:
@@ -147,6 +147,16 @@ _FORMATS: dict[ImageFormat, Literal["png", "jpeg", "webp"]] = {
     ImageFormat.JPEG: "jpeg",
     ImageFormat.WEBP: "webp",
 }
+
+
+def _in_words(error: ImageToImageError) -> str:
+    """Return why there is no picture, in the words of who sits at a command line."""
+    if not error.status:
+        return f"{error.message}; is a server there? `img2img serve` starts one"
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        told = error.message.partition(": send it in ")[0]  # What follows is for HTTP's clients.
+        return f"{told}; the key is read from the environment's IMG2IMG_API_KEY"
+    return error.message
 
 
 def _exit_status(error: ImageToImageError) -> int:

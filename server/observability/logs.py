@@ -78,3 +78,5 @@ def configure_logging(level: str, log_format: Literal["text", "json"]) -> None:
         logging.getLogger(package).setLevel(own_level)
     # The form parser remarks on each malformed byte; the answer already says so.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    # It tells of its own plugins at every start; what it does to a schema, the database says.
+    logging.getLogger("alembic").setLevel(logging.WARNING)

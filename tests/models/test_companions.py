@@ -114,7 +114,8 @@ def test_auto_takes_what_is_cached_and_else_goes_without(
 def test_a_check_that_is_asked_for_is_never_left_out(
     tiny: ModelBundle, tmp_path: Path, empty_cache: Path
 ) -> None:
-    with pytest.raises(ModelLoadError, match="'tiny' ships no safety checker"):
+    remedy = "'tiny' ships no safety checker: name one with IMG2IMG_SAFETY_CHECKER"
+    with pytest.raises(ModelLoadError, match=remedy):
         choose_safety(tiny)
     with pytest.raises(ModelLoadError, match="not a safety checker that loads"):
         choose_safety(tiny, str(tmp_path))

@@ -344,7 +344,8 @@ def test_keys_come_as_each_api_has_them(make_client: MakeClient, key: str) -> No
     assert Apis(client, headers).stability().status_code == 200
     wrong = Apis(client, {"Authorization": "Basic "})
     assert {wrong.img2img().status_code, wrong.edit().status_code} == {401}
-    assert wrong.img2img().json()["detail"]
+    assert "the key is the password of basic authentication" in wrong.img2img().json()["detail"]
+    assert "basic authentication" not in wrong.edit().text
 
 
 def test_the_contract_is_charged_once_whatever_it_accepts(apis: Apis, team: Team) -> None:

@@ -191,7 +191,7 @@ def test_keys_and_credits_from_the_command_line() -> None:
     key = created.stdout.strip()
     assert is_well_formed(key)
     again = runner.invoke(app, ["keys", "create", "alice"])
-    assert again.exit_code == 1
+    assert again.exit_code == 2
     assert "there is a key named alice already" in again.output
     added = runner.invoke(app, ["credits", "add", "alice", "0.5"])
     assert added.output == "alice: 13.0\n"

@@ -114,6 +114,21 @@ def test_a_pattern_that_finds_one_still_writes_into_its_folder(
     assert Path(written).is_file()
 
 
+@pytest.mark.parametrize("list_file", ["jobs.csv", "jobs.jsonl"])
+@pytest.mark.parametrize(
+    ("output", "written"), [("out", "out/a.png"), ("new.png", "new.png"), ("new/", "new/a.png")]
+)
+def test_a_list_of_one_still_writes_into_its_folder(
+    folder: Path, made: list[Job], list_file: str, output: str, written: str
+) -> None:
+    Path("jobs.csv").write_text("input,prompt\nin/a.png,a cat\n")
+    Path("jobs.jsonl").write_text('{"input": "in/a.png", "prompt": "a cat"}')
+    result = runner.invoke(app, ["generate", "--jobs", list_file, "-o", output])
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{written} (seed 1)\n"
+    assert Path(written).is_file()
+
+
 def test_a_failure_costs_no_other_picture(folder: Path, made: list[Job]) -> None:
     lines = ({"input": "in/a.png", "prompt": prompt} for prompt in ("a cat", "fail", "a dog"))
     Path("jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -169,6 +184,22 @@ def test_a_csv_of_jobs_with_defaults_of_the_command_line(folder: Path, made: lis
     assert (first.output, first.format.value) == (Path("o/x/cat.webp"), "WEBP")
     assert second.texts == {"prompt": "a dog", "steps": "12", "seed": "5"}
     assert second.mask == Path("lists/../in/a.png")
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_csv_may_have_the_separator_of_other_countries_spreadsheets(
+    folder: Path, made: list[Job], mark: str
+) -> None:
+    rows = [["", "input", "steps"], ["", "in/a.png", "20"], ["", "in/b.png", "30"]]
+    rows[0][0], rows[1][0], rows[2][0] = "prompt", "a cat, asleep", f'"a{mark} dog"'
+    lines = "".join("\r\n" + mark.join(row) for row in rows)
+    Path("jobs.csv").write_bytes(f"\ufeff{lines}".encode())
+    result = runner.invoke(app, ["generate", "--jobs", "jobs.csv"])
+    assert result.exit_code == 0, result.output
+    assert [(str(job.input), job.texts) for job in made] == [
+        ("in/a.png", {"prompt": "a cat, asleep", "steps": "20"}),
+        ("in/b.png", {"prompt": f"a{mark} dog", "steps": "30"}),
+    ]
 
 
 def test_all_that_is_wrong_with_a_list_is_said_before_any_work(
@@ -271,7 +302,10 @@ def test_a_list_may_have_any_character_in_a_prompt_and_any_bytes_in_a_name(
         (["in/b.png", "a", "--mask", "in/a.png", "-o", "in/a.png"], "in/a.png is a mask; name"),
         (["in/a.png", "a", "--grid", "in/a.png"], "--grid: in/a.png is an input; name another"),
         (["in/a.png", "a", "--grid", "out.png"], "--grid: out.png is a picture of its own"),
-        (["in/a.png", "a", "-o", "new"], "--output: new has none of the suffixes .png"),
+        (
+            ["in/a.png", "a", "-o", "new"],
+            "new has none of the suffixes .png, .jpg, .jpeg, .webp; end it with / for a folder\n",
+        ),
         (["in/a.png", "a", "-o", " "], "it is blank; name a file or a folder"),
         ([LONG, "a"], f"{LONG}: there is no such file"),
         (["in/a.png", "a", "-o", LONG], f"{LONG} cannot be written: File name too long"),
@@ -392,6 +426,25 @@ def test_what_a_server_refuses(
     assert f"a.png: {message}" in result.stderr
     assert len(server.asked) == tried
     assert ("1 more were not tried" in result.stderr) == (tried == 1)
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ("no API key: send it in the Authentication or the Authorization header", "no API key"),
+        ("the API key is not known", "the API key is not known"),
+        ("whatever a proxy says", "whatever a proxy says"),
+    ],
+)
+def test_a_key_that_is_missing_or_wrong_is_told_by_its_variable(
+    folder: Path, told: str, said: str
+) -> None:
+    with fake_server(failing(401, told)) as server:
+        result = runner.invoke(app, ["generate", "in/a.png", "a", "--url", server.url])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == (
+        f"{said}; the key is read from the environment's IMG2IMG_API_KEY"
+    )
 
 
 def test_where_no_server_is_it_is_said_what_starts_one(folder: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from server.accounts.db import Database
+from server.accounts.key_text import is_well_formed
 from server.accounts.pricing import MAX_CREDITS, parse_credits
 from server.cli.main import app
 from server.errors import OutcomeUnknown
@@ -69,8 +70,32 @@ def test_credits_between_two_steps(text: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_names(name: str) -> None:
     for command in (["keys", "create"], ["keys", "revoke"], ["keys", "rotate"]):
-        assert_one_line(ask(*command, name), 1)
-    assert_one_line(ask("credits", "add", name, "1"), 1)
+        assert_one_line(ask(*command, name), 2)
+    assert_one_line(ask("credits", "add", name, "1"), 2)
+
+
+def test_names_that_are_right_but_of_another_key_or_of_none() -> None:
+    assert ask("keys", "create", "alice").exit_code == 0
+    for command in (["keys", "create", "alice"], ["keys", "revoke", "bob"]):
+        assert_one_line(ask(*command), 2)
+    assert_one_line(ask("keys", "rotate", "bob"), 2)
+    assert_one_line(ask("credits", "add", "bob", "1"), 2)
+
+
+def test_a_rotation_says_how_long_the_old_key_stays_valid() -> None:
+    assert ask("keys", "create", "alice").exit_code == 0
+    for grace, hours in ((), "24"), (("--grace", "0.5"), "0.5"):
+        rotated = ask("keys", "rotate", "alice", *grace)
+        assert is_well_formed(rotated.stdout.removesuffix("\n"))
+        assert rotated.stderr == (
+            f"older keys of alice stay valid for {hours} hours at most; "
+            "--grace 0 ends them at once\n"
+        )
+    ended = ask("keys", "rotate", "alice", "--grace", "0")
+    assert is_well_formed(ended.stdout.removesuffix("\n"))
+    assert ended.stderr == "older keys of alice are no longer valid\n"
+    states = [line.split()[2] for line in ask("keys", "list").stdout.splitlines()[1:]]
+    assert states == ["expired", "expired", "expired", "valid"]
 
 
 @settings(suppress_health_check=list(HealthCheck))

@@ -20,7 +20,8 @@ import requests
 
 from tests.server.conftest import PATH
 from tests.server.failures import assert_failure
-from tests.server.server_process import ROOT, ServerProcess, running_server
+from tests.server.server_process import PRODUCT, ROOT, ServerProcess, running_server
+from tests.server.team import Team
 
 pytestmark = pytest.mark.process
 
@@ -181,6 +182,20 @@ def test_a_model_that_cannot_be_loaded_ends_the_process(tmp_path: Path) -> None:
         assert server.exit_status() == 1
         assert "no such weights" in server.log
         assert "Traceback" not in server.log
+
+
+def test_with_keys_a_port_in_use_is_told_in_one_line(tmp_path: Path) -> None:
+    """No library's start has lines of its own before it: alembic's had seven."""
+    team = Team(f"sqlite:///{tmp_path}/accounts.db")
+    team.make_key()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        with running_server(PRODUCT, tmp_path, "serve", database_url=team.url, port=port) as server:
+            assert server.exit_status() == 1
+            said = f"port {port} on 127.0.0.1 is in use; choose another with --port\n"
+            assert server.log == said
 
 
 def exchange(server: ServerProcess, data: bytes) -> tuple[bytes, bytes]:
