@@ -1,6 +1,6 @@
 """Kernels compiled ahead of time, for cards that are not here: a first start then compiles nothing.
 
-    python -m models.compile_kernels [80 86 89 90] [--folder FOLDER] [--dtype float16]
+    python -m models.compile_kernels [75 80 ...] [--folder FOLDER] [--dtype float16]
 
 fills FOLDER, by default the one in the environment that this package is installed in, which an
 image's build does; a start takes them from there (`models/acceleration/kernel_cache.py`).
@@ -19,8 +19,9 @@ import torch
 from models.acceleration.kernel_cache import CACHE_VARIABLE, COMPILED
 from models.loading.checkpoint import SD15_FOLDER
 
-CAPABILITIES = (80, 86, 89, 90)
-"""Compute capabilities of A100, of the RTX 30 and A10, of the RTX 40 and L4, of H100 and H200."""
+CAPABILITIES = (75, 80, 86, 89, 90, 100, 120)
+"""Compute capabilities of the RTX 20 and T4, of A100, of the RTX 30 and A10, of the RTX 40 and L4,
+of H100 and H200, of B200, of the RTX 50."""
 
 
 def fill(

@@ -11,6 +11,9 @@ from models.errors import ModelLoadError
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
+_BFLOAT16_CAPABILITY = (8, 0)
+"""Cards before have no such arithmetic; torch emulates some of it."""
+
 
 def choose_device(device: str = "auto") -> torch.device:
     """``auto`` takes CUDA where there is one, else the CPU. Raises ModelLoadError.
@@ -27,6 +30,11 @@ def choose_device(device: str = "auto") -> torch.device:
         raise ModelLoadError(f"device {device!r} is not one to run on here: use cpu or cuda")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ModelLoadError(f"device {device!r} was asked for, but torch sees no CUDA device")
+    if chosen.type == "cuda" and (chosen.index or 0) >= (cards := torch.cuda.device_count()):
+        seen = "one CUDA device here, cuda:0"
+        if cards > 1:
+            seen = f"{cards} CUDA devices here, cuda:0 to cuda:{cards - 1}"
+        raise ModelLoadError(f"device {device!r} was asked for, but torch sees {seen}")
     return chosen
 
 
@@ -43,7 +51,19 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
         raise ModelLoadError(f"dtype {dtype!r} is not one of auto, {', '.join(_DTYPES)}")
     if _DTYPES[dtype] is torch.float16 and device.type == "cpu":
         raise ModelLoadError("dtype 'float16' is not for the CPU: use float32 or bfloat16")
+    if _DTYPES[dtype] is torch.bfloat16 and device.type == "cuda":
+        has = torch.cuda.get_device_capability(device)
+        if has < _BFLOAT16_CAPABILITY:
+            raise ModelLoadError(
+                "dtype 'bfloat16' needs a CUDA device of compute capability "
+                f"{_in_words(_BFLOAT16_CAPABILITY)} or higher; {device} has {_in_words(has)}: "
+                "use float16 or float32"
+            )
     return _DTYPES[dtype]
+
+
+def _in_words(capability: tuple[int, int]) -> str:
+    return f"{capability[0]}.{capability[1]}"
 
 
 def dtype_in_words(asked: str, device: torch.device) -> str:

@@ -68,7 +68,7 @@ install_locks() {
         echo "Making .venv ..." >&2
         "$python" -m venv --clear "$VENV"
     fi
-    echo "Installing the pinned dependencies, once: 1.3 GB with torch's CPU build, several more with" \
+    echo "Installing the pinned dependencies, once: 1.2 GB with torch's CPU build, several more with" \
         "CUDA's libraries. Minutes, most of them torch's download:" >&2
     rm -f "$VENV"/.installed*
     torch=$(grep -o 'torch==[0-9.]*' pyproject.toml)

@@ -8,7 +8,9 @@ the modules in place, which compute the same: that is said once in the log and b
 from __future__ import annotations
 
 import logging
+import subprocess
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -68,7 +70,7 @@ def make_forwards(
     try:
         kernels = make_kernels(choice)
     except Exception as error:  # no Triton, or one that does not work with this torch
-        why = f"Triton cannot be used: {first_line(error)}"
+        why = f"Triton cannot be used: {_in_words(error)}"
         reasons = {name: reasons.get(name, why) for name in ("U-Net", "VAE")}
     else:
         if "U-Net" not in reasons:
@@ -91,9 +93,19 @@ def _tried(reasons: dict[str, str], name: str, make: Callable[[], Any]) -> Any:
         return make()
     except Exception as error:  # whatever Triton, a driver or a kernel makes of this device
         reasons[name] = (
-            str(error) if isinstance(error, _Differs) else f"it failed: {first_line(error)}"
+            str(error) if isinstance(error, _Differs) else f"it failed: {_in_words(error)}"
         )
         return None
+
+
+def _in_words(error: Exception) -> str:
+    """What an error says, and what to install where Triton could not build what it launches by."""
+    said = first_line(error)
+    if isinstance(error, subprocess.CalledProcessError):  # a compiler's; its command is long
+        said = f"{Path(error.cmd[0]).name} failed"
+    elif "C compiler" not in said:
+        return said
+    return f"{said}; Triton needs a C compiler and Python's headers: install gcc and python3-dev"
 
 
 @torch.inference_mode()

@@ -13,10 +13,9 @@ from models.acceleration.modes import ROW_BUCKETS
 from models.bundle import ModelBundle
 from models.device import synchronize
 from pipelines.denoise.batch import Evaluation
-from pipelines.denoise.denoiser import Denoiser
 from pipelines.denoise.latent_pool import LONGEST_CAPTURED, LatentPool
+from pipelines.engine.model_runner import ModelRunner
 from pipelines.engine.warmup import dummy_evaluations
-from pipelines.prompt.encoder import PromptChunks, PromptEncoder
 from pipelines.scheduler.batching import GroupKey, StepLimits
 from pipelines.scheduler.cost_model import CostTable, ImageCost, Provenance, StepPoint, TextCost
 from pipelines.vae.decode import decode_latents, decode_together
@@ -54,25 +53,23 @@ def _text_step(seconds: float, pixels: int) -> ImageCost:
 
 
 def measure_costs(
-    bundle: ModelBundle,
-    denoiser: Denoiser,
+    runner: ModelRunner,
     limits: StepLimits,
     budget: float = 3.0,
     clock: Callable[[], float] = time.perf_counter,
-    capturer: Capturer | None = None,
 ) -> CostTable:
     """Time steps, an encode and a decode, for about ``budget`` seconds, as they will run.
 
-    With a ``capturer`` text, encode and decode are captured, as ``denoiser`` captures its steps.
-
+    Where they are captured it is in graphs of their own, but for those that warm-up has made.
     One and two rows of the smallest picture are always timed, more rows, a long text and a larger
     picture as long as they can be expected to fit. What is not timed is taken as in proportion to
     pixels, and what a long text adds as in Stable Diffusion 1.5.
     """
+    bundle = runner.bundle
     began = clock()
     side, larger = SIDES
     seconds: dict[int, float] = {}
-    measure = _StepTimer(bundle, denoiser, limits, side, clock)
+    measure = _StepTimer(runner, limits, side, clock)
     measure(1)  # what the first one pays for kernels and caches is no cost of a step
     pixels = measure.key.latent_pixels
     for rows in ROW_BUCKETS:
@@ -86,18 +83,18 @@ def measure_costs(
     more = _TEXT_SHARE * seconds[1]
     if clock() - began + 3 * seconds[1] <= budget:
         # Where steps are captured no longer text's ever is.
-        chunks = LONGEST_CAPTURED // bundle.text_length if denoiser.captures else TEXT_CHUNKS
-        measure = _StepTimer(bundle, denoiser, limits, side, clock, chunks)
+        chunks = LONGEST_CAPTURED // bundle.text_length if runner.denoiser.captures else TEXT_CHUNKS
+        measure = _StepTimer(runner, limits, side, clock, chunks)
         more = max(0.0, measure(1) - seconds[1]) / (chunks - 1)
     text = TextCost(
         _text_step(more, pixels),
-        _text_seconds(bundle, clock, capturer),
+        _text_seconds(runner, clock),
         chunk_tokens=bundle.text_length,
     )
-    encode, decode = _image_seconds(bundle, side, clock, capturer)
+    encode, decode = _image_seconds(bundle, side, clock, runner.capturer)
     grown = (larger / side) ** 2
     if clock() - began + grown * sum(2 * value for value in seconds.values()) <= budget:
-        measure = _StepTimer(bundle, denoiser, limits, larger, clock)
+        measure = _StepTimer(runner, limits, larger, clock)
         points += [StepPoint(measure.key.latent_pixels, rows, measure(rows)) for rows in seconds]
     return CostTable(
         points,
@@ -119,20 +116,22 @@ class _StepTimer:
 
     def __init__(
         self,
-        bundle: ModelBundle,
-        denoiser: Denoiser,
+        runner: ModelRunner,
         limits: StepLimits,
         side: int,
         clock: Callable[[], float],
         chunks: int = 1,
     ) -> None:
-        self._bundle, self._denoiser, self._limits = bundle, denoiser, limits
-        self._clock = clock
+        bundle = self._bundle = runner.bundle
+        self._denoiser, self._limits, self._clock = runner.denoiser, limits, clock
         tokens = chunks * bundle.text_length
         self.key = GroupKey(*bundle.latent_size(side, side), tokens, False)
-        # Captured at once, where steps are: what is timed is what will run.
-        patience = 0 if denoiser.captures else None
-        self._pool = LatentPool(bundle, self.key, capacity=1, patience=patience)
+        if self.key in runner.pools:
+            self._pool = runner.pools[self.key]
+        else:
+            # Captured at once, where steps are: what is timed is what will run.
+            patience = 0 if runner.denoiser.captures else None
+            self._pool = LatentPool(bundle, self.key, capacity=1, patience=patience)
 
     def __call__(self, rows: int) -> float:
         evaluations = dummy_evaluations(rows, self._pool.scratch)
@@ -146,15 +145,12 @@ class _StepTimer:
         return self._clock() - started
 
 
-def _text_seconds(
-    bundle: ModelBundle, clock: Callable[[], float], capturer: Capturer | None
-) -> float:
+def _text_seconds(runner: ModelRunner, clock: Callable[[], float]) -> float:
     """Seconds of encoding one chunk of text, the second run."""
-    encoder = PromptEncoder(bundle, capturer=capturer)
-    for text in ("a", "b"):
+    for _ in range(2):
         started = clock()
-        encoder.encode(PromptChunks(encoder.chunks(text), encoder.chunks(text)))
-        synchronize(bundle.device)
+        runner.prompts.encode_empty()
+        synchronize(runner.bundle.device)
         seconds = clock() - started
     return seconds
 

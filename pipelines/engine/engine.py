@@ -280,11 +280,8 @@ class Engine:
         if self.config.warm_up:
             warm_up(self._runner, self.config, self._policy)
         if self._measures:
-            limits = self._policy.limits
-            runner = self._runner
-            self._scheduler.predictions.table = measure_costs(
-                self.bundle, runner.denoiser, limits, capturer=runner.capturer
-            )
+            table = measure_costs(self._runner, self._policy.limits)
+            self._scheduler.predictions.table = table
         self._measured.set()
 
     def _loop(self) -> None:

@@ -98,7 +98,7 @@ def _run_passes(runner: ModelRunner, policy: PolicyConfig) -> None:
     bundle, graphs = runner.bundle, runner.vae_graphs
     if graphs is None:
         return
-    runner.prompts.warm_up()
+    runner.prompts.encode_empty()
     for key in runner.hot:
         if key.latent_pixels > policy.part_pixels:
             continue

@@ -166,8 +166,8 @@ class PromptEncoder:
         # One chunk a forward: a text's states never depend on what it is encoded beside.
         return self._cache.get_or_make(chunk, lambda: self._forward(chunk))
 
-    def warm_up(self) -> None:
-        """Capture what is captured, before a request waits for it."""
+    def encode_empty(self) -> None:
+        """Encode a chunk without text, past the cache; the first run captures what is captured."""
         self._forward(EMPTY)
 
     def _forward(self, chunk: Chunk) -> torch.Tensor:

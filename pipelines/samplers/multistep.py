@@ -14,6 +14,7 @@ import numpy as np
 from pipelines.samplers.coefficients import Step, StepBuilder
 
 _LMS_ORDER = 4
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(_LMS_ORDER)
 
 
 def dpmpp_2m(b: StepBuilder, steps: Sequence[Step]) -> None:
@@ -175,11 +176,10 @@ def _lms_coefficient(order: int, sigmas: Sequence[float], i: int, j: int) -> flo
 
     Gauss-Legendre with 4 nodes is exact to degree 7, and the integrand is of degree 3 at most.
     """
-    nodes, weights = np.polynomial.legendre.leggauss(4)
     low, high = sigmas[i], sigmas[i + 1]
-    tau = (high - low) / 2 * nodes + (high + low) / 2
+    tau = (high - low) / 2 * _NODES + (high + low) / 2
     product = np.ones_like(tau)
     for k in range(order):
         if k != j:
             product *= (tau - sigmas[i - k]) / (sigmas[i - j] - sigmas[i - k])
-    return float((high - low) / 2 * np.dot(weights, product))
+    return float((high - low) / 2 * np.dot(_WEIGHTS, product))

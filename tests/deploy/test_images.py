@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from models.compile_kernels import CAPABILITIES
 from server import __version__
 from tests.deploy.chart import ROOT
 
@@ -88,6 +89,14 @@ def test_its_labels(file: Path) -> None:
     for name in ("version", "revision", "created", "source"):
         assert given[name] == f"${{{name.upper()}}}" and name.upper() in arguments
         assert f'"{name.upper()}=' in (ROOT / "scripts" / "image").read_text(encoding="utf-8")
+
+
+def test_kernels_ship_for_the_cards_that_the_pages_name() -> None:
+    assert "python -m models.compile_kernels" in of(ROOT / "Dockerfile.cuda", "RUN")
+    assert CAPABILITIES == (75, 80, 86, 89, 90, 100, 120)
+    *most, last = (f"{capability / 10:.1f}" for capability in CAPABILITIES)
+    for page in ("README.md", "docs/deployment.md"):
+        assert f"{', '.join(most)} and {last}" in " ".join((ROOT / page).read_text().split()), page
 
 
 @each_image

@@ -166,6 +166,38 @@ def test_a_known_order_goes_by_no_stopwatch_and_has_what_runs(
     assert orders == {40: order, 80: HOPPER_ORDER}
 
 
+@pytest.mark.parametrize(
+    ("runs", "order", "timed"),
+    [
+        # As on cards before compute capability 8.0, and where nothing but the last resort runs.
+        ({SDPBackend.EFFICIENT_ATTENTION}, [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH], 0),
+        (set(), [SDPBackend.MATH], 0),
+        (
+            {SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION},
+            [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH],
+            2,
+        ),
+    ],
+)
+def test_only_kernels_that_run_are_timed_and_not_one_alone(
+    monkeypatch: pytest.MonkeyPatch, runs: set[SDPBackend], order: list[SDPBackend], timed: int
+) -> None:
+    events: list[Event] = []
+
+    def event(enable_timing: bool) -> Event:
+        events.append(Event(enable_timing))
+        return events[-1]
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "Event", event)
+    monkeypatch.setattr(attention, "_views", lambda size, *_: (torch.zeros(1, 1, 4, size),) * 3)
+    monkeypatch.setattr(attention, "_runs", lambda kernel, _: kernel in runs)
+    monkeypatch.setattr(attention, "attend", lambda *_: None)
+    assert kernel_orders({40: (8, 4)}, CUDA, torch.float16, 16) == {40: tuple(order)}
+    assert len(events) == timed * 2 * attention._RUNS
+
+
 @pytest.mark.parametrize("runs_short", ["its views", "a kernel"])
 @pytest.mark.parametrize("fixed", [False, True])
 def test_where_a_try_has_too_little_memory_torch_chooses_and_the_log_says_so_once(

@@ -331,6 +331,39 @@ def test_what_does_not_hold_leaves_the_modules_and_is_said_once(
     assert difference(own.predict(*inputs, False), want) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("compiler", "said"), [(None, "Failed to find C compiler"), ("false", "false failed")]
+)
+def test_a_machine_that_cannot_build_for_triton_is_told_what_to_install(
+    tiny: ModelBundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    compiler: str | None,
+    said: str,
+) -> None:
+    """By Triton's own build, which it does at its first launch on a card."""
+    build = pytest.importorskip("triton.runtime.build")
+
+    class Building(TorchKernels):
+        def group_norm(self, *_: Any, **__: Any) -> torch.Tensor:
+            build.compile_module_from_src("int x;", "probe")
+            raise AssertionError("it was built")
+
+    if compiler is None:
+        monkeypatch.delenv("CC", raising=False)
+        monkeypatch.setenv("PATH", str(tmp_path))
+    else:
+        monkeypatch.setenv("CC", compiler)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    if hasattr(build, "_find_compiler"):
+        build._find_compiler.cache_clear()
+    own = replace(tiny, unet=deepcopy(tiny.unet))
+    words = made(own, Building()).in_words
+    assert said in words
+    assert words.count("install gcc and python3-dev") == 2  # of the U-Net and of the VAE
+    assert str(tmp_path) not in words
+
+
 def test_a_tiny_autoencoder_runs_as_its_module_and_is_no_warning(
     tiny: ModelBundle, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -315,6 +315,34 @@ def test_a_device_that_nobody_has_tried(device: str) -> None:
         loader.choose_device(device)
 
 
+@pytest.mark.parametrize(
+    ("cards", "asked", "said"),
+    [
+        (1, "cuda:1", "torch sees one CUDA device here, cuda:0"),
+        (4, "cuda:7", "torch sees 4 CUDA devices here, cuda:0 to cuda:3"),
+    ],
+)
+def test_a_card_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, cards: int, asked: str, said: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    for device in ("auto", "cuda", f"cuda:{cards - 1}"):
+        assert loader.choose_device(device).type == "cuda"
+    with pytest.raises(ModelLoadError, match=f"^device '{asked}' was asked for, but {said}$"):
+        loader.choose_device(asked)
+
+
+def test_a_dtype_that_a_card_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    capabilities = {"cuda:0": (7, 5), "cuda:1": (8, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda d: capabilities[str(d)])
+    old, new = torch.device("cuda:0"), torch.device("cuda:1")
+    assert loader.choose_dtype("bfloat16", new) is torch.bfloat16
+    assert loader.choose_dtype("float16", old) is torch.float16
+    with pytest.raises(ModelLoadError, match=r"'bfloat16' needs .* 8\.0 .*; cuda:0 has 7\.5: use"):
+        loader.choose_dtype("bfloat16", old)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_asked_for_where_there_is_none() -> None:
     with pytest.raises(ModelLoadError, match="CUDA"):

@@ -10,11 +10,14 @@ import torch
 from models.acceleration.cuda_graphs import EagerCapturer
 from models.acceleration.modes import ROW_BUCKETS
 from models.bundle import ModelBundle
-from pipelines.denoise.denoiser import Denoiser
 from pipelines.denoise.latent_pool import LONGEST_CAPTURED, LatentPool
 from pipelines.engine import calibration
 from pipelines.engine.calibration import guessed_costs, measure_costs
+from pipelines.engine.config import EngineConfig
+from pipelines.engine.model_runner import ModelRunner
+from pipelines.engine.warmup import warm_up
 from pipelines.scheduler.batching import GroupKey, StepLimits
+from pipelines.scheduler.scheduler import PolicyConfig
 
 
 def clock_of(step: float) -> Iterator[float]:
@@ -44,7 +47,7 @@ def test_as_much_is_measured_as_the_budget_allows(
     # What is timed ticks by the look: a smaller picture is measured as a large one is.
     monkeypatch.setattr(calibration, "SIDES", (64, 128))
     ticking = clock_of(0.5)
-    table = measure_costs(tiny, Denoiser(tiny), limits, budget, clock=lambda: next(ticking))
+    table = measure_costs(ModelRunner(tiny, (), 4), limits, budget, lambda: next(ticking))
     points = [tuple(point[:2]) for point in table.to_json()["steps"]]
     pixels = sorted({p for p, _ in points})
     assert len(pixels) == sizes
@@ -61,10 +64,30 @@ def test_text_and_vae_are_measured_as_they_will_run(
 ) -> None:
     monkeypatch.setattr(calibration, "SIDES", (64, 128))
     capturer, ticking = EagerCapturer(), clock_of(0.5)
-    denoiser, limits = Denoiser(tiny), StepLimits(max_rows=2)
-    table = measure_costs(tiny, denoiser, limits, 0.0, lambda: next(ticking), capturer)
-    assert capturer.captures == 1 + 2
+    runner = ModelRunner(tiny, ROW_BUCKETS, 4, capturer)
+    table = measure_costs(runner, StepLimits(max_rows=2), 0.0, lambda: next(ticking))
+    assert capturer.captures == 2 * 2 + 1 + 2  # two graphs a step
     assert table.decode_seconds(64) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("sides", "sizes"), [([96], ["small", "large"]), ([128], ["small"]), ([64, 128], [])]
+)
+@torch.inference_mode()
+def test_what_warm_up_has_captured_is_timed_and_not_captured_again(
+    tiny: ModelBundle, monkeypatch: pytest.MonkeyPatch, sides: list[int], sizes: list[str]
+) -> None:
+    monkeypatch.setattr(calibration, "SIDES", (64, 128))
+    capturer, ticking = EagerCapturer(), clock_of(0.5)
+    limits = StepLimits(max_rows=2, buckets=(1, 2))
+    hot = [GroupKey(*tiny.latent_size(side, side), 77, False) for side in sides]
+    runner = ModelRunner(tiny, limits.buckets, 4, capturer, hot)
+    warm_up(runner, EngineConfig(), PolicyConfig(limits=limits))
+    before = capturer.captures
+    measure_costs(runner, limits, 1e9, lambda: next(ticking))
+    steps = 2 * len(limits.buckets) * len(sizes) + 2  # two graphs each; the long text has one row
+    assert capturer.captures - before == steps + 2  # an encode and a decode of the small size
+    assert len(runner.pools) == len(hot)
 
 
 @pytest.mark.parametrize(
@@ -89,8 +112,8 @@ def test_a_long_text_is_measured_as_it_will_run(
     monkeypatch.setattr(calibration, "SIDES", (64, 128))
     monkeypatch.setattr(calibration, "LatentPool", Pool)
     ticking = clock_of(0.5)
-    denoiser = Denoiser(tiny, ROW_BUCKETS, capturer)
-    measure_costs(tiny, denoiser, StepLimits(max_rows=2), 1e9, lambda: next(ticking), capturer)
+    runner = ModelRunner(tiny, ROW_BUCKETS, 4, capturer)
+    measure_costs(runner, StepLimits(max_rows=2), 1e9, lambda: next(ticking))
     assert {key.text_tokens for key in keys} == {77, longest}
     assert longest <= LONGEST_CAPTURED or capturer is None
 

@@ -119,7 +119,7 @@ def test_a_weighted_text_does_not_wait_for_the_device() -> None:
 def test_a_captured_text_has_the_bits_of_one_as_it_comes(tiny: ModelBundle) -> None:
     capturer = EagerCapturer()
     plain, captured = PromptEncoder(tiny), PromptEncoder(tiny, capturer=capturer)
-    captured.warm_up()
+    captured.encode_empty()
     asked = [("a cat", ""), ("a (dog:1.3)", "blurry"), ("abcdefghij" * 20, "a BREAK b")]
     made = [captured.encode_pair(*texts) for texts in asked]
     # Compared at the end: a replay leaves what earlier ones made.

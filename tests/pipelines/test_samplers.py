@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -161,11 +162,58 @@ def test_lms_equals_diffusers_from_the_first_step(steps: int) -> None:
     assert relative_error(got, want) < 1e-5
 
 
+def test_lms_finds_no_nodes_of_integration_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by each coefficient they took nine tenths of a program's time."""
+    monkeypatch.setattr(np.polynomial.legendre, "leggauss", None)
+    assert len(make_program(Sampler.K_LMS, 10, 0.0)) == 10
+
+
 def test_2s_ancestral_takes_the_schedule_of_euler_ancestral() -> None:
     ours = make_schedule(Sampler.K_DPMPP_2S_ANCESTRAL, 17, 0.35)
     euler = make_schedule(Sampler.K_EULER_ANCESTRAL, 17, 0.35)
     assert np.array_equal(ours.sigmas, euler.sigmas)
     assert np.array_equal(ours.timesteps, euler.timesteps)
+
+
+# Those whose alphas diffusers sets by other means too, and those of another prediction.
+NOISE_SCHEDULES = [
+    NoiseSchedule(),
+    NoiseSchedule(beta_schedule="linear"),
+    NoiseSchedule(prediction_type="v_prediction", rescale_betas_zero_snr=True),
+]
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+def test_a_schedule_is_that_of_the_samplers_own_scheduler_to_the_bit(sampler: Sampler) -> None:
+    for noise_schedule in NOISE_SCHEDULES:
+        own = make_scheduler(sampler, noise_schedule)
+        for steps in (1, 2, 7, 30, 150):
+            beyond = sampler is Sampler.LCM and steps > 50
+            options = {"original_inference_steps": 1000} if beyond else {}
+            own.set_timesteps(steps, **options)
+            ours = make_schedule(sampler, steps, 0.0, noise_schedule)
+            assert np.array_equal(ours.timesteps, own.timesteps.double().numpy()[:: own.order])
+            if sampler not in (Sampler.DDIM, Sampler.DDPM, Sampler.LCM):
+                sigmas = own.sigmas.double().numpy()[: own.order * steps : own.order]
+                assert np.array_equal(ours.sigmas[:-1], sigmas)
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+def test_a_schedule_is_made_of_its_own_steps_alone(
+    sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of diffusers' schedulers first make one of all 1000 timesteps, two for 140 ms."""
+    asked: list[int] = []
+    for spec in SAMPLER_SPECS.values():
+        scheduler = getattr(diffusers, spec.scheduler)
+
+        def noted(self: Any, steps: int, *rest: Any, _set: Any = scheduler.set_timesteps) -> None:
+            asked.append(steps)
+            _set(self, steps, *rest)
+
+        monkeypatch.setattr(scheduler, "set_timesteps", noted)
+    make_schedule(sampler, 41, 0.35, NoiseSchedule(beta_end=0.0121))  # that nobody has asked for
+    assert set(asked) == {41}
 
 
 @pytest.mark.parametrize(

@@ -343,16 +343,16 @@ def test_help_of_generate_has_the_forms_choices_ranges_and_defaults() -> None:
 @pytest.mark.slow("operations")
 @pytest.mark.process
 def test_doctor_tells_a_sampler_whose_library_is_missing() -> None:
-    """A fresh install once lacked scipy, which one sampler needs: every request of it failed."""
-    without_scipy = (
-        "import sys; sys.modules['scipy'] = None; sys.argv = ['img2img', 'doctor'];"
-        "from server.cli.main import main; main()"
+    """A fresh install once lacked scipy, which K_LMS then took: every request of it failed."""
+    without_unipc = (
+        "import sys; sys.modules['diffusers.schedulers.scheduling_unipc_multistep'] = None;"
+        "sys.argv = ['img2img', 'doctor']; from server.cli.main import main; main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", without_scipy], capture_output=True, text=True, check=False
+        [sys.executable, "-c", without_unipc], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1, done.stdout + done.stderr
-    assert done.stdout.startswith("problem    sampler K_LMS fails: ")
+    assert done.stdout.startswith("problem    sampler UNIPC fails: ")
     assert done.stdout.count("problem ") == 1
 
 

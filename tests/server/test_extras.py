@@ -62,14 +62,14 @@ def test_requirements_that_are_not_met(monkeypatch: pytest.MonkeyPatch) -> None:
     assert missing_requirements() == []
     installed = extras.version
 
-    def without_scipy(name: str) -> str:
-        if name == "scipy":
+    def without_redis(name: str) -> str:
+        if name == "redis":
             raise PackageNotFoundError(name)
         return "0.1" if name == "uvicorn" else installed(name)
 
-    monkeypatch.setattr(extras, "version", without_scipy)
-    scipy, uvicorn = sorted(missing_requirements())
-    assert scipy.startswith(f"scipy is not installed: {sys.executable} -m pip install ")
+    monkeypatch.setattr(extras, "version", without_redis)
+    redis, uvicorn = sorted(missing_requirements())
+    assert redis.startswith(f"redis is not installed: {sys.executable} -m pip install ")
     assert uvicorn.startswith("uvicorn 0.1 is installed, which does not fit: ")
 
 

@@ -56,11 +56,11 @@ def import_one(module: str, name: str | None) -> None:
 
 
 def use_schedulers() -> None:
-    from pipelines.request import CONTRACT_SAMPLERS
-    from pipelines.samplers.schedules import make_schedule
+    from pipelines.request import Sampler
+    from pipelines.samplers.programs import make_program
 
-    for sampler in CONTRACT_SAMPLERS:
-        make_schedule(sampler, 10, 0.0)
+    for sampler in Sampler:
+        make_program(sampler, 10, 0.0)
 
 
 def use_models() -> None:

@@ -29,11 +29,12 @@ NOT_NEEDED = {
     "_pytest": "torch looks whether a test runs it",
     "google": "protobuf, which the traces' exporter brings; transformers reads tokenizers with it",
     "importlib_resources": "tqdm's command line finds its manual with it before Python 3.9",
-    "matplotlib": "scipy, tqdm and torch draw with it when they are asked to",
+    "matplotlib": "tqdm and torch draw with it when they are asked to",
     "mpl_toolkits": "comes with matplotlib",
     "pylab": "comes with matplotlib",
     "peft": "diffusers loads LoRAs with it; models/loading/lora.py does here",
-    "pytest": "numpy and scipy test themselves with it",
+    "pytest": "numpy tests itself with it",
+    "scipy": "diffusers' LMS and beta schedules take it, and losses of transformers' training",
     "sniffio": "anyio tells it the event loop's name where it is there",
 }
 """What is here for the tests and asked for by libraries that we reach, and why no user has it."""
@@ -80,7 +81,7 @@ def test_all_of_it_can_be_imported_and_used_as_it_is_shipped(reached: Reached) -
 @pytest.mark.slow("release")
 def test_what_libraries_ask_for_is_shipped_or_known_not_to_be_needed(reached: Reached) -> None:
     files = [Path(file) for file in reached["files"]]
-    assert any(file.name == "scheduling_lms_discrete.py" for file in files)
+    assert any(file.name == "scheduling_euler_discrete.py" for file in files)
     names = sorted(not_shipped(set(packages_distributions())))
     mentions = re.compile(rf"(?:import|from)[ \t]+(?:{'|'.join(map(re.escape, names))})\b")
     asked = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
+import torch
 
 from pipelines.request import GenerationResult
 from scripts.benchmarks.replicas.sleeping import STARTER, WHO, drawn
@@ -137,6 +140,28 @@ def test_over_http_a_killed_engines_request_is_charged_once(
     assert team.states() == {"settled": 6}
     assert team.balance() == Balance(76, 0)
     assert team.problems() == []
+
+
+@pytest.mark.process
+def test_the_servers_own_process_does_without_torch() -> None:
+    asked = (
+        "import sys, server.app, server.replicas.processes as p;"
+        "print(p.card_count(), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{torch.cuda.device_count()} False\n"
+
+
+def test_cards_are_not_counted_for_engines_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "card_count", None)
+    with pytest.raises(StartError, match="a number of engines on the CPU"):
+        start_on_devices(Settings(device="cpu", devices="all"), STARTER)
+
+
+def test_a_torch_that_counts_no_cards_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "no-such-python")
+    with pytest.raises(StartError, match="IMG2IMG_DEVICES: torch"):
+        start_on_devices(Settings(devices="all"), STARTER)
 
 
 def cards(settings: Settings, count: int) -> tuple[int, int]:
