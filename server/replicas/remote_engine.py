@@ -270,7 +270,8 @@ class RemoteEngine:
         if isinstance(outcome, EngineRefused) and not taken.done():
             taken.set_exception(outcome)
             return
-        self._statistics.count_end(outcome, handle.timeline)
+        if request.strength < 1.0:  # else no image is made, and an engine counts none
+            self._statistics.count_end(outcome, handle.timeline)
         self._statistics.evaluations += handle.timeline.evaluations
         if isinstance(outcome, GenerationResult):
             handle.succeed(outcome)
