@@ -136,15 +136,16 @@ def test_a_load_that_takes_too_long_is_not_live(tmp_path: Path) -> None:
 HUNG_THREAD = """
 import threading
 from server.serve import leave_hung_threads
-threading.Thread(target=threading.Event().wait).start()
+threading.Thread(target=threading.Event().wait, name={name!r}, daemon={daemon}).start()
 leave_hung_threads(3)
 """
 
 
-def test_a_thread_that_hangs_does_not_keep_the_process() -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", HUNG_THREAD], cwd=ROOT, capture_output=True, timeout=60, check=False
-    )
+@pytest.mark.parametrize(("name", "daemon"), [("any", False), ("img2img-safety", True)])
+def test_a_thread_that_hangs_does_not_keep_the_process(name: str, daemon: bool) -> None:
+    """Nor is what it is in torn down under it, as that of the checks of images."""
+    command = [sys.executable, "-c", HUNG_THREAD.format(name=name, daemon=daemon)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False)
     assert ended.returncode == 3
     assert b"ended without waiting for what hangs" in ended.stderr
 
