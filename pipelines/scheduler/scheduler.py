@@ -82,7 +82,7 @@ class _Group:
 
 
 class Scheduler:
-    """Takes requests, hands out units of work. Not thread-safe: it belongs to the engine's thread.
+    """Takes requests, hands out units of work. Not thread-safe: the engine has a lock for it.
 
     The life of a unit: ``work = plan()``, the engine launches it, ``advance(work)``; at its end
     ``predictions.learn(work, seconds it took)``, and `remove` for the requests that it finished.

@@ -155,7 +155,7 @@ class RemoteEngine:
 
     @property
     def alive(self) -> bool:
-        """Return True: replicas come back by themselves, whatever becomes of the present ones."""
+        """Return True until it has drained: replicas that are lost come back by themselves."""
         return not self._ended.is_set()
 
     @property
