@@ -216,12 +216,6 @@ def test_what_is_not_http_is_answered_in_the_envelope(server: ServerProcess) -> 
     }
 
 
-def test_a_client_with_an_oversized_body_gets_its_answer(server: ServerProcess) -> None:
-    oversized = b"x" * (8 * 1024 * 1024)
-    form = {"data": {"prompt": "0"}, "files": {"init_image": ("a", oversized)}}
-    assert_failure(requests.post(server.url + PATH, timeout=30, **form), 413, "over 3 MiB")  # type: ignore[arg-type]
-
-
 def test_a_chunked_body_over_the_limit(server: ServerProcess) -> None:
     def chunks() -> Iterator[bytes]:
         yield b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n'
