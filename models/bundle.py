@@ -115,7 +115,6 @@ class ModelBundle:
     dtype: torch.dtype
     path: Path | None = None
     clip: ClipModel | None = None
-    extras: dict[str, Any] = field(default_factory=dict)
     embeddings: dict[str, tuple[int, ...]] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     compiled: CompiledParts | None = None
@@ -135,7 +134,7 @@ class ModelBundle:
     @property
     def downscale(self) -> int:
         """Pixels to a side of one latent: 8 for Stable Diffusion."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        return downscale(self.vae)
 
     @property
     def text_length(self) -> int:
@@ -193,6 +192,11 @@ class ModelBundle:
         if compiled is not None and compiled.covers_step(rows, height, width, tokens, tile):
             return compiled.unet
         return self.unet
+
+
+def downscale(vae: Any) -> int:
+    """Return a VAE's pixels to a side of one latent."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
 def stored_bytes(parameter: torch.Tensor) -> int:

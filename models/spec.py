@@ -11,8 +11,7 @@ PRODUCTION_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
 class AccelerationMode(StrEnum):
-    """A way to make a model fast; each mode has all of the one before
-    (`models/acceleration/modes.py`)."""
+    """A way to make a model fast: `models/acceleration/modes.py` says what each does."""
 
     OFF = "off"
     GRAPHS = "graphs"

@@ -58,7 +58,3 @@ class ByteCache(Generic[K, V]):
         """Return a value and keep it no longer; counts as nothing."""
         value: V | None = self._kept.pop(key, None)
         return value
-
-    @property
-    def bytes_kept(self) -> int:
-        return int(self._kept.currsize)

@@ -2,14 +2,14 @@
 
 GenerationError
 +-- EngineRefused            the request never entered (``retry_after`` seconds)
-|   +-- EngineBusy           the queue is full
+|   +-- EngineBusy           the queue is full, or too long for it to be done in time
 |   +-- EngineDraining       the server is shutting down
 |   +-- EngineDead           the engine's thread has died
 |   +-- EngineStalled        what it does now does not end
 |   +-- RequestTooLong       it alone would take longer than it is allowed
 +-- DeadlineExceeded         it took longer than it was allowed
 +-- GenerationCancelled      its caller withdrew it
-+-- GenerationFailed         it went wrong, and it alone
++-- GenerationFailed         it went wrong, alone or with the engine
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class EngineRefused(GenerationError):
 
 
 class EngineBusy(EngineRefused):
-    """The queue is full."""
+    """The queue is full, or so long that the request could not be done in time."""
 
 
 class EngineDraining(EngineRefused):
@@ -72,7 +72,7 @@ class GenerationCancelled(GenerationError):
 
 
 class GenerationFailed(GenerationError):
-    """The request went wrong, and it alone."""
+    """The request went wrong: it alone, or the engine with all that it had."""
 
 
 def as_failure(error: Exception) -> GenerationError:

@@ -1,14 +1,14 @@
-"""Scores finished pictures beside the engine: a thread of its own checks what waits, in batches.
+"""Scores finished pictures beside the engine: a thread checks what waits, in batches.
 
 The engine is done with a picture by then, so its steps never wait for a check.
 """
 
 from __future__ import annotations
 
-import queue
 import threading
+from collections import deque
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 
@@ -22,12 +22,16 @@ SECONDS_A_PICTURE = 1.0
 SCORE_SECONDS = 120.0
 """`SafetyCheck.score` waits no longer: a check that hangs must not keep its callers' threads. A
 full batch before its own and its own are said to hang at 40 s each."""
+THREAD = "img2img-safety"
 
 _Waiting = tuple[Pixels, "Future[float]"]
 
 
 class SafetyCheck:
-    """Scores pictures for any number of callers. Its thread is a daemon and ends with `close`."""
+    """Scores pictures for any number of callers.
+
+    Its thread is there while pictures wait, so at the end of the process one that is there hangs.
+    """
 
     def __init__(
         self,
@@ -39,18 +43,30 @@ class SafetyCheck:
         self._watch = Watch("the safety check", patience)
         self._score_seconds = score_seconds
         self.batches = 0
-        self._inbox: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="img2img-safety", daemon=True)
-        self._thread.start()
+        device = model.mean.device
+        # On CUDA a stream of its own: on the engine's, a step would wait for a check.
+        on_cuda = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if on_cuda else None  # type: ignore[no-untyped-call]
+        self._waiting: deque[_Waiting] = deque()
+        self._running = False
+        self._lock = threading.Lock()  # of the two before
 
     def submit(self, picture: Pixels) -> Future[float]:
-        """The score of an (H, W, 3) uint8 picture, to come: see `SafetyModel.scores`."""
+        """The score of an (H, W, 3) uint8 picture, to come: see `SafetyModel.scores`.
+
+        Raises RuntimeError where the system has no thread for it.
+        """
         future: Future[float] = Future()
-        self._inbox.put((picture, future))
+        with self._lock:
+            if not self._running:
+                threading.Thread(target=self._run, name=THREAD, daemon=True).start()
+                self._running = True
+            self._waiting.append((picture, future))
         return future
 
     def score(self, picture: Pixels) -> float:
-        """The score; blocks. Raises what the model raises, and TimeoutError where it hangs."""
+        """The score; blocks. Raises what the model and `submit` do, and TimeoutError where it
+        hangs."""
         return self.submit(picture).result(self._score_seconds)
 
     @property
@@ -62,31 +78,17 @@ class SafetyCheck:
     def alive(self) -> bool:
         return not self._watch.lost
 
-    def close(self) -> None:
-        """Score what waits already, and end."""
-        self._inbox.put(None)
-        self._thread.join()
-
     def _run(self) -> None:
-        with self._stream():
-            while (first := self._inbox.get()) is not None:
-                batch, last = [first], False
-                while len(batch) < MAX_BATCH and not self._inbox.empty():
-                    another = self._inbox.get()
-                    if another is None:
-                        last = True
-                        break
-                    batch.append(another)
+        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+            while batch := self._next():
                 self._score(batch)
-                if last:
-                    return
 
-    def _stream(self) -> AbstractContextManager[object]:
-        """On CUDA a stream of its own: on the engine's, a step would wait for a check."""
-        device = self.model.mean.device
-        if device.type != "cuda":
-            return nullcontext()
-        return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+    def _next(self) -> list[_Waiting]:
+        """Take what waits, as far as it is scored at once. Where nothing does the thread ends."""
+        with self._lock:
+            batch = [self._waiting.popleft() for _ in range(min(MAX_BATCH, len(self._waiting)))]
+            self._running = bool(batch)
+        return batch
 
     def _score(self, batch: list[_Waiting]) -> None:
         self.batches += 1

@@ -25,6 +25,7 @@ from server.img2img.moderation import SafetyPolicy
 from server.settings import Settings
 
 if TYPE_CHECKING:
+    from models.auxiliary.safety_checker import SafetyModel
     from models.bundle import ModelBundle
 
 logger = logging.getLogger(__name__)
@@ -133,14 +134,14 @@ def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
             settings.model_spec, device=settings.device, dtype=settings.dtype
         )
         bundle.clip = choose_clip(bundle, settings.clip_model)
-        safety = _safety_policy(bundle, settings)
+        checker = safety_model(bundle, settings)
     except loader.ModelLoadError as error:
         raise StartError(str(error)) from error
     facts = {"model": bundle.name, **bundle.facts, "threads": threads}
     logger.info("loaded", extra={"fields": facts})
     if notice := demo_notice(settings.model):
         logger.warning(notice)
-    memory = memory_policy(bundle, settings)
+    memory = memory_policy(bundle, settings, checker=checker)
     bundle.vae_tile_above = memory.tile_above
     logger.info("memory", extra={"fields": {"plan": memory.in_words(bundle.downscale)}})
     return LoadedModel(
@@ -149,19 +150,25 @@ def load_model(settings: Settings, *, warm_up: bool = True) -> LoadedModel:
         device=str(bundle.device),
         dtype=str(bundle.dtype).removeprefix("torch."),
         clip=None if bundle.clip is None else bundle.clip.name,
-        safety=safety,
+        safety=_safety_policy(checker, settings),
     )
 
 
-def _safety_policy(bundle: ModelBundle, settings: Settings) -> SafetyPolicy | None:
-    """Raises ModelLoadError where a check is asked for and there is no checker."""
+def safety_model(bundle: ModelBundle, settings: Settings) -> SafetyModel | None:
+    """Load what checks images, None where none is asked for. Raises ModelLoadError."""
     if settings.safety == "off":
         return None
     from models.auxiliary.choose import choose_safety
+
+    return choose_safety(bundle, settings.safety_checker, settings.model_revision)
+
+
+def _safety_policy(checker: SafetyModel | None, settings: Settings) -> SafetyPolicy | None:
+    if checker is None or settings.safety == "off":
+        return None
     from pipelines.safety_check import SafetyCheck
 
-    model = choose_safety(bundle, settings.safety_checker, settings.model_revision)
-    return SafetyPolicy(settings.safety, settings.safety_threshold, SafetyCheck(model))
+    return SafetyPolicy(settings.safety, settings.safety_threshold, SafetyCheck(checker))
 
 
 class State(Enum):

@@ -11,6 +11,7 @@ from pipelines.scheduler.batching import GroupKey, StepLimits
 from server.settings import MIB, Settings
 
 if TYPE_CHECKING:
+    from models.auxiliary.safety_checker import SafetyModel
     from models.bundle import ModelBundle
     from models.memory import MemoryPlan
 
@@ -52,8 +53,15 @@ class MemoryPolicy:
         )
 
 
-def memory_policy(bundle: ModelBundle, settings: Settings, free: int | None = None) -> MemoryPolicy:
-    """Plan for ``free`` bytes beside the weights, by default what the device has.
+def memory_policy(
+    bundle: ModelBundle,
+    settings: Settings,
+    free: int | None = None,
+    *,
+    checker: SafetyModel | None = None,
+) -> MemoryPolicy:
+    """Plan for ``free`` bytes beside the weights, by default what the device has; ``checker`` is
+    loaded too.
 
     Memory is unlimited on a CPU that `IMG2IMG_MEMORY_LIMIT_MIB` does not limit; steps then keep
     their usual limits.
@@ -62,7 +70,7 @@ def memory_policy(bundle: ModelBundle, settings: Settings, free: int | None = No
     from models.memory import MemoryPlan, measure_footprint
 
     asked = round(settings.vae_tile_above * 1e6) or None
-    available = available_bytes(bundle, settings) if free is None else free
+    available = available_bytes(bundle, settings, checker) if free is None else free
     buckets = choose_acceleration(settings.acceleration, bundle.device).row_buckets
     if available is None:
         above = None if asked is None or asked >= LARGEST else asked
@@ -77,10 +85,13 @@ def memory_policy(bundle: ModelBundle, settings: Settings, free: int | None = No
     return MemoryPolicy(limits, plan.tile_above, exact_rows, plan)
 
 
-def available_bytes(bundle: ModelBundle, settings: Settings) -> int | None:
-    """Bytes that there are beside the weights, which are loaded; None: as many as it takes."""
+def available_bytes(
+    bundle: ModelBundle, settings: Settings, checker: SafetyModel | None = None
+) -> int | None:
+    """Bytes that there are beside all weights, which are loaded; None: as many as it takes."""
     import torch
 
+    from models.bundle import stored_bytes
     from models.memory import free_device_bytes
 
     limit = settings.memory_limit_mib * MIB
@@ -89,8 +100,9 @@ def available_bytes(bundle: ModelBundle, settings: Settings) -> int | None:
         return min(free, limit - torch.cuda.memory_allocated(bundle.device)) if limit else free
     if not limit:
         return None
-    clip = () if bundle.clip is None else bundle.clip.model.parameters()
-    return limit - bundle.weight_bytes - sum(int(p.nbytes) for p in clip)
+    beside = [bundle.preview_vae, bundle.clip and bundle.clip.model, checker and checker.checker]
+    loaded = (stored_bytes(p) for part in beside if part is not None for p in part.parameters())
+    return limit - bundle.weight_bytes - sum(loaded)
 
 
 def _key(side: int, downscale: int) -> GroupKey:

@@ -36,6 +36,9 @@ SEND_SECONDS = 10
 THREAD_SECONDS = 2.0
 """What threads get to end by themselves once nothing is served any more."""
 
+_INSIDE_THE_DEVICE = ("img2img-engine", "img2img-prepare", "img2img-safety")
+"""Daemons that are in the device's library while they work, and end before the process does."""
+
 
 class DrainingServer(uvicorn.Server):
     """A uvicorn server that, told to stop, first finishes what runs while it refuses new work.
@@ -163,8 +166,10 @@ def _metrics_listener(app: FastAPI, settings: Settings) -> Iterator[None]:
         listener.start()
         urls = ", ".join(f"{url_of(one)}/metrics" for one in sockets)
         logger.info("metrics", extra={"fields": {"url": urls}})
-        yield
-        listener.close()
+        try:
+            yield
+        finally:
+            listener.close()
     finally:
         close(sockets)
 
@@ -180,7 +185,7 @@ def leave_hung_threads(status: int) -> None:
         thread
         for thread in threading.enumerate()
         if thread is not threading.current_thread()
-        and (not thread.daemon or thread.name in ("img2img-engine", "img2img-prepare"))
+        and (not thread.daemon or thread.name in _INSIDE_THE_DEVICE)
     ]
     for thread in working:
         thread.join(max(0.0, give_up - time.monotonic()))

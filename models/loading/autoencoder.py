@@ -60,8 +60,3 @@ def _without_weights(path: Path, contents: Contents, configuration: Path) -> Any
     if contents is Contents.TINY_VAE:
         return make_vae(checkpoint.SD15_FOLDER / "tiny_vae")
     return make_vae(configuration / "vae")
-
-
-def downscale(vae: Any) -> int:
-    """Pixels to a side of one latent."""
-    return int(2 ** (len(vae.config.block_out_channels) - 1))

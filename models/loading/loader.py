@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from models.acceleration.quantization import check_quantization, quantize_unet
-from models.bundle import ModelBundle
+from models.bundle import ModelBundle, downscale
 from models.device import choose_device, choose_dtype, dtype_in_words
 from models.errors import ModelLoadError
 from models.loading import checkpoint
-from models.loading.autoencoder import downscale, load_autoencoder
+from models.loading.autoencoder import load_autoencoder
 from models.loading.checkpoint import SD15_FOLDER
 from models.loading.clip import load_beside
 from models.loading.folder import check_layout, part_files, variants

@@ -15,6 +15,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -161,7 +162,7 @@ class Engine:
             self.statistics,
             self._runner.cache_counts,
             self._runner.graph_counts,
-            device_usage(self.bundle.device),
+            partial(device_usage, self.bundle.device),
         )
 
     def costs_by_size(self) -> Sequence[SizeCost]:

@@ -6,7 +6,7 @@ The engine's thread counts, any thread reads (`pipelines.counts`). No torch here
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from models.device_usage import DeviceUsage
@@ -120,7 +120,11 @@ class EngineStatistics:
 
 @dataclass(frozen=True)
 class EngineSnapshot:
-    """The engine now: its load, its totals, its caches and graphs by name, its device."""
+    """The engine now: its load, its totals, its caches and graphs by name.
+
+    ``device`` says how full that is when it is called: a card takes long to say it, and most
+    snapshots are for the load.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -128,4 +132,4 @@ class EngineSnapshot:
     statistics: EngineStatistics = field(default_factory=EngineStatistics)
     caches: Mapping[str, CacheCounts] = field(default_factory=dict)
     graphs: Mapping[str, GraphCounts] = field(default_factory=dict)
-    device: DeviceUsage | None = None
+    device: Callable[[], DeviceUsage] | None = None

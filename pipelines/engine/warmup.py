@@ -16,6 +16,7 @@ import torch
 from models.acceleration.compiled import CompileCache
 from models.acceleration.modes import accelerate, make_capturer
 from models.bundle import ModelBundle
+from models.errors import first_line
 from pipelines.denoise.batch import Evaluation
 from pipelines.engine.config import EngineConfig
 from pipelines.engine.model_runner import ModelRunner
@@ -75,8 +76,7 @@ def _run_compiled(runner: ModelRunner, policy: PolicyConfig) -> bool:
     except Exception as error:  # whatever a compiler makes of the parts
         logger.warning("compiled parts are not used, because one failed: %s", error)
         bundle.compiled = None
-        first_line = str(error).partition("\n")[0] or type(error).__name__
-        bundle.facts["acceleration"] = f"not compiled: {first_line}"
+        bundle.facts["acceleration"] = f"not compiled: {first_line(error)}"
         return False
     return True
 

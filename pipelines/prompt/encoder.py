@@ -113,10 +113,6 @@ class PromptEncoder:
         """Return how many tokens long the text states of ``texts`` are."""
         return texts.longest * self._bundle.text_length
 
-    def tokens(self, prompt: str, negative_prompt: str) -> int:
-        """Return the length that the pair's text states will have, without encoding them."""
-        return self.length(self.read(prompt, negative_prompt))
-
     def chunks(self, text: str) -> tuple[Chunk, ...]:
         """Return the chunks of a text; at least one."""
         room = self._bundle.text_length - 2

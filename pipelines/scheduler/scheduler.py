@@ -40,9 +40,9 @@ class PolicyConfig:
     many; ``max_places`` of them hold latents on the device.
     ``limits`` bound and pad a step. Encodes and decodes are handed out in one
     part for every ``part_pixels`` latent pixels. A group mate joins a step if it adds at most
-    ``1 - min_gain`` of what it would cost alone. A request is due ``slack_seconds + slack_factor *
-    (its predicted seconds alone)`` after it arrived, or ``deadline_margin`` times those before its
-    deadline if that is sooner.
+    ``1 - min_gain`` of what it would cost alone. A request is due ``slack_factor`` times its
+    predicted seconds alone after it arrived, or ``deadline_margin`` times those before its deadline
+    if that is sooner.
     Decodes that wait at the same time share one, by numbers of ``shared_decodes``; empty: they
     never do. Requests that take too long alone are tried every ``trial_seconds``, one at a time.
     """
@@ -52,7 +52,6 @@ class PolicyConfig:
     limits: StepLimits = field(default_factory=StepLimits)
     part_pixels: int = 64 * 64
     min_gain: float = 0.1
-    slack_seconds: float = 0.0
     slack_factor: float = 16.0
     deadline_margin: float = 1.15
     trial_seconds: float = 60.0
@@ -82,7 +81,7 @@ class _Group:
 
 
 class Scheduler:
-    """Takes requests, hands out units of work. Not thread-safe: it belongs to the engine's thread.
+    """Takes requests, hands out units of work. Not thread-safe: the engine has a lock for it.
 
     The life of a unit: ``work = plan()``, the engine launches it, ``advance(work)``; at its end
     ``predictions.learn(work, seconds it took)``, and `remove` for the requests that it finished.
@@ -109,7 +108,7 @@ class Scheduler:
         """Take ``task``, or say why not: it takes too long in itself, the queue is full, or its
         deadline cannot be met."""
         seconds = self.predictions.alone(task)
-        task.due = task.arrived + self.config.slack_seconds + self.config.slack_factor * seconds
+        task.due = task.arrived + self.config.slack_factor * seconds
         trial = task.allowed is not None and seconds > task.allowed
         if task.deadline is not None and not trial:
             latest = task.deadline - self.config.deadline_margin * seconds

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from models.bundle import ModelBundle, VaeStep
-from models.loading.autoencoder import TILE_SIDE, downscale
+from models.bundle import ModelBundle, VaeStep, downscale
+from models.loading.autoencoder import TILE_SIDE
 from models.padding import circular_padding
 
 Tensor = torch.Tensor

@@ -21,7 +21,7 @@ from pipelines.prompt.styles import STYLES as TEMPLATES
 from scripts.training.data import Drawn, to_model
 from scripts.training.tokenizer import encode, write_tokenizer
 from scripts.training.trainer import Plan, Run, load_checkpoint
-from scripts.training.world.captions import caption, plain_caption
+from scripts.training.world.captions import caption
 from scripts.training.world.scene import BACKGROUNDS, COLOURS, OBJECTS, STYLES, Scene, sample_scene
 
 WIDTH = 128
@@ -161,15 +161,6 @@ def finished_clip(folder: Path, tokenizer: CLIPTokenizer) -> CLIPModel:
     model = WithHeads(make_clip(tokenizer))
     model.load_state_dict(load_checkpoint(folder)["model"])
     return model.clip.eval()
-
-
-@torch.no_grad()
-def similarity(
-    clip: CLIPModel, tokenizer: CLIPTokenizer, scenes: list[Scene], pictures: torch.Tensor
-) -> torch.Tensor:
-    """Cosine of each picture (-1..1) and its scene's plain caption, (N,)."""
-    ids = torch.tensor(encode(tokenizer, [plain_caption(scene) for scene in scenes]))
-    return (embed_text(clip, ids) * embed_pictures(clip, pictures)).sum(dim=-1)
 
 
 def text_tower(clip: CLIPModel) -> Any:

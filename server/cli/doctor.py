@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from models.embedded.vocabulary import demo_notice
 from server import __version__
 from server.cpus import set_tensor_threads, usable_cpus
+from server.engine_service import safety_model
 from server.extras import missing_extras, missing_requirements
 from server.http.listening import CannotListen, close, listen
 from server.img2img.deny_list import DenyList, DenyListError
@@ -18,6 +19,7 @@ from server.memory_plan import memory_policy
 from server.settings import Settings, misplaced_key, renamed_variables, unknown_variables
 
 if TYPE_CHECKING:
+    from models.auxiliary.safety_checker import SafetyModel
     from models.bundle import ModelBundle
 
 
@@ -71,10 +73,12 @@ def diagnose(settings: Settings) -> Diagnosis:
         diagnosis.problems.extend(_sampler_problems(bundle))
         facts["attention"] = attention_backends(bundle.head_sizes, bundle.device, bundle.dtype)
         try:
-            clip = choose_clip(bundle, settings.clip_model)
+            bundle.clip = clip = choose_clip(bundle, settings.clip_model)
             facts["guidance"] = "none" if clip is None else f"by CLIP, {clip.name}"
-            facts["safety"] = _safety_in_words(bundle, settings)
-            facts["plan"] = memory_policy(bundle, settings).in_words(bundle.downscale)
+            checker = safety_model(bundle, settings)
+            facts["safety"] = _safety_in_words(checker, bundle, settings)
+            plan = memory_policy(bundle, settings, checker=checker)
+            facts["plan"] = plan.in_words(bundle.downscale)
         except ModelLoadError as error:
             diagnosis.problems.append(str(error))
     try:
@@ -161,15 +165,12 @@ def _accounts_in_words(settings: Settings, problems: list[str]) -> str:
         return "unusable"
 
 
-def _safety_in_words(bundle: ModelBundle, settings: Settings) -> str:
-    """Return what checks images, in words. Raises ModelLoadError where a checker is asked for and
-    missing."""
-    from models.auxiliary.choose import choose_safety, shipped_checker
+def _safety_in_words(checker: SafetyModel | None, bundle: ModelBundle, settings: Settings) -> str:
+    from models.auxiliary.choose import shipped_checker
 
-    if settings.safety == "off":
+    if checker is None:
         shipped = shipped_checker(bundle.path) is not None
         return f"off (the model ships {'a' if shipped else 'no'} checker)"
-    checker = choose_safety(bundle, settings.safety_checker, settings.model_revision)
     return f"{settings.safety} above {settings.safety_threshold:g}, by {checker.name}"
 
 

@@ -64,14 +64,16 @@ class _Own:
         mask = None if job.mask is None else job.mask.read_bytes()
         fields = Fields({**job.texts, **previews}, job.input.read_bytes(), mask=mask)
         # What is wrong with it is said before the seconds that a model takes to load.
-        plan = await self._service.prepare(fields, self._model)
+        known = self._model
+        plan = await self._service.prepare(fields, known)
         async with self._loading:
             if self._model is None:
                 observer.stage(f"loading {self._settings.model}")
                 self._model = await _in_thread(self._load)
         model = self._model
         # Once more, if it was without the model: that decides on guidance and previews.
-        if observer.previews or plan.first.clip_guidance is not ClipGuidancePreset.NONE:
+        guided = plan.first.clip_guidance is not ClipGuidancePreset.NONE
+        if known is None and (observer.previews or guided):
             plan = await self._service.prepare(fields, model)
         observer.stage(f"making {plan.first.width} x {plan.first.height} on {model.device}")
         running = (await self._service.run(plan, model)).running[0]

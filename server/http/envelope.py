@@ -1,4 +1,5 @@
-"""The one shape of every answer: `{"code", "message", "data"}`."""
+"""The shape of the contract's answers, and of all failures that no other API has a shape for:
+`{"code", "message", "data"}`."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
 
-import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
 from pipelines.request import Pixels
@@ -147,8 +146,3 @@ def filled(image: Image.Image, mask: Image.Image) -> Image.Image:
 def composite(made: Image.Image, base: Image.Image, mask: Image.Image) -> Image.Image:
     """Return ``made`` where the mask is 255 and ``base`` where it is 0, to the bit."""
     return Image.composite(made, base, mask)
-
-
-def as_array(mask: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Return the mask as `(height, width)` uint8."""
-    return np.array(mask)

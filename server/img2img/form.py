@@ -218,7 +218,6 @@ class ImageToImageForm(BaseModel):
 
 TEXT_FIELDS = tuple(ImageToImageForm.model_fields)
 FILE_FIELDS = frozenset((IMAGE_FIELD, MASK_FIELD))
-FORM_FIELDS = FILE_FIELDS.union(TEXT_FIELDS)
 
 
 def parse_form(texts: Mapping[str, str]) -> tuple[ImageToImageForm | None, list[str]]:

@@ -190,9 +190,9 @@ class ImageToImage:
     ) -> Plan:
         """Return what the engine is asked, with prompts checked and uploads decoded.
 
-        Without a model (it is not loaded yet) call `check_for_model` before `run`. ``client`` takes
-        turns with others at the decoders. ``problems`` were found before, and are reported with
-        what is found here.
+        Without a model (it is not loaded yet) guidance is not checked, and there are no previews:
+        plan once more with it. ``client`` takes turns with others at the decoders. ``problems``
+        were found before, and are reported with what is found here.
 
         Raises InvalidInput with all that is wrong, DecodeTimeout or DecodersBusy.
         """
@@ -218,11 +218,6 @@ class ImageToImage:
             request_id=current_request_id(),
         )
         return Plan(generations, fitted.finishing)
-
-    def check_for_model(self, plan: Plan, model: LoadedModel) -> None:
-        """Check a request that was prepared before its model was loaded. Raises InvalidInput."""
-        if lacking := _lacking(plan.first.clip_guidance, model):
-            raise InvalidInput(lacking)
 
     async def run(self, plan: Plan, model: LoadedModel, limit: TimeLimit | None = None) -> Batch:
         """Hand the images to the engine; withdraw them if the caller is cancelled meanwhile.

@@ -170,9 +170,9 @@ def _caches_and_graphs(now: EngineSnapshot) -> Iterator[Metric]:
 
 
 def _device(now: EngineSnapshot) -> Iterator[Metric]:
-    usage = now.device
-    if usage is None:
+    if now.device is None:
         return
+    usage = now.device()
     family = GaugeMetricFamily(
         f"{PREFIX}device_memory_bytes",
         "Memory of the device; of a CPU, the machine's.",

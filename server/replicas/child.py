@@ -193,15 +193,17 @@ class _Child:
             pass
         except Exception:
             logger.exception("what the server says cannot be read")
-        self._call_soon(self._closed.set)
+        if not self._call_soon(self._closed.set):
+            os._exit(0)
 
-    def _call_soon(self, what: Callable[..., None], *args: object) -> None:
-        """Have the loop call something. Before there is one, only the end can have come: the server
-        sends nothing else to an engine that has not reported yet."""
+    def _call_soon(self, what: Callable[..., None], *args: object) -> bool:
+        """Have the loop call something, if there is one yet: an engine that has not reported has
+        no calls that something else than the end could be about."""
         with self._lock:
             if self._loop is None:
-                os._exit(0)
+                return False
             self._loop.call_soon_threadsafe(what, *args)
+            return True
 
     def _write(self) -> None:
         try:

@@ -11,7 +11,7 @@ from server.settings import Settings
 from server.settings.engine import EngineSettings
 from server.settings.model import ModelSettings
 
-_ALSO = ("log_level", "log_format", "request_timeout", "data_dir", "replica_patience")
+_ALSO = ("log_level", "log_format", "request_timeout")
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,8 @@ class ProcessReplicas:
 
     def watch(self, ident: str) -> None:
         process = self._processes.get(self._balance.replica_of(ident) or "")
-        if process is not None:
+        # By that name there may be another one by now, which does not have the call.
+        if process is not None and ident in process.calls:
             process.send(Watch(ident))
 
     def score(self, picture: Pixels) -> float:

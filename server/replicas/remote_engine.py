@@ -155,7 +155,7 @@ class RemoteEngine:
 
     @property
     def alive(self) -> bool:
-        """Return True: replicas come back by themselves, whatever becomes of the present ones."""
+        """Return True until it has drained: replicas that are lost come back by themselves."""
         return not self._ended.is_set()
 
     @property
@@ -270,7 +270,8 @@ class RemoteEngine:
         if isinstance(outcome, EngineRefused) and not taken.done():
             taken.set_exception(outcome)
             return
-        self._statistics.count_end(outcome, handle.timeline)
+        if request.strength < 1.0:  # else no image is made, and an engine counts none
+            self._statistics.count_end(outcome, handle.timeline)
         self._statistics.evaluations += handle.timeline.evaluations
         if isinstance(outcome, GenerationResult):
             handle.succeed(outcome)

@@ -94,7 +94,3 @@ def test_doctor_finds_nothing_wrong(done: dict[str, Done]) -> None:
     assert done["doctor"].returncode == 0, done["doctor"].stdout + done["doctor"].stderr
     for word in (__version__, "torch", "threads", "device", "dtype", "model", "nothing is wrong"):
         assert word in done["doctor"].stdout
-
-
-def test_version() -> None:
-    assert run("--version").stdout == f"img2img-server {__version__}\n"

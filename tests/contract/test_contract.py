@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 import requests
-from PIL import Image
 
 from pipelines.request import CONTRACT_SAMPLERS, ClipGuidancePreset
 from server.images.decode import prepare_image
@@ -173,15 +171,6 @@ def test_the_picture_depends_on_prompt_style_scale_and_strength(
     for change, other in zip(CHANGES, others, strict=True):
         assert other.size == (320, 320)
         assert max_difference(other, first) > 0, change
-
-
-def test_the_settings_are_in_the_png(client: Client, small_picture: bytes) -> None:
-    answer = client.ask(small_picture, **QUICK, seed=8, prompt="a blue circle", sampler="K_HEUN")
-    with Image.open(io.BytesIO(answer.png)) as image:
-        text = image.text["parameters"]  # type: ignore[attr-defined]
-    assert text.startswith("a blue circle\nSteps: 10, Sampler: Heun, CFG scale: 7, Seed: 8, ")
-    assert "Size: 320x320, " in text
-    assert "Denoising strength: 0.1, " in text
 
 
 # Failures

@@ -87,7 +87,7 @@ def test_a_word_is_not_torn_by_the_end_of_a_chunk(
     chunks = encoder.chunks(letters + "w b")
     assert [len(chunk.ids) for chunk in chunks] == [73, 5]
     assert chunks[1].ids[:4] == bundle.embeddings["w"]
-    assert encoder.tokens(letters + "w b", "") == 2 * 77
+    assert encoder.length(encoder.read(letters + "w b", "")) == 2 * 77
 
 
 def test_more_vectors_than_a_chunk_holds(tiny_folder: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_long_prompts_are_joined_from_chunks_of_75_tokens(
     encoder = PromptEncoder(tiny)
     states = encoder.encode_pair(text, "")
     assert states.shape == (2, 77 * chunks, tiny.text_width)
-    assert encoder.tokens(text, "") == 77 * chunks
+    assert encoder.length(encoder.read(text, "")) == 77 * chunks
     for i in range(chunks):
         alone = text[75 * i : 75 * (i + 1)]
         # Only the last chunk ends a word, so only there does the tokenizer see the same letters.
@@ -169,7 +169,7 @@ def test_break_starts_a_new_chunk_and_the_other_side_is_padded(tiny: ModelBundle
     encoder = PromptEncoder(tiny)
     states = encoder.encode_pair("abc BREAK def", "dark")
     assert states.shape == (2, 154, tiny.text_width)
-    assert encoder.tokens("abc BREAK def", "dark") == 154
+    assert encoder.length(encoder.read("abc BREAK def", "dark")) == 154
     parts = [encoder.encode_pair(text, "")[1] for text in ("abc", "def", "dark", "")]
     assert torch.equal(states[1], torch.cat(parts[:2]))
     assert torch.equal(states[0], torch.cat(parts[2:]))

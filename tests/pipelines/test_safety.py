@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,9 @@ from models.auxiliary.safety_checker import SafetyModel
 from models.bundle import ModelBundle
 from pipelines.engine.watch import Patience
 from pipelines.request import Pixels
-from pipelines.safety_check import MAX_BATCH, SafetyCheck
+from pipelines.safety_check import MAX_BATCH, THREAD, SafetyCheck
 from tests.tiny_model import write_tiny_checker
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +26,8 @@ def model(tiny: ModelBundle, tmp_path_factory: pytest.TempPathFactory) -> Safety
 
 
 @pytest.fixture
-def check(model: SafetyModel) -> Iterator[SafetyCheck]:
-    running = SafetyCheck(model)
-    yield running
-    running.close()
+def check(model: SafetyModel) -> SafetyCheck:
+    return SafetyCheck(model)
 
 
 def pictures(count: int) -> list[Pixels]:
@@ -54,11 +52,26 @@ def test_a_failure_reaches_the_caller_and_the_next_is_scored(check: SafetyCheck)
     assert check.score(pictures(1)[0]) < 0
 
 
-def test_close_scores_what_waits(model: SafetyModel) -> None:
-    check = SafetyCheck(model)
-    futures = [check.submit(picture) for picture in pictures(5)]
-    check.close()
-    assert all(future.done() for future in futures)
+def test_its_thread_is_there_only_while_pictures_wait(check: SafetyCheck) -> None:
+    """A server that ends would take an idle one for one that hangs."""
+    for _ in range(2):
+        for future in [check.submit(picture) for picture in pictures(5)]:
+            assert future.result(30) < 0
+        wait_until(lambda: THREAD not in [thread.name for thread in threading.enumerate()])
+
+
+def test_without_a_thread_a_picture_has_no_score_and_the_next_has(
+    check: SafetyCheck, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as lacking:
+        lacking.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            check.score(pictures(1)[0])
+    assert check.score(pictures(1)[0]) < 0
+    assert check.batches == 1
 
 
 def test_a_check_that_hangs_says_so_and_keeps_no_caller(
@@ -77,6 +90,5 @@ def test_a_check_that_hangs_says_so_and_keeps_no_caller(
     assert not check.alive
     assert "the safety check hangs" in str(check.obstacle)
     release.set()
-    check.close()
-    assert check.obstacle is None
+    wait_until(lambda: check.obstacle is None)
     assert check.alive

@@ -270,7 +270,7 @@ def test_a_small_picture_goes_before_a_large_one_and_between_the_parts_of_its_de
 
 
 def test_the_earliest_deadline_goes_first_within_a_size() -> None:
-    scheduler = Scheduler(LINEAR, PolicyConfig(slack_seconds=1e6))
+    scheduler = Scheduler(LINEAR, PolicyConfig(slack_factor=1e6))
     for ident, deadline in enumerate((900.0, 300.0, 600.0)):
         put(scheduler, ident, deadline=deadline)
     assert run_all(scheduler) == [1, 2, 0]

@@ -108,12 +108,6 @@ def test_sixteen_bit_colour_keeps_its_high_bytes() -> None:
     assert np.abs(np.subtract(decoded.getpixel((1, 0)), (0x12, 0xAC, 0x01))).max() <= 1
 
 
-def test_thirty_two_bit_integers() -> None:
-    values = np.array([[0, 2**30, 2**31 - 1]], np.int32)
-    decoded = decode_image(file_of(Image.fromarray(values), "TIFF"))
-    assert [decoded.getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
-
-
 @pytest.mark.parametrize(("white", "middle"), [(1.0, 0.5), (255.0, 127.5), (65535.0, 32767.5)])
 def test_floating_point_grey(white: float, middle: float) -> None:
     values = np.array([[0.0, middle, white, np.nan]], np.float32)

@@ -12,6 +12,7 @@ import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -20,13 +21,19 @@ from typer.testing import CliRunner
 
 from img2img_client import ImageToImageError
 from pipelines.errors import GenerationFailed
+from pipelines.request import Pixels
+from server.cli.in_process import in_this_process
 from server.cli.jobs import Job
 from server.cli.main import app
 from server.cli.view import half_blocks
+from server.images.encode import ImageFormat
+from server.images.workers.pool import DecoderPool
 from server.img2img.service import FinishedImage
+from server.settings import Settings
 from tests.clients.fake_server import failing, fake_server, picture_event, picturing, streaming
 from tests.server.pictures import file_of, gradient
 from tests.server.server_process import ROOT
+from tests.server.stub_engine import StubEngine
 
 runner = CliRunner()
 LONG = "x" * 300 + ".png"
@@ -66,6 +73,53 @@ def test_many_inputs_go_into_a_folder_that_is_made(folder: Path, made: list[Job]
         "new/out/a-2.png (seed 3)",
     ]
     assert sorted(path.name for path in Path("new/out").iterdir()) == ["a-2.png", "a.png", "b.png"]
+
+
+class Watching:
+    """An observer that wants previews."""
+
+    previews = True
+
+    def stage(self, what: str) -> None:
+        pass
+
+    def step(self, step: int, steps: int) -> None:
+        pass
+
+    def preview(self, image: Image.Image) -> None:
+        pass
+
+
+@pytest.mark.process
+def test_once_the_model_is_there_an_input_is_decoded_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it decides on guidance and previews."""
+    engine, decode, decoded = StubEngine(), DecoderPool.decode, []
+
+    async def count(pool: DecoderPool, data: bytes, *rest: Any, **more: Any) -> Pixels | None:
+        decoded.append(data)
+        return await decode(pool, data, *rest, **more)
+
+    monkeypatch.setattr(DecoderPool, "decode", count)
+    load = engine.starter()
+    monkeypatch.setattr("server.cli.in_process.load_model", lambda settings, **_: load(settings))
+    texts = {"prompt": "a cat", "clip_guidance_preset": "FAST_BLUE"}
+    job = Job(Path("in/a.png"), texts, Path("out.png"), ImageFormat.PNG)
+
+    async def make() -> list[int]:
+        counts = []
+        async with in_this_process(Settings()) as maker:
+            for _ in range(2):
+                decoded.clear()
+                await maker.make(job, Watching())
+                counts.append(len(decoded))
+        return counts
+
+    before, with_model = asyncio.run(make())
+    assert before == 2, "what is wrong with it is said before the model is loaded"
+    assert with_model == 1
+    assert all(handle.request.previews for handle in engine.handles)
 
 
 def test_what_is_there_is_skipped_unless_it_is_to_be_made_anew(

@@ -100,7 +100,7 @@ def stored_for(orientation: int) -> Image.Image:
     return upright if undo is None else upright.transpose(undo)
 
 
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation(orientation: int, file_format: str) -> None:
     exif = Image.Exif()

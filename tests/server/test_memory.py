@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from models.auxiliary.choose import choose_safety
 from models.bundle import ModelBundle
 from pipelines.engine.engine import Engine, EngineConfig
 from pipelines.engine.policy import make_policy
 from pipelines.scheduler.batching import GroupKey, StepLimits
 from scripts.checkpoints.without_weights import bundle_without_weights
+from server import memory_plan
+from server.cli.doctor import diagnose
 from server.cli.main import app
 from server.engine_service import load_model
 from server.memory_plan import EXACT_ROWS, LARGEST, available_bytes, memory_policy
 from server.settings import Settings
+from tests.tiny_model import write_tiny_checker
 
 pytestmark = pytest.mark.process
 
@@ -71,6 +77,38 @@ def test_a_limit_on_the_cpu_is_of_weights_and_work(embedded: ModelBundle) -> Non
     assert rows(small.limits, 512) < rows(large.limits, 512)
     # All that can run at a time: two rows of each of max_running_requests.
     assert rows(large.limits, 320) == 2 * Settings().max_running_requests
+
+
+def test_on_the_cpu_it_counts_all_that_is_loaded(embedded: ModelBundle, tmp_path: Path) -> None:
+    checker = choose_safety(embedded, str(write_tiny_checker(tmp_path / "checker")))
+    drawn = replace(embedded, preview_vae=embedded.vae, clip=None)
+    parts = (embedded.unet, embedded.vae, embedded.vae, embedded.text_encoder, checker.checker)
+    loaded = sum(p.nbytes for part in parts for p in part.parameters())
+    settings = Settings(memory_limit_mib=2048)
+    assert available_bytes(drawn, settings, checker) == 2 * GIB - loaded
+
+
+def test_doctor_plans_with_what_the_server_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(
+        device="cpu",
+        memory_limit_mib=600,
+        clip_model="none",
+        safety="blur",
+        safety_checker=str(write_tiny_checker(tmp_path / "checker")),
+    )
+    planned: list[int | None] = []
+    count = memory_plan.available_bytes
+
+    def keep(*parts: Any) -> int | None:
+        planned.append(count(*parts))
+        return planned[-1]
+
+    monkeypatch.setattr(memory_plan, "available_bytes", keep)
+    load_model(settings, warm_up=False)
+    diagnose(settings)
+    assert planned == [planned[0]] * 2
 
 
 def test_stable_diffusion_on_a_card_of_8_gib(full_size: ModelBundle) -> None:

@@ -26,6 +26,7 @@ from server.http.listening import close, listen
 from server.observability.metrics import Metrics
 from server.observability.metrics_listener import MOST_CONNECTIONS, MetricsListener
 from server.observability.request_record import ALL_APIS, ALL_OUTCOMES
+from server.serve import DrainingServer, serve
 from server.settings import Settings
 from tests.server.conftest import PATH, MakeClient
 from tests.server.stub_engine import StubEngine
@@ -106,6 +107,21 @@ def test_a_port_of_its_own(listener: str) -> None:
         assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert requests.get(f"{listener}/else", timeout=10).status_code == 404
     assert requests.post(f"{listener}/metrics", timeout=10).status_code == 501
+
+
+def test_that_port_is_closed_however_serving_ends(
+    engine: StubEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    ended: list[MetricsListener] = []
+    monkeypatch.setattr(DrainingServer, "run", fail)
+    monkeypatch.setattr(MetricsListener, "start", lambda _: None)
+    monkeypatch.setattr(MetricsListener, "close", lambda one: ended.append(one))
+    with pytest.raises(MemoryError):
+        serve(Settings(port=0, metrics_port=0), engine.starter())
+    assert len(ended) == 1
 
 
 def test_silent_connections_do_not_pile_up_on_that_port(listener: str) -> None:

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from pipelines.request import CONTRACT_SAMPLERS, ClipGuidancePreset, Sampler
 from server.img2img.form import (
-    FORM_FIELDS,
+    FILE_FIELDS,
     NOT_BLANK,
     STYLE_PRESETS,
+    TEXT_FIELDS,
     ImageToImageForm,
     ResizeMode,
     form_request_body,
@@ -216,7 +217,7 @@ def test_the_described_form_is_the_checked_one() -> None:
     body = form_request_body()
     schema = body["content"]["multipart/form-data"]["schema"]
     properties = schema["properties"]
-    assert set(properties) == FORM_FIELDS
+    assert set(properties) == FILE_FIELDS.union(TEXT_FIELDS)
     assert schema["required"] == ["init_image", "prompt"]
     assert properties["init_image"]["format"] == "binary"
     for name, shown in properties.items():

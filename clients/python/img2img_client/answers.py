@@ -126,29 +126,37 @@ def result_of(body: str | bytes, response: httpx2.Response) -> Result:
     """Return the picture of an envelope. Raises ImageToImageError."""
     with _understood(response):
         answer = _envelope(body, response)
-        data, headers = answer["data"], response.headers
-        file = base64.b64decode(data["image"])
-        return Result(
-            image=_image(file),
-            file=file,
-            seed=int(data["seed"]),
-            filtered=data.get("filtered", False),
-            ignored_fields=_names(headers.get("X-Ignored-Fields", "")),
-            credits=_credits(answer.get("credits"), headers),
-            model=unquote(headers.get("X-Model", "")),
-            replayed=headers.get("Idempotency-Replayed") == "true",
-        )
+        data, credits = answer["data"], answer.get("credits")
+        filtered = data.get("filtered", False)
+        return _result(base64.b64decode(data["image"]), data["seed"], filtered, credits, response)
 
 
 def bare_result_of(response: httpx2.Response) -> Result:
     """Return the picture of an answer that is the picture alone. Raises ImageToImageError."""
+    with _understood(response):
+        headers = response.headers
+        filtered = headers.get("X-Filtered") == "true"
+        return _result(response.content, headers.get("Seed", 0), filtered, None, response)
+
+
+def _result(
+    file: bytes,
+    seed: int | str,
+    filtered: bool,
+    credits: Mapping[str, str] | None,
+    response: httpx2.Response,
+) -> Result:
     headers = response.headers
-    data: dict[str, Any] = {
-        "image": base64.b64encode(response.content).decode(),
-        "seed": headers.get("Seed", 0),
-        "filtered": headers.get("X-Filtered") == "true",
-    }
-    return result_of(json.dumps({"code": 0, "data": data}), response)
+    return Result(
+        image=_image(file),
+        file=file,
+        seed=int(seed),
+        filtered=filtered,
+        ignored_fields=_names(headers.get("X-Ignored-Fields", "")),
+        credits=_credits(credits, headers),
+        model=unquote(headers.get("X-Model", "")),
+        replayed=headers.get("Idempotency-Replayed") == "true",
+    )
 
 
 def account_of(response: httpx2.Response) -> Account:

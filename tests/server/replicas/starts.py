@@ -31,6 +31,14 @@ def hang(settings: Settings) -> LoadedModel:
     raise AssertionError
 
 
+def wait_for_go(settings: Settings) -> LoadedModel:
+    """Load until there is a second file, named as the first with ``.go`` behind it."""
+    _write_who(settings)
+    while not Path(f"{settings.model}.go").exists():
+        time.sleep(0.02)
+    return LoadedModel(SleepingEngine(load_table("h200")), "waiting", "sleeping", "none")
+
+
 def fail_and_stay(settings: Settings) -> LoadedModel:
     """Fail beside a thread that would keep the process."""
     _write_who(settings)

@@ -20,7 +20,8 @@ import pytest
 
 from server.engine_service import StartError
 from server.replicas import processes
-from server.replicas.child import Job, Stop, main
+from server.replicas.balance import Report
+from server.replicas.child import Job, Stop, Watch, main
 from server.replicas.engine_process import EngineProcess, ProcessStream
 from server.replicas.events import Call, Waited
 from server.replicas.processes import ProcessReplicas
@@ -87,6 +88,45 @@ def test_while_it_loads_a_stop_and_a_server_that_is_gone_end_it(tmp_path: Path, 
         assert process.exitcode == 0
     finally:
         process.kill()
+
+
+@pytest.mark.process
+def test_while_it_loads_what_is_asked_of_another_does_not_end_it(tmp_path: Path) -> None:
+    """As progress of a request that the one had whose place it takes."""
+
+    async def tell(process: EngineProcess) -> None:
+        await asyncio.to_thread(until, lambda: written(tmp_path / "a"))
+        process.send(Watch("a"))
+        await asyncio.sleep(0.5)
+        (tmp_path / "a.go").touch()
+        assert (await process.started(60)).model == "waiting"
+
+    with_process(job(tmp_path / "a", starts.wait_for_go), tell)
+
+
+def test_progress_is_asked_of_none_that_does_not_have_the_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Process:
+        def __init__(self) -> None:
+            self.calls: dict[str, object] = {}
+            self.sent: list[object] = []
+
+        def send(self, message: object) -> None:
+            self.sent.append(message)
+
+    replicas = ProcessReplicas([job(tmp_path / "a")], 3.0, start_timeout=60.0)
+    replicas.loop.close()
+    last, new = Process(), Process()
+    monkeypatch.setattr(replicas, "_processes", {"engine-0": last})
+    replicas.balance.hear({"engine-0": Report(1)})
+    assert replicas.balance.choose(CALL.ident, (320, 320), 1.0) == ["engine-0"]
+    last.calls[CALL.ident] = object()
+    replicas.watch(CALL.ident)
+    assert last.sent == [Watch(CALL.ident)]
+    monkeypatch.setattr(replicas, "_processes", {"engine-0": new})
+    replicas.watch(CALL.ident)
+    assert new.sent == []
 
 
 @pytest.mark.process

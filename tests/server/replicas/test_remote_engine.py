@@ -49,6 +49,14 @@ def test_a_request_gets_its_image_and_its_times() -> None:
         assert engine.alive
 
 
+def test_a_picture_that_comes_back_as_it_is_counts_as_no_image_that_was_made() -> None:
+    """As in the engine itself, see docs/observability.md."""
+    with remote_engine(FakeReplica()) as (engine, _):
+        engine.submit(picture(1, image_strength=1.0)).wait(10)
+        engine.submit(picture(2)).wait(10)
+        assert engine.snapshot().statistics.images == 1
+
+
 def test_requests_are_spread() -> None:
     with remote_engine(*(FakeReplica() for _ in range(4))) as (engine, replicas):
         handles = [engine.submit(picture(seed)) for seed in range(1, 17)]

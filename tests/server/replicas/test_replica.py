@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import pytest
+
+from models.bundle import ModelBundle
+from pipelines.engine.engine import Engine
 from scripts.benchmarks.replicas.sleeping import SleepingEngine
 from scripts.benchmarks.simulation.tables import load_table
 from server.engine_service import LoadedModel
@@ -24,6 +28,20 @@ class SlowScorer:
     def score(self, picture: object) -> float:
         assert self.may_end.wait(60)
         return 0.25
+
+
+def test_a_report_asks_nothing_of_the_device(
+    tiny: ModelBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten of them come each second, on the loop that carries progress, and a card is slow to say
+    how full it is."""
+
+    def ask(_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("pipelines.engine.engine.device_usage", ask)
+    replica = EngineReplica(LoadedModel(Engine(tiny), "m", "cpu", "none"))
+    assert replica.report().backlog_seconds == 0.0
 
 
 def test_pictures_that_wait_for_the_safety_check_hold_up_no_request() -> None:
