@@ -8,7 +8,8 @@ part of a decode. After each, `Scheduler.plan` names the next. What it goes by:
   must be begun to meet its deadline if that is sooner. So a small picture does not wait behind a
   large one, and nobody starves: nothing that arrives after a request's due time comes before it.
 - **What is taken is done.** A request is refused if those before it leave it too little time, or if
-  it would leave too little to one that is due after it.
+  it would leave too little to one that is due after it. Where those of its own batch alone are too
+  many, the refusal says so.
 - **Width.** The leader's group mates share its step as far as the cost table says that sharing
   gains. Where cost is linear in rows it never does, and requests run one by one to their end.
 - **Trials.** What would take longer alone than it is allowed is refused for good. Once in a while
@@ -116,13 +117,22 @@ class Scheduler:
             task.due = max(task.arrived, min(task.due, latest))
         if trial and not self._may_try(task, now):
             return TooLong(seconds, task.allowed or 0.0)
-        if len(self._tasks) >= self.config.max_queue * (2 if task.taken else 1):
+        most = self.config.max_queue * (2 if task.taken else 1)
+        if len(self._tasks) >= most:
+            if sum(map(task.goes_with, self._tasks.values())) >= most:
+                why = f"no more than {most} can wait"
+                return Refusal(why, self.backlog_seconds(), together=True)
             return Refusal(f"{len(self._tasks)} requests are waiting", self.backlog_seconds())
         if task.deadline is not None and not trial:
             ahead = self.backlog_seconds(ahead_of=task)
             late = now + ahead + seconds - task.deadline
             if late > 0.0:
                 left = max(0.0, task.deadline - now)
+                of_batch = self.backlog_seconds(ahead_of=task, of_batch=True)
+                # With nothing else before it, what of its time has gone by is no reason to wait.
+                if of_batch and (of_batch == ahead or of_batch + seconds > (task.allowed or 0.0)):
+                    why = f"together they take longer than {task.allowed:g} s"
+                    return Refusal(why, min(late, ahead), together=True)
                 why = f"{ahead:.0f} s are before it" if ahead >= 1.0 else f"{left:.0f} s are left"
                 # Once those before it are done, waiting longer gains nothing.
                 return Refusal(f"the request cannot be done in time: about {why}", min(late, ahead))
@@ -281,8 +291,11 @@ class Scheduler:
 
     # Predicting
 
-    def backlog_seconds(self, ahead_of: RequestState | None = None) -> float:
-        """Predicted seconds of all that is left to do, or of what comes before ``ahead_of``.
+    def backlog_seconds(
+        self, ahead_of: RequestState | None = None, *, of_batch: bool = False
+    ) -> float:
+        """Predicted seconds of all that is left to do, or of what comes before ``ahead_of``: all of
+        it, or what is of the same batch.
 
         Within a group as many requests share a step as would if all were ready.
         """
@@ -290,7 +303,12 @@ class Scheduler:
         for group in self._groups.values():
             tasks = group.tasks
             if ahead_of is not None:
-                tasks = [task for task in tasks if due_order(task) <= due_order(ahead_of)]
+                tasks = [
+                    task
+                    for task in tasks
+                    if due_order(task) <= due_order(ahead_of)
+                    and (not of_batch or ahead_of.goes_with(task))
+                ]
             if tasks:
                 sharing, rows = self._share(tasks)
                 each = self.predictions.step(group.key, rows) / len(sharing)

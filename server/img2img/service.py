@@ -18,7 +18,7 @@ from typing import TypeVar
 import anyio
 import anyio.to_thread
 
-from pipelines.errors import EngineDead, GenerationFailed
+from pipelines.errors import EngineDead, GenerationFailed, TooManyTogether
 from pipelines.prompt.weights import count_breaks
 from pipelines.request import ClipGuidancePreset, GenerationRequest, GenerationResult, Pixels
 from server.engine_service import Handle, LoadedModel
@@ -220,7 +220,7 @@ class ImageToImage:
             previews=previews,
             request_id=current_request_id(),
         )
-        return Plan(generations, fitted.finishing)
+        return Plan(generations, fitted.finishing, asked.count_field)
 
     def check_for_model(self, plan: Plan, model: LoadedModel) -> None:
         """Check a request that was prepared before its model was loaded. Raises InvalidInput."""
@@ -230,7 +230,7 @@ class ImageToImage:
     async def run(self, plan: Plan, model: LoadedModel, limit: TimeLimit | None = None) -> Batch:
         """Hand the images to the engine; withdraw them if the caller is cancelled meanwhile.
 
-        Raises EngineRefused; then none of them runs.
+        Raises EngineRefused, or InvalidInput for more than fit at any time; then none of them runs.
         """
         for generation in plan.generations:
             current_record().asked(generation, model.name)
@@ -246,8 +246,10 @@ class ImageToImage:
                             generation, timeout=limit.seconds, arrived=limit.arrived
                         )
                     running.append(Running(generation, model, handle, plan.finishing))
-            except BaseException:
+            except BaseException as error:
                 Batch(plan, running).cancel()
+                if isinstance(error, TooManyTogether):
+                    raise InvalidInput([_too_many(plan, len(running), error)]) from None
                 raise
             return Batch(plan, running)
 
@@ -397,6 +399,11 @@ def _too_large_together(asked: ImagesRequest, fitted: FittedImages) -> str | Non
         f"{asked.count_field}: {asked.count} images of {width} x {height} are over the "
         f"{MAX_ANSWER_PIXELS} pixels that they may have together; {most} of that size are taken"
     )
+
+
+def _too_many(plan: Plan, taken: int, error: TooManyTogether) -> str:
+    count = len(plan.generations)
+    return f"{plan.count_field}: {count} images are too many here: {error}; {taken} are taken"
 
 
 def _lacking(preset: ClipGuidancePreset, model: LoadedModel) -> list[str]:
