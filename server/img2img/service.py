@@ -23,7 +23,7 @@ from pipelines.prompt.weights import count_breaks
 from pipelines.request import ClipGuidancePreset, GenerationRequest, GenerationResult, Pixels
 from server.engine_service import Handle, LoadedModel
 from server.errors import ImageError, InvalidInput
-from server.http.waiting import TimeLimit
+from server.http.waiting import TimeLimit, outcomes_of
 from server.images import parameters_text
 from server.images.encode import QUALITY, ImageFormat, encode_image
 from server.images.workers.pool import DecoderPool
@@ -261,20 +261,19 @@ class ImageToImage:
             raise
 
     async def finish(
-        self, batch: Batch, format: ImageFormat = ImageFormat.PNG, quality: int = QUALITY
+        self,
+        batch: Batch,
+        format: ImageFormat = ImageFormat.PNG,
+        quality: int = QUALITY,
+        limit: TimeLimit | None = None,
     ) -> list[Outcome]:
         """Wait for the images, check them, write them in ``format``; return what became of each.
 
-        All but the waiting is done in threads.
+        All but the waiting is done in threads. Of several images those that are late are withdrawn
+        while there is time to answer with the others.
         """
-        finishing = (self.finish_one(one, format, quality) for one in batch.running)
-        results = await asyncio.gather(*finishing, return_exceptions=True)
-        outcomes: list[Outcome] = []
-        for result in results:
-            if not isinstance(result, FinishedImage | Exception):
-                raise result
-            outcomes.append(result)
-        return outcomes
+        finishing = [self.finish_one(one, format, quality) for one in batch.running]
+        return await outcomes_of(finishing, limit, batch.cancel)
 
     async def finish_one(
         self, running: Running, format: ImageFormat = ImageFormat.PNG, quality: int = QUALITY
