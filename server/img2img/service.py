@@ -126,6 +126,12 @@ class Batch:
                 one.handle.cancel()
                 return
 
+    @property
+    def skipping(self) -> bool:
+        """Return whether an image was withdrawn, and not all of them, that has not ended yet."""
+        ending = (not self.running[index].handle.done for index in self._withdrawn)
+        return not self.interrupted and any(ending)
+
     def failures(self, outcomes: Sequence[Outcome]) -> list[Exception]:
         """Return why images did not come, but for those that their client withdrew."""
         told = enumerate(outcomes)
