@@ -22,7 +22,7 @@ from server.api.openai_files import Addresses
 from server.api.openai_form import ALIASES, TEXT_FIELDS, OpenAIForm
 from server.api.openai_stream import stream_images, stream_kept
 from server.api.openai_usage import Usage
-from server.api.values import Form, form_of, form_of_json, json_of, name_ignored, parsed
+from server.api.values import Form, Problems, form_of, form_of_json, json_of, name_ignored, parsed
 from server.errors import InvalidInput
 from server.http.envelope import json_bytes, json_response
 from server.http.errors import NotFound
@@ -86,9 +86,13 @@ async def edits(request: Request, admission: Admitted) -> Response:
     image = form.files.get("image") or form.files.get("image[]")
     mask = form.files.get("mask") or form.files.get("mask[]")
     own_mask = mask is None and form.text("model") == _OWN_MASK_MODEL
-    asked = _form(request, flow, form, names_model=own_mask)
-    if image is None:
-        raise InvalidInput(["image: is required"])
+    problems = Problems()
+    with problems.gathered():
+        asked = _form(request, flow, form, names_model=own_mask)
+    with problems.gathered():
+        if image is None and not form.has("image[]"):  # which cannot be read
+            raise InvalidInput(["image: is required"])
+    problems.check()
     masked_strength = _MASKED_STRENGTH if asked.image_strength is None else asked.image_strength
     strength = _STRENGTH if asked.image_strength is None else asked.image_strength
     images = _images_request(
