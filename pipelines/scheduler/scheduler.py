@@ -119,23 +119,17 @@ class Scheduler:
             return TooLong(seconds, task.allowed or 0.0)
         most = self.config.max_queue * (2 if task.taken else 1)
         if len(self._tasks) >= most:
-            if sum(map(task.goes_with, self._tasks.values())) >= most:
-                why = f"no more than {most} can wait"
-                return Refusal(why, self.backlog_seconds(), together=True)
-            return Refusal(f"{len(self._tasks)} requests are waiting", self.backlog_seconds())
+            why = f"{len(self._tasks)} requests are waiting"
+            return self._refusal(task, why, self.backlog_seconds())
         if task.deadline is not None and not trial:
             ahead = self.backlog_seconds(ahead_of=task)
             late = now + ahead + seconds - task.deadline
             if late > 0.0:
                 left = max(0.0, task.deadline - now)
-                of_batch = self.backlog_seconds(ahead_of=task, of_batch=True)
-                # With nothing else before it, what of its time has gone by is no reason to wait.
-                if of_batch and (of_batch == ahead or of_batch + seconds > (task.allowed or 0.0)):
-                    why = f"together they take longer than {task.allowed:g} s"
-                    return Refusal(why, min(late, ahead), together=True)
                 why = f"{ahead:.0f} s are before it" if ahead >= 1.0 else f"{left:.0f} s are left"
+                why = f"the request cannot be done in time: about {why}"
                 # Once those before it are done, waiting longer gains nothing.
-                return Refusal(f"the request cannot be done in time: about {why}", min(late, ahead))
+                return self._refusal(task, why, min(late, ahead))
         refusal = self._take(task, now)
         if trial and refusal is None:
             self._trial, self._last_trial = task.ident, now
@@ -160,8 +154,21 @@ class Scheduler:
             if before[ident] <= left < after[ident]:
                 self.remove(task.ident)
                 why = "one that was taken before could not be done in time"
-                return Refusal(why, before[ident])
+                return self._refusal(task, why, before[ident])
         return None
+
+    def _refusal(self, task: RequestState, why: str, retry_after: float) -> Refusal:
+        """Return the refusal of ``task``, which says so where its own batch would be enough."""
+        others = [other for other in self if not task.goes_with(other)]
+        of_batch = self.backlog_seconds(batch_of=task)
+        seconds = of_batch + self.predictions.alone(task)
+        if task.allowed is not None and of_batch and seconds > task.allowed:
+            why = f"together they take longer than {task.allowed:g} s"
+            return Refusal(why, retry_after, together=True)
+        # With no others there, what of its time has gone by is no reason to wait.
+        if of_batch and not others:
+            return Refusal("no more fit in", retry_after, together=True)
+        return Refusal(why, retry_after)
 
     def _may_try(self, task: RequestState, now: float) -> bool:
         """Return whether a request that takes too long is let through, so that its units teach the
@@ -292,10 +299,10 @@ class Scheduler:
     # Predicting
 
     def backlog_seconds(
-        self, ahead_of: RequestState | None = None, *, of_batch: bool = False
+        self, ahead_of: RequestState | None = None, *, batch_of: RequestState | None = None
     ) -> float:
-        """Predicted seconds of all that is left to do, or of what comes before ``ahead_of``: all of
-        it, or what is of the same batch.
+        """Predicted seconds of all that is left to do, or of what comes before ``ahead_of``, or of
+        what was asked for together with ``batch_of``.
 
         Within a group as many requests share a step as would if all were ready.
         """
@@ -303,12 +310,9 @@ class Scheduler:
         for group in self._groups.values():
             tasks = group.tasks
             if ahead_of is not None:
-                tasks = [
-                    task
-                    for task in tasks
-                    if due_order(task) <= due_order(ahead_of)
-                    and (not of_batch or ahead_of.goes_with(task))
-                ]
+                tasks = [task for task in tasks if due_order(task) <= due_order(ahead_of)]
+            if batch_of is not None:
+                tasks = [task for task in tasks if batch_of.goes_with(task)]
             if tasks:
                 sharing, rows = self._share(tasks)
                 each = self.predictions.step(group.key, rows) / len(sharing)
