@@ -3,6 +3,7 @@
 GenerationError
 +-- EngineRefused            the request never entered (``retry_after`` seconds)
 |   +-- EngineBusy           the queue is full, or too long for it to be done in time
+|   |   +-- TooManyTogether  of its batch alone, which will not fit later either
 |   +-- EngineDraining       the server is shutting down
 |   +-- EngineDead           the engine's thread has died
 |   +-- EngineStalled        what it does now does not end
@@ -31,6 +32,10 @@ class EngineRefused(GenerationError):
 
 class EngineBusy(EngineRefused):
     """The queue is full, or so long that the request could not be done in time."""
+
+
+class TooManyTogether(EngineBusy):
+    """The images that were asked for together are too many, whatever else there is to do."""
 
 
 class EngineDraining(EngineRefused):

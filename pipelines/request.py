@@ -128,6 +128,8 @@ class GenerationRequest:
     ``variation_seed`` is the other seed of the first noise (A1111's ``subseed``), which is
     ``variation_strength``, in [0, 1], of the way from that of ``seed`` to that of
     ``variation_seed``. At None, or at strength 0, ``seed`` alone counts.
+
+    ``batch`` is one name for all pictures that were asked for together, where they are several.
     """
 
     image: Pixels
@@ -149,6 +151,7 @@ class GenerationRequest:
     masked_content: MaskedContent = MaskedContent.ORIGINAL
     variation_seed: int | None = None
     variation_strength: float = 0.0
+    batch: str = ""
 
     def __post_init__(self) -> None:
         """Raise ValueError where fields contradict one another."""

@@ -33,7 +33,8 @@ class RequestState:
     is how many seconds it may take in all, which may have begun before it came here; left out, as
     many as lie between its arrival and its deadline. ``text_chunks`` are encoded with its picture,
     unless they are cached. A request without a ``handle`` is a simulated one. One that another
-    engine had ``taken`` is not refused for the sake of those that were taken here.
+    engine had ``taken`` is not refused for the sake of those that were taken here. Those of one
+    ``batch``, where it has a name, were asked for together.
 
     ``leaving`` says that nothing more is planned for it: its last unit runs, or one has failed.
     Of its ``evaluations`` ``done`` were launched and ``ended`` have ended, one less on a device
@@ -54,6 +55,7 @@ class RequestState:
     text_chunks: int = 0
     handle: GenerationHandle | None = None
     taken: bool = False
+    batch: str = ""
     apart: bool = field(default=False, init=False)
     program: SamplerProgram | None = field(default=None, init=False)
     due: float = field(default=0.0, init=False)
@@ -73,6 +75,7 @@ class RequestState:
             self.allowed = self.deadline - self.arrived
         if self.handle is not None:
             self.timeline = self.handle.timeline
+            self.batch = self.handle.request.batch
 
     @property
     def denoised(self) -> bool:
@@ -87,6 +90,10 @@ class RequestState:
     def has_picture(self) -> bool:
         """Return whether there is a picture to encode, and not its text alone."""
         return self.handle is None or not self.request.from_noise
+
+    def goes_with(self, other: RequestState) -> bool:
+        """Return whether both were asked for together."""
+        return bool(self.batch) and self.batch == other.batch
 
     @property
     def cancelled(self) -> bool:

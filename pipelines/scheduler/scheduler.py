@@ -8,7 +8,8 @@ part of a decode. After each, `Scheduler.plan` names the next. What it goes by:
   must be begun to meet its deadline if that is sooner. So a small picture does not wait behind a
   large one, and nobody starves: nothing that arrives after a request's due time comes before it.
 - **What is taken is done.** A request is refused if those before it leave it too little time, or if
-  it would leave too little to one that is due after it.
+  it would leave too little to one that is due after it. Where those of its own batch alone are too
+  many, the refusal says so.
 - **Width.** The leader's group mates share its step as far as the cost table says that sharing
   gains. Where cost is linear in rows it never does, and requests run one by one to their end.
 - **Trials.** What would take longer alone than it is allowed is refused for good. Once in a while
@@ -115,16 +116,19 @@ class Scheduler:
             task.due = max(task.arrived, min(task.due, latest))
         if trial and not self._may_try(task, now):
             return TooLong(seconds, task.allowed or 0.0)
-        if len(self._tasks) >= self.config.max_queue * (2 if task.taken else 1):
-            return Refusal(f"{len(self._tasks)} requests are waiting", self.backlog_seconds())
+        most = self.config.max_queue * (2 if task.taken else 1)
+        if len(self._tasks) >= most:
+            why = f"{len(self._tasks)} requests are waiting"
+            return self._refusal(task, why, self.backlog_seconds())
         if task.deadline is not None and not trial:
             ahead = self.backlog_seconds(ahead_of=task)
             late = now + ahead + seconds - task.deadline
             if late > 0.0:
                 left = max(0.0, task.deadline - now)
                 why = f"{ahead:.0f} s are before it" if ahead >= 1.0 else f"{left:.0f} s are left"
+                why = f"the request cannot be done in time: about {why}"
                 # Once those before it are done, waiting longer gains nothing.
-                return Refusal(f"the request cannot be done in time: about {why}", min(late, ahead))
+                return self._refusal(task, why, min(late, ahead))
         refusal = self._take(task, now)
         if trial and refusal is None:
             self._trial, self._last_trial = task.ident, now
@@ -149,8 +153,21 @@ class Scheduler:
             if before[ident] <= left < after[ident]:
                 self.remove(task.ident)
                 why = "one that was taken before could not be done in time"
-                return Refusal(why, before[ident])
+                return self._refusal(task, why, before[ident])
         return None
+
+    def _refusal(self, task: RequestState, why: str, retry_after: float) -> Refusal:
+        """Return the refusal of ``task``, which says so where its own batch would be enough."""
+        others = [other for other in self if not task.goes_with(other)]
+        of_batch = self.backlog_seconds(batch_of=task)
+        seconds = of_batch + self.predictions.alone(task)
+        if task.allowed is not None and of_batch and seconds > task.allowed:
+            why = f"together they take longer than {task.allowed:g} s"
+            return Refusal(why, retry_after, together=True)
+        # With no others there, what of its time has gone by is no reason to wait.
+        if of_batch and not others:
+            return Refusal("no more fit in", retry_after, together=True)
+        return Refusal(why, retry_after)
 
     def _may_try(self, task: RequestState, now: float) -> bool:
         """Return whether a request that takes too long is let through, so that its units teach the
@@ -280,8 +297,11 @@ class Scheduler:
 
     # Predicting
 
-    def backlog_seconds(self, ahead_of: RequestState | None = None) -> float:
-        """Predicted seconds of all that is left to do, or of what comes before ``ahead_of``.
+    def backlog_seconds(
+        self, ahead_of: RequestState | None = None, *, batch_of: RequestState | None = None
+    ) -> float:
+        """Predicted seconds of all that is left to do, or of what comes before ``ahead_of``, or of
+        what was asked for together with ``batch_of``.
 
         Within a group as many requests share a step as would if all were ready.
         """
@@ -290,6 +310,8 @@ class Scheduler:
             tasks = group.tasks
             if ahead_of is not None:
                 tasks = [task for task in tasks if due_order(task) <= due_order(ahead_of)]
+            if batch_of is not None:
+                tasks = [task for task in tasks if batch_of.goes_with(task)]
             if tasks:
                 sharing, rows = self._share(tasks)
                 each = self.predictions.step(group.key, rows) / len(sharing)

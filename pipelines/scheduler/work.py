@@ -68,10 +68,14 @@ Work: TypeAlias = Encode | Step | Decode
 
 @dataclass(frozen=True)
 class Refusal:
-    """A request that is not taken: the reason, and the seconds after which to try again."""
+    """A request that is not taken: the reason, and the seconds after which to try again.
+
+    ``together`` says that the reason is its own batch, for which waiting does not help.
+    """
 
     reason: str
     retry_after: float
+    together: bool = False
 
 
 @dataclass(frozen=True)

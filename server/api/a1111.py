@@ -270,8 +270,9 @@ def _state(batches: list[Batch]) -> dict[str, Any]:
         ahead = [one for one in batch.running if not one.handle.done]
         latest = ahead[0].handle.latest if ahead else None
         state |= {
+            "skipped": batch.skipping,
             "interrupted": batch.interrupted,
-            "job": "img2img",
+            "job": "txt2img" if batch.plan.first.from_noise else "img2img",
             "job_count": len(batch.running),
             "job_no": len(batch.running) - len(ahead),
             "job_timestamp": time.strftime("%Y%m%d%H%M%S"),

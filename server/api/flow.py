@@ -138,7 +138,7 @@ class Flow:
         Raises the first failure where no image came, of those that the client did not withdraw.
         """
         try:
-            work = self.service.finish(batch, format, quality)
+            work = self.service.finish(batch, format, quality, self.limit)
             outcomes = await within(self.request, self.limit, work)
         except BaseException:
             batch.cancel()
@@ -149,7 +149,8 @@ class Flow:
         self, batch: Batch, format: ImageFormat = ImageFormat.PNG, quality: int = QUALITY
     ) -> list[Outcome]:
         """As `finish`, in a response that has begun: its end is what withdraws the batch."""
-        outcomes = await self.limit.apply(self.service.finish(batch, format, quality))
+        work = self.service.finish(batch, format, quality, self.limit)
+        outcomes = await self.limit.apply(work)
         return checked(batch, outcomes)
 
     async def settle(

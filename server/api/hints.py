@@ -21,12 +21,10 @@ _WANTED = (
     (re.compile(r"/engines(/list)?$"), "/v1/engines/list"),
 )
 _NESTED = re.compile(r"/(?:sdapi/v1|v1/user)/[a-z-]+$")
-_FORMS = f"multipart forms go to {_CONTRACT}, {_EDITS} or {_STABILITY}"
-_JSON = f"JSON goes to {_IMG2IMG} (init_images) or {_EDITS} (image)"
 
 
-def hint(status: int, path: str, message: str) -> str:
-    """Return where to send such a request instead, or `""`.
+def hint(status: int, path: str, message: str, root: str = "") -> str:
+    """Return where to send such a request instead, or `""`; all paths are below ``root``.
 
     For a path where nothing is, by what it ends with; for a body of a type that is not read at a
     path, by that type.
@@ -34,12 +32,12 @@ def hint(status: int, path: str, message: str) -> str:
     if status == 404 and message.startswith("nothing is at "):
         lower = path.lower()
         if (nested := _NESTED.search(lower)) and nested[0] != path:
-            return f"did you mean {nested[0]}?"
+            return f"did you mean {root}{nested[0]}?"
         found = next((wanted for pattern, wanted in _WANTED if pattern.search(lower)), "")
-        return f"did you mean {found}?" if found and found != path else ""
+        return f"did you mean {root}{found}?" if found and found != path else ""
     wants_json = message.endswith("application/json")
     if status == 415 and message.startswith("Content-Type is multipart/") and wants_json:
-        return _FORMS
+        return f"multipart forms go to {root}{_CONTRACT}, {root}{_EDITS} or {root}{_STABILITY}"
     if status == 415 and message.startswith("Content-Type is application/json"):
-        return _JSON
+        return f"JSON goes to {root}{_IMG2IMG} (init_images) or {root}{_EDITS} (image)"
     return ""

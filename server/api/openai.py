@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import anyio.to_thread
@@ -21,7 +21,8 @@ from server.api.flow import Answer, Flow, model_in_service
 from server.api.openai_files import Addresses
 from server.api.openai_form import ALIASES, TEXT_FIELDS, OpenAIForm
 from server.api.openai_stream import stream_images, stream_kept
-from server.api.values import Form, form_of, form_of_json, json_of, name_ignored, parsed
+from server.api.openai_usage import Usage
+from server.api.values import Form, Problems, form_of, form_of_json, json_of, name_ignored, parsed
 from server.errors import InvalidInput
 from server.http.envelope import json_bytes, json_response
 from server.http.errors import NotFound
@@ -29,6 +30,7 @@ from server.http.failure_shapes import name_fields
 from server.http.json_body import decode_image_text
 from server.http.waiting import within
 from server.images.masks import MaskOptions, MaskReads
+from server.img2img.events import may_stream
 from server.img2img.images_request import ImagesRequest
 from server.img2img.service import FinishedImage
 
@@ -84,9 +86,13 @@ async def edits(request: Request, admission: Admitted) -> Response:
     image = form.files.get("image") or form.files.get("image[]")
     mask = form.files.get("mask") or form.files.get("mask[]")
     own_mask = mask is None and form.text("model") == _OWN_MASK_MODEL
-    asked = _form(request, flow, form, names_model=own_mask)
-    if image is None:
-        raise InvalidInput(["image: is required"])
+    problems = Problems()
+    with problems.gathered():
+        asked = _form(request, flow, form, names_model=own_mask)
+    with problems.gathered():
+        if image is None and not form.has("image[]"):  # which cannot be read
+            raise InvalidInput(["image: is required"])
+    problems.check()
     masked_strength = _MASKED_STRENGTH if asked.image_strength is None else asked.image_strength
     strength = _STRENGTH if asked.image_strength is None else asked.image_strength
     images = _images_request(
@@ -190,16 +196,17 @@ def _form(request: Request, flow: Flow, form: Form, *, names_model: bool = False
             form.texts[name] = text
             names[name] = alias
     name_fields(request.scope, names)
-    unused = _unused(form)
+    unused = _unused(form, may_stream(request))
     if not names_model and form.text("model") != flow.model.name:
         unused.append("model")
     return parsed(OpenAIForm, form.without(request, *unused))
 
 
-def _unused(form: Form) -> list[str]:
-    """Return the fields that others leave without effect, as they were sent."""
-    unused = []
-    if form.text("stream").lower() not in ("true", "1"):
+def _unused(form: Form, streams: bool) -> list[str]:
+    """Return the fields that others, or the protocol, leave without effect, as they were sent."""
+    asks = form.text("stream").lower() in ("true", "1")
+    unused = ["stream"] if asks and not streams else []
+    if unused or not asks:
         unused.append("partial_images")
     elif form.text("response_format") != "b64_json":
         unused.append("response_format")
@@ -237,16 +244,15 @@ async def _respond(
     by_address = asked.response_format == "url" and not asked.stream
     # A store that is away should be known before the work.
     addresses = await within(request, flow.limit, Addresses.of(request)) if by_address else None
-    usage = usage_of(asked, images)
 
-    def pack(finished: list[FinishedImage]) -> Answer:
+    def pack(usage: Usage, finished: list[FinishedImage]) -> Answer:
         made = [_datum(image) for image in finished]
         body = {
             "created": int(time.time()),
             "data": made,
             "background": "opaque",
             "output_format": asked.output_format,
-            "usage": usage(len(made)),
+            "usage": usage.told(len(made)),
         }
         if asked.size is not None:
             body["size"] = f"{asked.size[0]}x{asked.size[1]}"
@@ -255,16 +261,19 @@ async def _respond(
     beginning = flow.begin(images, fingerprint)
     del images
     begun = await beginning
-    if asked.stream:
-        if isinstance(begun, Answer):
-            return await anyio.to_thread.run_sync(stream_kept, begun, asked, event, usage)
-        flow.name_model()
-        return stream_images(flow, begun, asked, event, usage, pack)
     if isinstance(begun, Answer):
+        if asked.stream:
+            told = flow.admission.credits_told
+            return await anyio.to_thread.run_sync(stream_kept, begun, asked, event, told)
         answer = begun
     else:
+        usage = Usage.of(f"{asked.prompt} {asked.negative_prompt}", begun.plan.first)
+        packing = partial(pack, usage)
+        if asked.stream:
+            flow.name_model()
+            return stream_images(flow, begun, asked, event, usage, packing)
         outcomes = await flow.finish(begun, asked.format, asked.compression)
-        answer = await flow.settle(begun, outcomes, pack)
+        answer = await flow.settle(begun, outcomes, packing)
     # What is kept for an Idempotency-Key has the images themselves: an address ends before it.
     return (answer if addresses is None else await addresses.instead_of_images(answer)).response()
 
@@ -272,28 +281,6 @@ async def _respond(
 def _datum(image: FinishedImage) -> dict[str, Any]:
     datum = {"b64_json": base64.b64encode(image.file).decode(), "seed": image.seed}
     return datum | ({"filtered": True} if image.filtered else {})
-
-
-def usage_of(asked: OpenAIForm, images: ImagesRequest) -> Any:
-    """Return a function from the number of images to OpenAI's `usage`.
-
-    Whole numbers, as clients check: a token of text is a word or a mark, one of an image a tile of
-    64 x 64 pixels.
-    """
-    words = len(re.findall(r"\w+|[^\w\s]", f"{asked.prompt} {asked.negative_prompt}"))
-    tiles = (images.width or 512) * (images.height or 512) // 64**2
-    seen = tiles if images.upload is not None else 0
-
-    def usage(count: int) -> dict[str, Any]:
-        return {
-            "input_tokens": words + seen,
-            "input_tokens_details": {"text_tokens": words, "image_tokens": seen},
-            "output_tokens": count * tiles,
-            "output_tokens_details": {"text_tokens": 0, "image_tokens": count * tiles},
-            "total_tokens": words + seen + count * tiles,
-        }
-
-    return usage
 
 
 def _model(request: Request) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from pipelines.request import Pixels, Progress
 from server.api.flow import Answer, Flow, finished
 from server.api.openai_errors import error_of
 from server.api.openai_form import OpenAIForm
+from server.api.openai_usage import Usage
 from server.http.envelope import json_bytes
 from server.images.encode import preview_file
 from server.img2img.events import EVENT_STREAM, STREAM_HEADERS, EventStream, event
@@ -28,7 +29,7 @@ def stream_images(
     batch: Batch,
     asked: OpenAIForm,
     name: str,
-    usage: Callable[[int], dict[str, Any]],
+    usage: Usage,
     pack: Callable[[list[FinishedImage]], Answer],
 ) -> EventStream:
     """Stream `NAME.partial_image` events and a `NAME.completed` event for each image.
@@ -49,11 +50,13 @@ def stream_images(
             finally:
                 working.cancel()
             await flow.settle_streamed(batch, outcomes, pack)
-            for image in finished(outcomes):
-                write = partial(_event, f"{name}.completed", asked, image.file)
+            images = finished(outcomes)
+            for image in images:
+                credits = flow.admission.credits_told if image is images[-1] else None
+                more = _completed(usage, image.seed, image.filtered, credits)
                 # Not in a place for images: what is paid for does not wait behind others.
                 yield await anyio.to_thread.run_sync(
-                    partial(write, usage=usage(1), seed=image.seed)
+                    partial(_event, f"{name}.completed", asked, image.file, **more)
                 )
         except Exception as error:
             failure = await flow.failed(error)
@@ -66,15 +69,35 @@ def stream_images(
 
 
 def stream_kept(
-    answer: Answer, asked: OpenAIForm, name: str, usage: Callable[[int], dict[str, Any]]
+    answer: Answer, asked: OpenAIForm, name: str, credits: Mapping[str, str] | None
 ) -> Response:
     """Stream the images of an answer that is there already."""
+    body = json.loads(answer.body)
+    images, usage = body["data"], Usage.told_in(body)
     events = [
-        _written(f"{name}.completed", asked, item["b64_json"], usage=usage(1), seed=item["seed"])
-        for item in json.loads(answer.body)["data"]
+        _written(
+            f"{name}.completed",
+            asked,
+            item["b64_json"],
+            **_completed(
+                usage,
+                item["seed"],
+                item.get("filtered", False),
+                credits if item is images[-1] else None,
+            ),
+        )
+        for item in images
     ]
     headers = {**STREAM_HEADERS, **answer.headers}
     return Response(b"".join(events), media_type=EVENT_STREAM, headers=headers)
+
+
+def _completed(
+    usage: Usage, seed: int, filtered: bool, credits: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """Return what the event of a finished image has beside it, as far as there is any of it."""
+    told = {"usage": usage.told(1), "seed": seed, "filtered": filtered, "credits": credits}
+    return {name: value for name, value in told.items() if value}
 
 
 async def _partial_images(

@@ -22,7 +22,7 @@ from server.api.stability_form import (
     prompts_of_form,
     prompts_of_json,
 )
-from server.api.values import Form, form_of, form_of_json, json_of, name_ignored, parsed
+from server.api.values import Form, Problems, form_of, form_of_json, json_of, name_ignored, parsed
 from server.errors import InvalidInput
 from server.http.envelope import json_bytes, json_response
 from server.http.errors import ApiError, BadRequest
@@ -65,21 +65,28 @@ async def image_to_image(request: Request, admission: Admitted, engine: str) -> 
         name_fields(request.scope, {"init_image_mode": "mode", **_PROMPT_NAMES})
     by_schedule = form.text("init_image_mode") == "STEP_SCHEDULE"
     form = form.without(request, "image_strength" if by_schedule else "step_schedule_start")
-    asked = parsed(ImageToImageForm, form)
+    problems = Problems()
+    with problems.gathered():
+        asked = parsed(ImageToImageForm, form)
+    with problems.gathered():
+        prompts = combined(prompts_of_form(form.texts))
+    with problems.gathered():
+        upload = _upload(form, "init_image")
+    problems.check()
     answering = _respond(
         request,
         flow,
         asked.samples,
         asked.asked(
-            combined(prompts_of_form(form.texts)),
-            upload=_upload(form, "init_image"),
+            prompts,
+            upload=upload,
             image_strength=asked.strength,
             keep_size=True,
             resize_mode=ResizeMode.STRETCH,
         ),
         form.fingerprint,
     )
-    del form
+    del form, upload
     return await answering
 
 
@@ -93,10 +100,18 @@ async def masking(request: Request, admission: Admitted, engine: str) -> Respons
     form = await form_of(request, flow.limit, texts=names | PROMPT_FIELDS, files=files)
     by_alpha = form.text("mask_source") == "INIT_IMAGE_ALPHA"
     form = form.without(request, "mask_image") if by_alpha else form
-    asked = parsed(MaskingForm, form)
-    upload = _upload(form, "init_image")
+    problems = Problems()
+    with problems.gathered():
+        asked = parsed(MaskingForm, form)
+    with problems.gathered():
+        prompts = combined(prompts_of_form(form.texts))
+    with problems.gathered():
+        upload = _upload(form, "init_image")
+    with problems.gathered():
+        mask_upload = None if by_alpha else _upload(form, "mask_image")
+    problems.check()
     mask = MaskOptions(
-        None if by_alpha else _upload(form, "mask_image"),
+        mask_upload,
         _READS[asked.mask_source],
         field="init_image" if by_alpha else "mask_image",
     )
@@ -105,7 +120,7 @@ async def masking(request: Request, admission: Admitted, engine: str) -> Respons
         flow,
         asked.samples,
         asked.asked(
-            combined(prompts_of_form(form.texts)),
+            prompts,
             upload=upload,
             mask=mask,
             image_strength=asked.image_strength,
@@ -114,7 +129,7 @@ async def masking(request: Request, admission: Admitted, engine: str) -> Respons
         ),
         form.fingerprint,
     )
-    del form, upload, mask
+    del form, upload, mask_upload, mask
     return await answering
 
 
@@ -126,8 +141,12 @@ async def text_to_image(request: Request, admission: Admitted, engine: str) -> R
     body = await json_of(request, flow.limit)
     names = frozenset(TextToImageForm.model_fields)
     name_ignored(request, [name for name in body.fields if name not in names | {"text_prompts"}])
-    asked = parsed(TextToImageForm, form_of_json(body, names))
-    prompts = combined(prompts_of_json(body.fields.get("text_prompts")))
+    problems = Problems()
+    with problems.gathered():
+        asked = parsed(TextToImageForm, form_of_json(body, names))
+    with problems.gathered():
+        prompts = combined(prompts_of_json(body.fields.get("text_prompts")))
+    problems.check()
     images = asked.asked(prompts, width=asked.width, height=asked.height)
     answering = _respond(request, flow, asked.samples, images, body.fingerprint)
     del body

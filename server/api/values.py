@@ -7,8 +7,8 @@ out. So every value is read as text by the same strict rules as the contract's f
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Container, Iterable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Container, Iterable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -67,6 +67,28 @@ class Form:
     def text(self, name: str) -> str:
         """Return a text without the blanks around it, `""` where there is none."""
         return self.texts.get(name, "").strip()
+
+
+class Problems:
+    """Gathers what is wrong with a request, so that all of it is said at once."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Go on after a block that raises InvalidInput; what it says of a field that another block
+        has spoken of is left out."""
+        named = {line.split(":")[0] for line in self._lines}
+        try:
+            yield
+        except InvalidInput as error:
+            self._lines += [line for line in error.problems if line.split(":")[0] not in named]
+
+    def check(self) -> None:
+        """Raise InvalidInput if there was any: only then what the blocks were to find is there."""
+        if self._lines:
+            raise InvalidInput(self._lines)
 
 
 async def parts_of(

@@ -189,7 +189,7 @@ API_ERRORS: Mapping[type[Exception], Callable[[Any, float], ApiError]] = {
     GenerationCancelled: lambda *_: Unavailable("the request was withdrawn", 5.0),
     GenerationFailed: lambda *_: InternalError(),
     RunIdInUse: lambda *_: Conflict(
-        "X-Run-Id: a run with it goes on; find it at /api/runs/", {"Retry-After": "1"}
+        "X-Run-Id: a run with it goes on, and is found by it", {"Retry-After": "1"}
     ),
     RunWithdrawn: lambda *_: Conflict("X-Run-Id: the run was withdrawn"),
     # The accounts

@@ -13,8 +13,8 @@ from server.http.envelope import failure
 
 FailureShape = Callable[[int, str, Mapping[str, str]], Response]
 """From status, message and headers to the response."""
-Hint = Callable[[int, str, str], str]
-"""From status, path and message to what is said behind it, or `""`."""
+Hint = Callable[[int, str, str, str], str]
+"""From status, path, message and what is before every path to what is said behind it, or `""`."""
 
 _FIELDS = re.compile(r"([\w.\[\]]+(?:, [\w.\[\]]+)*): ")
 _NAMES = "field_names"
@@ -60,7 +60,7 @@ def failure_at(
     if names:
         message = "; ".join(_renamed(line, names) for line in message.split("; "))
     hint: Hint | None = _state_of(scope, "hint")
-    if hint is not None and (more := hint(status, _path(scope), message)):
+    if hint is not None and (more := hint(status, _path(scope), message, _root(scope))):
         message = f"{message}; {more}"
     shape = shape_at(scope)
     return (
@@ -83,7 +83,12 @@ def _state_of(scope: Scope, name: str) -> Any:
 
 def _path(scope: Scope) -> str:
     path: str = scope.get("path", "")
-    return path.removeprefix(scope.get("root_path", ""))
+    return path.removeprefix(_root(scope))
+
+
+def _root(scope: Scope) -> str:
+    root: str = scope.get("root_path", "")
+    return root
 
 
 def _renamed(line: str, names: Mapping[str, str]) -> str:

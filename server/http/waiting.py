@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,6 +14,9 @@ from starlette.types import Scope
 
 from pipelines.errors import DeadlineExceeded
 from server.http.deadline import deadline_of
+
+ANSWERING_SECONDS = 2.0
+"""What an answer takes to be written, charged and sent, with room to spare."""
 
 T = TypeVar("T")
 
@@ -36,6 +39,11 @@ class TimeLimit:
     @property
     def remaining(self) -> float:
         return max(0.0, self.deadline - time.monotonic())
+
+    @property
+    def answer_by(self) -> float:
+        """Return when to answer with what is there, where some of what was asked for is late."""
+        return self.deadline - min(ANSWERING_SECONDS, self.seconds / 4)
 
     async def apply(self, work: Awaitable[T]) -> T:
         """Return what ``work`` returns. Raises DeadlineExceeded, and cancels it, at its end."""
@@ -76,6 +84,43 @@ async def within(
         working.add_done_callback(undo)
         raise
     return working.result()
+
+
+async def outcomes_of(
+    work: Sequence[Coroutine[Any, Any, T]],
+    limit: TimeLimit | None,
+    withdraw: Callable[[], object],
+) -> list[T | Exception]:
+    """Return what each of ``work`` returns or raises.
+
+    Of several those that are late end, after ``withdraw``, while there is time to answer with the
+    others: in DeadlineExceeded. Where none has come, the first is waited for.
+    """
+    tasks = [asyncio.ensure_future(one) for one in work]
+    seconds = None
+    if limit is not None and len(tasks) > 1:
+        seconds = max(0.0, limit.answer_by - time.monotonic())
+    try:
+        ended, late = await asyncio.wait(tasks, timeout=seconds)
+        while late and all(one.exception() for one in ended):
+            more, late = await asyncio.wait(late, return_when=asyncio.FIRST_COMPLETED)
+            ended |= more
+        if late:
+            withdraw()
+        return [DeadlineExceeded() if one in late else _outcome(one) for one in tasks]
+    finally:
+        for one in tasks:
+            one.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _outcome(ended: asyncio.Task[T]) -> T | Exception:
+    error = ended.exception()
+    if error is None:
+        return ended.result()
+    if isinstance(error, Exception):
+        return error
+    raise error
 
 
 async def _client_gone(request: Request) -> None:

@@ -37,12 +37,17 @@ _SMALL = 3 * 128 * 128
 STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
-def wants_events(request: Request) -> bool:
-    """Return whether the client's Accept header names `text/event-stream`.
+def may_stream(request: Request) -> bool:
+    """Return whether the client can be sent a stream.
 
     Not over HTTP/1.0, where an answer without a length could not be told from one cut short.
     """
-    if request.scope["http_version"] == "1.0":
+    return str(request.scope["http_version"]) != "1.0"
+
+
+def wants_events(request: Request) -> bool:
+    """Return whether the client's Accept header names `text/event-stream`, and it may be sent."""
+    if not may_stream(request):
         return False
     accepted = request.headers.get("accept", "").lower().split(",")
     return any(part.split(";")[0].strip() == EVENT_STREAM for part in accepted)

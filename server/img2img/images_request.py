@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -134,6 +135,8 @@ class Plan:
 
     generations: tuple[GenerationRequest, ...]
     finishing: Finishing = field(default_factory=Finishing)
+    count_field: str = "samples"
+    """The API's name of how many images it asks for."""
 
     @property
     def first(self) -> GenerationRequest:
@@ -179,6 +182,7 @@ def generations_of(
         variation_seed=asked.variation_seed,
         variation_strength=asked.variation_strength,
         first_step=asked.first_step,
+        batch=uuid.uuid4().hex if asked.count > 1 else "",
     )
     if asked.variation_seed is not None and asked.variation_strength > 0:
         variations = seeds_from(asked.variation_seed, asked.count)

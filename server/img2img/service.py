@@ -18,12 +18,12 @@ from typing import TypeVar
 import anyio
 import anyio.to_thread
 
-from pipelines.errors import EngineDead, GenerationFailed
+from pipelines.errors import EngineDead, GenerationFailed, TooManyTogether
 from pipelines.prompt.weights import count_breaks
 from pipelines.request import ClipGuidancePreset, GenerationRequest, GenerationResult, Pixels
 from server.engine_service import Handle, LoadedModel
 from server.errors import ImageError, InvalidInput
-from server.http.waiting import TimeLimit
+from server.http.waiting import TimeLimit, outcomes_of
 from server.images import parameters_text
 from server.images.encode import QUALITY, ImageFormat, encode_image
 from server.images.workers.pool import DecoderPool
@@ -126,6 +126,12 @@ class Batch:
                 one.handle.cancel()
                 return
 
+    @property
+    def skipping(self) -> bool:
+        """Return whether an image was withdrawn, and not all of them, that has not ended yet."""
+        ending = (not self.running[index].handle.done for index in self._withdrawn)
+        return not self.interrupted and any(ending)
+
     def failures(self, outcomes: Sequence[Outcome]) -> list[Exception]:
         """Return why images did not come, but for those that their client withdrew."""
         told = enumerate(outcomes)
@@ -217,12 +223,12 @@ class ImageToImage:
             previews=previews,
             request_id=current_request_id(),
         )
-        return Plan(generations, fitted.finishing)
+        return Plan(generations, fitted.finishing, asked.count_field)
 
     async def run(self, plan: Plan, model: LoadedModel, limit: TimeLimit | None = None) -> Batch:
         """Hand the images to the engine; withdraw them if the caller is cancelled meanwhile.
 
-        Raises EngineRefused; then none of them runs.
+        Raises EngineRefused, or InvalidInput for more than fit at any time; then none of them runs.
         """
         for generation in plan.generations:
             current_record().asked(generation, model.name)
@@ -238,8 +244,10 @@ class ImageToImage:
                             generation, timeout=limit.seconds, arrived=limit.arrived
                         )
                     running.append(Running(generation, model, handle, plan.finishing))
-            except BaseException:
+            except BaseException as error:
                 Batch(plan, running).cancel()
+                if isinstance(error, TooManyTogether):
+                    raise InvalidInput([_too_many(plan, len(running), error)]) from None
                 raise
             return Batch(plan, running)
 
@@ -251,20 +259,19 @@ class ImageToImage:
             raise
 
     async def finish(
-        self, batch: Batch, format: ImageFormat = ImageFormat.PNG, quality: int = QUALITY
+        self,
+        batch: Batch,
+        format: ImageFormat = ImageFormat.PNG,
+        quality: int = QUALITY,
+        limit: TimeLimit | None = None,
     ) -> list[Outcome]:
         """Wait for the images, check them, write them in ``format``; return what became of each.
 
-        All but the waiting is done in threads.
+        All but the waiting is done in threads. Of several images those that are late are withdrawn
+        while there is time to answer with the others.
         """
-        finishing = (self.finish_one(one, format, quality) for one in batch.running)
-        results = await asyncio.gather(*finishing, return_exceptions=True)
-        outcomes: list[Outcome] = []
-        for result in results:
-            if not isinstance(result, FinishedImage | Exception):
-                raise result
-            outcomes.append(result)
-        return outcomes
+        finishing = [self.finish_one(one, format, quality) for one in batch.running]
+        return await outcomes_of(finishing, limit, batch.cancel)
 
     async def finish_one(
         self, running: Running, format: ImageFormat = ImageFormat.PNG, quality: int = QUALITY
@@ -398,6 +405,11 @@ def _too_large_together(asked: ImagesRequest, fitted: FittedImages) -> str | Non
         f"{asked.count_field}: {asked.count} images of {width} x {height} are over the "
         f"{MAX_ANSWER_PIXELS} pixels that they may have together; {most} of that size are taken"
     )
+
+
+def _too_many(plan: Plan, taken: int, error: TooManyTogether) -> str:
+    count = len(plan.generations)
+    return f"{plan.count_field}: {count} images are too many here: {error}; {taken} are taken"
 
 
 def _lacking(preset: ClipGuidancePreset, model: LoadedModel) -> list[str]:

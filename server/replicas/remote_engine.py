@@ -31,6 +31,7 @@ from pipelines.errors import (
     GenerationCancelled,
     GenerationError,
     GenerationFailed,
+    TooManyTogether,
     as_failure,
 )
 from pipelines.handle import GenerationHandle
@@ -321,7 +322,8 @@ class RemoteEngine:
             raise GenerationFailed("the replicas that made it were lost, one after the other")
         if not refusals:
             raise EngineStalled("no replica could take the request", retry_after=5.0)
-        raise min(refusals, key=lambda refusal: refusal.retry_after)
+        # What is too much for all of them alone is so for good; else one may take it later.
+        raise min(refusals, key=lambda one: (isinstance(one, TooManyTogether), one.retry_after))
 
     async def _until_usable(self, handle: RemoteHandle) -> None:
         """Wait for a replica, for as long as one takes to be started anew: what was taken on is not

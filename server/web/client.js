@@ -291,12 +291,18 @@ function aboutAnswer(response) {
     status: Number(headers.get("X-Status") ?? response.status),
     retryAfter: secondsOf(headers.get("Retry-After") ?? ""),
     requestId: headers.get("X-Request-ID") ?? "",
-    model: headers.get("X-Model") ?? "",
-    ignored: (headers.get("X-Ignored-Fields") ?? "").split(", ").filter(Boolean),
+    model: decoded(headers.get("X-Model") ?? ""),
+    ignored: (headers.get("X-Ignored-Fields") ?? "").split(", ").filter(Boolean).map(decoded),
     replayed: headers.get("Idempotency-Replayed") === "true",
     creditsCharged: headers.get("X-Credits-Charged"),
     creditsRemaining: headers.get("X-Credits-Remaining"),
   };
+}
+
+/** A percent-encoded text of a header. Not by decodeURIComponent, which throws where one is cut. */
+function decoded(text) {
+  const bytes = text.replace(/%([0-9A-F]{2})/gi, (_, hex) => String.fromCharCode(Number.parseInt(hex, 16)));
+  return new TextDecoder().decode(Uint8Array.from(bytes, (letter) => letter.charCodeAt(0)));
 }
 
 /** The seconds of a Retry-After, which may be a date in any of HTTP's three forms too, or null. */

@@ -232,6 +232,12 @@ const odd = (key, idempotencyKey) => served(
   },
 );
 
+/** What is told of the model and the fields in headers like these. */
+const named = (headers) => served(
+  (response) => json(response, 200, made, headers),
+  (client) => client.imageToImage(fields).then(({ model, ignored }) => [model, ignored]),
+);
+
 // Side by side, since each waits.
 const cases = {
   oddKeys: Promise.all(
@@ -241,6 +247,11 @@ const cases = {
   plainKeys: Promise.all(["k", "", undefined, "Bearer kl\\u00fc"].map((key) => odd(key))),
   urls: ["http://h", "http://h/", "http://h/a?b=c/d#e", "http://h/a/#e?b", new URL("http://h/?b=c")]
     .map((url) => new ImageToImage({ url }).url),
+  named: named({
+    "X-Model": "my/%C3%A9t%C3%A9 1.5 100%25",
+    "X-Ignored-Fields": "foo, a%2C%20b, caf%C3%A9, cut%C3",
+  }),
+  unnamed: named({}),
   past: told(409, date(-hour)),
   soon: told(503, date(1900)),
   late: told(429, date(hour)),
@@ -337,6 +348,13 @@ def test_a_place_or_the_first_try_is_waited_for_as_long(answers: dict[str, Any])
     # So may have what began and was refused in the end; it counts as a try, as what was lost does.
     assert answers["ran"] == {"said": 3, "asked": ["POST"] * 3}
     assert answers["ranOften"] == {"said": [503], "asked": ["POST"] * 3}
+
+
+def test_names_in_headers_are_decoded(answers: dict[str, Any]) -> None:
+    """As by the Python client, also one that the server has cut within a letter."""
+    names = ["foo", "a, b", "caf\xe9", "cut\ufffd"]
+    assert answers["named"]["said"] == ["my/\xe9t\xe9 1.5 100%", names]
+    assert answers["unnamed"]["said"] == ["", []]
 
 
 def test_a_key_that_no_header_takes_is_named(answers: dict[str, Any]) -> None:

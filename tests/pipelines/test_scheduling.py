@@ -350,6 +350,50 @@ def test_a_full_queue_refuses_until_its_work_is_done() -> None:
     assert len(scheduler) == 2
 
 
+def offer_batch(
+    scheduler: Scheduler, count: int, allowed: float = 1e6, spent: float = 0.0, sooner: float = 0.0
+) -> list[object]:
+    """Offer requests that were asked for together, and return what was said of each.
+
+    Of their time ``spent`` has gone by; the deadline of each is as much ``sooner`` than the last's.
+    """
+    first = 100 + len(scheduler)
+    tasks = [
+        RequestState(
+            first + i, MEDIUM, 2, 3, 0.0, allowed - spent - i * sooner, allowed=allowed, batch="one"
+        )
+        for i in range(count)
+    ]
+    return [scheduler.offer(task, 0.0) for task in tasks]
+
+
+@pytest.mark.parametrize("sooner", [0.0, 1e-3])
+@pytest.mark.parametrize(("before", "spent", "taken"), [(0, 0.0, 3), (0, 0.6, 2), (1, 0.0, 2)])
+def test_a_batch_that_alone_takes_too_long_is_told_so(
+    before: int, spent: float, taken: int, sooner: float
+) -> None:
+    """Also where a replica counts the time of each from when it has come there."""
+    scheduler = Scheduler(LINEAR)
+    alone = scheduler.predictions.alone(RequestState(0, MEDIUM, 2, 3, 0.0))
+    for ident in range(before):
+        put(scheduler, ident, deadline=1.2 * alone)
+    *told, last = offer_batch(scheduler, taken + 1, 3.5 * alone, spent * alone, sooner)
+    assert told == [None] * taken
+    assert isinstance(last, Refusal)
+    assert last.together is (before == 0)
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_batch_over_the_whole_queue_is_told_so(before: int) -> None:
+    scheduler = Scheduler(LINEAR, PolicyConfig(max_queue=3))
+    for ident in range(before):
+        put(scheduler, ident)
+    *told, last = offer_batch(scheduler, 4 - before)
+    assert told == [None] * (3 - before)
+    assert isinstance(last, Refusal)
+    assert last.together is (before == 0)
+
+
 def test_what_cannot_meet_its_deadline_is_refused() -> None:
     scheduler = Scheduler(LINEAR, PolicyConfig(slack_factor=0.0))
     alone = scheduler.predictions.alone(put(scheduler, 0))

@@ -56,6 +56,7 @@ class StubEngine:
         self.holding = False
         self.silent = False
         self.refusal: GenerationError | None = None
+        self.room = 0  # requests that are taken before that
         self.outcome: BaseException | None = None
         self.handles: list[StubHandle] = []
         self.timeouts: list[float | None] = []
@@ -81,7 +82,7 @@ class StubEngine:
         *,
         taken: bool = False,
     ) -> StubHandle:
-        if self.refusal is not None:
+        if self.refusal is not None and len(self.handles) >= self.room:
             raise self.refusal
         if self.drained_with:
             raise EngineDraining("the server is shutting down", 5.0)

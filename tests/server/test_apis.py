@@ -437,17 +437,33 @@ def test_a_path_that_is_not_is_told_which_is_meant(apis: Apis, path: str, wanted
     assert told.endswith(f"; did you mean {wanted}?" if wanted else path)
 
 
+@pytest.mark.parametrize("sent", ["", "/prefix"])
+@pytest.mark.parametrize(
+    ("path", "wanted"), [("/img2img", IMG2IMG), ("/v1/sdapi/v1/progress", "/sdapi/v1/progress")]
+)
+def test_the_path_that_is_meant_is_that_of_the_client(
+    make_client: MakeClient, sent: str, path: str, wanted: str
+) -> None:
+    """Whether a proxy strips the prefix or not."""
+    told = Apis(make_client(root_path="/prefix")).client.post(sent + path, json={})
+    assert message_of(told) == f"nothing is at /prefix{path}; did you mean /prefix{wanted}?"
+
+
 def test_a_body_of_another_api_is_told_where_it_goes(make_client: MakeClient) -> None:
     apis = Apis(make_client(root_path="/prefix"))
     for path in (PATH, f"{STABILITY}/image-to-image", "/prefix" + PATH):
         told = apis.client.post(path, json={"init_images": [BASE64]})
         assert told.status_code == 415
-        assert "JSON goes to /sdapi/v1/img2img (init_images)" in message_of(told)
+        assert message_of(told).endswith(
+            f"JSON goes to /prefix{IMG2IMG} (init_images) or /prefix{EDITS} (image)"
+        )
     for path in (IMG2IMG, GENERATIONS, TEXT_TO_IMAGE, "/prefix" + IMG2IMG):
         told = apis.client.post(path, files={"init_image": ("a.png", PICTURE)})
         assert told.status_code == 415
-        assert f"multipart forms go to {PATH}" in message_of(told)
-    assert apis.client.post("/prefix/img2img", json={}).json()["message"].endswith(f"{IMG2IMG}?")
+        assert message_of(told).endswith(
+            f"multipart forms go to /prefix{PATH}, /prefix{EDITS} or "
+            "/prefix/v1/generation/{engine}/image-to-image"
+        )
     for path in (PATH, EDITS, f"{STABILITY}/image-to-image"):
         headers = {"Content-Type": "multipart/mixed; boundary=x"}
         told = apis.client.post(path, content=b"", headers=headers)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
-from pipelines.request import Sampler
-from tests.server.apis import Apis, message_of
+from pipelines.errors import GenerationCancelled
+from pipelines.request import GenerationResult, Sampler
+from tests.server.apis import BASE64, SIDE, Apis, message_of
 from tests.server.conftest import MakeClient
-from tests.server.stub_engine import StubEngine
+from tests.server.stub_engine import StubEngine, StubHandle
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -25,6 +30,43 @@ def test_info_has_the_prompts_that_were_used(apis: Apis, engine: StubEngine) -> 
     assert info["negative_prompt"] == used.negative_prompt
     assert info["all_negative_prompts"] == [used.negative_prompt] * 2
     assert info["styles"] == ["anime"]
+
+
+@pytest.mark.parametrize("job", ["img2img", "txt2img"])
+def test_the_state_has_what_runs_and_what_is_being_skipped(
+    apis: Apis, engine: StubEngine, monkeypatch: pytest.MonkeyPatch, job: str
+) -> None:
+    """An image that is skipped ends with the step that is under way."""
+
+    async def result(self: StubHandle) -> GenerationResult:
+        while engine.holding:
+            await asyncio.sleep(0.005)
+        if self.cancelled:
+            raise GenerationCancelled("withdrawn")
+        return GenerationResult(self.request.image, self.request.seed)
+
+    monkeypatch.setattr(StubHandle, "result", result)
+    monkeypatch.setattr(StubHandle, "done", property(lambda self: not engine.holding))
+    engine.holding = True
+    body = {"prompt": "a cat", "steps": 10, "width": SIDE, "height": SIDE, "batch_size": 2}
+    body |= {"init_images": [BASE64]} if job == "img2img" else {}
+
+    def state() -> Any:
+        return apis.client.get("/sdapi/v1/progress").json()["state"]
+
+    with ThreadPoolExecutor(1) as threads:
+        try:
+            asked = threads.submit(apis.json, f"/sdapi/v1/{job}", body)
+            wait_until(lambda: state()["job"] == job)
+            assert state()["skipped"] is False
+            apis.client.post("/sdapi/v1/skip")
+            assert (state()["skipped"], state()["interrupted"]) == (True, False)
+            apis.client.post("/sdapi/v1/interrupt")
+            assert (state()["skipped"], state()["interrupted"]) == (False, True)
+        finally:
+            engine.holding = False
+        assert asked.result(20).json()["images"] == []
+    assert (state()["job"], state()["skipped"]) == ("", False)
 
 
 def test_png_info_has_the_settings_by_name(apis: Apis) -> None:

@@ -8,6 +8,8 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -263,6 +265,23 @@ def test_a_redis_that_is_away_says_so() -> None:
         await store.close()
 
     asyncio.run(asked())
+
+
+def test_what_was_finished_at_the_end_of_the_time_is_answered_and_charged(
+    make_client: MakeClient, engine: PartlyFailingEngine, team: Team
+) -> None:
+    engine.held = {3, 4}
+    key = team.make_key(concurrency=10)
+    client = make_client(database_url=team.url, request_timeout=6.0)
+    apis = Apis(client, {"Authorization": f"Bearer {key}"})
+    with ThreadPoolExecutor(len(APIS)) as threads:
+        answers = list(threads.map(partial(ask, apis), APIS))
+    for api, answer in zip(APIS, answers, strict=True):
+        assert seeds_of(api, answer) == [1, 2], api
+    late = [one for one in engine.handles if one.request.seed in engine.held]
+    assert [one.cancelled for one in late] == [True] * 2 * len(APIS)
+    assert team.balance() == Balance(100 - 2 * PRICE * len(APIS), 0)
+    assert team.problems() == []
 
 
 @pytest.mark.parametrize("way", ["interrupt", "skip"])

@@ -11,7 +11,8 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from server.http.waiting import TimeLimit, within
+from pipelines.errors import DeadlineExceeded
+from server.http.waiting import TimeLimit, outcomes_of, within
 
 
 def waits(receive: Any, work: Any, undo: Any = lambda _: None) -> Any:
@@ -81,3 +82,36 @@ def test_what_was_begun_is_undone_if_the_waiting_is_cancelled_as_it_ends(rounds:
 
     asyncio.run(scene())
     assert got + undone == ["begun"]
+
+
+def test_where_time_is_up_the_first_that_comes_is_waited_for_and_the_rest_is_late() -> None:
+    withdrawn: list[bool] = []
+
+    async def comes(result: str, after: asyncio.Event | None = None) -> str:
+        if after is not None:
+            await after.wait()
+        if result == "fails":
+            raise ZeroDivisionError
+        return result
+
+    async def scene() -> list[str | Exception]:
+        later = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.05, later.set)
+        up = TimeLimit(60, time.monotonic())
+        work = [comes("fails"), comes("first", later), comes("never", asyncio.Event())]
+        return await outcomes_of(work, up, lambda: withdrawn.append(True))
+
+    failed, first, late = asyncio.run(scene())
+    assert isinstance(failed, ZeroDivisionError)
+    assert first == "first"
+    assert isinstance(late, DeadlineExceeded)
+    assert withdrawn == [True]
+
+
+def test_one_alone_has_all_of_its_time() -> None:
+    async def comes() -> str:
+        await asyncio.sleep(0.05)
+        return "there"
+
+    up = TimeLimit(60, time.monotonic())
+    assert asyncio.run(outcomes_of([comes()], up, lambda: None)) == ["there"]

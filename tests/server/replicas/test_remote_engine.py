@@ -17,6 +17,7 @@ from pipelines.errors import (
     EngineStalled,
     GenerationCancelled,
     RequestTooLong,
+    TooManyTogether,
 )
 from pipelines.handle import GenerationHandle
 from pipelines.request import GenerationResult, Progress
@@ -183,6 +184,21 @@ def test_a_refusal_for_good_comes_as_it_is() -> None:
         for handle in let_through:
             with pytest.raises(DeadlineExceeded):
                 handle.wait(10)
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_batch_is_too_much_where_every_replica_is_full_of_it(others: int) -> None:
+    two = FakeReplica(SLOW, max_queue=2), FakeReplica(SLOW, max_queue=2)
+    with remote_engine(*two) as (engine, _):
+        for _ in range(others):
+            engine.submit(picture())
+        for _ in range(4 - others):
+            engine.submit(picture(batch="one"))
+        with pytest.raises(EngineBusy) as refused:
+            engine.submit(picture(batch="one"))
+        assert isinstance(refused.value, TooManyTogether) is (others == 0)
+        with pytest.raises(EngineBusy, match="2 requests are waiting"):
+            engine.submit(picture(batch="another"))
 
 
 def test_the_deadline_counts_from_the_arrival_at_the_front() -> None:
