@@ -16,7 +16,6 @@ from functools import partial
 from typing import TypeVar
 
 import anyio
-import anyio.to_thread
 
 from pipelines.errors import EngineDead, GenerationFailed, TooManyTogether
 from pipelines.prompt.weights import count_breaks
@@ -38,6 +37,7 @@ from server.img2img.images_request import (
     Plan,
     generations_of,
 )
+from server.img2img.threads import begin_in_thread, in_text_thread
 from server.observability.logs import current_request_id
 from server.observability.request_record import current_record
 from server.settings import Settings
@@ -176,7 +176,7 @@ class ImageToImage:
         asked = form.images_request(fields.upload or b"", fields.mask)
         if fields.upload is not None:
             return await self.plan(asked, model, client=client, limit=limit, problems=problems)
-        problems += await _in_text_thread(partial(self._refusals, asked, model))
+        problems += await in_text_thread(partial(self._refusals, asked, model))
         if fields.mask is not None:
             try:
                 # Only to report what is wrong beside the rest.
@@ -202,7 +202,7 @@ class ImageToImage:
 
         Raises InvalidInput with all that is wrong, DecodeTimeout or DecodersBusy.
         """
-        found = await _in_text_thread(partial(self._refusals, asked, model))
+        found = await in_text_thread(partial(self._refusals, asked, model))
         found = [*problems, *found]
         try:
             asked, fitted = await self._fitted(asked, client, limit)
@@ -251,7 +251,7 @@ class ImageToImage:
                 raise
             return Batch(plan, running)
 
-        submission = await _begun(submit, self._submitters)
+        submission = await begin_in_thread(submit, self._submitters)
         try:
             return await asyncio.shield(submission)
         except asyncio.CancelledError:
@@ -349,33 +349,9 @@ class ImageToImage:
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Do work on images in one of the few threads for it."""
-        thread = await _begun(work, self._encoders)
+        thread = await begin_in_thread(work, self._encoders)
         await asyncio.wait((thread,))
         return thread.result()
-
-
-async def _begun(work: Callable[[], T], places: anyio.CapacityLimiter) -> asyncio.Future[T]:
-    """Begin work in a thread once one of ``places`` is free, and return what it will return.
-
-    Who waits for a place may leave; the place is taken until the thread has ended.
-    """
-    place = object()
-    await places.acquire_on_behalf_of(place)
-    one = anyio.CapacityLimiter(1)
-    thread = asyncio.ensure_future(anyio.to_thread.run_sync(work, limiter=one))
-
-    def ended(_: object) -> None:
-        places.release_on_behalf_of(place)
-        if not thread.cancelled():
-            thread.exception()  # that nobody may be left to hear of
-
-    thread.add_done_callback(ended)
-    return thread
-
-
-async def _in_text_thread(work: Callable[[], T]) -> T:
-    """Do what reads texts off the event loop, and not behind images, which take far longer."""
-    return await anyio.to_thread.run_sync(work)
 
 
 def withdraw(beginning: asyncio.Future[T]) -> None:
