@@ -12,7 +12,8 @@ from tests.server.server_process import ServerProcess
 Visit = Callable[..., Visitor]
 COVERED = """[...document.querySelectorAll('#mask-tools button, #mask-size')].filter((tool) => {
     const { x, y, width, height } = tool.getBoundingClientRect();
-    return document.elementFromPoint(x + width / 2, y + height / 2)?.closest('button, input') !== tool;
+    const seen = document.elementFromPoint(x + width / 2, y + height / 2);
+    return seen?.closest('button, input') !== tool;
 })"""
 """The tools of the mask that a finger cannot reach, as JavaScript."""
 PICTURE = "document.getElementById('easel').getBoundingClientRect()"
