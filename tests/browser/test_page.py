@@ -28,7 +28,7 @@ def test_from_a_sample_to_a_picture_and_back_after_a_reload(visitor: Visitor) ->
     page = visitor.page
     visitor.screenshot("empty")
     visitor.sample()
-    expect(page.locator("#prompt")).to_have_value("a blue house on snow")
+    expect(page.locator("#prompt")).to_have_value("a red house on snow")
     visitor.fill(**QUICK)
     page.evaluate(
         """() => {
@@ -53,7 +53,7 @@ def test_from_a_sample_to_a_picture_and_back_after_a_reload(visitor: Visitor) ->
 
     page.reload()
     visitor.ready()
-    expect(page.locator("#prompt")).to_have_value("a blue house on snow")
+    expect(page.locator("#prompt")).to_have_value("a red house on snow")
     expect(page.locator("#steps")).to_have_value("10")
     expect(page.locator("#stage-note")).to_have_text("house.png · 384 × 384")
     page.locator("#strip li button").first.click()
@@ -209,25 +209,12 @@ def test_a_file_is_refused_by_its_head(
 def test_an_upload_meets_the_demo_models_line(visitor: Visitor) -> None:
     file = {"name": "photo.png", "mimeType": "image/png", "buffer": file_of(gradient(90, 60))}
     visitor.page.locator("#file").set_input_files(file)
-    note = visitor.page.locator("#picture-note", has_text="will not understand this picture")
-    expect(note).to_contain_text("img2img serve --model")
+    note = visitor.page.locator("#picture-note", has_text="it may not understand a photograph")
+    # It names a command that is there, in a checkout as in an installation.
+    expect(note).to_contain_text(f"{Path('scripts', 'serve')} --model")
     # The size has the picture's shape, near the model's own 320 x 320.
     expect(visitor.page.locator("#cost")).to_contain_text("448 × 320")
     expect(visitor.page.locator("#demo")).to_contain_text("14 things")
-
-
-def test_the_demo_models_words_write_the_prompt(visitor: Visitor) -> None:
-    page, prompt = visitor.page, visitor.page.locator("#prompt")
-    for word, after in (
-        ("house", "a house"),
-        ("red", "a red house"),
-        ("on the grass", "a red house on the grass"),
-        ("at night", "a red house at night"),
-        ("cat", "a red cat at night"),
-        ("blue", "a blue cat at night"),
-    ):
-        page.get_by_role("button", name=word, exact=True).click()
-        expect(prompt).to_have_value(after)
 
 
 def test_cancel_is_seen_at_once_and_the_next_run_starts(visitor: Visitor) -> None:
@@ -271,7 +258,7 @@ def test_use_a_result_as_the_input_and_its_settings(visitor: Visitor) -> None:
     visitor.fill(prompt="something else")
     page.locator("#show-result").click()
     page.locator("#use-settings").click()
-    expect(page.locator("#prompt")).to_have_value("a blue house on snow")
+    expect(page.locator("#prompt")).to_have_value("a red house on snow")
     expect(page.locator("#seed")).to_have_value(seed)
     # The input that made it is back too, and with it the size.
     expect(page.locator("#stage-note")).to_have_text("house.png · 384 × 384")
