@@ -47,6 +47,20 @@ export class Form extends EventTarget {
     this.changed(name);
   }
 
+  /** Replace a part of a text as if it had been typed: the browser's own undo brings it back. */
+  type(name, start, end, text) {
+    const { element } = this.controls.get(name);
+    const held = document.activeElement;
+    element.focus({ preventScroll: true });
+    element.setSelectionRange(start, end);
+    // An old command, but the only one that undo knows of.
+    if (!document.execCommand("insertText", false, text)) {
+      element.setRangeText(text, start, end, "end");
+      this.changed(name);
+    }
+    held?.focus({ preventScroll: true });
+  }
+
   /** Let a field with an input of its own be changed by settings alone, or by hand too. */
   lock(name, locked) {
     for (const input of this.controls.get(name).place.querySelectorAll("input")) input.disabled = locked;
