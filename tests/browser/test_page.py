@@ -93,7 +93,7 @@ def test_seconds_are_told_before_the_first_picture(
     assert told == pytest.approx(alone)
     between = visitor.page.evaluate(seconds, [costs, 400 * 400, 10])
     assert alone < between < 10 * costs[1]["evaluation"] + costs[1]["rest"]
-    expect(visitor.page.locator("#cost")).to_have_text(re.compile(r" s$"))
+    expect(visitor.page.locator("#cost")).to_have_text(re.compile(r"\ss$"))
     guided = visitor.page.evaluate(
         """async () => {
             const { Costs } = await import(new URL("static/page/costs.js", document.baseURI));
@@ -118,8 +118,9 @@ def test_seconds_are_told_before_the_first_picture(
         }"""
     )
     assert blank == [blank[0], blank[0], ""]
-    assert re.fullmatch(r"\d\.\d credits · ~19 s", blank[0])
-    assert guided == ["~10 s", f"~{10 * (1 + MEASURED[ClipGuidancePreset.SLOW]):.0f} s"]
+    assert re.fullmatch(r"\d\.\d\u00a0credits · ~19\u00a0s", blank[0])  # No line ends in them.
+    slow = f"~{10 * (1 + MEASURED[ClipGuidancePreset.SLOW]):.0f}\u00a0s"
+    assert guided == ["~10\u00a0s", slow]
 
 
 def test_ranges_and_defaults_are_the_servers(visitor: Visitor, real_server: ServerProcess) -> None:
@@ -165,6 +166,29 @@ def test_the_slider_is_for_keys_and_screen_readers(visitor: Visitor) -> None:
     box = visitor.page.locator("#result-box").bounding_box()
     visitor.page.mouse.click(box["x"] + 0.25 * box["width"], box["y"] + 40)
     assert abs(int(slider.input_value()) - 25) <= 1
+
+
+def test_a_number_may_have_a_decimal_comma(visitor: Visitor) -> None:
+    page = visitor.page
+    visitor.sample()
+    bodies = visitor.bodies_sent()
+    visitor.fill(image_strength="0,95", cfg_scale=" 6,5 ", steps="10")
+    expect(page.get_by_label("Image strength, slider")).to_have_value("0.95")
+    visitor.generate()
+    visitor.result()
+    for name, value in ((b"image_strength", b"0.95"), (b"cfg_scale", b"6.5")):
+        assert re.search(rb'name="%s"\r\n\r\n%s\r\n' % (name, value), bodies[0])
+    # In a whole number it may set off thousands.
+    visitor.fill(steps="1,000")
+    visitor.generate()
+    expect(page.locator("#steps-problem")).to_have_text("1,000 is not a number from 10 to 50")
+
+
+def test_the_apis_default_size_is_told(visitor: Visitor) -> None:
+    visitor.sample("house")
+    default = visitor.page.locator("#sizes .chip", has_text="API default")
+    expect(default).to_contain_text("384 × 384")
+    expect(default).to_have_count(1)
 
 
 def test_bad_input_is_said_at_its_field(visitor: Visitor) -> None:

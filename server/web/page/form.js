@@ -171,8 +171,11 @@ function buildNumber(field, place, changed) {
   const { minimum: min, maximum: max, step } = field;
   const element = el("input", { type: "text", inputmode: "decimal", id: field.name, class: "number", autocomplete: "off" });
   const slider = el("input", { type: "range", min, max, step, "aria-label": `${field.label}, slider`, autocomplete: "off" });
+  // Many write 0,5; in a whole number a comma may set off thousands.
+  const get = () => (field.kind === "number" ? element.value.replace(/^(\s*\d*),(\d+\s*)$/, "$1.$2") : element.value);
   element.addEventListener("input", () => {
-    if (Number.isFinite(Number(element.value))) slider.value = element.value.trim() === "" ? field.standard : element.value;
+    const value = get();
+    if (Number.isFinite(Number(value))) slider.value = value.trim() === "" ? field.standard : value;
     changed();
   });
   slider.addEventListener("input", () => {
@@ -187,5 +190,5 @@ function buildNumber(field, place, changed) {
     element.value = value;
     slider.value = value === "" ? field.standard : value;
   };
-  return { element, get: () => element.value, set };
+  return { element, get, set };
 }
