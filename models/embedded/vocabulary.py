@@ -42,6 +42,6 @@ def demo_notice(model: str) -> str | None:
     return (
         f"this is a demo model: it knows {len(THINGS)} things ({', '.join(THINGS)}) in "
         f"{len(COLOURS)} colours ({', '.join(COLOURS)}) on {len(BACKGROUNDS)} backgrounds "
-        f"({', '.join(BACKGROUNDS)}), and no other words. For real pictures start the server with "
+        f"({', '.join(BACKGROUNDS)}), and no other words, one thing a picture. For real pictures: "
         f"--model {PRODUCTION_MODEL} (some gigabytes, fetched once)"
     )

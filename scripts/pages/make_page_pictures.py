@@ -25,14 +25,15 @@ from scripts.training.world.scene import Scene, Thing
 FOLDER = ROOT / "server" / "web" / "pictures"
 THUMBNAIL = 112
 SAMPLES = (
-    ("house", "red house on grass", ("house", "red", "grass"), (384, 384), "a blue house on snow"),
-    ("cat", "orange cat on snow", ("cat", "orange", "snow"), (384, 384), "a black cat on grass"),
-    ("boat", "white boat on the ocean", ("boat", "white", "ocean"), (512, 384), "a red boat"),
-    ("star", "yellow star at night", ("star", "yellow", "night"), (384, 384), "a pink heart"),
-    ("tree", "green tree at sunset", ("tree", "green", "sunset"), (384, 512), "an orange tree"),
-    ("car", "blue car in a desert", ("car", "blue", "desert"), (512, 384), "a purple car"),
+    ("boat", "white boat on the ocean", ("white", "ocean"), (512, 384), "a red boat at sunset"),
+    ("star", "yellow star at night", ("yellow", "night"), (384, 384), "a pink star"),
+    ("house", "red house on grass", ("red", "grass"), (384, 384), "a red house on snow"),
+    ("tree", "green tree at sunset", ("green", "sunset"), (384, 512), "a green tree on snow"),
+    ("car", "blue car in a desert", ("blue", "desert"), (512, 384), "a purple car"),
+    ("cat", "orange cat on snow", ("orange", "snow"), (384, 384), "an orange cat on the grass"),
 )
-"""File, what it shows, the scene, its size, a prompt to try on it."""
+"""Thing and file, what it shows, colour and background, size, a prompt to try on it; first what the
+model does best."""
 
 
 def drawn(kind: str, colour: str, background: str, size: tuple[int, int]) -> Image.Image:
@@ -67,7 +68,7 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     listed = []
     for name, shows, scene, size, prompt in SAMPLES:
-        (FOLDER / f"{name}.png").write_bytes(png(drawn(*scene, size)))
+        (FOLDER / f"{name}.png").write_bytes(png(drawn(name, *scene, size)))
         width, height = size
         listed.append(
             {"file": f"{name}.png", "shows": shows, "prompt": prompt}

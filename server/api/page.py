@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
+import os
 from collections.abc import MutableMapping
 from dataclasses import asdict
 from html import escape
@@ -119,5 +120,11 @@ def _demo(model: str) -> dict[str, Any] | None:
         "things": vocabulary.THINGS,
         "colours": vocabulary.COLOURS,
         "backgrounds": vocabulary.BACKGROUNDS,
-        "command": f"img2img serve --model {PRODUCTION_MODEL}",
+        "command": f"{_serve_command()} --model {PRODUCTION_MODEL}",
     }
+
+
+def _serve_command() -> str:
+    """Return what starts a server here: a checkout's script, else the installed command."""
+    script = Path("scripts", "serve.ps1" if os.name == "nt" else "serve")
+    return str(script) if (WEB_FOLDER.parents[1] / script).exists() else "img2img serve"

@@ -103,7 +103,7 @@ class ImageToImageForm(BaseModel):
             minimum=0,
             maximum=MAX_CFG_SCALE,
             default=7,
-            description="How strictly the picture follows the prompt.",
+            description="How strictly the picture follows the prompt: low is freer, high harsher.",
         ),
     ] = 7.0
     clip_guidance_preset: Annotated[
@@ -145,7 +145,7 @@ class ImageToImageForm(BaseModel):
             minimum=MIN_STEPS,
             maximum=MAX_STEPS,
             default=30,
-            description="Diffusion steps.",
+            description="In how many steps the picture forms: more take longer, each adds less.",
         ),
     ] = 30
     style_preset: Annotated[

@@ -125,7 +125,7 @@ def test_the_price_is_the_servers(visit: Visit, server: ServerProcess) -> None:
             }""",
             [width, height, steps],
         )
-        assert shown == credits_text(price(width, height, steps))
+        assert shown == f"{credits_text(price(width, height, steps))}\u00a0credits"
 
 
 def test_a_phone_has_the_button_in_reach(visit: Visit, server: ServerProcess) -> None:

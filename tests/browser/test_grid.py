@@ -232,10 +232,38 @@ def test_what_is_wrong_is_said_before_the_click(visitor: Visitor) -> None:
     expect(page.locator("#grid-x-problem")).to_have_text("60 is not from 10 to 50.")
     expect(page.locator("#grid-x-values")).to_have_attribute("aria-invalid", "true")
     expect(page.locator("#grid-go")).to_be_disabled()
+    expect(page.locator("#grid-go")).to_have_text("Make pictures")
     page.locator("#grid-x-values").fill("10-50 (+10)")
+    expect(page.locator("#grid-go")).to_have_text("Make 5 pictures")
     expect(page.locator("#grid-x-values")).not_to_have_attribute("aria-invalid", "true")
     page.locator("#grid-y").select_option("steps")
     expect(page.locator("#grid-y-problem")).to_have_text("Both axes vary the same.")
     expect(page.locator("#grid-y")).to_have_attribute("aria-invalid", "true")
     page.locator("#grid-y").select_option("seed")
     expect(page.locator("#grid-y")).not_to_have_attribute("aria-invalid", "true")
+
+
+def test_what_costs_more_than_is_left_is_said_before_the_click(visitor: Visitor) -> None:
+    page = visitor.page
+    account = {
+        "name": "me",
+        "credits": {"balance": "1.0", "reserved": "0.0"},
+        "limits": {"concurrency": 4},
+    }
+    page.route(
+        "**/api/account",
+        lambda route: route.fulfill(json={"code": 0, "message": "success", "data": account}),
+    )
+    page.reload()
+    visitor.ready()
+    page.locator("#show-grid").click()
+    page.locator("#grid-x").select_option("steps")
+    page.locator("#grid-x-values").fill("10")
+    expect(page.locator("#grid-cost")).to_contain_text("0.4 credits")
+    expect(page.locator("#grid-cost")).not_to_contain_text("left")
+    page.locator("#grid-x-values").fill("10-15")
+    expect(page.locator("#grid-cost")).to_contain_text("more than the 1.0 credits left")
+    expect(page.locator("#cost")).not_to_contain_text("left")
+    page.locator("#sizes .chip", has_text="Other").click()
+    visitor.fill(steps="50", width="1536", height="1536")
+    expect(page.locator("#cost")).to_contain_text("more than the 1.0 credits left")

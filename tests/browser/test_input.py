@@ -71,7 +71,7 @@ def test_the_picture_chosen_last_wins(visitor: Visitor) -> None:
         held[0].continue_()
     page.wait_for_timeout(300)
     expect(page.locator("#stage-note")).to_contain_text("star.png")
-    expect(page.locator("#prompt")).to_have_value("a pink heart")
+    expect(page.locator("#prompt")).to_have_value("a pink star")
     # A file after it, which is there at once.
     file = {"name": "b.png", "mimeType": "image/png", "buffer": file_of(gradient(60, 40))}
     page.locator("#file").set_input_files(file)

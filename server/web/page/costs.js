@@ -1,4 +1,4 @@
-/** Price and seconds of a picture before it is asked for. */
+/** Price and seconds of a picture before it is asked for. Figures and units have a no-break space between. */
 
 /** Tenths of a credit, as server/accounts/pricing.py reckons them, with the server's figures. */
 export function price({ least, most, least_work, most_work }, width, height, steps) {
@@ -7,7 +7,7 @@ export function price({ least, most, least_work, most_work }, width, height, ste
   return least + Math.floor((2 * (most - least) * work + span) / (2 * span));
 }
 
-export const creditsText = (tenths) => `${Math.floor(tenths / 10)}.${tenths % 10}`;
+export const creditsText = (tenths) => `${Math.floor(tenths / 10)}.${tenths % 10}\u00a0credits`;
 
 /** Evaluations that a run takes, but for samplers that evaluate twice. */
 export function evaluations(steps, strength, sampler) {
@@ -41,26 +41,39 @@ export class Costs {
   /** Credits, where the key has any, and seconds for a picture of each of these values. */
   of(all, size) {
     if (!size) return "";
-    const sum = (each) => all.reduce((total, values) => total + each(values), 0);
-    // What is blank is not sent, and so has the server's default.
-    const number = (values, name) => Number(values[name].trim() || this.fields.get(name)?.standard);
     const parts = [];
-    if (this.account.credits) {
-      const tenths = sum((values) => price(this.about.price, size.width, size.height, number(values, "steps")));
-      if (!Number.isNaN(tenths)) parts.push(`${creditsText(tenths)} credits`);
-    }
-    const count = (values) => evaluations(number(values, "steps"), number(values, "image_strength"), values.sampler)
+    const tenths = this.#tenths(all, size);
+    if (!Number.isNaN(tenths)) parts.push(creditsText(tenths));
+    const count = (values) => evaluations(this.#number(values, "steps"), this.#number(values, "image_strength"), values.sampler)
       * (1 + (this.about.guidance[values.clip_guidance_preset] ?? 0));
-    const seconds = sum((values) => secondsOf(this.about.costs, size.width * size.height, count(values)) ?? NaN);
+    const seconds = sum(all, (values) => secondsOf(this.about.costs, size.width * size.height, count(values)) ?? NaN);
     if (!Number.isNaN(seconds)) parts.push(seconds < 1 ? duration(seconds) : `~${duration(seconds)}`);
     return parts.join(" · ");
   }
+
+  /** That the key has less than these pictures cost, in words; nothing where it has enough. */
+  beyond(all, size) {
+    const left = Math.round(10 * this.account.credits?.balance);
+    return size && this.#tenths(all, size) > left ? `more than the ${creditsText(left)} left` : "";
+  }
+
+  #tenths(all, { width, height }) {
+    if (!this.account.credits) return NaN;
+    return sum(all, (values) => price(this.about.price, width, height, this.#number(values, "steps")));
+  }
+
+  /** A field's number; what is blank is not sent, and so has the server's default. */
+  #number(values, name) {
+    return Number(values[name].trim() || this.fields.get(name)?.standard);
+  }
 }
+
+const sum = (all, each) => all.reduce((total, values) => total + each(values), 0);
 
 /** `3 s`, `1 min 20 s`. */
 export function duration(seconds) {
-  if (seconds < 1) return "under 1 s";
+  if (seconds < 1) return "under 1\u00a0s";
   const whole = Math.round(seconds);
-  if (whole < 90) return `${whole} s`;
-  return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  if (whole < 90) return `${whole}\u00a0s`;
+  return `${Math.floor(whole / 60)}\u00a0min ${whole % 60}\u00a0s`;
 }

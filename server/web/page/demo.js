@@ -1,60 +1,54 @@
 /** What is said where the model is the one that ships: what it knows, and how to get another. */
 
-import { $, el } from "./dom.js";
+import { $, el, holdFocus } from "./dom.js";
+import { local } from "./store.js";
+import { phrase, placed } from "./wording.js";
 
-/** Say it, and offer its words as chips that write into the prompt. */
+const DISMISSED = "img2img.demo-dismissed";
+
+/** Say it, and offer its words as buttons that write into the prompt. */
 export function showDemo(demo, form) {
   if (!demo) return;
   const { things, colours, backgrounds, command } = demo;
-  $("demo").replaceChildren(
+  $("demo").prepend(
     el("strong", {}, "Demo model."),
-    ` It knows ${things.length} things, ${colours.length} colours and ${backgrounds.length} backgrounds, nothing else. For real pictures: `,
+    ` It draws one of ${things.length} things, in ${colours.length} colours on ${backgrounds.length} backgrounds. For real pictures: `,
     el("code", {}, command),
   );
-  $("demo").hidden = false;
-  const chip = (word, group) => el("button", { type: "button", class: "word", onclick: () => take(word, group) }, word);
-  const row = (title, words, group) =>
-    el("p", { role: "group", "aria-label": title }, ...words.map((word) => chip(word, group)));
-  const groups = { colours, things, backgrounds: backgrounds.map(phrase) };
+  $("demo").hidden = local.get(DISMISSED) === true;
+  $("demo-close").addEventListener("click", () => {
+    local.set(DISMISSED, true);
+    const refocus = holdFocus();
+    $("demo").hidden = true;
+    refocus($("prompt"));
+  });
+  const take = (word, group) => {
+    const { start, end, text } = placed(form.get("prompt"), word, group, demo);
+    form.type("prompt", start, end, text);
+  };
+  const row = (title, words, group) => {
+    const buttons = words.map((word) => el("button", { type: "button", class: "word", onclick: () => take(word, group) }, word));
+    return oneStop(el("p", { role: "toolbar", "aria-label": title }, ...buttons), buttons);
+  };
   $("chips").append(
-    row("Colours it knows", colours, groups.colours),
-    row("Things it knows", things, groups.things),
-    row("Backgrounds it knows", groups.backgrounds, groups.backgrounds),
+    row("Colours it knows", colours, "colours"),
+    row("Things it knows", things, "things"),
+    row("Backgrounds it knows", backgrounds.map(phrase), "backgrounds"),
   );
   $("chips").hidden = false;
-
-  /** Put a word in the place of one of its group, or at the place it has in "a red house on grass". */
-  function take(word, group) {
-    const prompt = form.get("prompt").trim();
-    if (group !== groups.backgrounds) form.set("prompt", placed(prompt, word, group, groups));
-    else {
-      const there = backgrounds.map(place).find((one) => one.test(prompt));
-      form.set("prompt", there ? prompt.replace(there, word) : `${prompt} ${word}`.trim());
-    }
-  }
 }
 
-/** A background as prompts say it, in the words that the model was taught by. */
-function phrase(background) {
-  const phrases = {
-    sky: "in the sky", night: "at night", grass: "on the grass", desert: "in the desert",
-    ocean: "on the ocean", snow: "on snow", sunset: "at sunset", plain: "on a plain background",
-  };
-  return phrases[background] ?? `on ${background}`;
-}
-
-const place = (background) => new RegExp(`\\b(?:on|in|at)(?: (?:a|an|the))? ${background}(?: background)?\\b`);
-
-function placed(prompt, word, group, groups) {
-  const own = group.find((other) => new RegExp(`\\b${other}\\b`).test(prompt));
-  if (own) return prompt.replace(new RegExp(`\\b${own}\\b`), word);
-  const article = /^[aeiou]/.test(word) ? "an" : "a";
-  if (group === groups.colours) {
-    const thing = groups.things.find((other) => new RegExp(`\\b${other}\\b`).test(prompt));
-    if (!thing) return `${article} ${word} ${prompt}`.trim();
-    return prompt.replace(new RegExp(`(?:\\b(?:a|an) )?\\b${thing}\\b`), `${article} ${word} ${thing}`);
-  }
-  const colour = groups.colours.find((other) => new RegExp(`\\b${other}\\b`).test(prompt));
-  if (colour) return prompt.replace(new RegExp(`\\b${colour}\\b`), `${colour} ${word}`);
-  return `${article} ${word} ${prompt}`.trim();
+/** Let Tab stop at a row of buttons once; arrows, Home and End go on in it. */
+function oneStop(row, buttons) {
+  const stopAt = (at) => buttons.forEach((button, index) => (button.tabIndex = index === at ? 0 : -1));
+  stopAt(0);
+  row.addEventListener("focusin", ({ target }) => stopAt(buttons.indexOf(target)));
+  row.addEventListener("keydown", (event) => {
+    const at = buttons.indexOf(event.target);
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: buttons.length - 1 }[event.key];
+    if (to === undefined || event.altKey || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    buttons.at(to % buttons.length).focus();
+  });
+  return row;
 }

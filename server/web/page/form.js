@@ -47,6 +47,20 @@ export class Form extends EventTarget {
     this.changed(name);
   }
 
+  /** Replace a part of a text as if it had been typed: the browser's own undo brings it back. */
+  type(name, start, end, text) {
+    const { element } = this.controls.get(name);
+    const held = document.activeElement;
+    element.focus({ preventScroll: true });
+    element.setSelectionRange(start, end);
+    // An old command, but the only one that undo knows of.
+    if (!document.execCommand("insertText", false, text)) {
+      element.setRangeText(text, start, end, "end");
+      this.changed(name);
+    }
+    held?.focus({ preventScroll: true });
+  }
+
   /** Let a field with an input of its own be changed by settings alone, or by hand too. */
   lock(name, locked) {
     for (const input of this.controls.get(name).place.querySelectorAll("input")) input.disabled = locked;
@@ -157,8 +171,11 @@ function buildNumber(field, place, changed) {
   const { minimum: min, maximum: max, step } = field;
   const element = el("input", { type: "text", inputmode: "decimal", id: field.name, class: "number", autocomplete: "off" });
   const slider = el("input", { type: "range", min, max, step, "aria-label": `${field.label}, slider`, autocomplete: "off" });
+  // Many write 0,5; in a whole number a comma may set off thousands.
+  const get = () => (field.kind === "number" ? element.value.replace(/^(\s*\d*),(\d+\s*)$/, "$1.$2") : element.value);
   element.addEventListener("input", () => {
-    if (Number.isFinite(Number(element.value))) slider.value = element.value.trim() === "" ? field.standard : element.value;
+    const value = get();
+    if (Number.isFinite(Number(value))) slider.value = value.trim() === "" ? field.standard : value;
     changed();
   });
   slider.addEventListener("input", () => {
@@ -173,5 +190,5 @@ function buildNumber(field, place, changed) {
     element.value = value;
     slider.value = value === "" ? field.standard : value;
   };
-  return { element, get: () => element.value, set };
+  return { element, get, set };
 }

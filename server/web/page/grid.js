@@ -124,6 +124,7 @@ export class Grid {
     const axes = this.#read();
     this.go.disabled = !axes;
     if (!axes) {
+      this.go.textContent = "Make pictures";
       this.cost.textContent = "";
       return;
     }
@@ -133,8 +134,12 @@ export class Grid {
     this.go.textContent = some ? `Make the missing ${missing}` : `Make ${cells.length} picture${cells.length === 1 ? "" : "s"}`;
     const wanted = some || this.running ? this.plan.cells.filter(({ record }) => !record) : cells;
     const common = this.running ? this.plan.values : this.page.form.values();
-    const cost = this.page.costs.of(wanted.map(({ values }) => ({ ...common, ...values })), this.page.sizes.size);
-    this.cost.textContent = cost && this.running ? `${cost} left` : cost;
+    const { costs, sizes } = this.page;
+    const all = wanted.map(({ values }) => ({ ...common, ...values }));
+    const cost = costs.of(all, sizes.size);
+    // What runs may be set aside already of what the key has.
+    if (this.running) this.cost.textContent = cost && `${cost} left`;
+    else this.cost.textContent = [cost, costs.beyond(all, sizes.size)].filter(Boolean).join(" · ");
   }
 
   #sameAs(axes) {

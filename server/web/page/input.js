@@ -48,8 +48,14 @@ export class Input extends EventTarget {
       this.replace(picture);
       showView("input");
       // Anyone may have written them: where they are not as they should be, the picture is taken alone.
-      if (OWN.has(kind)) await offerSettings(picture.blob, this.form, this.onSettings, () => picture === this.picture).catch(console.warn);
-      return picture === this.picture;
+      const settings = OWN.has(kind) && (await offerSettings(picture.blob, this.form, this.onSettings, () => picture === this.picture).catch(console.warn));
+      if (picture !== this.picture) return false;
+      if (settings?.model) {
+        picture.model = settings.model; // It goes along where the picture is kept.
+        this.#note();
+        this.#changed();
+      }
+      return true;
     } catch (error) {
       if (!(error instanceof NotTaken)) throw error;
       if (choice !== this.choice) return false;
@@ -124,8 +130,8 @@ export class Input extends EventTarget {
       says.push(`This browser cannot show ${why} It is sent all the same.`);
     }
     if (picture?.alpha) says.push("Where it is transparent it counts as white.");
-    if (OWN.has(picture?.kind) && this.about.demo) {
-      says.push(`The demo model has seen drawings like the samples only, and will not understand this picture. For real pictures: ${this.about.demo.command}`);
+    if (OWN.has(picture?.kind) && this.about.demo && picture.model !== this.about.model) {
+      says.push(`The demo model has seen drawings like the samples only; it may not understand a photograph or another drawing. For real pictures: ${this.about.demo.command}`);
     }
     note($("picture-note"), says.join(" "));
     $("picture-note").classList.remove("problem");

@@ -114,7 +114,7 @@ class Page {
     const values = [this.form.values()];
     this.sizes.showCosts((width, height) => this.costs.of(values, { width, height }));
     const { size } = this.sizes;
-    const parts = size ? [`${size.width} × ${size.height}`, this.costs.of(values, size)] : [];
+    const parts = size ? [`${size.width}\u00a0×\u00a0${size.height}`, this.costs.of(values, size), this.costs.beyond(values, size)] : [];
     if (this.input.masks.painted) parts.push("only what the mask covers");
     this.grid.show();
     $("cost").textContent = parts.filter(Boolean).join(" · ");

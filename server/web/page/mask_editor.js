@@ -41,6 +41,7 @@ export class MaskEditor extends EventTarget {
       this.desk.tabIndex = 0;
       this.desk.setAttribute("role", "application");
       this.desk.setAttribute("aria-label", "Mask editor: B brush, E eraser, H hand, brackets for the size, Ctrl+Z undo, Tab leaves");
+      this.desk.scrollIntoView({ block: "nearest" });
     } else {
       for (const name of ["tabindex", "role", "aria-label"]) this.desk.removeAttribute(name);
       this.circle.hidden = true;

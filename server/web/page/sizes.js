@@ -99,17 +99,22 @@ export class Sizes {
     const ratio = this.picture ? this.picture.width / this.picture.height : 1;
     const side = this.about.native_side;
     const offered = SCALES.map(([mode, scale, title]) => [mode, title, this.#near(ratio, side * scale)]);
-    if (this.picture) offered.push(["picture", "The picture's own size, the API's default", this.#pictures(this.picture)]);
+    if (this.picture) offered.push(["picture", "The picture's own size", this.#pictures(this.picture)]);
     if (this.unknown) offered.unshift(["server", "The picture's own size, which the server knows", BLANK]);
     const seen = new Set();
     this.offered = offered.filter(([, , size]) => !seen.has(size.join()) && seen.add(size.join()));
+    // What the server takes where no size is sent.
+    const standard = (this.picture ? this.#pictures(this.picture) : BLANK).join();
     const chip = (mode, title, text) => {
       const input = el("input", { type: "radio", name: "size", value: mode, autocomplete: "off", onchange: () => this.choose(mode) });
       return el("label", { class: "chip", title }, input, el("span", {}, ...text));
     };
     this.chips.replaceChildren(
-      ...this.offered.map(([mode, title, [width, height]]) =>
-        chip(mode, title, width === "" ? ["as the picture"] : [`${width} × ${height}`, el("small", { "data-size": `${width}x${height}` })])),
+      ...this.offered.map(([mode, title, size]) => {
+        const [width, height] = size;
+        const text = width === "" ? ["as the picture"] : [`${width} × ${height}`, el("small", { "data-size": `${width}x${height}` })];
+        return chip(mode, title, size.join() === standard ? [...text, el("small", {}, "API default")] : text);
+      }),
       chip("custom", "Another size", ["Other"]),
     );
     this.#follow();

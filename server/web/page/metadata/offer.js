@@ -6,14 +6,14 @@ import { translated } from "./translate.js";
 import { settingsIn } from "./writers.js";
 
 /** Look into a picture and offer what is there, if it is `wanted()` still; `take(values)` sets the
- * form. */
+ * form. Resolves to the settings, or null. */
 export async function offerSettings(blob, form, take, wanted) {
   const place = $("found-settings");
   place.hidden = true;
   const settings = settingsIn(await textsOf(blob));
-  if (!settings || !wanted()) return;
+  if (!settings || !wanted()) return settings;
   const { values, notes } = translated(settings, form.fields);
-  if (values.prompt === undefined && values.seed === undefined && values.steps === undefined) return;
+  if (values.prompt === undefined && values.seed === undefined && values.steps === undefined) return settings;
   const { prompt, seed, ...others } = values;
   const parts = { All: values, "Prompt only": { prompt, negative_prompt: values.negative_prompt }, "All but the seed": { prompt, ...others } };
   const button = ([label, part]) => el("button", { type: "button", onclick: () => {
@@ -34,4 +34,5 @@ export async function offerSettings(blob, form, take, wanted) {
     said,
   );
   place.hidden = false;
+  return settings;
 }
