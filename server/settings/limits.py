@@ -16,7 +16,8 @@ class LimitSettings(Subject):
         gt=0,
         le=MOST_SECONDS,
         description="Seconds a request may take from its arrival, its upload included; then it is "
-        "answered 504. One that would take longer alone is answered 400.",
+        "answered 504. One that would take longer alone is answered 400, several images that would "
+        "together too.",
     )
     run_grace: float = Field(
         60.0,
