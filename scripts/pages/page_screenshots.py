@@ -23,7 +23,7 @@ from tests.server.server_process import PRODUCT, running_server
 
 FOLDER = ROOT / "docs" / "images"
 COLOURS = 256
-LONG = {"steps": "50", "image_strength": "0.2"}
+LONG = {"steps": "50", "image_strength": "0.45"}
 SEED = "7"
 DESK: dict[str, Any] = {"viewport": {"width": 1280, "height": 800}}
 PHONE: dict[str, Any] = {
