@@ -87,6 +87,20 @@ def test_rows_that_are_missing_are_not_made_up(rows: bytes) -> None:
         decode_image(png_of(320, 320, 8, 2, rows))
 
 
+def test_what_zlib_holds_back_is_counted() -> None:
+    """A stream without its checksum; 1448 is a size whose last rows are held back."""
+    header = struct.pack(">IIBBBBB", 1448, 1448, 8, 2, 0, 0, 0)
+    packed = zlib.compress(bytes((1 + 3 * 1448) * 1448))[:-4]
+    data = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", packed)
+    assert decode_image(data).size == (1448, 1448)
+
+
+def test_an_empty_part_of_the_pixels_may_be_damaged() -> None:
+    data = png_of(8, 8, 8, 2, bytes(25 * 8))
+    end = data.index(b"IEND") - 4
+    assert decode_image(data[:end] + bytes(4) + b"IDAT" + bytes(4) + data[end:]).size == (8, 8)
+
+
 def test_rows_too_many_do_no_harm() -> None:
     assert decode_image(png_of(8, 8, 8, 2, bytes(25 * 8 + 5000))).size == (8, 8)
 

@@ -63,11 +63,13 @@ class Png:
         the picture has: not before its size was looked at.
         """
         missing = self._raw_bytes()
-        unpacker, packed = zlib.decompressobj(), self.packed
+        unpacker, piece, packed = zlib.decompressobj(), b"-", self.packed
         try:
-            while self.sound and missing > 0 and packed:
-                missing -= len(unpacker.decompress(packed, _PIECE_BYTES))
+            # It may hold back some of what it has unpacked, also when it was given everything.
+            while self.sound and missing > 0 and (piece or packed):
+                piece = unpacker.decompress(packed, _PIECE_BYTES)
                 packed = unpacker.unconsumed_tail
+                missing -= len(piece)
         except zlib.error:
             return False
         return self.sound and missing <= 0
@@ -135,7 +137,7 @@ def _collect(data: bytes) -> _Found:
     for kind, payload, sound in chunks(data):
         if kind == b"IDAT":
             found.pixels.append(payload)
-            found.sound = found.sound and sound
+            found.sound = found.sound and (sound or not payload)
         elif not sound:
             continue
         elif kind == b"PLTE" and found.palette is None:
