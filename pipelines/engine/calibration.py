@@ -94,7 +94,7 @@ def measure_costs(
     encode, decode = _image_seconds(bundle, side, clock, runner.capturer)
     grown = (larger / side) ** 2
     if clock() - began + grown * sum(2 * value for value in seconds.values()) <= budget:
-        measure = _StepTimer(runner, limits, larger, clock)
+        measure = _StepTimer(runner, limits, larger, clock, most=max(seconds))
         points += [StepPoint(measure.key.latent_pixels, rows, measure(rows)) for rows in seconds]
     return CostTable(
         points,
@@ -112,7 +112,10 @@ def _expected(seconds: dict[int, float], rows: int) -> float:
 
 
 class _StepTimer:
-    """Times steps of one size and text: ``timer(rows)`` seconds, the better of two runs."""
+    """Times steps of one size and text: ``timer(rows)`` seconds, the better of two runs.
+
+    ``most`` are the rows that it will time at most.
+    """
 
     def __init__(
         self,
@@ -121,12 +124,14 @@ class _StepTimer:
         side: int,
         clock: Callable[[], float],
         chunks: int = 1,
+        most: int = 2,
     ) -> None:
         bundle = self._bundle = runner.bundle
         self._denoiser, self._limits, self._clock = runner.denoiser, limits, clock
         tokens = chunks * bundle.text_length
         self.key = GroupKey(*bundle.latent_size(side, side), tokens, False)
-        if self.key in runner.pools:
+        # What is captured in a pool that serves stays there: no rows that will never run.
+        if self.key in runner.pools and most <= limits.rows_for(self.key):
             self._pool = runner.pools[self.key]
         else:
             # Captured at once, where steps are: what is timed is what will run.

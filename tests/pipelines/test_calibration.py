@@ -90,6 +90,24 @@ def test_what_warm_up_has_captured_is_timed_and_not_captured_again(
     assert len(runner.pools) == len(hot)
 
 
+@torch.inference_mode()
+def test_no_more_rows_are_captured_in_a_pool_that_serves_than_it_will_run(
+    tiny: ModelBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "SIDES", (64, 128))
+    capturer, ticking = EagerCapturer(), clock_of(0.5)
+    large = GroupKey(*tiny.latent_size(128, 128), 77, False)
+    limits = StepLimits(max_rows=4, max_pixels=2 * large.latent_pixels, buckets=(1, 2, 4))
+    runner = ModelRunner(tiny, limits.buckets, 4, capturer, [large])
+    warm_up(runner, EngineConfig(), PolicyConfig(limits=limits))
+    table = measure_costs(runner, limits, 1e9, lambda: next(ticking))
+    timed = [tuple(point[:2]) for point in table.to_json()["steps"]]
+    assert (64, 4) in timed
+    assert limits.rows_for(large) == 2
+    captured = runner.pools[large].captured
+    assert [rows for rows in (1, 2, 4) if captured.awaited(rows)] == [4]
+
+
 @pytest.mark.parametrize(
     ("capturer", "longest"), [(None, calibration.TEXT_CHUNKS * 77), (EagerCapturer(), 8 * 77)]
 )
