@@ -119,7 +119,7 @@ class Scheduler:
         most = self.config.max_queue * (2 if task.taken else 1)
         if len(self._tasks) >= most:
             why = f"{len(self._tasks)} requests are waiting"
-            return self._refusal(task, why, self.backlog_seconds())
+            return self._refusal(task, why, self.backlog_seconds(), full=True)
         if task.deadline is not None and not trial:
             ahead = self.backlog_seconds(ahead_of=task)
             late = now + ahead + seconds - task.deadline
@@ -156,17 +156,18 @@ class Scheduler:
                 return self._refusal(task, why, before[ident])
         return None
 
-    def _refusal(self, task: RequestState, why: str, retry_after: float) -> Refusal:
-        """Return the refusal of ``task``, which says so where its own batch would be enough."""
-        others = [other for other in self if not task.goes_with(other)]
-        of_batch = self.backlog_seconds(batch_of=task)
-        seconds = of_batch + self.predictions.alone(task)
-        if task.allowed is not None and of_batch and seconds > task.allowed:
-            why = f"together they take longer than {task.allowed:g} s"
-            return Refusal(why, retry_after, together=True)
-        # With no others there, what of its time has gone by is no reason to wait.
-        if of_batch and not others:
-            return Refusal("no more fit in", retry_after, together=True)
+    def _refusal(
+        self, task: RequestState, why: str, retry_after: float, *, full: bool = False
+    ) -> Refusal:
+        """Return the refusal of ``task``, which says so where its own batch would be enough: it is
+        ``full`` of that alone, or takes longer than it may."""
+        if of_batch := self.backlog_seconds(batch_of=task):
+            seconds = of_batch + self.predictions.alone(task)
+            if task.allowed is not None and seconds > task.allowed:
+                why = f"together they take longer than {task.allowed:g} s"
+                return Refusal(why, retry_after, together=True)
+            if full and all(task.goes_with(other) for other in self):
+                return Refusal("the queue holds no more", retry_after, together=True)
         return Refusal(why, retry_after)
 
     def _may_try(self, task: RequestState, now: float) -> bool:

@@ -41,9 +41,18 @@ class TimeLimit:
         return max(0.0, self.deadline - time.monotonic())
 
     @property
+    def made_by(self) -> float:
+        """Return when several images have to be made, so that those that are can be answered."""
+        return self.deadline - self._to_answer
+
+    @property
     def answer_by(self) -> float:
-        """Return when to answer with what is there, where some of what was asked for is late."""
-        return self.deadline - min(ANSWERING_SECONDS, self.seconds / 4)
+        """Return when to answer with what is written, where some of what was asked for is not."""
+        return self.deadline - self._to_answer / 2
+
+    @property
+    def _to_answer(self) -> float:
+        return min(ANSWERING_SECONDS, self.seconds / 4)
 
     async def apply(self, work: Awaitable[T]) -> T:
         """Return what ``work`` returns. Raises DeadlineExceeded, and cancels it, at its end."""

@@ -232,17 +232,18 @@ class ImageToImage:
         """
         for generation in plan.generations:
             current_record().asked(generation, model.name)
+        timeout = arrived = None
+        if limit is not None:
+            arrived = limit.arrived
+            # What is late of several is the engine's to end while the others can be answered.
+            several = len(plan.generations) > 1
+            timeout = limit.made_by - arrived if several else limit.seconds
 
         def submit() -> Batch:
             running: list[Running] = []
             try:
                 for generation in plan.generations:
-                    if limit is None:
-                        handle = model.engine.submit(generation)
-                    else:
-                        handle = model.engine.submit(
-                            generation, timeout=limit.seconds, arrived=limit.arrived
-                        )
+                    handle = model.engine.submit(generation, timeout=timeout, arrived=arrived)
                     running.append(Running(generation, model, handle, plan.finishing))
             except BaseException as error:
                 Batch(plan, running).cancel()
@@ -385,7 +386,9 @@ def _too_large_together(asked: ImagesRequest, fitted: FittedImages) -> str | Non
 
 def _too_many(plan: Plan, taken: int, error: TooManyTogether) -> str:
     count = len(plan.generations)
-    return f"{plan.count_field}: {count} images are too many here: {error}; {taken} are taken"
+    return (
+        f"{plan.count_field}: {count} images are too many here: {error}; at most {taken} at a time"
+    )
 
 
 def _lacking(preset: ClipGuidancePreset, model: LoadedModel) -> list[str]:

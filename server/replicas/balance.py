@@ -82,6 +82,8 @@ class Balance:
     patience: float = 3.0
     clock: Callable[[], float] = time.monotonic
     chance: Callable[[], float] = random.random
+    most: int = field(default=0, init=False)
+    """The most replicas that there were at a time; one may just be away."""
     _replicas: dict[str, _Replica] = field(default_factory=dict)
     _calls: dict[str, _Call] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -96,6 +98,7 @@ class Balance:
                 known = self._replicas.get(name)
                 if known is None or known.report.number != report.number:
                     self._replicas[name] = _Replica(report, now)
+            self.most = max(self.most, len(self._replicas))
             for ident, call in list(self._calls.items()):
                 replica = self._replicas.get(call.replica)
                 settled = call.ended and (replica is None or ident not in replica.report.calls)

@@ -322,8 +322,11 @@ class RemoteEngine:
             raise GenerationFailed("the replicas that made it were lost, one after the other")
         if not refusals:
             raise EngineStalled("no replica could take the request", retry_after=5.0)
-        # What is too much for all of them alone is so for good; else one may take it later.
-        raise min(refusals, key=lambda one: (isinstance(one, TooManyTogether), one.retry_after))
+        first = min(refusals, key=lambda one: (isinstance(one, TooManyTogether), one.retry_after))
+        if isinstance(first, TooManyTogether) and len(set(avoid)) < self._replicas.balance.most:
+            # What is too much for all of them is so for good; else one may take it later.
+            raise EngineBusy(str(first), retry_after=first.retry_after)
+        raise first
 
     async def _until_usable(self, handle: RemoteHandle) -> None:
         """Wait for a replica, for as long as one takes to be started anew: what was taken on is not

@@ -50,7 +50,8 @@ def test_more_than_fit_at_any_time_are_refused_by_the_field_that_counts_them(
     response = ask(apis, api)
     assert response.status_code == 400
     assert message_of(response) == (
-        f"{field}: 4 images are too many here: together they take longer than 300 s; 3 are taken"
+        f"{field}: 4 images are too many here: together they take longer than 300 s; "
+        "at most 3 at a time"
     )
     assert "retry-after" not in response.headers
     assert [handle.cancelled for handle in engine.handles] == [True] * 3

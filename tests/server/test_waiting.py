@@ -108,6 +108,19 @@ def test_where_time_is_up_the_first_that_comes_is_waited_for_and_the_rest_is_lat
     assert withdrawn == [True]
 
 
+def test_those_that_come_together_near_the_end_are_all_answered() -> None:
+    async def comes(result: str) -> str:
+        await asyncio.sleep(0.02 * int(result))
+        return result
+
+    async def scene() -> list[str | Exception]:
+        limit = TimeLimit(60, time.monotonic() + 1.9)
+        assert limit.made_by < time.monotonic() < limit.answer_by < limit.deadline
+        return await outcomes_of([comes(f"{n}") for n in range(4)], limit, lambda: None)
+
+    assert asyncio.run(scene()) == ["0", "1", "2", "3"]
+
+
 def test_one_alone_has_all_of_its_time() -> None:
     async def comes() -> str:
         await asyncio.sleep(0.05)

@@ -201,6 +201,17 @@ def test_a_batch_is_too_much_where_every_replica_is_full_of_it(others: int) -> N
             engine.submit(picture(batch="another"))
 
 
+def test_a_batch_is_not_too_much_while_a_replica_is_away_or_was_not_asked() -> None:
+    five = [FakeReplica(SLOW, max_queue=1) for _ in range(5)]
+    with remote_engine(*five) as (engine, replicas):
+        del replicas.replicas["e"]
+        for _ in range(4):
+            engine.submit(picture(batch="one"))
+        with pytest.raises(EngineBusy) as refused:
+            engine.submit(picture(batch="one"))
+        assert not isinstance(refused.value, TooManyTogether)
+
+
 def test_the_deadline_counts_from_the_arrival_at_the_front() -> None:
     with (
         remote_engine(FakeReplica(30.0)) as (engine, _),
