@@ -219,15 +219,17 @@ def rotate(
     from server.accounts.api_keys import KeyStore
 
     typer.echo(_run(lambda database: KeyStore(database).rotate(name, float(grace) * 3600)))
-    stay = f"stay valid for {float(grace):g} hours at most; --grace 0 ends them at once"
-    told = stay if float(grace) else "are no longer valid"
-    typer.echo(f"older keys of {name} {told}", err=True)
+    told = "no older key is valid"
+    if float(grace):
+        told = f"older keys that are valid stay so for {float(grace):g} hours at most"
+        told += "; --grace 0 ends them at once"
+    typer.echo(f"{name}: {told}", err=True)
 
 
 @keys_app.command("backup")
 def backup(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="The file to write; it is not there yet.")
+    name: Annotated[
+        str, typer.Argument(metavar="FILE", help="The file to write; it is not there yet.")
     ],
 ) -> None:
     """Write an SQLite database with all keys and credits to one file, with the server up or not.
@@ -236,6 +238,9 @@ def backup(
     """
     from server.accounts.backup import back_up
 
+    file = Path(name)
+    if name.endswith(("/", os.sep)):
+        raise stop(f"{name!r} is a folder; name a file in it", USAGE_ERROR)
     if os.path.lexists(file):
         raise stop(f"{str(file)!r} is there already; name another file", USAGE_ERROR)
 

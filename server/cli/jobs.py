@@ -19,12 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from server.images.encode import SUFFIXES, ImageFormat, format_of
-from server.img2img.form import TEXT_FIELDS, parse_form
+from server.img2img.form import TEXT_FIELDS, ImageToImageForm, parse_form
 
 ROW_FIELDS = ("input", "output", "mask")
 """Of a row in a list of jobs, besides the form's."""
 
 _KNOWN = frozenset((*ROW_FIELDS, *TEXT_FIELDS))
+_DECIMALS = frozenset(
+    name for name, known in ImageToImageForm.model_fields.items() if known.annotation is float
+)
 _MOST_LINES = 100
 _SEPARATORS = tuple(filter(None, (os.sep, os.altsep)))
 
@@ -181,7 +184,14 @@ def _csv_lines(text: str) -> Iterator[tuple[int, dict[str, str] | str]]:
             yield number, "has more values than the head has names"
         elif row:
             said = zip(head, row, strict=False)  # What a short row leaves out is left out.
-            yield number, {name: value for name, value in said if name in _KNOWN}
+            yield number, {n: _pointed(n, v, mark) for n, v in said if n in _KNOWN}
+
+
+def _pointed(name: str, value: str, mark: str) -> str:
+    """Return a value with a point for the decimal comma of a list that has no commas between."""
+    if mark != "," and name in _DECIMALS and value.count(",") == 1:
+        return value.replace(",", ".")
+    return value
 
 
 def _separator(text: str) -> str:

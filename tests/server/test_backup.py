@@ -88,6 +88,13 @@ def test_no_file_is_written_over(file: Path, tmp_path: Path) -> None:
         assert there.read_bytes() == before
 
 
+def test_a_folder_is_no_file_to_write(file: Path, tmp_path: Path) -> None:
+    result = ask("keys", "backup", f"{tmp_path}/new/")
+    assert result.exit_code == 2
+    assert result.stderr == f"'{tmp_path}/new/' is a folder; name a file in it\n"
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("name", ["no/such/folder/a.db", "", "x" * 300])
 def test_a_file_that_cannot_be_written_is_told_in_a_line(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

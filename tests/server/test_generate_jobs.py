@@ -244,15 +244,19 @@ def test_a_csv_of_jobs_with_defaults_of_the_command_line(folder: Path, made: lis
 def test_a_csv_may_have_the_separator_of_other_countries_spreadsheets(
     folder: Path, made: list[Job], mark: str
 ) -> None:
-    rows = [["", "input", "steps"], ["", "in/a.png", "20"], ["", "in/b.png", "30"]]
+    rows = [
+        ["", "input", "steps", "cfg_scale"],
+        ["", "in/a.png", "20", "7,5"],
+        ["", "in/b.png", "30", "8"],
+    ]
     rows[0][0], rows[1][0], rows[2][0] = "prompt", "a cat, asleep", f'"a{mark} dog"'
     lines = "".join("\r\n" + mark.join(row) for row in rows)
     Path("jobs.csv").write_bytes(f"\ufeff{lines}".encode())
     result = runner.invoke(app, ["generate", "--jobs", "jobs.csv"])
     assert result.exit_code == 0, result.output
     assert [(str(job.input), job.texts) for job in made] == [
-        ("in/a.png", {"prompt": "a cat, asleep", "steps": "20"}),
-        ("in/b.png", {"prompt": f"a{mark} dog", "steps": "30"}),
+        ("in/a.png", {"prompt": "a cat, asleep", "steps": "20", "cfg_scale": "7.5"}),
+        ("in/b.png", {"prompt": f"a{mark} dog", "steps": "30", "cfg_scale": "8"}),
     ]
 
 

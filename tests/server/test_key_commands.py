@@ -88,12 +88,12 @@ def test_a_rotation_says_how_long_the_old_key_stays_valid() -> None:
         rotated = ask("keys", "rotate", "alice", *grace)
         assert is_well_formed(rotated.stdout.removesuffix("\n"))
         assert rotated.stderr == (
-            f"older keys of alice stay valid for {hours} hours at most; "
+            f"alice: older keys that are valid stay so for {hours} hours at most; "
             "--grace 0 ends them at once\n"
         )
     ended = ask("keys", "rotate", "alice", "--grace", "0")
     assert is_well_formed(ended.stdout.removesuffix("\n"))
-    assert ended.stderr == "older keys of alice are no longer valid\n"
+    assert ended.stderr == "alice: no older key is valid\n"
     states = [line.split()[2] for line in ask("keys", "list").stdout.splitlines()[1:]]
     assert states == ["expired", "expired", "expired", "valid"]
 
