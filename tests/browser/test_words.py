@@ -50,6 +50,23 @@ def test_they_write_prompts_that_are_english(visitor: Visitor) -> None:
         expect(prompt).to_have_value(after)
 
 
+def test_they_leave_words_of_other_languages_whole(visitor: Visitor) -> None:
+    prompt = visitor.page.locator("#prompt")
+    cases = {
+        ("starý dům", "house"): "a house, starý dům",
+        ("un catálogo", "house"): "a house, un catálogo",
+        ("un catálogo", "red"): "a red, un catálogo",
+        ("redé", "blue"): "a blue, redé",
+        ("rede\N{COMBINING ACUTE ACCENT}", "blue"): "a blue, rede\N{COMBINING ACUTE ACCENT}",
+        ("María red house", "orange"): "María orange house",
+        ("a house in a světlý night", "on snow"): "a house on snow",
+    }
+    for (before, word), after in cases.items():
+        prompt.fill(before)
+        click(visitor, word)
+        expect(prompt).to_have_value(after)
+
+
 def test_a_click_is_undone_as_what_was_typed_is(visitor: Visitor) -> None:
     prompt = visitor.page.locator("#prompt")
     prompt.press_sequentially("a red house")

@@ -10,8 +10,10 @@ export function phrase(background) {
 }
 
 const either = (words) => `(?:${words.join("|")})`;
-/** As words of their own, of any case; a hyphen makes them part of another. */
-const whole = (pattern) => new RegExp(`(?<![\\w-])${pattern}(?![\\w-])`, "i");
+/** What words are made of, in any language; a hyphen makes two words one. */
+const LETTER = "[\\p{L}\\p{M}\\p{N}_-]";
+/** As words of their own, of any case. */
+const whole = (pattern) => new RegExp(`(?<!${LETTER})${pattern}(?!${LETTER})`, "iu");
 
 const article = (word) => (/^[aeiou]/i.test(word) ? "an" : "a");
 const capital = (word) => word[0].toUpperCase() + word.slice(1);
@@ -48,7 +50,7 @@ function found(prompt, pattern) {
 /** The edit that puts `text` in the place of a part, with the article before it. */
 function instead(prompt, { start, end, text: before = "" }, text) {
   const word = end > start ? like(before, text) : text;
-  const [, old, space] = /(?:^|[^\w-])(an?)(\s+)$/i.exec(prompt.slice(0, start)) ?? [];
+  const [, old, space] = /(?<![\p{L}\p{M}\p{N}_-])(an?)(\s+)$/iu.exec(prompt.slice(0, start)) ?? [];
   if (!old) return { start, end, text: word };
   return { start: start - old.length - space.length, end, text: like(old, article(word)) + space + word };
 }
@@ -59,7 +61,7 @@ function between(rest, { backgrounds }) {
   return ", ";
 }
 
-const place = (backgrounds) => whole(`(?:on|in|at|by|under|against)(?: (?:a|an|the))?(?: [\\w-]+)??(?: ${either(backgrounds)})+(?: (?:background|field|sand))?`);
+const place = (backgrounds) => whole(`(?:on|in|at|by|under|against)(?: (?:a|an|the))?(?: ${LETTER}+)??(?: ${either(backgrounds)})+(?: (?:background|field|sand))?`);
 /** A background that is all there is between two commas. */
 const alone = (backgrounds) => new RegExp(`(?<=^\\s*|,\\s*)${either(backgrounds)}(?: background)?(?=\\s*(?:,|$))`, "i");
 
