@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 
 import pytest
 
+from scripts.training.world.backgrounds import PLAIN_TONES
+from scripts.training.world.captions import PLACES
 from tests.browser.visitor import Visitor, expect
 from tests.server.server_process import ServerProcess
 
@@ -65,6 +68,29 @@ def test_they_leave_words_of_other_languages_whole(visitor: Visitor) -> None:
         prompt.fill(before)
         click(visitor, word)
         expect(prompt).to_have_value(after)
+
+
+def test_they_know_the_places_that_the_model_was_taught(visitor: Visitor) -> None:
+    """And take no colour of a place for that of the thing."""
+    prompt = visitor.page.locator("#prompt")
+    places = [f"on a plain {tone} background" for tone in PLAIN_TONES]
+    for place in (*chain(*PLACES.values()), *places, "on a white background"):
+        prompt.fill(f"a house {place}, anime")
+        click(visitor, "orange")
+        expect(prompt).to_have_value(f"an orange house {place}, anime")
+        click(visitor, "at night")
+        expect(prompt).to_have_value("an orange house at night, anime")
+        prompt.fill(place)
+        click(visitor, "house")
+        expect(prompt).to_have_value(f"a house {place}")
+    for place in (*PLACES, "plain white"):
+        prompt.fill(f"a house, {place} background, anime")
+        click(visitor, "orange")
+        click(visitor, "on snow")
+        expect(prompt).to_have_value("an orange house, on snow, anime")
+    prompt.fill("a cat in the background")
+    click(visitor, "on snow")
+    expect(prompt).to_have_value("a cat in the background on snow")
 
 
 def test_a_click_is_undone_as_what_was_typed_is(visitor: Visitor) -> None:
