@@ -105,6 +105,15 @@ def test_a_click_is_undone_as_what_was_typed_is(visitor: Visitor) -> None:
     expect(prompt).to_have_value("a blue house")
 
 
+def test_a_click_that_gives_its_button_no_focus_leaves_none_to_the_prompt(visitor: Visitor) -> None:
+    """As in Safari: a phone would open its keyboard for the prompt."""
+    prompt = visitor.page.locator("#prompt")
+    button = visitor.page.locator("#chips").get_by_role("button", name="blue", exact=True)
+    button.evaluate("button => button.click()")
+    expect(prompt).to_have_value("a blue")
+    expect(prompt).not_to_be_focused()
+
+
 def test_a_mouse_reaches_all_of_them(visitor: Visitor) -> None:
     rows = visitor.page.locator("#chips p")
     for row in rows.all():
