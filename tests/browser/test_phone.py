@@ -61,3 +61,15 @@ def test_a_strip_beside_the_picture_is_left_for_scrolling(
     for x, painted in ((180, "true"), (24, "false"), (336, "false")):
         at = f"document.elementFromPoint({x}, {middle})"
         wait_until(page, f"Boolean({at}.closest('#input-picture.editing')) === {painted}")
+
+
+def test_no_keyboard_opens_as_the_banner_is_dismissed(
+    visit: Visit, real_server: ServerProcess
+) -> None:
+    visitor = visit(
+        real_server.url, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True
+    )
+    page = visitor.page
+    page.locator("#demo-close").tap()
+    expect(page.locator("#demo")).to_be_hidden()
+    expect(page.locator("#prompt")).not_to_be_focused()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 
 import pytest
 
+from scripts.training.world.backgrounds import PLAIN_TONES
+from scripts.training.world.captions import PLACES
 from tests.browser.visitor import Visitor, expect
 from tests.server.server_process import ServerProcess
 
@@ -50,6 +53,46 @@ def test_they_write_prompts_that_are_english(visitor: Visitor) -> None:
         expect(prompt).to_have_value(after)
 
 
+def test_they_leave_words_of_other_languages_whole(visitor: Visitor) -> None:
+    prompt = visitor.page.locator("#prompt")
+    cases = {
+        ("starý dům", "house"): "a house, starý dům",
+        ("un catálogo", "house"): "a house, un catálogo",
+        ("un catálogo", "red"): "a red, un catálogo",
+        ("redé", "blue"): "a blue, redé",
+        ("rede\N{COMBINING ACUTE ACCENT}", "blue"): "a blue, rede\N{COMBINING ACUTE ACCENT}",
+        ("María red house", "orange"): "María orange house",
+        ("a house in a světlý night", "on snow"): "a house on snow",
+    }
+    for (before, word), after in cases.items():
+        prompt.fill(before)
+        click(visitor, word)
+        expect(prompt).to_have_value(after)
+
+
+def test_they_know_the_places_that_the_model_was_taught(visitor: Visitor) -> None:
+    """And take no colour of a place for that of the thing."""
+    prompt = visitor.page.locator("#prompt")
+    places = [f"on a plain {tone} background" for tone in PLAIN_TONES]
+    for place in (*chain(*PLACES.values()), *places, "on a white background"):
+        prompt.fill(f"a house {place}, anime")
+        click(visitor, "orange")
+        expect(prompt).to_have_value(f"an orange house {place}, anime")
+        click(visitor, "at night")
+        expect(prompt).to_have_value("an orange house at night, anime")
+        prompt.fill(place)
+        click(visitor, "house")
+        expect(prompt).to_have_value(f"a house {place}")
+    for place in (*PLACES, "plain white"):
+        prompt.fill(f"a house, {place} background, anime")
+        click(visitor, "orange")
+        click(visitor, "on snow")
+        expect(prompt).to_have_value("an orange house, on snow, anime")
+    prompt.fill("a cat in the background")
+    click(visitor, "on snow")
+    expect(prompt).to_have_value("a cat in the background on snow")
+
+
 def test_a_click_is_undone_as_what_was_typed_is(visitor: Visitor) -> None:
     prompt = visitor.page.locator("#prompt")
     prompt.press_sequentially("a red house")
@@ -60,6 +103,15 @@ def test_a_click_is_undone_as_what_was_typed_is(visitor: Visitor) -> None:
     expect(prompt).to_have_value("a red house")
     prompt.press("Control+Shift+z")
     expect(prompt).to_have_value("a blue house")
+
+
+def test_a_click_that_gives_its_button_no_focus_leaves_none_to_the_prompt(visitor: Visitor) -> None:
+    """As in Safari: a phone would open its keyboard for the prompt."""
+    prompt = visitor.page.locator("#prompt")
+    button = visitor.page.locator("#chips").get_by_role("button", name="blue", exact=True)
+    button.evaluate("button => button.click()")
+    expect(prompt).to_have_value("a blue")
+    expect(prompt).not_to_be_focused()
 
 
 def test_a_mouse_reaches_all_of_them(visitor: Visitor) -> None:

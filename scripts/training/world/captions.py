@@ -8,7 +8,7 @@ from pipelines.prompt.styles import PLACEHOLDER, STYLES, apply_style
 from scripts.training.world.backgrounds import plain_tone
 from scripts.training.world.scene import Scene, Thing
 
-_PLACES: dict[str, tuple[str, ...]] = {
+PLACES: dict[str, tuple[str, ...]] = {
     "sky": ("in the sky", "on a sky background", "in a clear sky", "against the sky"),
     "night": ("at night", "on a night background", "under a night sky", "in a starry night"),
     "grass": ("on a grass background", "on the grass", "on green grass", "in a grass field"),
@@ -19,7 +19,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "plain": ("on a plain background", "on a simple background", "on an empty background"),
 }
 _CANONICAL: dict[str, str] = {
-    name: f"on {'an' if name[0] in 'aeiou' else 'a'} {name} background" for name in _PLACES
+    name: f"on {'an' if name[0] in 'aeiou' else 'a'} {name} background" for name in PLACES
 }
 _OPENINGS = (
     "",
@@ -84,7 +84,7 @@ def _varied(scene: Scene, rng: np.random.Generator) -> str:
     # People name the thing alone: an edit then leaves the background to the picture.
     if rng.random() < 0.18:
         return words
-    place = _pick(_PLACES[scene.background], rng)
+    place = _pick(PLACES[scene.background], rng)
     if scene.background == "plain":
         draw = rng.random()
         if draw < 0.15:

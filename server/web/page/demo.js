@@ -16,11 +16,12 @@ export function showDemo(demo, form) {
     el("code", {}, command),
   );
   $("demo").hidden = local.get(DISMISSED) === true;
-  $("demo-close").addEventListener("click", () => {
+  $("demo-close").addEventListener("click", ({ detail }) => {
     local.set(DISMISSED, true);
     const refocus = holdFocus();
     $("demo").hidden = true;
-    refocus($("prompt"));
+    // By keyboard alone: at a tap a phone would open its own.
+    if (detail === 0) refocus($("prompt"));
   });
   const take = (word, group) => {
     const { start, end, text } = placed(form.get("prompt"), word, group, demo);

@@ -58,7 +58,9 @@ export class Form extends EventTarget {
       element.setRangeText(text, start, end, "end");
       this.changed(name);
     }
-    held?.focus({ preventScroll: true });
+    // Safari gives a clicked button no focus, and a phone opens its keyboard for the field's.
+    if (held && held !== document.body) held.focus({ preventScroll: true });
+    else element.blur();
   }
 
   /** Let a field with an input of its own be changed by settings alone, or by hand too. */

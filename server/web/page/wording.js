@@ -10,8 +10,10 @@ export function phrase(background) {
 }
 
 const either = (words) => `(?:${words.join("|")})`;
-/** As words of their own, of any case; a hyphen makes them part of another. */
-const whole = (pattern) => new RegExp(`(?<![\\w-])${pattern}(?![\\w-])`, "i");
+/** What words are made of, in any language; a hyphen makes two words one. */
+const LETTER = "[\\p{L}\\p{M}\\p{N}_-]";
+/** As words of their own, of any case. */
+const whole = (pattern) => new RegExp(`(?<!${LETTER})${pattern}(?!${LETTER})`, "iu");
 
 const article = (word) => (/^[aeiou]/i.test(word) ? "an" : "a");
 const capital = (word) => word[0].toUpperCase() + word.slice(1);
@@ -24,8 +26,8 @@ const plural = (word) => (word === "fish" ? word : `${word}s`);
 export function placed(prompt, word, group, words) {
   if (group === "backgrounds") return background(prompt, word, words);
   const thing = found(prompt, `${either(words.things)}s?`);
-  // Green grass is the grass's own.
-  const colour = found(prompt, `${either(words.colours)}(?! ${either(words.backgrounds)})`);
+  // Green grass is the grass's own, and a plain white background's white is.
+  const colour = found(elsewhere(prompt, words), `${either(words.colours)}(?! ${either(words.backgrounds)})`);
   if (group === "things") {
     if (thing) {
       const many = !words.things.includes(thing.text.toLowerCase());
@@ -48,7 +50,7 @@ function found(prompt, pattern) {
 /** The edit that puts `text` in the place of a part, with the article before it. */
 function instead(prompt, { start, end, text: before = "" }, text) {
   const word = end > start ? like(before, text) : text;
-  const [, old, space] = /(?:^|[^\w-])(an?)(\s+)$/i.exec(prompt.slice(0, start)) ?? [];
+  const [, old, space] = /(?<![\p{L}\p{M}\p{N}_-])(an?)(\s+)$/iu.exec(prompt.slice(0, start)) ?? [];
   if (!old) return { start, end, text: word };
   return { start: start - old.length - space.length, end, text: like(old, article(word)) + space + word };
 }
@@ -59,15 +61,31 @@ function between(rest, { backgrounds }) {
   return ", ";
 }
 
-const place = (backgrounds) => whole(`(?:on|in|at|by|under|against)(?: (?:a|an|the))?(?: [\\w-]+)??(?: ${either(backgrounds)})+(?: (?:background|field|sand))?`);
+/** A background with what says where, as in the captions that the model was taught by. */
+const place = (backgrounds) => whole(either([
+  `(?:on|in|at|by|under|against)(?: (?:a|an|the))?(?: ${LETTER}+)??(?: ${either(backgrounds)})+(?:(?: ${LETTER}+)? (?:background|field|sand))?`,
+  `(?:on|against) an?(?: ${LETTER}+){1,2} background`,
+  "in an? snowy field",
+]));
 /** A background that is all there is between two commas. */
-const alone = (backgrounds) => new RegExp(`(?<=^\\s*|,\\s*)${either(backgrounds)}(?: background)?(?=\\s*(?:,|$))`, "i");
+const alone = (backgrounds) => new RegExp(`(?<=^\\s*|,\\s*)${either(backgrounds)}(?:(?: ${LETTER}+)? background)?(?=\\s*(?:,|$))`, "iu");
 
-function background(prompt, text, { things, backgrounds }) {
+function behind(prompt, { backgrounds }) {
   const match = place(backgrounds).exec(prompt) ?? alone(backgrounds).exec(prompt);
-  if (match) return { start: match.index, end: match.index + match[0].length, text };
+  return match && { start: match.index, end: match.index + match[0].length };
+}
+
+/** The prompt with blanks for its background. */
+function elsewhere(prompt, words) {
+  const { start, end } = behind(prompt, words) ?? { start: 0, end: 0 };
+  return prompt.slice(0, start) + " ".repeat(end - start) + prompt.slice(end);
+}
+
+function background(prompt, text, words) {
+  const part = behind(prompt, words);
+  if (part) return { ...part, text };
   // Behind the thing, before whatever else is said.
-  const from = found(prompt, `${either(things)}s?`)?.end ?? 0;
+  const from = found(prompt, `${either(words.things)}s?`)?.end ?? 0;
   const end = from + prompt.slice(from).search(/\s*(?:[,.;:)\]\n]|$)/);
   return { start: end, end, text: prompt.slice(0, end).trim() ? ` ${text}` : text };
 }
