@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from server.images.files import tiff_tags as tags_of
@@ -125,32 +126,71 @@ def layout_of(tags: Tags) -> Layout:
     )
 
 
+@dataclass(frozen=True)
+class Segments:
+    """The strips or tiles of a TIFF, ``planes`` x ``down`` x ``across`` of them in that order.
+
+    A picture without tiles has one column of strips. ``width`` and ``rows`` are a segment's, and a
+    row of it has ``row_bytes``, of as many ``channels``, before it is packed.
+    """
+
+    offsets: tuple[int, ...]
+    counts: tuple[int, ...]
+    tiled: bool
+    width: int
+    rows: int
+    planes: int
+    channels: int
+    row_bytes: int
+    across: int
+    down: int
+
+    def check_count(self) -> None:
+        """Raise TiffProblem where there are too few for the picture."""
+        if len(self.offsets) < self.planes * self.across * self.down:
+            raise TiffProblem(TRUNCATED)
+
+
+def segments_of(tags: Tags, layout: Layout) -> Segments:
+    """Return where the samples are, as far as the file says: sizes may be 0, offsets too few."""
+    tiled = tags_of.TILE_OFFSETS in tags.numbers
+    names = (tags_of.TILE_OFFSETS, tags_of.TILE_COUNTS) if tiled else ()
+    offsets_tag, counts_tag = names or (tags_of.STRIP_OFFSETS, tags_of.STRIP_COUNTS)
+    width = tags.number(tags_of.TILE_WIDTH, 0) if tiled else layout.width
+    rows = tags.number(tags_of.TILE_HEIGHT if tiled else tags_of.ROWS_PER_STRIP, layout.height)
+    if not tiled:
+        rows = min(rows, layout.height)
+    channels, planes = (1, layout.samples) if layout.separate else (layout.samples, 1)
+    return Segments(
+        offsets=tags.numbers.get(offsets_tag, ()),
+        counts=tags.numbers.get(counts_tag, ()),
+        tiled=tiled,
+        width=width,
+        rows=rows,
+        planes=planes,
+        channels=channels,
+        row_bytes=math.ceil(width * channels * layout.bits / 8),
+        across=math.ceil(layout.width / max(1, width)),
+        down=math.ceil(layout.height / max(1, rows)),
+    )
+
+
 def check_complete(tags: Tags, layout: Layout, file_bytes: int) -> None:
     """Raise TiffProblem where a strip or tile reaches past the end of the file.
 
     What a reader is given has a directory of ours there, which would be read as pixels.
     """
-    tiled = tags_of.TILE_OFFSETS in tags.numbers
-    offsets = tags.numbers.get(tags_of.TILE_OFFSETS if tiled else tags_of.STRIP_OFFSETS, ())
-    counts = tags.numbers.get(tags_of.TILE_COUNTS if tiled else tags_of.STRIP_COUNTS, ())
     if layout.compression == _OLD_JPEG:
         return  # Its strips are seldom what they say, and its reader finds its own way.
-    if tiled:
-        width = max(1, tags.number(tags_of.TILE_WIDTH, layout.width))
-        rows = max(1, tags.number(tags_of.TILE_HEIGHT, layout.height))
-    else:
-        width = layout.width
-        rows = min(layout.height, max(1, tags.number(tags_of.ROWS_PER_STRIP, layout.height)))
-    channels, planes = (1, layout.samples) if layout.separate else (layout.samples, 1)
-    row_bytes = (width * channels * layout.bits + 7) // 8
-    down = -(-layout.height // rows)
-    if len(offsets) < planes * down * -(-layout.width // width):
-        raise TiffProblem(TRUNCATED)
-    for place, offset in enumerate(offsets):
-        need = counts[place] if place < len(counts) else 0
+    segments = segments_of(tags, layout)
+    segments.check_count()
+    rows = max(1, segments.rows)
+    for place, offset in enumerate(segments.offsets):
+        need = segments.counts[place] if place < len(segments.counts) else 0
         if layout.compression == UNCOMPRESSED:
             # Some writers give a last strip that ends with the picture a whole one's count.
-            there = rows if tiled else min(rows, layout.height - place % down * rows)
-            need = min(need or row_bytes * there, row_bytes * there)
+            below = layout.height - place % segments.down * rows
+            there = rows if segments.tiled else min(rows, below)
+            need = min(need or segments.row_bytes * there, segments.row_bytes * there)
         if offset + need > file_bytes:
             raise TiffProblem(TRUNCATED)

@@ -7,7 +7,6 @@ as a row has bytes. What the bytes mean is then said in numpy, some rows at a ti
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -17,13 +16,7 @@ from PIL import Image
 from server.images.files import tiff_layout as layouts
 from server.images.files import tiff_tags as tags_of
 from server.images.files.tiff_layout import COLOURS, FLOAT, ICC_LAB, LAB, SIGNED, UNSIGNED, Layout
-from server.images.files.tiff_tags import (
-    TRUNCATED,
-    Tags,
-    TiffProblem,
-    tiff_directory,
-    tiff_head,
-)
+from server.images.files.tiff_tags import Tags, TiffProblem, tiff_directory, tiff_head
 
 _MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _GROUP_BYTES = 1 << 20
@@ -118,28 +111,15 @@ def _scaling(data: bytes, tags: Tags, layout: Layout) -> Callable[[Samples], npt
 
 
 def _bands(data: bytes, tags: Tags, layout: Layout) -> Iterator[tuple[int, Samples]]:
-    """Yield the samples of some rows at a time, from the top, with the number of the first row.
-
-    A tile is a strip that does not reach over the whole width; a picture without tiles has one
-    column of strips.
-    """
-    tiled = tags_of.TILE_OFFSETS in tags.numbers
-    names = (tags_of.TILE_OFFSETS, tags_of.TILE_COUNTS) if tiled else ()
-    offsets_tag, counts_tag = names or (tags_of.STRIP_OFFSETS, tags_of.STRIP_COUNTS)
-    offsets, counts = tags.numbers.get(offsets_tag, ()), tags.numbers.get(counts_tag, ())
-    width = tags.number(tags_of.TILE_WIDTH, 0) if tiled else layout.width
-    rows = tags.number(tags_of.TILE_HEIGHT if tiled else tags_of.ROWS_PER_STRIP, layout.height)
-    if not tiled:
-        rows = min(rows, layout.height)
+    """Yield the samples of some rows at a time, from the top, with the number of the first row."""
+    segments = layouts.segments_of(tags, layout)
+    tiled, width, rows = segments.tiled, segments.width, segments.rows
     if width < 1 or rows < 1 or width * rows > 4 * layout.width * layout.height + (1 << 20):
         raise TiffProblem(f"the {'tiles' if tiled else 'strips'} of the TIFF have no sound size")
-    planes = layout.samples if layout.separate else 1
-    channels = 1 if layout.separate else layout.samples
-    row_bytes = math.ceil(width * channels * layout.bits / 8)
-    across = math.ceil(layout.width / width)
-    down = math.ceil(layout.height / rows)
-    if len(offsets) < planes * across * down:
-        raise TiffProblem(TRUNCATED)
+    segments.check_count()
+    offsets, counts = segments.offsets, segments.counts
+    planes, channels, row_bytes = segments.planes, segments.channels, segments.row_bytes
+    across, down = segments.across, segments.down
     step = 1 if across > 1 else max(1, _GROUP_BYTES // (row_bytes * rows))
     for first in range(0, down, step):
         last = min(first + step, down)
