@@ -97,7 +97,7 @@ SAMPLER_SPECS: Mapping[Sampler, SamplerSpec] = {
 
 _AS_EULER = frozenset({Sampler.K_DPM_2, Sampler.K_DPM_2_ANCESTRAL, Sampler.K_HEUN, Sampler.K_LMS})
 """Samplers whose schedulers have the timesteps and sigmas of K_EULER's to the bit, most list them
-twice, and first make a schedule of all timesteps of the training: K_DPM_2's take 140 ms for it."""
+twice, and first make a schedule of all timesteps of the training, which takes long."""
 
 
 def make_scheduler(sampler: Sampler, schedule: NoiseSchedule | None = None) -> Any:

@@ -274,7 +274,7 @@ def remote_model(
 def card_count() -> int:
     """Return how many CUDA devices torch sees. Raises StartError where it cannot be asked.
 
-    A process of its own asks: torch would stay in this one, which does without it, with 180 MB.
+    A process of its own asks: torch would stay in this one, which does without it.
     """
     command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
     try:

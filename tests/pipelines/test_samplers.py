@@ -202,7 +202,7 @@ def test_a_schedule_is_that_of_the_samplers_own_scheduler_to_the_bit(sampler: Sa
 def test_a_schedule_is_made_of_its_own_steps_alone(
     sampler: Sampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some of diffusers' schedulers first make one of all 1000 timesteps, two for 140 ms."""
+    """Some of diffusers' schedulers first make one of all 1000 timesteps, two take long over it."""
     asked: list[int] = []
     for spec in SAMPLER_SPECS.values():
         scheduler = getattr(diffusers, spec.scheduler)
